@@ -1,0 +1,256 @@
+//! The values a user writes: memory sizes, disks, network ports, serial ports. Parsed once, never checked again.
+
+use std::{net::SocketAddrV4, path::PathBuf, str::FromStr};
+
+use crate::mac::MacAddr;
+
+/// Why a value on the command line was refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// A memory size that is not a number with a unit, or is out of range.
+    #[error("memory `{0}`: expected a size from 16M to 1T in whole MiB, as in 512M or 4G")]
+    Memory(String),
+    /// A disk without a path, or with an option that does not exist.
+    #[error("disk `{0}`: expected FILE or FILE,ro")]
+    Disk(String),
+    /// A port with a missing or malformed part.
+    #[error("net `{text}`: {what}; expected vni=N,mac=MAC,local=IP:PORT[,peer=MAC@IP:PORT]...")]
+    Net {
+        /// What was written.
+        text: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A serial backend that does not exist.
+    #[error("serial `{0}`: expected stdio, file:PATH or unix:PATH")]
+    Serial(String),
+}
+
+/// Guest memory in bytes: whole MiB from 16 MiB to 1 TiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MemorySize(u64);
+
+impl MemorySize {
+    /// The smallest machine a kernel boots in.
+    pub const MIN_BYTES: u64 = 16 << 20;
+    /// The largest machine that is accepted, from a user or from a peer.
+    pub const MAX_BYTES: u64 = 1 << 40;
+
+    /// Accepts a size in range and in whole MiB.
+    pub fn from_bytes(bytes: u64) -> Result<Self, ConfigError> {
+        let whole = bytes.is_multiple_of(1 << 20);
+        if whole && (Self::MIN_BYTES..=Self::MAX_BYTES).contains(&bytes) {
+            Ok(Self(bytes))
+        } else {
+            Err(ConfigError::Memory(format!("{bytes} bytes")))
+        }
+    }
+
+    /// The size in bytes.
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for MemorySize {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let invalid = || ConfigError::Memory(text.to_owned());
+        let (digits, shift) = match text.as_bytes().last() {
+            Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+            Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+            Some(b'T' | b't') => (&text[..text.len() - 1], 40),
+            _ => (text, 0),
+        };
+        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(invalid());
+        }
+        let number: u64 = digits.parse().map_err(|_| invalid())?;
+        let bytes = number.checked_mul(1 << shift).ok_or_else(invalid)?;
+        Self::from_bytes(bytes).map_err(|_| invalid())
+    }
+}
+
+/// One `--disk`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// The image: raw, or qcow2 with or without a backing file.
+    pub path: PathBuf,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+}
+
+impl FromStr for DiskConfig {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let (path, read_only) = match text.rsplit_once(',') {
+            Some((path, "ro")) => (path, true),
+            Some(_) => return Err(ConfigError::Disk(text.to_owned())),
+            None => (text, false),
+        };
+        if path.is_empty() {
+            return Err(ConfigError::Disk(text.to_owned()));
+        }
+        Ok(Self { path: path.into(), read_only })
+    }
+}
+
+/// Where the frames of one MAC go: an entry of the forwarding database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// The station.
+    pub mac: MacAddr,
+    /// The VXLAN endpoint behind which it lives.
+    pub endpoint: SocketAddrV4,
+}
+
+impl FromStr for Peer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (mac, endpoint) = text.split_once('@').ok_or_else(|| format!("peer `{text}`: expected MAC@IP:PORT"))?;
+        Ok(Self {
+            mac: mac.parse().map_err(|error| format!("{error}"))?,
+            endpoint: endpoint.parse().map_err(|_| format!("peer endpoint `{endpoint}`: expected IPv4:PORT"))?,
+        })
+    }
+}
+
+/// One `--net`: a NIC and its port on a LAN.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetConfig {
+    /// The LAN's label on the wire, 24 bits.
+    pub vni: u32,
+    /// The NIC's own address.
+    pub mac: MacAddr,
+    /// Where this port's UDP socket listens.
+    pub local: SocketAddrV4,
+    /// Forwarding entries known from the start.
+    pub peers: Vec<Peer>,
+}
+
+impl NetConfig {
+    /// Entries one port may be given on the command line.
+    pub const PEERS_MAX: usize = 1024;
+}
+
+impl FromStr for NetConfig {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let fail = |what: String| ConfigError::Net { text: text.to_owned(), what };
+        let (mut vni, mut mac, mut local, mut peers) = (None, None, None, Vec::new());
+        for item in text.split(',') {
+            let (key, value) = item.split_once('=').ok_or_else(|| fail(format!("`{item}` has no value")))?;
+            let doubled = match key {
+                "vni" => {
+                    let number = value.parse::<u32>().ok().filter(|n| *n < 1 << 24);
+                    vni.replace(number.ok_or_else(|| fail(format!("vni `{value}` is not a number below 16777216")))?).is_some()
+                }
+                "mac" => {
+                    let address: MacAddr = value.parse().map_err(|error| fail(format!("{error}")))?;
+                    if address.is_multicast() {
+                        return Err(fail(format!("mac {address} is a group address")));
+                    }
+                    mac.replace(address).is_some()
+                }
+                "local" => {
+                    let endpoint = value.parse().map_err(|_| fail(format!("local `{value}` is not IPv4:PORT")))?;
+                    local.replace(endpoint).is_some()
+                }
+                "peer" => {
+                    if peers.len() == Self::PEERS_MAX {
+                        return Err(fail(format!("more than {} peers", Self::PEERS_MAX)));
+                    }
+                    peers.push(value.parse().map_err(fail)?);
+                    false
+                }
+                _ => return Err(fail(format!("`{key}` is not known"))),
+            };
+            if doubled {
+                return Err(fail(format!("`{key}` is given twice")));
+            }
+        }
+        Ok(Self {
+            vni: vni.ok_or_else(|| fail("vni is missing".into()))?,
+            mac: mac.ok_or_else(|| fail("mac is missing".into()))?,
+            local: local.ok_or_else(|| fail("local is missing".into()))?,
+            peers,
+        })
+    }
+}
+
+/// One `--serial`: where the guest's first serial port leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SerialConfig {
+    /// This process's own standard input and output.
+    Stdio,
+    /// Output is appended to a file; there is no input.
+    File(PathBuf),
+    /// A socket is created at the path; whoever connects talks to the guest.
+    Unix(PathBuf),
+}
+
+impl FromStr for SerialConfig {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        match text.split_once(':') {
+            None if text == "stdio" => Ok(Self::Stdio),
+            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
+            _ => Err(ConfigError::Serial(text.to_owned())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_has_units_and_limits() {
+        assert_eq!("512M".parse::<MemorySize>().unwrap().bytes(), 512 << 20);
+        assert_eq!("2g".parse::<MemorySize>().unwrap().bytes(), 2 << 30);
+        assert_eq!("16777216".parse::<MemorySize>().unwrap().bytes(), 16 << 20);
+        for text in ["", "M", "15M", "2T", "-1G", "+1G", "1.5G", "1000000001", "99999999999999999999G"] {
+            assert!(text.parse::<MemorySize>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_disk_is_a_file_with_at_most_one_option() {
+        assert_eq!("a.qcow2".parse(), Ok(DiskConfig { path: "a.qcow2".into(), read_only: false }));
+        assert_eq!("a.raw,ro".parse(), Ok(DiskConfig { path: "a.raw".into(), read_only: true }));
+        assert!("a.raw,rw".parse::<DiskConfig>().is_err());
+        assert!("".parse::<DiskConfig>().is_err());
+        assert!(",ro".parse::<DiskConfig>().is_err());
+    }
+
+    #[test]
+    fn a_port_names_what_is_wrong_with_it() {
+        let net: NetConfig = "vni=7,mac=52:54:00:00:00:01,local=10.0.0.1:4789,peer=52:54:00:00:00:02@10.0.0.2:4790".parse().unwrap();
+        assert_eq!(net.vni, 7);
+        assert_eq!(net.peers[0].endpoint.port(), 4790);
+        for (text, what) in [
+            ("vni=7,mac=52:54:00:00:00:01", "local is missing"),
+            ("vni=16777216,mac=52:54:00:00:00:01,local=1.2.3.4:1", "not a number below"),
+            ("vni=1,vni=2,mac=52:54:00:00:00:01,local=1.2.3.4:1", "given twice"),
+            ("vni=1,mac=53:54:00:00:00:01,local=1.2.3.4:1", "group address"),
+            ("vni=1,colour=blue", "`colour` is not known"),
+        ] {
+            let error = text.parse::<NetConfig>().unwrap_err().to_string();
+            assert!(error.contains(what), "{error}");
+        }
+    }
+
+    #[test]
+    fn serial_backends() {
+        assert_eq!("stdio".parse(), Ok(SerialConfig::Stdio));
+        assert_eq!("unix:/run/s".parse(), Ok(SerialConfig::Unix("/run/s".into())));
+        assert!("file:".parse::<SerialConfig>().is_err());
+        assert!("tcp:1".parse::<SerialConfig>().is_err());
+    }
+}

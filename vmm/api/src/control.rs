@@ -1,0 +1,248 @@
+//! The control socket: one JSON object a line, each way.
+//!
+//! ```text
+//! server  {"rebec":"0.1.0","protocol":1}                        the hello, first line of every connection
+//! client  {"id":1,"do":"status"}
+//! server  {"id":1,"ok":{...}}            or  {"id":1,"error":{"code":"not_running","message":"..."}}
+//! client  {"id":2,"do":"migrate","streams":4}                   with one descriptor per connection, by SCM_RIGHTS
+//! server  {"id":2,"progress":{...}}                              any number, then ok or error
+//! client  {"id":3,"do":"donate"}                                 after its ok the connection speaks the donor protocol
+//! ```
+
+use std::net::SocketAddrV4;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{mac::MacAddr, report::MoveReport};
+
+/// The version both sides must speak.
+pub const PROTOCOL: u32 = 1;
+/// Longest line either side accepts.
+pub const LINE_BYTES_MAX: usize = 64 * 1024;
+/// Most descriptors one request carries: a control connection and sixteen streams.
+pub const DESCRIPTORS_MAX: usize = 17;
+
+/// The first line of every connection, from the VMM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Version of the program.
+    pub rebec: String,
+    /// Version of this protocol.
+    pub protocol: u32,
+}
+
+impl Hello {
+    /// The hello of this version.
+    pub fn current() -> Self {
+        Self { rebec: env!("CARGO_PKG_VERSION").to_owned(), protocol: PROTOCOL }
+    }
+}
+
+/// One request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Chosen by the client, repeated in every answer.
+    pub id: u64,
+    /// What to do.
+    #[serde(flatten)]
+    pub command: Command,
+}
+
+/// What a VMM can be asked to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Command {
+    /// Answered with [`Status`].
+    Status,
+    /// Stop all vCPUs and device threads; the state stays.
+    Pause,
+    /// Undo a pause.
+    Resume,
+    /// End the VM, as if its power were cut.
+    Stop,
+    /// Abandon the move under way; the VM runs on here.
+    Cancel,
+    /// Tell every port of this VM where a MAC lives.
+    FdbAdd {
+        /// The station.
+        mac: MacAddr,
+        /// Its VXLAN endpoint.
+        endpoint: SocketAddrV4,
+    },
+    /// Move the VM over the connections passed with the request: the first for control, the others as streams.
+    Migrate(MigrateOptions),
+    /// Turn this connection into a donor connection.
+    Donate,
+}
+
+/// The limits of one move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrateOptions {
+    /// Data connections passed.
+    pub streams: u8,
+    /// Longest pause the user accepts; the switch waits until less is predicted.
+    #[serde(default = "MigrateOptions::default_downtime_ms")]
+    pub downtime_ms_max: u32,
+    /// Highest rate the move may use; none is as fast as the link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_mbit_max: Option<u32>,
+}
+
+impl MigrateOptions {
+    /// Most data connections of one move.
+    pub const STREAMS_MAX: u8 = 16;
+
+    /// The pause that is accepted when nobody says otherwise.
+    pub fn default_downtime_ms() -> u32 {
+        300
+    }
+}
+
+/// One answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Response {
+    /// The request's.
+    pub id: u64,
+    /// Its outcome, or how far it is.
+    #[serde(flatten)]
+    pub body: ResponseBody,
+}
+
+/// What an answer says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResponseBody {
+    /// Done.
+    Ok(Answer),
+    /// Refused or failed.
+    Error(ControlError),
+    /// Still at it.
+    Progress(Progress),
+}
+
+/// What a finished request returns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// Nothing but success.
+    Done,
+    /// To `status`.
+    Status(Status),
+    /// To `migrate`.
+    Moved(MoveReport),
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct ControlError {
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people: what happened, to what, and what to do next.
+    pub message: String,
+}
+
+/// The kinds of refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The line is not a request of this protocol.
+    BadRequest,
+    /// The VM is not in a state that allows it.
+    WrongState,
+    /// Another move is under way.
+    Busy,
+    /// The machine refused.
+    Failed,
+}
+
+/// Where the VM is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    /// vCPUs run.
+    Running,
+    /// Paused by request.
+    Paused,
+    /// Memory and disk are arriving; it has not run here.
+    Incoming,
+    /// A move is under way and it runs here.
+    Moving,
+    /// The right to run was granted away and not yet confirmed.
+    Waiting,
+    /// It runs elsewhere; this process forwards late frames for a moment.
+    Moved,
+}
+
+/// Answer to `status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Where the VM is in its life.
+    pub state: VmState,
+    /// Its ownership counter.
+    pub epoch: u64,
+    /// Identity of the VM, 32 hexadecimal digits.
+    pub vm: String,
+    /// Guest memory.
+    pub memory_bytes: u64,
+    /// Virtual processors.
+    pub vcpus: u8,
+    /// Disks, with their virtual sizes.
+    pub disk_bytes: Vec<u64>,
+    /// NICs.
+    pub nets: Vec<NetStatus>,
+}
+
+/// One NIC's counters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetStatus {
+    /// The NIC.
+    pub mac: MacAddr,
+    /// Its LAN.
+    pub vni: u32,
+    /// Frames the guest sent and received, large frames counted once.
+    pub tx_frames: u64,
+    /// Frames handed to the guest.
+    pub rx_frames: u64,
+    /// Frames dropped for any reason.
+    pub dropped: u64,
+}
+
+/// How far a move is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// `rounds`, `switching`, `waiting` or the like: one word for people.
+    pub phase: String,
+    /// The pass under way, from 1.
+    pub round: u32,
+    /// 4 KiB units still to send in this pass.
+    pub remaining_units: u64,
+    /// 4 KiB units this pass began with.
+    pub total_units: u64,
+    /// Bytes put on the streams so far.
+    pub wire_bytes: u64,
+    /// Rate at which the target applied them, lately.
+    pub applied_mbit: u64,
+    /// Pause predicted if the switch came now.
+    pub predicted_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_read_as_documented() {
+        let line = |request: &Request| serde_json::to_string(request).unwrap();
+        let migrate = Command::Migrate(MigrateOptions { streams: 2, downtime_ms_max: 300, bandwidth_mbit_max: None });
+        assert_eq!(line(&Request { id: 1, command: Command::Status }), r#"{"id":1,"do":"status"}"#);
+        assert_eq!(line(&Request { id: 2, command: migrate.clone() }), r#"{"id":2,"do":"migrate","streams":2,"downtime_ms_max":300}"#);
+        let parsed: Request = serde_json::from_str(r#"{"id":2,"do":"migrate","streams":2}"#).unwrap();
+        assert_eq!(parsed.command, migrate);
+        let fdb: Request = serde_json::from_str(r#"{"id":3,"do":"fdb-add","mac":"52:54:00:00:00:01","endpoint":"10.0.0.2:4789"}"#).unwrap();
+        assert!(matches!(fdb.command, Command::FdbAdd { .. }));
+        let error =
+            Response { id: 4, body: ResponseBody::Error(ControlError { code: ErrorCode::Busy, message: "a move is under way".into() }) };
+        assert_eq!(serde_json::to_string(&error).unwrap(), r#"{"id":4,"error":{"code":"busy","message":"a move is under way"}}"#);
+    }
+}

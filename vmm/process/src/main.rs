@@ -1,0 +1,2 @@
+//! `rebec-vmm`.
+fn main() {}
