@@ -9,6 +9,7 @@
 
 pub mod virtio;
 
+pub mod disk;
 pub mod net;
 
 use std::{io, thread::JoinHandle};

@@ -3,7 +3,7 @@
 mod header;
 mod port;
 
-pub use header::{Checksum, NetHeader, Segmentation, SegmentKind};
+pub use header::{Checksum, NetHeader, SegmentKind, Segmentation};
 pub use port::{FramePort, Offloads, ReceivedFrame};
 
 /// Largest frame either way, Ethernet header included: a TSO frame's IP length is at most 65,535.

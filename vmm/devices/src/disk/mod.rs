@@ -1,0 +1,299 @@
+//! A virtual disk over opened files: raw or qcow2, with a chain of read-only backing images. Reads and writes come from the block device's
+//! thread and, while the VM moves, from the threads that send or receive its clusters.
+//!
+//! Nothing here opens a path: files come in opened, backing images with them, and imago gets a gate that refuses to open anything itself.
+//! Not here: the guest's requests (`block`), and what is done with dirty units (the move).
+//!
+//! ```text
+//!   block thread ──write──┐  shared   ┌─► imago: qcow2 or raw ──► file (page cache)
+//!   move threads ──read───┴──────────►│        └─ backing ──► qcow2 or raw, read only
+//!   discard ───────exclusive─────────►┘
+//!         └── dirty map: one bit per 4 KiB unit, set before and after each change
+//! ```
+//!
+//! The lock is imago's own condition put in code: a discard frees clusters, so nobody may hold a mapping meanwhile. It is held across the I/O
+//! that it protects; reads and writes share it.
+
+mod dirty;
+mod extent;
+mod header;
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, qcow2::Qcow2, raw::Raw};
+
+use dirty::DirtyMap;
+pub use dirty::UNIT_BYTES;
+pub use extent::{Extent, ExtentKind};
+pub use header::{BackingName, ImageFormat};
+
+/// Sectors of the virtio block protocol.
+pub const SECTOR_BYTES: u64 = 512;
+/// Largest virtual size, so that a header cannot ask for more than 256 MiB of dirty map.
+pub const DISK_BYTES_MAX: u64 = 8 << 40;
+/// Longest chain of backing images.
+pub const BACKING_MAX: usize = 16;
+
+/// Why a disk cannot be used. Each names the disk as the user did.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The content is no image, or not the one its name or header claims.
+    #[error("disk {name}: not what it says: {reason}")]
+    NotWhatItSays {
+        /// The disk.
+        name: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// A backing image is named in the header and was not given, or the other way around.
+    #[error("disk {name}: {reason}")]
+    Backing {
+        /// The disk.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The file cannot be read or written.
+    #[error("disk {name}: {operation}: {source}")]
+    File {
+        /// The disk.
+        name: String,
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+type Image = FormatAccess<imago::file::File>;
+
+/// An opened virtual disk. Safe to share: a read sees each 4 KiB unit as before or after a concurrent write, or torn; whoever copies the
+/// disk while the guest runs takes the dirty map first and reads what was torn again.
+#[derive(Debug)]
+pub struct Disk {
+    name: String,
+    bytes: u64,
+    read_only: bool,
+    format: ImageFormat,
+    image: RwLock<Image>,
+    /// The raw file once more, to ask the host where its holes are.
+    raw: Option<File>,
+    dirty: DirtyMap,
+}
+
+impl Disk {
+    /// The backing image that an image names, if any: who opens disks asks this, opens that file beside the image and passes it to
+    /// [`Disk::open`]. Ask the backing file in turn.
+    pub fn backing_name(name: &str, file: &File) -> Result<Option<BackingName>, DiskError> {
+        Ok(header::probe(name, file)?.and_then(|header| header.backing))
+    }
+
+    /// Opens an image, raw or qcow2 by its content. `backing` is the chain that [`Disk::backing_name`] asked for, nearest first.
+    pub fn open(name: &str, file: File, backing: Vec<File>, read_only: bool) -> Result<Self, DiskError> {
+        let file_error = |operation| move |source| DiskError::File { name: name.to_owned(), operation, source };
+        let header = header::probe(name, &file)?;
+        let mut lower = None;
+        let mut above = header.as_ref().and_then(|h| h.backing.clone());
+        let chain = resolve_chain(name, &backing, &mut above)?;
+        for (file, format) in backing.into_iter().zip(chain).rev() {
+            lower = Some(Arc::new(open_image(file, format, lower, true).map_err(file_error("open its backing image"))?));
+        }
+        let (format, raw) = match header {
+            Some(_) => (ImageFormat::Qcow2, None),
+            None => (ImageFormat::Raw, Some(file.try_clone().map_err(file_error("open"))?)),
+        };
+        let image = open_image(file, format, lower, read_only).map_err(file_error("open"))?;
+        let bytes = image.size();
+        header::check_size(name, bytes)?;
+        Ok(Self { name: name.to_owned(), bytes, read_only, format, image: RwLock::new(image), raw, dirty: DirtyMap::default() })
+    }
+
+    /// Makes an empty qcow2 image in an empty file that is open for reading and writing. Open it with [`Disk::open`] afterwards.
+    pub fn create_qcow2(name: &str, file: &File, bytes: u64, backing: Option<&BackingName>) -> Result<(), DiskError> {
+        let file_error = |operation| move |source| DiskError::File { name: name.to_owned(), operation, source };
+        header::check_size(name, bytes)?;
+        if file.metadata().map_err(file_error("create"))?.len() != 0 {
+            let reason = "a new image needs an empty file, and this one holds something".to_owned();
+            return Err(DiskError::NotWhatItSays { name: name.to_owned(), reason });
+        }
+        let storage = file.try_clone().and_then(imago::file::File::try_from).map_err(file_error("create"))?;
+        let mut builder = Qcow2::<imago::file::File>::create_builder(storage).size(bytes);
+        if let Some(backing) = backing {
+            builder = builder.backing(backing.name.clone(), backing.format.unwrap_or(ImageFormat::Raw).to_string());
+        }
+        builder.create().map_err(file_error("create"))
+    }
+
+    /// As the user named it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Virtual size, a multiple of [`SECTOR_BYTES`].
+    pub fn size_bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether writes are refused.
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Raw or qcow2.
+    pub fn format(&self) -> ImageFormat {
+        self.format
+    }
+
+    /// Reads all of `buffer`; past the end is an error.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.check_range(offset, buffer.len() as u64)?;
+        self.shared().read(buffer, offset)
+    }
+
+    /// Writes all of `data`; past the end is an error, and so is a full host disk.
+    pub fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.check_change(offset, data.len() as u64)?;
+        self.refuse_disguise(offset, data)?;
+        self.changing(offset, data.len() as u64, || self.shared().write(data, offset))
+    }
+
+    /// Makes a range read as zeros, its space kept.
+    pub fn zero_at(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.check_change(offset, bytes)?;
+        self.changing(offset, bytes, || self.shared().write_zeroes(offset, bytes))
+    }
+
+    /// Makes a range read as zeros and gives its space back to the host where the format can.
+    pub fn discard_at(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        self.check_change(offset, bytes)?;
+        self.changing(offset, bytes, || match self.exclusive().discard_to_zero(offset, bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.shared().write_zeroes(offset, bytes),
+            done => done,
+        })
+    }
+
+    /// Everything written so far is on the host's disk when this returns.
+    pub fn flush(&self) -> io::Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
+        let image = self.shared();
+        image.flush()?;
+        image.sync()
+    }
+
+    /// Starts recording which 4 KiB units change, from none.
+    pub fn track_start(&self) {
+        self.dirty.start(self.bytes);
+    }
+
+    /// What changed since the last call: bit `n % 64` of word `n / 64` is unit `n`. Empty while nothing is recorded.
+    pub fn track_take(&self) -> Vec<u64> {
+        self.dirty.take()
+    }
+
+    /// Ends recording.
+    pub fn track_stop(&self) {
+        self.dirty.stop();
+    }
+
+    /// What the image holds at `offset` and how far that goes on; `None` past the end. Walk a disk by asking again at the end of each.
+    pub fn extent_at(&self, offset: u64) -> io::Result<Option<Extent>> {
+        if offset >= self.bytes {
+            return Ok(None);
+        }
+        extent::find(&self.shared(), self.raw.as_ref(), offset, self.bytes).map(Some)
+    }
+
+    fn check_range(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        match offset.checked_add(bytes) {
+            Some(end) if end <= self.bytes => Ok(()),
+            _ => Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{bytes} bytes at {offset} of a disk of {} bytes", self.bytes))),
+        }
+    }
+
+    fn check_change(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        if self.read_only {
+            return Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "the disk is read only"));
+        }
+        self.check_range(offset, bytes)
+    }
+
+    /// A raw disk that begins with qcow2's magic would be opened as qcow2 the next time, with a backing file of the guest's choice.
+    fn refuse_disguise(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let Some(raw) = self.raw.as_ref().filter(|_| offset < 4) else { return Ok(()) };
+        let mut start = [0; 4];
+        if offset > 0 || data.len() < 4 {
+            raw.read_exact_at(&mut start, 0)?;
+        }
+        let replaced = &mut start[offset as usize..];
+        let count = replaced.len().min(data.len());
+        replaced[..count].copy_from_slice(&data[..count]);
+        if header::is_foreign_magic(&start) {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "a raw disk must not begin like an image of another format"));
+        }
+        Ok(())
+    }
+
+    /// Marks before, so that a unit being written is known to be so, and after, so that whoever took the map and read meanwhile reads again.
+    fn changing(&self, offset: u64, bytes: u64, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        self.dirty.mark(offset, bytes);
+        let done = change();
+        self.dirty.mark(offset, bytes);
+        done
+    }
+
+    fn shared(&self) -> RwLockReadGuard<'_, Image> {
+        self.image.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn exclusive(&self) -> RwLockWriteGuard<'_, Image> {
+        self.image.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The formats of the chain, checked against what each header above says.
+fn resolve_chain(name: &str, backing: &[File], above: &mut Option<BackingName>) -> Result<Vec<ImageFormat>, DiskError> {
+    let refuse = |reason: String| DiskError::Backing { name: name.to_owned(), reason };
+    if backing.len() > BACKING_MAX {
+        return Err(refuse(format!("{} backing images; at most {BACKING_MAX} are supported", backing.len())));
+    }
+    let mut formats = Vec::with_capacity(backing.len());
+    for file in backing {
+        let Some(expected) = above.take() else {
+            return Err(refuse("has no backing image, but one was given".to_owned()));
+        };
+        // The header's word counts: a raw backing image may begin with anything, qcow2's magic included.
+        let found = if expected.format == Some(ImageFormat::Raw) { None } else { header::probe(&expected.name, file)? };
+        if expected.format == Some(ImageFormat::Qcow2) && found.is_none() {
+            let reason = format!("its header calls its backing image {} qcow2, which it is not", expected.name);
+            return Err(DiskError::NotWhatItSays { name: name.to_owned(), reason });
+        }
+        formats.push(if found.is_some() { ImageFormat::Qcow2 } else { ImageFormat::Raw });
+        *above = found.and_then(|header| header.backing);
+    }
+    match above {
+        None => Ok(formats),
+        Some(missing) => Err(refuse(format!("its backing image {} was not given", missing.name))),
+    }
+}
+
+fn open_image(file: File, format: ImageFormat, backing: Option<Arc<Image>>, read_only: bool) -> io::Result<Image> {
+    let storage = imago::file::File::try_from(file)?;
+    let gate = DenyImplicitOpenGate::default();
+    match format {
+        ImageFormat::Raw => Ok(FormatAccess::new(Raw::builder(storage).write(!read_only).open(gate)?)),
+        ImageFormat::Qcow2 => {
+            let builder = Qcow2::<_, Arc<Image>>::builder(storage).backing(backing).data_file(None);
+            Ok(FormatAccess::new(builder.write(!read_only).open(gate)?))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
