@@ -1,0 +1,176 @@
+//! The bench guest: a machine's worth of memory, network and disk load in one small program.
+//!
+//! It boots by PVH, leaves CPL 0 after some sixty instructions (`boot.s`), and then polls: no interrupts, no HLT, no allocation after the
+//! start. What it does is chosen by the kernel command line (`options.rs`), what it says on COM1 is made for programs
+//! (`docs/formats/bench-guest.md` describes both). It is not a model of an operating system: it exists to load a VMM and to notice any wrong byte.
+
+#![cfg_attr(not(test), no_std, no_main)]
+
+mod console;
+mod cpu;
+mod memory;
+mod options;
+mod pattern;
+mod start;
+
+use core::{arch::global_asm, fmt::Write as _, panic::PanicInfo};
+
+use console::{Console, Direct};
+use cpu::Clock;
+use memory::{Load, Memory};
+use options::Options;
+
+global_asm!(include_str!("boot.s"));
+
+/// Longest time without a look at the serial port's input.
+const INPUT_US: u64 = 10_000;
+
+unsafe extern "C" {
+    static image_end: u8;
+}
+
+/// What boot.s calls at CPL 3, with what PVH and CPUID said.
+#[unsafe(no_mangle)]
+extern "C" fn guest_main(start_info: u64, declared_khz: u64, pvclock: u64) -> ! {
+    let mut console = Console::new();
+    // SAFETY: boot.s passes on what the VMM put in ebx, and nothing is filled yet.
+    let start = unsafe { start::read(start_info, (&raw const image_end).addr() as u64) };
+    let outcome = start.and_then(|start| {
+        let options = Options::parse(start.cmdline).map_err(|word| {
+            say!(&mut console, "error option `{word}` is not understood");
+            "nothing was done"
+        })?;
+        let khz =
+            [options.tsc_khz, declared_khz, if pvclock == 1 { cpu::tsc_khz_of_pvclock() } else { 0 }].into_iter().find(|khz| *khz != 0);
+        let clock = Clock::new(khz.ok_or("the time stamp counter's rate is unknown: say tsc_khz=N")?);
+        say!(
+            &mut console,
+            "rebec-bench 1 tsc_khz={} memory_bytes={}",
+            clock.khz(),
+            start.areas.iter().map(|area| area.end - area.start).sum::<u64>()
+        );
+        let memory = Memory::new(start.areas);
+        let load = Load::new(memory, &options)?;
+        Ok(Guest {
+            options,
+            clock,
+            load,
+            beats: 0,
+            next_beat_us: 0,
+            next_input_us: 0,
+            next_stats_us: 0,
+            next_check_us: 0,
+            last_turn_us: 0,
+            stall_us_max: 0,
+        })
+    });
+    match outcome {
+        Ok(mut guest) => guest.run(&mut console),
+        Err(what) => {
+            say!(&mut console, "error {what}");
+            console.flush();
+            cpu::power_off()
+        }
+    }
+}
+
+/// The main loop and its clockwork.
+struct Guest {
+    options: Options,
+    clock: Clock,
+    load: Load,
+    beats: u64,
+    next_beat_us: u64,
+    next_input_us: u64,
+    next_stats_us: u64,
+    next_check_us: u64,
+    last_turn_us: u64,
+    stall_us_max: u64,
+}
+
+impl Guest {
+    fn run(&mut self, console: &mut Console) -> ! {
+        let began_us = self.clock.now_us();
+        console.flush();
+        self.load.fill();
+        let now_us = self.clock.now_us();
+        say!(console, "ready pages={} fill_ms={}", self.load.pages(), (now_us - began_us) / 1000);
+        self.next_check_us = now_us + self.options.check_ms * 1000;
+        self.next_stats_us = now_us + self.options.stats_ms * 1000;
+        self.last_turn_us = now_us;
+        loop {
+            let now_us = self.clock.now_us();
+            self.stall_us_max = self.stall_us_max.max(now_us - self.last_turn_us);
+            self.last_turn_us = now_us;
+            self.load.dirty(now_us);
+            self.load.check(now_us, console);
+            self.clockwork(now_us, console);
+            console.turn();
+        }
+    }
+
+    /// Everything that happens every so often.
+    fn clockwork(&mut self, now_us: u64, console: &mut Console) {
+        if self.options.heartbeat_ms > 0 && now_us >= self.next_beat_us {
+            say!(console, "hb {} {:x}", self.beats, cpu::tsc());
+            self.beats += 1;
+            // After a stall the rhythm begins anew: beats that were missed show as a gap, not as a burst.
+            let period_us = self.options.heartbeat_ms * 1000;
+            self.next_beat_us = (self.next_beat_us + period_us).max(now_us + period_us / 2);
+        }
+        if self.options.check_ms > 0 && now_us >= self.next_check_us {
+            self.next_check_us = now_us + self.options.check_ms * 1000;
+            self.load.begin_check(now_us);
+        }
+        if self.options.stats_ms > 0 && now_us >= self.next_stats_us {
+            self.next_stats_us = now_us + self.options.stats_ms * 1000;
+            self.stats(now_us, console);
+        }
+        if now_us >= self.next_input_us {
+            self.next_input_us = now_us + INPUT_US;
+            if let Some(byte) = console.read() {
+                self.command(byte, now_us, console);
+            }
+        }
+        if self.options.run_ms > 0 && now_us >= self.options.run_ms * 1000 {
+            self.end(console, "time", cpu::power_off);
+        }
+    }
+
+    fn command(&mut self, byte: u8, now_us: u64, console: &mut Console) {
+        match byte {
+            b'c' => self.load.begin_check(now_us),
+            b's' => self.stats(now_us, console),
+            b'z' => self.stall_us_max = 0,
+            b'q' => self.end(console, "power-off", cpu::power_off),
+            b'r' => self.end(console, "reset", cpu::reset),
+            b't' => self.end(console, "triple-fault", cpu::triple_fault),
+            b'\r' | b'\n' => {}
+            _ => say!(console, "error command {byte:#04x} is not understood"),
+        }
+    }
+
+    fn stats(&mut self, now_us: u64, console: &mut Console) {
+        let lost = console.lost;
+        say!(
+            console,
+            "stat ms={} writes={} bad={} stall_us_max={} console_lost={lost}",
+            now_us / 1000,
+            self.load.writes,
+            self.load.bad,
+            self.stall_us_max
+        );
+    }
+
+    fn end(&mut self, console: &mut Console, how: &str, last: fn() -> !) -> ! {
+        say!(console, "bye {how}");
+        console.flush();
+        last()
+    }
+}
+
+#[cfg_attr(not(test), panic_handler)]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    writeln!(Direct, "\npanic {info}").unwrap_or(());
+    cpu::power_off()
+}
