@@ -1,0 +1,79 @@
+//! Our own programs, built as static binaries for lab machines and guests.
+//!
+//! They go to `target/lab/static`, apart from everything else cargo builds, because other flags would rebuild the world.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{command::Program, paths, progress::say};
+
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+/// How long a first build on two slow cores may take.
+const BUILD_DEADLINE: Duration = Duration::from_secs(1800);
+
+/// A program of ours that runs inside lab machines or guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Artifact {
+    /// The VMM.
+    Vmm,
+    /// The agent of lab machines.
+    Agent,
+    /// What guests run.
+    Workload,
+}
+
+impl Artifact {
+    fn package_and_binary(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Vmm => ("rebec-vmm", "rebec-vmm"),
+            Self::Agent => ("rebec-lab", "lab-agent"),
+            Self::Workload => ("rebec-workload", "rebec-workload"),
+        }
+    }
+}
+
+/// Builds a program and returns where it is. Cargo decides what has to be done.
+pub fn build(artifact: Artifact) -> Result<PathBuf> {
+    let (package, binary) = artifact.package_and_binary();
+    say("build", format_args!("{binary}, static"));
+    let target = paths::lab().join("static");
+    Program::new("cargo")
+        .args(["build", "--quiet", "--release", "--package", package, "--bin", binary, "--target", TRIPLE])
+        .arg("--target-dir")
+        .arg(&target)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("CARGO_PROFILE_RELEASE_LTO", "off")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
+        .folder(paths::workspace())
+        .deadline(BUILD_DEADLINE)
+        .run()
+        .with_context(|| format!("build {binary}"))?;
+    let path = target.join(TRIPLE).join("release").join(binary);
+    ensure_static(&path)?;
+    Ok(path)
+}
+
+/// Refuses a program that would not start in a lab machine.
+pub fn ensure_static(path: &Path) -> Result<()> {
+    let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    if !bytes.starts_with(b"\x7fELF") {
+        bail!("{} is not a program", path.display());
+    }
+    let offset = bytes.get(32..40).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+    let count = bytes.get(56..58).and_then(|b| b.try_into().ok()).map(u16::from_le_bytes);
+    let (Some(offset), Some(count)) = (offset, count) else { bail!("{} is cut short", path.display()) };
+    const ENTRY_BYTES: usize = 56;
+    const PT_INTERP: [u8; 4] = 3u32.to_le_bytes();
+    let start = usize::try_from(offset).unwrap_or(usize::MAX);
+    for number in 0..usize::from(count) {
+        let at = start.saturating_add(number * ENTRY_BYTES);
+        if bytes.get(at..at.saturating_add(4)) == Some(&PT_INTERP) {
+            bail!("{} needs shared libraries; build it with RUSTFLAGS='-C target-feature=+crt-static' --target {TRIPLE}", path.display());
+        }
+    }
+    Ok(())
+}

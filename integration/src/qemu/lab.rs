@@ -1,0 +1,144 @@
+//! Machines, the switch between them and a folder of evidence, as one value that cleans up after itself.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{
+    Accel, Machine, Shape,
+    image::{self, Share},
+    machine::{MachineConfig, ORDER_DEADLINE},
+    switch::Switch,
+};
+use crate::{paths, progress::say, provision::Provisions};
+
+/// What a lab consists of.
+pub struct LabConfig<'a> {
+    /// Names the folder of evidence.
+    pub name: &'a str,
+    /// Names of the machines, in order of their ports.
+    pub machines: &'a [&'a str],
+    /// How they run; none leaves it to what the host can give.
+    pub accel: Option<Accel>,
+    /// Memory of each in MiB.
+    pub memory_mib: u32,
+    /// Processors of each.
+    pub vcpus: u8,
+    /// What each finds on `/share`.
+    pub share: Share,
+    /// What every link between two machines is like.
+    pub link: Shape,
+}
+
+/// A running lab. Its evidence is removed when it ends well, and kept otherwise.
+pub struct Lab {
+    /// In order of their ports; port `n` has the address `10.0.0.(n + 1)`.
+    pub machines: Vec<Machine>,
+    /// The network between them.
+    pub switch: Switch,
+    evidence: PathBuf,
+    keep: bool,
+}
+
+impl Lab {
+    /// Boots all machines at once and waits until each is ready, with its address set.
+    pub fn start(provisions: &Provisions, config: &LabConfig<'_>) -> Result<Self> {
+        let accel = Accel::choose(config.accel, &provisions.lab)?;
+        let initramfs = image::lab_initramfs(&provisions.lab)?;
+        let evidence = evidence_folder(config.name)?;
+        let share = evidence.join("share.img");
+        config.share.write(&share)?;
+        let switch = Switch::start(config.machines.len(), Some(&evidence.join("network.pcap")))?;
+        for one in 0..config.machines.len() {
+            for other in 0..one {
+                switch.shape(one, other, config.link);
+            }
+        }
+        let mut lab = Self { machines: Vec::new(), switch, evidence, keep: true };
+        say("lab", format_args!("booting {}", config.machines.join(" and ")));
+        for (port, name) in config.machines.iter().enumerate() {
+            let machine = Machine::start(&MachineConfig {
+                name,
+                kernel: &provisions.lab,
+                initramfs: &initramfs,
+                accel,
+                memory_mib: config.memory_mib,
+                vcpus: config.vcpus,
+                share: Some(&share),
+                network: Some((lab.switch.socket(port), mac(port))),
+                evidence: &lab.evidence,
+            })?;
+            lab.machines.push(machine);
+        }
+        for (port, machine) in lab.machines.iter().enumerate() {
+            machine.wait_ready(true)?;
+            let wait = "until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done";
+            machine.shell(&format!("{wait}; ip addr add {}/24 dev eth0 && ip link set eth0 up", address(port)))?;
+            say("lab", format_args!("machine {} is ready", machine.name()));
+        }
+        Ok(lab)
+    }
+
+    /// Where consoles, logs and the capture are while the lab runs.
+    pub fn evidence(&self) -> &Path {
+        &self.evidence
+    }
+
+    /// Sets every machine's clock anew: emulated processors drift.
+    pub fn set_clocks(&self) -> Result<Duration> {
+        let mut worst = Duration::ZERO;
+        for machine in &self.machines {
+            worst = worst.max(machine.set_clock()?);
+        }
+        Ok(worst)
+    }
+
+    /// Says that all went well: the evidence is removed with the lab.
+    pub fn succeeded(&mut self) {
+        self.keep = false;
+    }
+
+    /// Whether every machine has KVM.
+    pub fn check_kvm(&self) -> Result<()> {
+        for machine in &self.machines {
+            machine
+                .check(&["test", "-c", "/dev/kvm"], ORDER_DEADLINE)
+                .with_context(|| format!("machine {} has no /dev/kvm; see {}", machine.name(), machine.console().display()))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.machines.clear();
+        // The share only repeats what is in the images folder.
+        fs::remove_file(self.evidence.join("share.img")).ok();
+        if self.keep {
+            say("lab", format_args!("consoles, logs and network.pcap are kept in {}", self.evidence.display()));
+        } else {
+            fs::remove_dir_all(&self.evidence).ok();
+        }
+    }
+}
+
+/// The address of the machine at a port.
+pub fn address(port: usize) -> String {
+    format!("10.0.0.{}", port + 1)
+}
+
+/// The MAC of the machine at a port.
+pub fn mac(port: usize) -> String {
+    format!("52:54:00:1a:b0:{port:02x}")
+}
+
+fn evidence_folder(name: &str) -> Result<PathBuf> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let folder = paths::runs().join(format!("{name}-{}-{}", now.as_secs(), std::process::id()));
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    Ok(folder)
+}

@@ -1,0 +1,181 @@
+//! One lab machine: a QEMU process with a kernel booted directly, its agent and its console.
+//!
+//! The agent's port and the network are Unix sockets in a private folder. Dropping the machine ends the process; should
+//! this program die first, the kernel ends it.
+
+use std::{
+    fs,
+    ops::Deref,
+    os::unix::net::UnixListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::Accel;
+use crate::{channel::client::Client, provision::Kernel};
+
+/// How long a machine may take from its start to its agent: five times what two busy cores were seen to need.
+pub const BOOT_DEADLINE: Duration = Duration::from_secs(150);
+/// How long an order to a program in a machine may take unless it is known to be long.
+pub const ORDER_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What one machine is made of.
+#[derive(Debug, Clone)]
+pub struct MachineConfig<'a> {
+    /// For people and for file names.
+    pub name: &'a str,
+    /// The kernel.
+    pub kernel: &'a Kernel,
+    /// The initramfs with the agent.
+    pub initramfs: &'a Path,
+    /// How it runs.
+    pub accel: Accel,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Processors.
+    pub vcpus: u8,
+    /// A disk to be mounted on `/share`, read-only.
+    pub share: Option<&'a Path>,
+    /// The switch's socket and the machine's MAC.
+    pub network: Option<(PathBuf, String)>,
+    /// Where console and QEMU's own words are kept.
+    pub evidence: &'a Path,
+}
+
+/// A running machine. Its agent's orders are methods of [`Client`], to which it derefs.
+pub struct Machine {
+    name: String,
+    process: Child,
+    client: Client,
+    console: PathBuf,
+    // Held for its Drop.
+    _sockets: tempfile::TempDir,
+}
+
+impl Machine {
+    /// Starts QEMU and takes its agent's connection; the kernel is still booting. Call from a thread that outlives the machine.
+    pub fn start(config: &MachineConfig<'_>) -> Result<Self> {
+        let name = config.name;
+        let sockets = tempfile::Builder::new().prefix("rebec-").tempdir().context("create a folder for sockets")?;
+        let port_path = sockets.path().join("agent");
+        let listener = UnixListener::bind(&port_path).with_context(|| format!("listen on {}", port_path.display()))?;
+        let console = config.evidence.join(format!("{name}.console"));
+        let said = config.evidence.join(format!("{name}.qemu"));
+        let said_file = fs::File::create(&said).with_context(|| format!("create {}", said.display()))?;
+        // setpriv: should this program be killed, QEMU must not stay behind.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
+        arguments(&mut command, config, &port_path, &console);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said_file);
+        let mut process = command.spawn().with_context(|| format!("start machine {name}"))?;
+        let stream = match accept(&listener, &mut process) {
+            Ok(stream) => stream,
+            Err(error) => {
+                process.kill().ok();
+                process.wait().ok();
+                let words = fs::read_to_string(&said).unwrap_or_default();
+                bail!("machine {name} did not start: {error}: {}", words.trim());
+            }
+        };
+        let client = Client::new(name, stream)?;
+        Ok(Self { name: name.to_owned(), process, client, console, _sockets: sockets })
+    }
+
+    /// Waits for the agent, mounts the share and sets the clock.
+    pub fn wait_ready(&self, share: bool) -> Result<()> {
+        if let Err(error) = self.client.wait_ready(BOOT_DEADLINE) {
+            let console = fs::read_to_string(&self.console).unwrap_or_default();
+            let last: Vec<&str> = console.lines().rev().take(5).collect();
+            bail!("{error}; its console ends: {}", last.into_iter().rev().collect::<Vec<_>>().join(" | "));
+        }
+        if share {
+            // Drivers find their devices in their own time after they are loaded; the order's deadline ends a vain wait.
+            self.shell("until [ -b /dev/vda ]; do sleep 0.1; done; mount -o ro -t ext4 /dev/vda /share")?;
+        }
+        self.client.set_clock()?;
+        Ok(())
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where its console is written.
+    pub fn console(&self) -> &Path {
+        &self.console
+    }
+
+    /// Runs a line of shell; an exit code other than 0 is an error.
+    pub fn shell(&self, line: &str) -> Result<String> {
+        self.client.check(&["sh", "-c", line], ORDER_DEADLINE)
+    }
+
+    /// Cuts its power.
+    pub fn kill(&mut self) {
+        // It may have ended by itself.
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+impl Deref for Machine {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn arguments(command: &mut Command, config: &MachineConfig<'_>, port: &Path, console: &Path) {
+    let path = |path: &Path| path.display().to_string().replace(',', ",,");
+    command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", "q35"]).args(config.accel.arguments());
+    command.args(["-name", config.name, "-smp", &config.vcpus.to_string(), "-m", &config.memory_mib.to_string()]);
+    command.arg("-kernel").arg(&config.kernel.bzimage).arg("-initrd").arg(config.initramfs);
+    // tsc=reliable: under emulation the watchdog would call the clock unstable whenever the host is busy.
+    command.args(["-append", "console=ttyS0 loglevel=4 panic=-1 tsc=reliable no_timer_check mitigations=off audit=0 random.trust_cpu=on"]);
+    command.args(["-serial", &format!("file:{}", path(console))]);
+    command.args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]);
+    command.args(["-chardev", &format!("socket,id=agent,path={}", path(port))]);
+    command.args(["-device", &format!("virtserialport,chardev=agent,name={}", crate::channel::PORT_NAME)]);
+    if let Some(share) = config.share {
+        command.args(["-drive", &format!("file={},if=none,id=share,format=raw,readonly=on", path(share))]);
+        command.args(["-device", "virtio-blk-pci,drive=share"]);
+    }
+    if let Some((switch, mac)) = &config.network {
+        command.args(["-netdev", &format!("stream,id=net,server=off,addr.type=unix,addr.path={}", path(switch))]);
+        command.args(["-device", &format!("virtio-net-pci,netdev=net,mac={mac},romfile=")]);
+    }
+}
+
+fn accept(listener: &UnixListener, process: &mut Child) -> Result<std::os::unix::net::UnixStream> {
+    const DEADLINE: Duration = Duration::from_secs(60);
+    listener.set_nonblocking(true).context("listen for the agent")?;
+    let start = Instant::now();
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).context("take the agent's connection")?;
+                return Ok(stream);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error).context("take the agent's connection"),
+        }
+        if let Some(status) = process.try_wait().context("watch QEMU")? {
+            bail!("QEMU ended with {status}");
+        }
+        if start.elapsed() > DEADLINE {
+            bail!("QEMU did not open the agent's port in {} s", DEADLINE.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

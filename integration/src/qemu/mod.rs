@@ -1,0 +1,23 @@
+//! The QEMU lab: machines with real kernels and real KVM, joined by shaped links.
+//!
+//! ```text
+//! accel     which acceleration this host can give: KVM if nesting works, else emulation with SVM
+//! image     what lab machines boot: one initramfs for all, and a shared folder as a disk
+//! machine   one QEMU process, its agent, its console; ended by Drop
+//! switch    frames between machines, over `-netdev stream` sockets, and the links' rate, delay, loss and cuts
+//! pcap      what crossed the switch, for whoever looks into a failure
+//! lab       machines, switch and a folder of evidence as one value
+//! ```
+
+pub mod accel;
+pub mod image;
+pub mod lab;
+pub mod link;
+pub mod machine;
+pub mod pcap;
+pub mod switch;
+
+pub use accel::Accel;
+pub use lab::{Lab, LabConfig};
+pub use link::Shape;
+pub use machine::Machine;
