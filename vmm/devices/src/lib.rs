@@ -10,7 +10,13 @@
 pub mod virtio;
 
 pub mod disk;
+
+pub mod block;
 pub mod net;
+pub mod rng;
+
+pub mod power;
+pub mod serial;
 
 use std::{io, thread::JoinHandle};
 

@@ -14,12 +14,21 @@
 //! A stopped device has no request in flight: a chain taken from a ring is either used or still available. So the states say
 //! everything, and a ring is always looked at once after a start, because kicks are not part of them.
 
+pub(crate) mod chain;
+pub mod mmio;
+pub(crate) mod ring;
+pub(crate) mod saved;
+pub(crate) mod single;
+pub(crate) mod wait;
+pub(crate) mod worker;
+
 use std::{fmt::Debug, sync::Arc};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::{GuestRam, Threads};
 
+pub use mmio::MmioTransport;
 pub use virtio_queue::QueueState;
 
 /// What a device is, by its number in virtio 1.2 §5.
