@@ -20,6 +20,8 @@ pub mod serial;
 
 use std::{io, thread::JoinHandle};
 
+pub use virtio::MmioTransport;
+
 /// A guest's memory with the dirty bitmap that device writes are recorded in; the same type as `rebec_kvm::GuestRam`.
 pub type GuestRam = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;
 

@@ -21,10 +21,8 @@ use vm_superio::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-/// COM1's first port.
-pub const PORT_FIRST: u16 = 0x3f8;
-/// COM1's last port.
-pub const PORT_LAST: u16 = 0x3ff;
+/// Its registers, one byte each.
+const REGISTERS: u16 = 8;
 /// Input that waits for the guest, beside the UART's own 64 bytes.
 pub const INPUT_BYTES_MAX: usize = 16 * 1024;
 
@@ -80,19 +78,19 @@ impl SerialPort {
         Self(Mutex::new(Inner { uart: Serial::new(IrqLine(irq), output), waiting: VecDeque::new() }))
     }
 
-    /// A vCPU reads. The registers are bytes; of a wider access only the first is served.
-    pub fn read(&self, port: u16, data: &mut [u8]) {
+    /// A vCPU reads at an offset from the first port. The registers are bytes; of a wider access only the first is served.
+    pub fn read(&self, offset: u16, data: &mut [u8]) {
         data.fill(0);
-        if let (Some(first), Some(register)) = (data.first_mut(), register(port)) {
+        if let (Some(first), Some(register)) = (data.first_mut(), register(offset)) {
             let mut inner = self.lock();
             *first = inner.uart.read(register);
             inner.move_input();
         }
     }
 
-    /// A vCPU writes.
-    pub fn write(&self, port: u16, data: &[u8]) {
-        if let (Some(first), Some(register)) = (data.first(), register(port)) {
+    /// A vCPU writes at an offset from the first port.
+    pub fn write(&self, offset: u16, data: &[u8]) {
+        if let (Some(first), Some(register)) = (data.first(), register(offset)) {
             let mut inner = self.lock();
             match inner.uart.write(register, *first) {
                 Ok(()) => {}
@@ -186,6 +184,6 @@ impl Inner {
     }
 }
 
-fn register(port: u16) -> Option<u8> {
-    (PORT_FIRST..=PORT_LAST).contains(&port).then(|| (port - PORT_FIRST) as u8)
+fn register(offset: u16) -> Option<u8> {
+    (offset < REGISTERS).then_some(offset as u8)
 }
