@@ -8,17 +8,29 @@
 
 mod console;
 mod cpu;
+mod disk;
+mod entropy;
 mod memory;
+mod net;
+mod nonsense;
 mod options;
 mod pattern;
 mod start;
+mod tcp;
+mod virtio;
+mod wire;
 
 use core::{arch::global_asm, fmt::Write as _, panic::PanicInfo};
 
 use console::{Console, Direct};
 use cpu::Clock;
+use disk::Disk;
+use entropy::Entropy;
 use memory::{Load, Memory};
-use options::Options;
+use net::Port;
+use nonsense::Nonsense;
+use options::{DISKS_MAX, NETS_MAX, Options};
+use virtio::{Device, DeviceKind};
 
 global_asm!(include_str!("boot.s"));
 
@@ -49,20 +61,8 @@ extern "C" fn guest_main(start_info: u64, declared_khz: u64, pvclock: u64) -> ! 
             clock.khz(),
             start.areas.iter().map(|area| area.end - area.start).sum::<u64>()
         );
-        let memory = Memory::new(start.areas);
-        let load = Load::new(memory, &options)?;
-        Ok(Guest {
-            options,
-            clock,
-            load,
-            beats: 0,
-            next_beat_us: 0,
-            next_input_us: 0,
-            next_stats_us: 0,
-            next_check_us: 0,
-            last_turn_us: 0,
-            stall_us_max: 0,
-        })
+        let devices = Devices::new(&options, Memory::new(start.areas))?;
+        Ok(Guest { options, clock, devices, beats: 0, due: Due::default(), last_turn_us: 0, stall_us_max: 0 })
     });
     match outcome {
         Ok(mut guest) => guest.run(&mut console),
@@ -74,16 +74,76 @@ extern "C" fn guest_main(start_info: u64, declared_khz: u64, pvclock: u64) -> ! 
     }
 }
 
+/// All that bears load.
+struct Devices {
+    load: Load,
+    ports: [Option<Port>; NETS_MAX],
+    disks: [Option<Disk>; DISKS_MAX],
+    entropy: Option<Entropy>,
+    nonsense: Option<Nonsense>,
+}
+
+impl Devices {
+    fn new(options: &Options, mut memory: Memory) -> Result<Self, &'static str> {
+        let mut ports = [const { None }; NETS_MAX];
+        if options.nets.iter().any(|net| net.ip != 0) {
+            let stream = net::stream_bytes(&mut memory)?;
+            let mut found = Device::all(DeviceKind::Net);
+            for (number, (port, net)) in ports.iter_mut().zip(&options.nets).enumerate() {
+                let device = found.next();
+                if net.ip != 0 {
+                    *port = Some(Port::new(number, device.ok_or("a network port is absent")?, *net, stream, &mut memory)?);
+                }
+            }
+        }
+        let mut disks = [const { None }; DISKS_MAX];
+        let mut found = Device::all(DeviceKind::Block);
+        for (number, (disk, wanted)) in disks.iter_mut().zip(&options.disks).enumerate().filter(|_| options.nonsense == 0) {
+            let device = found.next();
+            if wanted.load || wanted.scan {
+                *disk = Some(Disk::new(number, device.ok_or("a disk is absent")?, *wanted, options.vm, &mut memory)?);
+            }
+        }
+        let entropy = match Device::all(DeviceKind::Entropy).next().filter(|_| options.rng) {
+            Some(device) => Some(Entropy::new(device, &mut memory)?),
+            None if options.rng => return Err("an entropy device is absent"),
+            None => None,
+        };
+        let nonsense = if options.nonsense == 0 { None } else { Some(Nonsense::new(options.nonsense, &mut memory)?) };
+        Ok(Self { load: Load::new(memory, options)?, ports, disks, entropy, nonsense })
+    }
+
+    fn turn(&mut self, now_us: u64, console: &mut Console) {
+        self.load.dirty(now_us);
+        self.load.check(now_us, console);
+        self.ports.iter_mut().flatten().for_each(|port| port.turn(now_us, console));
+        self.disks.iter_mut().flatten().for_each(|disk| disk.turn(now_us, console));
+        self.entropy.iter_mut().for_each(|entropy| entropy.turn(console));
+        self.nonsense.iter_mut().for_each(Nonsense::turn);
+    }
+
+    fn begin_check(&mut self, now_us: u64) {
+        self.load.begin_check(now_us);
+        self.disks.iter_mut().flatten().for_each(Disk::begin_check);
+    }
+}
+
+/// When what happens every so often happens next.
+#[derive(Default)]
+struct Due {
+    beat_us: u64,
+    input_us: u64,
+    stats_us: u64,
+    check_us: u64,
+}
+
 /// The main loop and its clockwork.
 struct Guest {
     options: Options,
     clock: Clock,
-    load: Load,
+    devices: Devices,
     beats: u64,
-    next_beat_us: u64,
-    next_input_us: u64,
-    next_stats_us: u64,
-    next_check_us: u64,
+    due: Due,
     last_turn_us: u64,
     stall_us_max: u64,
 }
@@ -92,18 +152,17 @@ impl Guest {
     fn run(&mut self, console: &mut Console) -> ! {
         let began_us = self.clock.now_us();
         console.flush();
-        self.load.fill();
+        self.devices.load.fill();
         let now_us = self.clock.now_us();
-        say!(console, "ready pages={} fill_ms={}", self.load.pages(), (now_us - began_us) / 1000);
-        self.next_check_us = now_us + self.options.check_ms * 1000;
-        self.next_stats_us = now_us + self.options.stats_ms * 1000;
+        say!(console, "ready pages={} fill_ms={}", self.devices.load.pages(), (now_us - began_us) / 1000);
+        self.due.check_us = now_us + self.options.check_ms * 1000;
+        self.due.stats_us = now_us + self.options.stats_ms * 1000;
         self.last_turn_us = now_us;
         loop {
             let now_us = self.clock.now_us();
             self.stall_us_max = self.stall_us_max.max(now_us - self.last_turn_us);
             self.last_turn_us = now_us;
-            self.load.dirty(now_us);
-            self.load.check(now_us, console);
+            self.devices.turn(now_us, console);
             self.clockwork(now_us, console);
             console.turn();
         }
@@ -111,23 +170,23 @@ impl Guest {
 
     /// Everything that happens every so often.
     fn clockwork(&mut self, now_us: u64, console: &mut Console) {
-        if self.options.heartbeat_ms > 0 && now_us >= self.next_beat_us {
+        if self.options.heartbeat_ms > 0 && now_us >= self.due.beat_us {
             say!(console, "hb {} {:x}", self.beats, cpu::tsc());
             self.beats += 1;
             // After a stall the rhythm begins anew: beats that were missed show as a gap, not as a burst.
             let period_us = self.options.heartbeat_ms * 1000;
-            self.next_beat_us = (self.next_beat_us + period_us).max(now_us + period_us / 2);
+            self.due.beat_us = (self.due.beat_us + period_us).max(now_us + period_us / 2);
         }
-        if self.options.check_ms > 0 && now_us >= self.next_check_us {
-            self.next_check_us = now_us + self.options.check_ms * 1000;
-            self.load.begin_check(now_us);
+        if self.options.check_ms > 0 && now_us >= self.due.check_us {
+            self.due.check_us = now_us + self.options.check_ms * 1000;
+            self.devices.begin_check(now_us);
         }
-        if self.options.stats_ms > 0 && now_us >= self.next_stats_us {
-            self.next_stats_us = now_us + self.options.stats_ms * 1000;
+        if self.options.stats_ms > 0 && now_us >= self.due.stats_us {
+            self.due.stats_us = now_us + self.options.stats_ms * 1000;
             self.stats(now_us, console);
         }
-        if now_us >= self.next_input_us {
-            self.next_input_us = now_us + INPUT_US;
+        if now_us >= self.due.input_us {
+            self.due.input_us = now_us + INPUT_US;
             if let Some(byte) = console.read() {
                 self.command(byte, now_us, console);
             }
@@ -139,9 +198,12 @@ impl Guest {
 
     fn command(&mut self, byte: u8, now_us: u64, console: &mut Console) {
         match byte {
-            b'c' => self.load.begin_check(now_us),
+            b'c' => self.devices.begin_check(now_us),
             b's' => self.stats(now_us, console),
-            b'z' => self.stall_us_max = 0,
+            b'z' => {
+                self.stall_us_max = 0;
+                self.devices.ports.iter_mut().flatten().for_each(Port::forget_gap);
+            }
             b'q' => self.end(console, "power-off", cpu::power_off),
             b'r' => self.end(console, "reset", cpu::reset),
             b't' => self.end(console, "triple-fault", cpu::triple_fault),
@@ -156,10 +218,13 @@ impl Guest {
             console,
             "stat ms={} writes={} bad={} stall_us_max={} console_lost={lost}",
             now_us / 1000,
-            self.load.writes,
-            self.load.bad,
+            self.devices.load.writes,
+            self.devices.load.bad,
             self.stall_us_max
         );
+        self.devices.ports.iter().flatten().for_each(|port| port.say(console));
+        self.devices.disks.iter().flatten().for_each(|disk| disk.say(console));
+        self.devices.nonsense.iter().for_each(|nonsense| say!(console, "nonsense steps={}", nonsense.steps));
     }
 
     fn end(&mut self, console: &mut Console, how: &str, last: fn() -> !) -> ! {
