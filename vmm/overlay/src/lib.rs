@@ -1,1 +1,36 @@
-//! Skeleton.
+//! The overlay of a LAN: what one port does with its guest's frames and with the datagrams of others. Pure.
+//!
+//! A port is the only VXLAN endpoint (RFC 7348) of one guest NIC. This crate turns guest frames into runs of datagrams and datagrams into
+//! guest frames; it has no socket, clock, thread or randomness. Its driver (`vmm/process/src/lan.rs`) owns the socket and passes bytes,
+//! time and the control thread's forwarding database in. The modules are in the order in which a frame travels:
+//!
+//! ```text
+//! transmit  guest frame + Offload -> frame (views) -> addresses (what is the guest's own) -> fdb (where to) -> segment (cut, checksum)
+//!           -> vxlan (header) -> batch (equal stride, one sendmsg a run) -> Wire
+//! receive   datagrams of one recvmsg -> vxlan -> port (switch, learn) -> join (segments of one flow) -> guest frame + Offload
+//! moved     datagrams of one recvmsg -> relay -> Wire                       the old place, for some seconds
+//! ```
+//!
+//! Everything that arrives is hostile: what is malformed is dropped and counted by [`Reason`], nothing panics, every table has a limit.
+//! `docs/formats/lan.md` draws the bytes.
+
+pub mod addresses;
+pub mod announce;
+pub mod batch;
+pub mod checksum;
+pub mod counters;
+pub mod fdb;
+pub mod frame;
+pub mod join;
+pub mod offload;
+pub mod port;
+pub mod relay;
+pub mod segment;
+pub mod vxlan;
+
+pub use batch::Wire;
+pub use counters::{Counters, Reason};
+pub use fdb::{Fdb, FdbError};
+pub use offload::{Accepts, Checksum, Offload, SegmentKind, Segmentation};
+pub use port::{Inbound, Port, PortConfig, Ready};
+pub use relay::Relay;

@@ -1,0 +1,136 @@
+//! What a port counts: what passed, and what did not, by reason.
+
+/// Why a frame, datagram or copy went nowhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Reason {
+    /// From the guest: shorter than an Ethernet header.
+    GuestShort,
+    /// From the guest: larger than the MTU, and not to be cut.
+    GuestOversize,
+    /// From the guest: its source is not the NIC's address, so answers could not reach it.
+    GuestSource,
+    /// From the guest: the offload header does not fit the frame.
+    GuestOffload,
+    /// From the guest: nobody else is known on the LAN.
+    NoPeer,
+    /// From the guest: copies of a flooded frame beyond the limit of endpoints.
+    FloodCut,
+    /// From the guest: more segments than one frame may become.
+    GuestSegments,
+    /// From the network: too short for a VXLAN and an Ethernet header.
+    WireShort,
+    /// From the network: no VNI in the header.
+    WireNoVni,
+    /// From the network: another LAN's.
+    WireOtherLan,
+    /// From the network: for a station that is not here (a flood of an unknown address, or an old entry).
+    WireOtherStation,
+    /// From the network: carries our own address as its source: a loop, or an impostor.
+    WireOwnSource,
+    /// From the network: larger than the MTU, and of no kind that can be cut.
+    WireOversize,
+    /// From the network, at the old place: the time to forward is over.
+    RelayOver,
+    /// From the network, at the old place: it came from where it would go.
+    RelayLoop,
+    /// An address was not learnt, because the table is full.
+    LearnFull,
+}
+
+impl Reason {
+    /// All of them, in the order of [`Counters::dropped`].
+    pub const ALL: [Self; 16] = [
+        Self::GuestShort,
+        Self::GuestOversize,
+        Self::GuestSource,
+        Self::GuestOffload,
+        Self::NoPeer,
+        Self::FloodCut,
+        Self::GuestSegments,
+        Self::WireShort,
+        Self::WireNoVni,
+        Self::WireOtherLan,
+        Self::WireOtherStation,
+        Self::WireOwnSource,
+        Self::WireOversize,
+        Self::RelayOver,
+        Self::RelayLoop,
+        Self::LearnFull,
+    ];
+
+    /// One word for people and programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::GuestShort => "guest_short",
+            Self::GuestOversize => "guest_oversize",
+            Self::GuestSource => "guest_source",
+            Self::GuestOffload => "guest_offload",
+            Self::NoPeer => "no_peer",
+            Self::FloodCut => "flood_cut",
+            Self::GuestSegments => "guest_segments",
+            Self::WireShort => "wire_short",
+            Self::WireNoVni => "wire_no_vni",
+            Self::WireOtherLan => "wire_other_lan",
+            Self::WireOtherStation => "wire_other_station",
+            Self::WireOwnSource => "wire_own_source",
+            Self::WireOversize => "wire_oversize",
+            Self::RelayOver => "relay_over",
+            Self::RelayLoop => "relay_loop",
+            Self::LearnFull => "learn_full",
+        }
+    }
+}
+
+/// One port's counters. Frames are the guest's, a large one counted once; datagrams are the wire's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames taken from the guest and sent.
+    pub tx_frames: u64,
+    /// Datagrams they became, copies included.
+    pub tx_datagrams: u64,
+    /// Frames handed to the guest.
+    pub rx_frames: u64,
+    /// Datagrams received, whatever became of them.
+    pub rx_datagrams: u64,
+    /// Datagrams forwarded to where the guest is now.
+    pub relayed: u64,
+    /// Frames flooded, because their destination is a group or not known.
+    pub flooded: u64,
+    /// Drops, indexed by [`Reason`].
+    pub dropped: [u64; Reason::ALL.len()],
+}
+
+impl Counters {
+    /// Counts one drop.
+    pub fn drop(&mut self, reason: Reason) {
+        self.drop_many(reason, 1);
+    }
+
+    /// Counts several drops.
+    pub fn drop_many(&mut self, reason: Reason, count: u64) {
+        self.dropped[reason as usize] += count;
+    }
+
+    /// Drops of one kind.
+    pub fn of(&self, reason: Reason) -> u64 {
+        self.dropped[reason as usize]
+    }
+
+    /// Drops of all kinds. `LearnFull` and `WireOtherStation` are no loss of the guest's and are left out.
+    pub fn lost(&self) -> u64 {
+        self.dropped.iter().sum::<u64>() - self.of(Reason::LearnFull) - self.of(Reason::WireOtherStation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_is_the_order() {
+        for (at, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, at, "{}", reason.name());
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! Joins TCP segments of one flow that arrived together into one large frame: what a network card does for LRO, losslessly.
+//!
+//! Segments join if cutting the result again gives the same bytes: same headers, sequence and IPv4 identification counting up, all of one
+//! size but the last, PSH and FIN at the end only, CWR at the start only, every checksum checked. Anything else passes one by one.
+//!
+//! A checksum may arrive *partial*: a Linux vxlan device on the same machine (veth, network namespaces) leaves it to hardware that is not
+//! there, and the kernel gives a plain UDP socket the bytes as they are. Such a frame never crossed a wire; it is handed on as partial.
+
+use crate::{
+    checksum::Sum,
+    frame::{Ethernet, FRAME_BYTES_MAX, Ip, TCP, Tcp, UDP, UDP_CHECKSUM_AT, Version},
+    offload::{Accepts, Checksum, Offload, SegmentKind, Segmentation},
+};
+
+/// Largest IP packet.
+const PACKET_BYTES_MAX: usize = 65_535;
+
+/// Says what is known about the checksum of a TCP or UDP frame. A wrong one is `InFrame`: the guest finds out, as it would on a wire.
+pub fn known_checksum(frame: &[u8], ip: &Ip) -> Checksum {
+    let offset = match ip.protocol {
+        TCP => Tcp::CHECKSUM_AT,
+        UDP => UDP_CHECKSUM_AT,
+        _ => return Checksum::InFrame,
+    };
+    let Some(transport) = frame.get(ip.transport..ip.end).filter(|transport| ip.plain && transport.len() >= offset + 2) else {
+        return Checksum::InFrame;
+    };
+    let pseudo = ip.pseudo_sum(frame, transport.len());
+    let field = &transport[offset..offset + 2];
+    if field == [0, 0] && ip.protocol == UDP {
+        return Checksum::InFrame;
+    }
+    // One frame in 65,536 has a field that is both; a right checksum is right whatever else it looks like.
+    if pseudo.bytes(transport).is_right() {
+        Checksum::Valid
+    } else if field == pseudo.partial() {
+        Checksum::Partial { start: ip.transport as u16, offset: offset as u16 }
+    } else {
+        Checksum::InFrame
+    }
+}
+
+/// The large frame under construction.
+#[derive(Debug)]
+pub struct Joiner {
+    buffer: Box<[u8]>,
+    used: usize,
+    head: Option<Head>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Head {
+    ip: Ip,
+    tcp: Tcp,
+    identification: u16,
+    segment_bytes: usize,
+    count: usize,
+    /// The last one was short or said PSH or FIN: nothing may follow.
+    closed: bool,
+}
+
+impl Default for Joiner {
+    fn default() -> Self {
+        Self { buffer: vec![0; FRAME_BYTES_MAX].into(), used: 0, head: None }
+    }
+}
+
+impl Joiner {
+    /// Begins with `frame`, whose checksum is known to be right or partial, if segments may follow it. It is not copied yet.
+    pub fn begin(&mut self, frame: &[u8], ip: &Ip, accepts: Accepts) -> bool {
+        self.head = None;
+        let Some(tcp) = Tcp::parse(frame, ip).filter(|_| ip.end == frame.len()) else {
+            return false;
+        };
+        let accepted = match ip.version {
+            Version::V4 => accepts.tcp4,
+            Version::V6 => accepts.tcp6,
+        };
+        let ending = Tcp::PSH | Tcp::FIN;
+        let unusual = !(Tcp::ACK | Tcp::ECE | Tcp::CWR);
+        if !accepted || tcp.flags & (unusual | ending) != 0 || (tcp.flags & Tcp::CWR != 0 && !accepts.ecn) || tcp.payload == frame.len() {
+            return false;
+        }
+        let identification = match ip.version {
+            // Its checksum is written anew later: a wrong one must not become right.
+            Version::V4 if !Sum::default().bytes(&frame[ip.network..ip.transport]).is_right() => return false,
+            Version::V4 => u16::from_be_bytes([frame[ip.network + 4], frame[ip.network + 5]]),
+            Version::V6 => 0,
+        };
+        self.head = Some(Head { ip: *ip, tcp, identification, segment_bytes: frame.len() - tcp.payload, count: 1, closed: false });
+        true
+    }
+
+    /// Takes the next segment if it follows. `first` is the frame that [`Self::begin`] got.
+    pub fn push(&mut self, first: &[u8], frame: &[u8]) -> bool {
+        let Some(head) = self.head else { return false };
+        let Some(flags) = follows(&head, first, frame, if head.count == 1 { first.len() } else { self.used }) else {
+            return false;
+        };
+        if head.count == 1 {
+            self.buffer[..first.len()].copy_from_slice(first);
+            self.used = first.len();
+        }
+        let payload = &frame[head.tcp.payload..];
+        self.buffer[self.used..self.used + payload.len()].copy_from_slice(payload);
+        self.used += payload.len();
+        let closed = payload.len() < head.segment_bytes || flags & (Tcp::PSH | Tcp::FIN) != 0;
+        self.buffer[head.ip.transport + 13] |= flags & (Tcp::PSH | Tcp::FIN);
+        self.head = Some(Head { count: head.count + 1, closed, ..head });
+        true
+    }
+
+    /// Ends the frame: writes the lengths and the partial checksum. `None` if nothing followed the first segment.
+    pub fn finish(&mut self) -> Option<(usize, Offload)> {
+        let head = self.head.take().filter(|head| head.count > 1)?;
+        let frame = &mut self.buffer[..self.used];
+        let (checksum, kind) = write_large_headers(frame, &head.ip);
+        let segmentation = Segmentation {
+            kind,
+            ecn: head.tcp.flags & Tcp::CWR != 0,
+            header_bytes: head.tcp.payload as u16,
+            segment_bytes: head.segment_bytes as u16,
+        };
+        Some((self.used, Offload { checksum, segmentation: Some(segmentation) }))
+    }
+
+    /// The frame as last ended or kept.
+    pub fn frame(&self, bytes: usize) -> &[u8] {
+        &self.buffer[..bytes]
+    }
+
+    /// Keeps a frame that has to be changed before the guest sees it; at most [`FRAME_BYTES_MAX`] bytes.
+    pub fn keep(&mut self, frame: &[u8]) -> &mut [u8] {
+        self.head = None;
+        self.used = frame.len();
+        let kept = &mut self.buffer[..frame.len()];
+        kept.copy_from_slice(frame);
+        kept
+    }
+
+    /// Space for a frame of `bytes` bytes.
+    pub fn space(&mut self, bytes: usize) -> &mut [u8] {
+        self.head = None;
+        self.used = bytes;
+        &mut self.buffer[..bytes]
+    }
+}
+
+/// Sets the length fields, the IPv4 checksum and the pseudo header's sum of a large TCP frame to its actual length.
+pub fn write_large_headers(frame: &mut [u8], ip: &Ip) -> (Checksum, SegmentKind) {
+    let transport_bytes = frame.len() - ip.transport;
+    let sum = ip.pseudo_sum(frame, transport_bytes).partial();
+    frame[ip.transport + Tcp::CHECKSUM_AT..][..2].copy_from_slice(&sum);
+    let packet_bytes = frame.len() - ip.network;
+    let header = &mut frame[ip.network..ip.transport];
+    let kind = match ip.version {
+        Version::V4 => {
+            header[2..4].copy_from_slice(&(packet_bytes as u16).to_be_bytes());
+            header[10..12].fill(0);
+            let sum = Sum::default().bytes(header).finish();
+            header[10..12].copy_from_slice(&sum);
+            SegmentKind::Tcp4
+        }
+        Version::V6 => {
+            header[4..6].copy_from_slice(&(transport_bytes as u16).to_be_bytes());
+            SegmentKind::Tcp6
+        }
+    };
+    (Checksum::Partial { start: ip.transport as u16, offset: Tcp::CHECKSUM_AT as u16 }, kind)
+}
+
+/// Whether `frame` continues the flow; its TCP flags, if so. `used` is the length of the large frame so far.
+fn follows(head: &Head, first: &[u8], frame: &[u8], used: usize) -> Option<u8> {
+    let (network, transport, payload) = (head.ip.network, head.ip.transport, head.tcp.payload);
+    let payload_bytes = frame.len().checked_sub(payload)?;
+    let same = |from: usize, to: usize| frame[from..to] == first[from..to];
+    if head.closed || payload_bytes == 0 || payload_bytes > head.segment_bytes || used - network + payload_bytes > PACKET_BYTES_MAX {
+        return None;
+    }
+    // All offsets below lie within `first` up to its payload, and `frame` is longer than that.
+    let ip_same = same(0, network)
+        && match head.ip.version {
+            Version::V4 => {
+                let identification = u16::from_be_bytes([frame[network + 4], frame[network + 5]]);
+                identification == head.identification.wrapping_add(head.count as u16)
+                    && same(network, network + 2)
+                    && same(network + 6, network + 10)
+                    && same(network + 12, transport)
+                    && Sum::default().bytes(&frame[network..transport]).is_right()
+            }
+            Version::V6 => same(network, network + 4) && same(network + 6, transport),
+        };
+    if !ip_same || !same(transport, transport + 4) || !same(transport + 8, transport + 13) {
+        return None;
+    }
+    // The urgent pointer and the options; the window stands before the checksum.
+    if !same(transport + 14, transport + 16) || !same(transport + 18, payload) {
+        return None;
+    }
+    let sequence = u32::from_be_bytes([frame[transport + 4], frame[transport + 5], frame[transport + 6], frame[transport + 7]]);
+    let flags = frame[transport + 13];
+    if sequence != head.tcp.sequence.wrapping_add((used - payload) as u32)
+        || (flags ^ head.tcp.flags) & !(Tcp::PSH | Tcp::FIN | Tcp::CWR) != 0
+        || flags & Tcp::CWR != 0
+    {
+        return None;
+    }
+    let ip = Ip::parse(frame, &Ethernet::parse(frame)?).filter(|ip| ip.end == frame.len())?;
+    (known_checksum(frame, &ip) != Checksum::InFrame).then_some(flags)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{
+        frame::samples::*,
+        segment::{complete, tests::cut},
+    };
+
+    const ALL: Accepts = Accepts { checksum: true, tcp4: true, tcp6: true, ecn: true };
+
+    fn view(frame: &[u8]) -> Ip {
+        Ip::parse(frame, &Ethernet::parse(frame).unwrap()).unwrap()
+    }
+
+    /// Joins from the front as far as it goes: segments taken, and the result if there is one.
+    fn join(segments: &[Vec<u8>], accepts: Accepts) -> (usize, Option<(Vec<u8>, Offload)>) {
+        let mut joiner = Joiner::default();
+        if !joiner.begin(&segments[0], &view(&segments[0]), accepts) {
+            return (1, None);
+        }
+        let taken = 1 + segments[1..].iter().take_while(|segment| joiner.push(&segments[0], segment)).count();
+        (taken, joiner.finish().map(|(bytes, offload)| (joiner.frame(bytes).to_vec(), offload)))
+    }
+
+    fn three() -> Vec<Vec<u8>> {
+        cut(&tcp(Version::V4, 77, Tcp::ACK | Tcp::PSH, &[3; 2500]), SegmentKind::Tcp4, 1000)
+    }
+
+    /// Changes one byte and makes the checksums right again.
+    fn forge(segment: &mut [u8], at: usize, byte: u8) {
+        segment[at] = byte;
+        let ip = view(segment);
+        let (checksum, _) = write_large_headers(segment, &ip);
+        complete(segment, checksum).unwrap();
+    }
+
+    #[test]
+    fn whatever_differs_ends_the_frame() {
+        assert_eq!(join(&three(), ALL).0, 3);
+        // Address, identification, TTL, port, sequence, acknowledgement, window, option, flags.
+        for (at, byte) in [(0, 2), (19, 9), (22, 9), (35, 9), (41, 9), (45, 1), (48, 9), (61, 9), (47, 0x30), (47, 0x90), (15, 4)] {
+            let mut segments = three();
+            forge(&mut segments[1], at, byte);
+            assert_eq!(join(&segments, ALL), (1, None), "byte {at}");
+        }
+        let mut segments = three();
+        segments[1][70] ^= 1;
+        assert_eq!(join(&segments, ALL).0, 1, "a wrong TCP checksum");
+        let mut segments = three();
+        segments[1][24] ^= 1;
+        assert_eq!(join(&segments, ALL).0, 1, "a wrong IPv4 checksum");
+        let mut segments = three();
+        segments[0][24] ^= 1;
+        assert_eq!(join(&segments, ALL), (1, None), "a wrong IPv4 checksum at the front");
+        let mut segments = three();
+        segments[0][47] |= Tcp::PSH;
+        assert_eq!(join(&segments, ALL), (1, None), "PSH before the end");
+        let mut segments = three();
+        segments.swap(1, 2);
+        assert_eq!(join(&segments, ALL), (1, None), "order");
+        segments = three();
+        segments[1].push(0);
+        assert_eq!(join(&segments, ALL), (1, None), "padding");
+    }
+
+    #[test]
+    fn only_what_the_guest_takes_is_joined() {
+        assert_eq!(join(&three(), Accepts { tcp4: false, ..ALL }), (1, None));
+        let segments = cut(&tcp(Version::V6, 77, Tcp::ACK, &[3; 2500]), SegmentKind::Tcp6, 1000);
+        assert_eq!(join(&segments, Accepts { tcp6: false, ..ALL }), (1, None));
+        assert_eq!(join(&segments, ALL).0, 3);
+        let segments = cut(&tcp(Version::V4, 77, Tcp::ACK | Tcp::CWR, &[3; 2500]), SegmentKind::Tcp4, 1000);
+        assert_eq!(join(&segments, Accepts { ecn: false, ..ALL }), (1, None));
+        assert_eq!(join(&segments, ALL).0, 3);
+    }
+
+    #[test]
+    fn checksums_are_told_apart() {
+        for frame in [tcp(Version::V4, 1, Tcp::ACK, b"abc"), tcp(Version::V6, 1, Tcp::ACK, b"abc"), udp(Version::V4, b"abc")] {
+            let mut frame = frame;
+            let ip = view(&frame);
+            let partial = known_checksum(&frame, &ip);
+            assert!(matches!(partial, Checksum::Partial { start, .. } if usize::from(start) == ip.transport));
+            complete(&mut frame, partial).unwrap();
+            assert_eq!(known_checksum(&frame, &ip), Checksum::Valid);
+            let last = frame.len() - 1;
+            frame[last] ^= 0x10;
+            assert_eq!(known_checksum(&frame, &ip), Checksum::InFrame);
+            let short = Ip { end: ip.transport + 5, ..ip };
+            assert_eq!(known_checksum(&frame, &short), Checksum::InFrame);
+            let beyond = Ip { end: frame.len() + 1, ..ip };
+            assert_eq!(known_checksum(&frame, &beyond), Checksum::InFrame);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn cutting_then_joining_is_identity(
+            payload in prop::collection::vec(any::<u8>(), 2..20_000), segment_bytes in 1_u16..1300, sequence: u32, six: bool, cwr: bool, last in 0..4_u8,
+        ) {
+            prop_assume!(payload.len() > usize::from(segment_bytes) && payload.len().div_ceil(usize::from(segment_bytes)) < 1000);
+            let (version, kind) = if six { (Version::V6, SegmentKind::Tcp6) } else { (Version::V4, SegmentKind::Tcp4) };
+            let flags = Tcp::ACK | if cwr { Tcp::CWR } else { 0 } | [0, Tcp::PSH, Tcp::FIN, Tcp::PSH | Tcp::FIN][usize::from(last)];
+            let frame = tcp(version, sequence, flags, &payload);
+            let segments = cut(&frame, kind, segment_bytes);
+            let (taken, joined) = join(&segments, ALL);
+            prop_assert_eq!(taken, segments.len());
+            let (joined, offload) = joined.unwrap();
+            prop_assert_eq!(&joined, &frame);
+            let ip = view(&frame);
+            let header_bytes = (ip.transport + 32) as u16;
+            let segmentation = Some(Segmentation { kind, ecn: cwr, header_bytes, segment_bytes });
+            prop_assert_eq!(offload, Offload { checksum: Checksum::Partial { start: ip.transport as u16, offset: 16 }, segmentation });
+        }
+
+        #[test]
+        fn hostile_segments_do_no_harm(mut segments in Just(three()), edits in prop::collection::vec((0..3_usize, any::<prop::sample::Index>(), any::<u8>()), 0..8), cut in any::<prop::sample::Index>()) {
+            for (segment, at, byte) in edits {
+                let at = at.index(segments[segment].len().min(70));
+                segments[segment][at] = byte;
+            }
+            let bytes = cut.index(segments[1].len());
+            segments[1].truncate(bytes);
+            let ethernet = Ethernet::parse(&segments[0]).unwrap();
+            if let Some(ip) = Ip::parse(&segments[0], &ethernet) {
+                let _known = known_checksum(&segments[0], &ip);
+                let mut joiner = Joiner::default();
+                if joiner.begin(&segments[0], &ip, ALL) {
+                    let _taken = joiner.push(&segments[0], &segments[1]) && joiner.push(&segments[0], &segments[2]);
+                    let _frame = joiner.finish();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! What a guest and its port agree to leave undone in a frame: the virtio-net offload header (virtio 1.2 §5.1.6) as meaning, not as bytes.
+//!
+//! The device model parses and writes the bytes; its types say the same and the driver converts, so that this crate stays below it.
+
+/// What is known about a frame's TCP or UDP checksum.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Checksum {
+    /// Nothing: it is in the frame, and whoever cares checks it.
+    #[default]
+    InFrame,
+    /// It was checked and is right.
+    Valid,
+    /// The field holds the pseudo header's sum; the rest is to be summed from `start` and stored at `start + offset`.
+    Partial {
+        /// First byte to be summed, from the start of the frame.
+        start: u16,
+        /// Where the sum goes, from `start`.
+        offset: u16,
+    },
+}
+
+/// What a large frame is cut into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SegmentKind {
+    /// TCP over IPv4.
+    Tcp4,
+    /// TCP over IPv6.
+    Tcp6,
+    /// UDP over IPv4 or IPv6.
+    Udp,
+}
+
+/// How a frame larger than the MTU is to be cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segmentation {
+    /// The protocol.
+    pub kind: SegmentKind,
+    /// Only the first segment carries CWR (RFC 3168 §6.1.2).
+    pub ecn: bool,
+    /// Length of all headers: true in what this crate yields, not trusted in what it takes.
+    pub header_bytes: u16,
+    /// Payload of each segment.
+    pub segment_bytes: u16,
+}
+
+/// What is left undone in one frame.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// State of the checksum.
+    pub checksum: Checksum,
+    /// How to cut the frame, if it is larger than the MTU.
+    pub segmentation: Option<Segmentation>,
+}
+
+/// What the guest's driver takes undone in received frames. What is false is done before a frame is yielded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Accepts {
+    /// Partial or already verified checksums.
+    pub checksum: bool,
+    /// TCP over IPv4 larger than the MTU.
+    pub tcp4: bool,
+    /// TCP over IPv6 larger than the MTU.
+    pub tcp6: bool,
+    /// Such TCP frames with CWR set.
+    pub ecn: bool,
+}

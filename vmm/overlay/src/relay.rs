@@ -1,0 +1,147 @@
+//! The old place of a guest that moved: for some seconds it sends on what still arrives for it.
+//!
+//! Who sent it has an old forwarding database; the control plane is telling it. A datagram goes on as it came, byte for byte. It never goes
+//! back to the endpoint it came from: two old places that point at each other (a guest that moved there and back) end the loop at once. The
+//! endpoint and not the machine is compared, because the guest may move to where its correspondent lives.
+
+use std::{net::SocketAddrV4, time::Instant};
+
+use rebec_vmm_api::MacAddr;
+
+use crate::{
+    batch::{Batch, Wire},
+    counters::{Counters, Reason},
+    frame::Ethernet,
+    vxlan::{self, NotVxlan, Vni},
+};
+
+/// Forwards for one guest until its deadline.
+#[derive(Debug)]
+pub struct Relay {
+    vni: Vni,
+    mac: MacAddr,
+    to: SocketAddrV4,
+    until: Instant,
+    batch: Batch,
+    counters: Counters,
+}
+
+impl Relay {
+    /// Forwards what is for `mac`, or for everyone, to `to`.
+    pub fn new(vni: Vni, mac: MacAddr, to: SocketAddrV4, until: Instant) -> Self {
+        Self { vni, mac, to, until, batch: Batch::default(), counters: Counters::default() }
+    }
+
+    /// Takes the datagrams of one receive call: `stride` bytes each, the last perhaps shorter. They are on the wire when this returns.
+    pub fn handle(&mut self, now: Instant, source: SocketAddrV4, datagrams: &[u8], stride: usize, wire: &mut impl Wire) {
+        for datagram in datagrams.chunks(stride.max(1)) {
+            self.counters.rx_datagrams += 1;
+            match self.admit(now, source, datagram) {
+                Ok(()) => {
+                    self.batch.datagram(&[self.to], datagram.len(), wire).copy_from_slice(datagram);
+                    self.counters.relayed += 1;
+                }
+                Err(reason) => self.counters.drop(reason),
+            }
+        }
+        self.batch.flush(wire);
+        self.counters.tx_datagrams = self.batch.sent();
+    }
+
+    fn admit(&self, now: Instant, source: SocketAddrV4, datagram: &[u8]) -> Result<(), Reason> {
+        let (vni, frame) = vxlan::open(datagram).map_err(Reason::from)?;
+        if vni != self.vni {
+            return Err(Reason::WireOtherLan);
+        }
+        if datagram.len() > crate::batch::RUN_BYTES_MAX {
+            return Err(Reason::WireOversize);
+        }
+        let ethernet = Ethernet::parse(frame).ok_or(Reason::WireShort)?;
+        if ethernet.destination != self.mac && !ethernet.destination.is_multicast() {
+            return Err(Reason::WireOtherStation);
+        }
+        // The guest itself, speaking to everyone from its new place: it has no use for its own voice.
+        if ethernet.source == self.mac {
+            return Err(Reason::WireOwnSource);
+        }
+        if now >= self.until {
+            return Err(Reason::RelayOver);
+        }
+        if source == self.to {
+            return Err(Reason::RelayLoop);
+        }
+        Ok(())
+    }
+
+    /// When forwarding ends.
+    pub fn until(&self) -> Instant {
+        self.until
+    }
+
+    /// What was forwarded and what was not.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+impl From<NotVxlan> for Reason {
+    fn from(why: NotVxlan) -> Self {
+        match why {
+            NotVxlan::Short => Self::WireShort,
+            NotVxlan::NoVni => Self::WireNoVni,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::Ipv4Addr, time::Duration};
+
+    use super::*;
+    use crate::{
+        batch::tests::Sent,
+        frame::{IPV4, samples::*},
+    };
+
+    const NEW: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 9), 4789);
+    const PEER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 9), 4790);
+
+    fn datagram(vni: u32, to: MacAddr, from: MacAddr, bytes: usize) -> Vec<u8> {
+        [&Vni::new(vni).unwrap().header()[..], &ethernet(to, from, IPV4, &vec![7; bytes])].concat()
+    }
+
+    #[test]
+    fn what_is_for_the_guest_follows_it_until_the_deadline() {
+        let start = Instant::now();
+        let mut relay = Relay::new(Vni::new(5).unwrap(), MINE, NEW, start + Duration::from_secs(5));
+        let run = [datagram(5, MINE, THEIRS, 100), datagram(5, MINE, THEIRS, 100), datagram(5, MacAddr::BROADCAST, THEIRS, 40)].concat();
+        let mut sent = Sent::default();
+        relay.handle(start, PEER, &run, 122, &mut sent);
+        assert_eq!(sent.0, [(NEW, 122, run.clone())]);
+        relay.handle(start + Duration::from_secs(5), PEER, &run, 122, &mut sent);
+        assert_eq!((sent.0.len(), relay.counters().of(Reason::RelayOver), relay.counters().relayed), (1, 3, 3));
+    }
+
+    #[test]
+    fn nothing_else_is_sent_on() {
+        let start = Instant::now();
+        let mut relay = Relay::new(Vni::new(5).unwrap(), MINE, NEW, start + Duration::from_secs(5));
+        let mut sent = Sent::default();
+        let good = datagram(5, MINE, THEIRS, 100);
+        for (source, datagram, reason) in [
+            (NEW, good.clone(), Reason::RelayLoop),
+            (PEER, datagram(6, MINE, THEIRS, 100), Reason::WireOtherLan),
+            (PEER, datagram(5, THEIRS, THEIRS, 100), Reason::WireOtherStation),
+            (PEER, datagram(5, MacAddr::BROADCAST, MINE, 100), Reason::WireOwnSource),
+            (PEER, good[..21].to_vec(), Reason::WireShort),
+            (PEER, good[..7].to_vec(), Reason::WireShort),
+            (PEER, [&[0; 8][..], &good[8..]].concat(), Reason::WireNoVni),
+        ] {
+            let before = relay.counters().of(reason);
+            relay.handle(start, source, &datagram, datagram.len(), &mut sent);
+            assert_eq!(relay.counters().of(reason), before + 1, "{}", reason.name());
+        }
+        relay.handle(start, PEER, &[], 0, &mut sent);
+        assert!(sent.0.is_empty());
+    }
+}

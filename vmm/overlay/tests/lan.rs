@@ -1,0 +1,325 @@
+//! A LAN of several ports in one process, over a network that loses, delays and doubles, from a printed seed.
+//!
+//! `REBEC_SEED=N cargo test -p rebec-overlay --test lan` replays a run. What is checked: a frame reaches exactly the stations it is for, and
+//! whole; nothing loops; a TCP stream cut by one port and joined by another is the same stream; a guest that moves keeps being reached.
+
+#![expect(clippy::unwrap_used, reason = "a test's own constants")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, SocketAddrV4},
+    time::{Duration, Instant},
+};
+
+use rebec_overlay::{
+    Accepts, Checksum, Fdb, Inbound, Offload, Port, PortConfig, Reason, Relay, SegmentKind, Segmentation, Wire, checksum::Sum, vxlan::Vni,
+};
+use rebec_vmm_api::MacAddr;
+
+const ALL: Accepts = Accepts { checksum: true, tcp4: true, tcp6: true, ecn: true };
+
+/// SplitMix64: small, and the same everywhere.
+struct Seed(u64);
+
+impl Seed {
+    fn from_environment(default: u64) -> Self {
+        let seed = std::env::var("REBEC_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+        println!("REBEC_SEED={seed}");
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit
+    }
+}
+
+fn endpoint(number: u8) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, number), 4700 + u16::from(number))
+}
+
+fn station(number: u8) -> MacAddr {
+    MacAddr([0x52, 0x54, 0, 0, 1, number])
+}
+
+fn config(number: u8) -> PortConfig {
+    PortConfig { vni: Vni::new(42).unwrap(), mac: station(number), mtu: 1400 }
+}
+
+/// What one port put on the wire.
+#[derive(Default)]
+struct Outbox(Vec<(SocketAddrV4, usize, Vec<u8>)>);
+
+impl Wire for Outbox {
+    fn send(&mut self, to: SocketAddrV4, datagrams: &[u8], stride: usize) {
+        self.0.push((to, stride, datagrams.to_vec()));
+    }
+}
+
+struct Run {
+    due: u64,
+    from: SocketAddrV4,
+    to: SocketAddrV4,
+    stride: usize,
+    bytes: Vec<u8>,
+}
+
+/// A network between endpoints.
+struct Network {
+    seed: Seed,
+    faults: bool,
+    now: u64,
+    flying: Vec<Run>,
+}
+
+impl Network {
+    fn take(&mut self, from: SocketAddrV4, outbox: Outbox) {
+        for (to, stride, bytes) in outbox.0 {
+            let copies = if !self.faults { 1 } else { [0, 1, 1, 1, 1, 1, 1, 2][self.seed.below(8) as usize] };
+            for _ in 0..copies {
+                let late = if self.faults && self.seed.below(4) == 0 { self.seed.below(20) } else { 0 };
+                self.flying.push(Run { due: self.now + 1 + late, from, to, stride, bytes: bytes.clone() });
+            }
+        }
+    }
+
+    fn arrived(&mut self) -> Vec<Run> {
+        self.now += 1;
+        let (here, flying) = std::mem::take(&mut self.flying).into_iter().partition(|run| run.due <= self.now);
+        self.flying = flying;
+        here
+    }
+}
+
+fn frames_of(port: &mut Port, now: Instant, fdb: &Fdb, run: &Run) -> Vec<(Offload, Vec<u8>)> {
+    let mut inbound = Inbound::new(run.from, run.bytes.len(), run.stride);
+    let mut frames = Vec::new();
+    while let Some(ready) = port.next_frame(now, fdb, &mut inbound, &run.bytes) {
+        frames.push((ready.offload, port.frame(&ready, &run.bytes).to_vec()));
+    }
+    frames
+}
+
+fn datagram_frame(to: MacAddr, from: MacAddr, number: u32, bytes: usize) -> Vec<u8> {
+    let mut frame = [&to.0[..], &from.0, &[0x88, 0xb5], &number.to_be_bytes()].concat();
+    frame.resize(18 + bytes, number as u8);
+    frame
+}
+
+#[test]
+fn frames_reach_whom_they_are_for_and_no_one_else() {
+    let mut network = Network { seed: Seed::from_environment(1), faults: true, now: 0, flying: Vec::new() };
+    let start = Instant::now();
+    let mut ports: BTreeMap<SocketAddrV4, (u8, Port, Fdb)> = (1..=5)
+        .map(|number| {
+            let mut fdb = Fdb::default();
+            for other in (1..=5).filter(|other| *other != number) {
+                fdb.add(endpoint(number), station(other), endpoint(other)).unwrap();
+            }
+            // Port 3 has never heard of port 5's station, only of another behind that endpoint: it floods.
+            if number == 3 {
+                fdb.remove(station(5));
+                fdb.add(endpoint(3), station(77), endpoint(5)).unwrap();
+            }
+            (endpoint(number), (number, Port::new(config(number)), fdb))
+        })
+        .collect();
+    let mut sent: BTreeMap<u32, (u8, Option<u8>, Vec<u8>)> = BTreeMap::new();
+    let mut received: BTreeMap<u8, Vec<u32>> = BTreeMap::new();
+    for step in 0..3000_u32 {
+        if step < 2000 {
+            let from = 1 + network.seed.below(5) as u8;
+            let to = Some(1 + network.seed.below(6) as u8).filter(|to| *to <= 5);
+            let mac = to.map_or(MacAddr::BROADCAST, station);
+            let frame = datagram_frame(mac, station(from), step, network.seed.below(1380) as usize);
+            let (_, port, fdb) = ports.get_mut(&endpoint(from)).unwrap();
+            let mut outbox = Outbox::default();
+            port.transmit(start, fdb, &Offload::default(), &frame, &mut outbox);
+            if step % 3 == 0 {
+                port.flush(&mut outbox);
+            }
+            network.take(endpoint(from), outbox);
+            sent.insert(step, (from, to, frame));
+        } else if step == 2000 {
+            for (at, (_, port, _)) in &mut ports {
+                let mut outbox = Outbox::default();
+                port.flush(&mut outbox);
+                network.take(*at, outbox);
+            }
+        }
+        for run in network.arrived() {
+            let (number, port, fdb) = ports.get_mut(&run.to).unwrap();
+            for (offload, frame) in frames_of(port, start, fdb, &run) {
+                assert_eq!(offload, Offload::default());
+                let step = u32::from_be_bytes(frame[14..18].try_into().unwrap());
+                let (from, to, original) = &sent[&step];
+                assert_eq!(&frame, original);
+                assert!(to.is_none_or(|to| to == *number) && from != number, "frame {step} reached {number}");
+                received.entry(*number).or_default().push(step);
+            }
+        }
+    }
+    assert!(network.flying.is_empty());
+    let unicast_to_others = sent.values().filter(|(from, to, _)| to.is_some_and(|to| to != *from)).count();
+    let broadcast = sent.values().filter(|(_, to, _)| to.is_none()).count();
+    let reached: usize = received.values().map(|steps| steps.iter().collect::<BTreeSet<_>>().len()).sum();
+    let expected = unicast_to_others + 4 * broadcast;
+    // One run in eight is lost; runs hold few frames here.
+    assert!(reached > expected * 3 / 4 && reached < expected, "{reached} of {expected}");
+    let (_, port, _) = &ports[&endpoint(3)];
+    assert!(port.counters().flooded > 0);
+    let (_, port, _) = &ports[&endpoint(1)];
+    assert!(port.counters().of(Reason::WireOtherStation) > 0, "unknown unicast was flooded to 1 and dropped there");
+}
+
+fn large_tcp(to: MacAddr, from: MacAddr, sequence: u32, payload: &[u8]) -> (Offload, Vec<u8>) {
+    let mut frame = [&to.0[..], &from.0, &[8, 0, 0x45, 0]].concat();
+    frame.extend(((40 + payload.len()) as u16).to_be_bytes());
+    frame.extend([0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    let sum = Sum::default().bytes(&frame[14..34]).finish();
+    frame[24..26].copy_from_slice(&sum);
+    frame.extend([0x80, 1, 0x1f, 0x90]);
+    frame.extend(sequence.to_be_bytes());
+    frame.extend([0, 0, 0, 9, 0x50, 0x10, 1, 2, 0, 0, 0, 0]);
+    frame.extend(payload);
+    let sum = Sum::default().bytes(&frame[26..34]).word(6).word((20 + payload.len()) as u16).partial();
+    frame[50..52].copy_from_slice(&sum);
+    let segmentation = Segmentation { kind: SegmentKind::Tcp4, ecn: false, header_bytes: 54, segment_bytes: 1360 };
+    (Offload { checksum: Checksum::Partial { start: 34, offset: 16 }, segmentation: Some(segmentation) }, frame)
+}
+
+#[test]
+fn a_tcp_stream_arrives_in_large_frames_with_right_checksums() {
+    let mut network = Network { seed: Seed::from_environment(2), faults: false, now: 0, flying: Vec::new() };
+    let start = Instant::now();
+    let (mut sender, mut receiver) = (Port::new(config(1)), Port::new(config(2)));
+    receiver.set_accepts(ALL);
+    let (mut to_receiver, none) = (Fdb::default(), Fdb::default());
+    to_receiver.add(endpoint(1), station(2), endpoint(2)).unwrap();
+    let mut stream = Vec::new();
+    let mut outbox = Outbox::default();
+    for _ in 0..200 {
+        let bytes = 1 + network.seed.below(65_000) as usize;
+        let payload: Vec<u8> = (0..bytes).map(|_| network.seed.next() as u8).collect();
+        let (offload, frame) = large_tcp(station(2), station(1), stream.len() as u32, &payload);
+        sender.transmit(start, &to_receiver, &offload, &frame, &mut outbox);
+        stream.extend(payload);
+    }
+    sender.flush(&mut outbox);
+    network.take(endpoint(1), outbox);
+    let (mut joined, mut frames): (Vec<u8>, u64) = (Vec::new(), 0);
+    for run in network.arrived() {
+        for (offload, frame) in frames_of(&mut receiver, start, &none, &run) {
+            let segment_sum = Sum::default().bytes(&frame[26..34]).word(6).word((frame.len() - 34) as u16);
+            match offload.checksum {
+                Checksum::Valid => assert!(segment_sum.bytes(&frame[34..]).is_right()),
+                Checksum::Partial { start: 34, offset: 16 } => assert_eq!(frame[50..52], segment_sum.partial()),
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(u32::from_be_bytes(frame[38..42].try_into().unwrap()), joined.len() as u32);
+            joined.extend(&frame[54..]);
+            frames += 1;
+        }
+    }
+    assert!(joined == stream);
+    let datagrams = receiver.counters().rx_datagrams;
+    assert!(frames * 8 < datagrams, "{frames} frames for {datagrams} datagrams");
+    assert_eq!((sender.counters().lost(), receiver.counters().lost()), (0, 0));
+}
+
+#[test]
+fn a_guest_that_moves_is_reached_all_the_time() {
+    let start = Instant::now();
+    let vni = Vni::new(42).unwrap();
+    let mut client = Port::new(config(1));
+    let mut here = Port::new(config(2));
+    let mut fdb = Fdb::default();
+    fdb.add(endpoint(1), station(2), endpoint(2)).unwrap();
+    let mut here_fdb = Fdb::default();
+    here_fdb.add(endpoint(2), station(1), endpoint(1)).unwrap();
+    // The guest says its address once; it travels with it.
+    let arp =
+        [&[0xff; 6][..], &station(2).0, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &station(2).0, &[10, 0, 0, 2], &[0; 6], &[10, 0, 0, 1]].concat();
+    let mut outbox = Outbox::default();
+    here.transmit(start, &here_fdb, &Offload::default(), &arp, &mut outbox);
+    let mut there = Port::new(config(2));
+    there.restore(&here.saved()).unwrap();
+    let mut relay = Relay::new(vni, station(2), endpoint(9), start + Duration::from_secs(5));
+    drop(here);
+
+    let say = |client: &mut Port, fdb: &Fdb, number| {
+        let mut outbox = Outbox::default();
+        client.transmit(start, fdb, &Offload::default(), &datagram_frame(station(2), station(1), number, 100), &mut outbox);
+        client.flush(&mut outbox);
+        outbox.0
+    };
+    // The client still sends to the old place, which sends on.
+    let mut relayed = Outbox::default();
+    for (to, stride, run) in say(&mut client, &fdb, 1) {
+        assert_eq!(to, endpoint(2));
+        relay.handle(start, endpoint(1), &run, stride, &mut relayed);
+    }
+    let (to, stride, bytes) = relayed.0.remove(0);
+    assert_eq!(to, endpoint(9));
+    let run = Run { due: 0, from: endpoint(2), to, stride, bytes };
+    assert_eq!(frames_of(&mut there, start, &Fdb::default(), &run).len(), 1);
+
+    // Then its control plane hears.
+    fdb.add(endpoint(1), station(2), endpoint(9)).unwrap();
+    assert_eq!(say(&mut client, &fdb, 2)[0].0, endpoint(9));
+
+    // The new place says where the guest is, in several rounds, then is quiet.
+    let mut there_fdb = Fdb::default();
+    there_fdb.add(endpoint(9), station(1), endpoint(1)).unwrap();
+    there.announce(start);
+    let (mut rounds, mut now) = (0, start);
+    while let Some(due) = there.next_deadline() {
+        now = now.max(due);
+        let mut outbox = Outbox::default();
+        there.tick(now, &there_fdb, &mut outbox);
+        let heard: Vec<_> = outbox.0.iter().flat_map(|(_, stride, run)| run.chunks(*stride)).collect();
+        assert_eq!(heard.len(), 2, "both forms of gratuitous ARP");
+        assert!(heard.iter().all(|datagram| datagram[8 + 28..8 + 32] == [10, 0, 0, 2]));
+        rounds += 1;
+    }
+    assert_eq!((rounds, now - start), (4, Duration::from_millis(600)));
+}
+
+#[test]
+fn only_physical_machines_teach_and_never_against_the_control_plane() {
+    let start = Instant::now();
+    let mut port = Port::new(config(1));
+    let mut fdb = Fdb::default();
+    fdb.add(endpoint(1), MacAddr([0; 6]), endpoint(7)).unwrap();
+    fdb.add(endpoint(1), station(2), endpoint(2)).unwrap();
+    fdb.add(endpoint(1), station(3), endpoint(3)).unwrap();
+    let hear = |port: &mut Port, fdb: &Fdb, from: SocketAddrV4, source: MacAddr| {
+        let frame = datagram_frame(station(1), source, 1, 50);
+        let bytes = [&Vni::new(42).unwrap().header()[..], &frame].concat();
+        assert_eq!(frames_of(port, start, fdb, &Run { due: 0, from, to: endpoint(1), stride: bytes.len(), bytes }).len(), 1);
+    };
+    let goes_to = |port: &mut Port, fdb: &Fdb, now, station: MacAddr| {
+        let mut outbox = Outbox::default();
+        port.transmit(now, fdb, &Offload::default(), &datagram_frame(station, MacAddr([0x52, 0x54, 0, 0, 1, 1]), 1, 50), &mut outbox);
+        port.flush(&mut outbox);
+        outbox.0.into_iter().map(|(to, ..)| to).collect::<Vec<_>>()
+    };
+    // A Linux vxlan device sends from any port.
+    hear(&mut port, &fdb, SocketAddrV4::new(*endpoint(7).ip(), 33_333), station(70));
+    hear(&mut port, &fdb, SocketAddrV4::new(*endpoint(7).ip(), 33_333), station(2));
+    hear(&mut port, &fdb, endpoint(3), station(71));
+    assert_eq!(goes_to(&mut port, &fdb, start, station(70)), [endpoint(7)]);
+    assert_eq!(goes_to(&mut port, &fdb, start, station(2)), [endpoint(2)]);
+    let everyone = [endpoint(7), endpoint(2), endpoint(3)];
+    assert_eq!(goes_to(&mut port, &fdb, start, station(71)), everyone);
+    assert_eq!(goes_to(&mut port, &fdb, start + Duration::from_secs(300), station(70)), everyone);
+    fdb.add(endpoint(1), station(70), endpoint(3)).unwrap();
+    assert_eq!(goes_to(&mut port, &fdb, start, station(70)), [endpoint(3)]);
+}
