@@ -1,0 +1,142 @@
+//! Where everything lies in the guest's physical address space and port space: constants only.
+//!
+//! Who uses it: this crate (ACPI tables, memory map), the KVM crate (RAM regions, TSS) and the process (bus, eventfds).
+//!
+//! ```text
+//! 0x0000_0000  start_info, memory map, module list, command line     RAM, reused by the guest once it has read them
+//! 0x000a_0000  legacy hole; ACPI tables from 0x000e_0000             reserved
+//! 0x0010_0000  kernel ... initramfs ends where low RAM ends          RAM
+//! 0xc000_0000  end of low RAM at the latest
+//! 0xd000_0000  virtio-mmio slots, 4 KiB each
+//! 0xfec0_0000  IOAPIC   0xfee0_0000 local APIC   0xfffb_c000 KVM's own four pages
+//! 0x1_0000_0000  RAM beyond 3 GiB
+//! ```
+
+use std::ops::Range;
+
+/// Size of a page and unit of every RAM size.
+pub const PAGE_BYTES: u64 = 4096;
+/// RAM below 4 GiB ends here at the latest.
+pub const LOW_RAM_BYTES_MAX: u64 = 3 << 30;
+/// RAM that does not fit below continues here.
+pub const HIGH_RAM_START: u64 = 1 << 32;
+
+/// `hvm_start_info`.
+pub const START_INFO: u64 = 0x6000;
+/// Table of `hvm_memmap_table_entry`.
+pub const MEMMAP: u64 = 0x7000;
+/// Table of `hvm_modlist_entry`.
+pub const MODULES: u64 = 0x8000;
+/// Command line, ended by a zero byte.
+pub const CMDLINE: u64 = 0x9000;
+/// Longest command line without its zero byte: Linux's COMMAND_LINE_SIZE is 2048 and longer ones are cut silently.
+pub const CMDLINE_BYTES_MAX: usize = 2047;
+/// Never RAM to the guest. Linux reserves it for any PVH guest (`init_pvh_bootparams`).
+pub const LEGACY_HOLE: Range<u64> = 0x000a_0000..0x0010_0000;
+/// ACPI tables, the RSDP first. It lies where an ACPI 1.0 guest would search for it as well.
+pub const ACPI: Range<u64> = 0x000e_0000..0x0010_0000;
+/// Kernel segments begin here at the earliest; what is below belongs to the tables above.
+pub const KERNEL_START: u64 = 0x0010_0000;
+
+/// virtio-mmio slots of a machine.
+pub const SLOTS: usize = 16;
+/// First slot's registers.
+pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
+/// Bytes from one slot's registers to the next one's; all of them are the slot's.
+pub const VIRTIO_MMIO_STRIDE: u64 = 0x1000;
+/// The pins past the ISA ones first: those are never shared with a legacy interrupt.
+const SLOT_GSIS: [u32; SLOTS] = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12, 14, 15];
+
+/// Most vCPUs of a machine.
+pub const VCPUS_MAX: u8 = 16;
+/// IOAPIC of KVM's irqchip.
+pub const IOAPIC_ADDRESS: u32 = 0xfec0_0000;
+/// Local APIC of every vCPU.
+pub const LAPIC_ADDRESS: u32 = 0xfee0_0000;
+/// Three pages for KVM's real-mode task state segment (KVM_SET_TSS_ADDR).
+pub const KVM_TSS_ADDRESS: u64 = 0xfffb_d000;
+/// One page for KVM's identity map (KVM_SET_IDENTITY_MAP_ADDR).
+pub const KVM_IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// First of the 8 ports of the serial console.
+pub const COM1_PORT: u16 = 0x3f8;
+/// First port after the serial console.
+pub const COM1_END: u16 = COM1_PORT + 8;
+/// Interrupt of the serial console.
+pub const COM1_GSI: u32 = 4;
+/// ACPI's system control interrupt: level, active high.
+pub const SCI_GSI: u32 = 9;
+/// First of the ports of power management: PM1a and the reset register.
+pub const POWER_PORT: u16 = PM1A_EVENT_PORT;
+/// First port after power management.
+pub const POWER_END: u16 = RESET_PORT + 1;
+/// PM1a status (2 bytes) and enable (2 bytes); ACPI 6.5 §4.8.3.1.
+pub const PM1A_EVENT_PORT: u16 = 0x600;
+/// PM1a control (2 bytes); ACPI 6.5 §4.8.3.2.
+pub const PM1A_CONTROL_PORT: u16 = 0x604;
+/// Reset register (1 byte); ACPI 6.5 §4.8.3.6.
+pub const RESET_PORT: u16 = 0x608;
+/// The value that resets when written to [`RESET_PORT`].
+pub const RESET_VALUE: u8 = 1;
+/// SLP_TYP of `\_S5`: a write of it with SLP_EN to [`PM1A_CONTROL_PORT`] powers the machine off.
+pub const S5_SLEEP_TYPE: u8 = 5;
+
+/// Address of a slot's registers.
+///
+/// # Panics
+/// If there is no such slot: slots are counted when a machine is configured, never by a guest.
+#[must_use]
+pub const fn slot_address(slot: usize) -> u64 {
+    assert!(slot < SLOTS, "invariant: slots are numbered 0..16");
+    VIRTIO_MMIO_BASE + slot as u64 * VIRTIO_MMIO_STRIDE
+}
+
+/// Interrupt of a slot: edge triggered, active high, exclusive.
+///
+/// # Panics
+/// If there is no such slot: slots are counted when a machine is configured, never by a guest.
+#[must_use]
+pub const fn slot_gsi(slot: usize) -> u32 {
+    SLOT_GSIS[slot]
+}
+
+/// Bytes of `ram_bytes` that lie below 4 GiB, from address 0.
+#[must_use]
+pub const fn low_ram_bytes(ram_bytes: u64) -> u64 {
+    if ram_bytes < LOW_RAM_BYTES_MAX { ram_bytes } else { LOW_RAM_BYTES_MAX }
+}
+
+/// Bytes of `ram_bytes` that lie from [`HIGH_RAM_START`] on.
+#[must_use]
+pub const fn high_ram_bytes(ram_bytes: u64) -> u64 {
+    ram_bytes - low_ram_bytes(ram_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interrupts_of_slots_are_distinct_and_spare_the_fixed_ones() {
+        // 0 timer, 1 keyboard, 2 cascade, 3 COM2, 4 COM1, 8 RTC, 9 SCI, 13 FPU: a guest may claim those by itself.
+        let mut gsis: Vec<u32> = (0..SLOTS).map(slot_gsi).collect();
+        assert!(gsis.iter().all(|gsi| *gsi < 24 && ![0, 1, 2, 3, 4, 8, 9, 13].contains(gsi)));
+        gsis.sort_unstable();
+        gsis.dedup();
+        assert_eq!(gsis.len(), SLOTS);
+    }
+
+    #[test]
+    fn ram_splits_at_three_gibibytes() {
+        for (ram, low, high) in [(64 << 20, 64 << 20, 0), (3 << 30, 3 << 30, 0), (5 << 30, 3 << 30, 2 << 30)] {
+            assert_eq!((low_ram_bytes(ram), high_ram_bytes(ram)), (low, high));
+        }
+    }
+
+    #[test]
+    fn boot_tables_do_not_overlap() {
+        let ends = [START_INFO, MEMMAP, MODULES, CMDLINE, CMDLINE + PAGE_BYTES, LEGACY_HOLE.start];
+        assert!(ends.is_sorted_by(|a, b| a < b));
+        assert!(CMDLINE_BYTES_MAX < PAGE_BYTES as usize);
+    }
+}
