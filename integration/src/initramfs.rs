@@ -7,7 +7,7 @@
 //! end     an entry named TRAILER!!!
 //! ```
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::{Context as _, Result};
 
@@ -80,6 +80,24 @@ impl Initramfs {
             end += slash + 1;
         }
         self.entries.insert(path.to_owned(), entry);
+    }
+
+    /// Writes the tree into a folder, for a disk image. Device nodes are left out: making them takes root, and a system
+    /// that mounts devtmpfs has them anyway.
+    pub fn unpack(&self, folder: &Path) -> Result<()> {
+        for (name, entry) in &self.entries {
+            let path = folder.join(name);
+            let done = match entry {
+                Entry::Folder => fs::create_dir_all(&path),
+                Entry::File { mode, bytes } => {
+                    fs::write(&path, bytes).and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(*mode)))
+                }
+                Entry::Link(target) => std::os::unix::fs::symlink(target, &path),
+                Entry::CharDevice { .. } => Ok(()),
+            };
+            done.with_context(|| format!("write {}", path.display()))?;
+        }
+        Ok(())
     }
 
     /// The archive.

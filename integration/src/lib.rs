@@ -8,9 +8,11 @@
 pub mod artifacts;
 pub mod channel;
 pub mod command;
+pub mod guest;
 pub mod initramfs;
 pub mod modules;
 pub mod paths;
 pub mod progress;
 pub mod provision;
 pub mod qemu;
+pub mod tasks;

@@ -1,28 +1,33 @@
-//! `cargo lab`.
-use rebec_lab::{
-    channel,
-    qemu::{Lab, LabConfig, Shape, image::Share},
-};
-fn main() -> anyhow::Result<()> {
-    let p = rebec_lab::provision::provision()?;
-    let lab = Lab::start(
-        &p,
-        &LabConfig {
-            name: "proto",
-            machines: &["a", "b"],
-            accel: None,
-            memory_mib: 2048,
-            vcpus: 2,
-            share: Share::default().with("x/y", std::path::Path::new("/etc/hostname")),
-            link: Shape { rate_mbit: Some(100), delay: std::time::Duration::from_millis(10), ..Shape::default() },
-        },
-    )?;
-    lab.check_kvm()?;
-    println!("{}", lab.machines[0].shell("uname -a; ls -l /dev/kvm /share /share/x; dmesg | tail -5; ping -c 5 10.0.0.2; cat /sys/devices/system/clocksource/clocksource0/current_clocksource; free -m")?);
-    for _ in 0..5 {
-        println!("{:?}", lab.machines[1].clock_offset()?);
-        std::thread::sleep(std::time::Duration::from_secs(2));
-    }
-    println!("{:?}", lab.set_clocks()?);
-    Ok(())
+//! `cargo lab`: the one door to building, testing, showing and measuring Rebec.
+//!
+//! Parses the command line and calls a task of `rebec_lab::tasks`. An error is one line that names the object.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use rebec_lab::tasks;
+
+/// The lab: boots machines, runs the demo, the tests, the checks and the benchmarks.
+#[derive(Debug, Parser)]
+#[command(name = "cargo lab", version)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Boot one lab machine and a VM in it, and show the VM's console.
+    Boot(tasks::boot::Options),
+}
+
+fn main() -> ExitCode {
+    env_logger::init();
+    let done = match Cli::parse().task {
+        Task::Boot(options) => tasks::boot::run(&options),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("cargo lab: {error:#}");
+        ExitCode::FAILURE
+    })
 }

@@ -120,12 +120,12 @@ impl Share {
         let file = fs::File::create(image).with_context(|| format!("create {}", image.display()))?;
         file.set_len(size).with_context(|| format!("size {}", image.display()))?;
         drop(file);
-        ext4(image, tree.path())
+        ext4(image, tree.path(), "^has_journal")
     }
 }
 
 /// Makes an ext4 file system with a folder's content, the same bytes for the same content.
-pub fn ext4(image: &Path, content: &Path) -> Result<()> {
+pub fn ext4(image: &Path, content: &Path, features: &str) -> Result<()> {
     const UUID: &str = "6f2d6c61-6265-4331-8000-7265626563aa";
     Program::new("mkfs.ext4")
         .args([
@@ -138,7 +138,7 @@ pub fn ext4(image: &Path, content: &Path) -> Result<()> {
             "-E",
             &format!("hash_seed={UUID},root_owner=0:0,lazy_itable_init=0"),
             "-O",
-            "^has_journal",
+            features,
             "-d",
         ])
         .arg(content)

@@ -1,0 +1,3 @@
+//! What `cargo lab` can be told to do, one file each.
+
+pub mod boot;
