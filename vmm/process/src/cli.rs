@@ -1,0 +1,405 @@
+//! The command line: what a user writes becomes [`Command`], or one line that says what is wrong with it.
+//!
+//! Nothing is opened here. The values of `--memory`, `--disk`, `--net` and `--serial` are parsed by `rebec_vmm_api::config`;
+//! what only several options together can get wrong (two NICs on one endpoint, one disk twice) is refused in [`Shared::check`].
+
+use std::{
+    collections::HashSet,
+    ffi::OsString,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use rebec_vmm_api::{DiskConfig, MacAddr, MemorySize, NetConfig, SerialConfig, control::MigrateOptions};
+
+/// Device slots of the machine; one of them is the random number generator.
+const DISKS_AND_NETS_MAX: usize = 15;
+/// Donors one `receive` asks; each costs a connection and a question per unknown page.
+const DONORS_MAX: usize = 16;
+
+const ABOUT: &str = "Runs one virtual machine on KVM, on its own LAN, and moves it live to another rebec-vmm.";
+
+const AFTER: &str = "\
+A move travels over plain TCP: unprotected, neither encrypted nor authenticated. Whoever can reach the address of
+`receive`, or sees the link, can read or replace the VM. LAN frames (VXLAN over UDP) are unprotected too. Use both only
+on a network you trust, or inside a tunnel.
+
+Example: a VM here, moved to host 10.0.0.2
+  here$      rebec-vmm run --kernel vmlinuz --disk web.qcow2 --cmdline 'console=ttyS0 root=/dev/vda' --serial stdio \\
+               --net vni=7,mac=52:54:00:00:00:01,local=10.0.0.1:4789 --control /run/web.sock
+  10.0.0.2$  rebec-vmm receive --listen 10.0.0.2:7000 --disk web.qcow2 \\
+               --net vni=7,mac=52:54:00:00:00:01,local=10.0.0.2:4789 --control /run/web.sock
+  here$      rebec-vmm ctl /run/web.sock migrate --to 10.0.0.2:7000
+
+Exit codes: 0 done, 1 failed, 2 wrong usage; `ctl migrate` also 3, when the right to run the VM waits for the other side.
+REBEC_LOG=debug (or info, warn, error) sets how much is said on standard error.";
+
+#[derive(Parser, Debug)]
+#[command(name = "rebec-vmm", version, about = ABOUT, after_help = AFTER, disable_help_subcommand = true, arg_required_else_help = false)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What the user asked for, checked.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Boot a VM and run it until it ends
+    #[command(
+        after_help = "The VM ends when its guest powers off, on `ctl stop`, on SIGTERM and on SIGINT; a guest reset starts it again."
+    )]
+    Run(RunOptions),
+    /// Wait for one VM to arrive, run it on, and end when it ends
+    #[command(after_help = "\
+The machine's shape (memory, vCPUs, devices and their order) comes with the VM; the options here say where its disks,
+ports and sockets are on this side, in the same order. What does not fit is refused before the first page.
+The connection is plain TCP: unprotected, neither encrypted nor authenticated. Listen on a network you trust.")]
+    Receive(ReceiveOptions),
+    /// Talk to a running VM through its control socket
+    #[command(arg_required_else_help = false)]
+    Ctl(CtlOptions),
+    /// Seals itself and says what it can still reach, for the tests of the sandbox
+    #[command(hide = true)]
+    SealSelfTest(SealSelfTest),
+}
+
+/// Options of `run`.
+#[derive(Args, Debug)]
+pub struct RunOptions {
+    /// Kernel: a Linux bzImage, or an ELF with a PVH entry
+    #[arg(long, value_name = "FILE")]
+    pub kernel: PathBuf,
+    /// Initial RAM disk handed to the kernel
+    #[arg(long, value_name = "FILE")]
+    pub initramfs: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    pub cmdline: String,
+    /// Guest memory, in whole MiB, from 16M to 1T
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub memory: MemorySize,
+    /// Virtual CPUs, from 1 to 16
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub vcpus: u8,
+    /// What both sides of a move have in common
+    #[command(flatten)]
+    pub shared: Shared,
+}
+
+/// Options of `receive`.
+#[derive(Args, Debug)]
+pub struct ReceiveOptions {
+    /// Where the VM arrives (plain TCP, unprotected)
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen: SocketAddr,
+    /// Control socket of another VMM on this host that may hold the same content; may be repeated
+    #[arg(long = "donor", value_name = "SOCKET")]
+    pub donors: Vec<PathBuf>,
+    /// What both sides of a move have in common
+    #[command(flatten)]
+    pub shared: Shared,
+}
+
+/// Where a VM's disks, ports and sockets are on this host.
+#[derive(Args, Debug)]
+pub struct Shared {
+    /// Disk image, raw or qcow2; `,ro` makes it read-only; may be repeated. `receive` creates a missing one
+    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    pub disks: Vec<DiskConfig>,
+    /// NIC and its port on a VXLAN LAN; may be repeated, and so may peer=
+    #[arg(long = "net", value_name = "vni=N,mac=MAC,local=IP:PORT[,peer=MAC@IP:PORT]...")]
+    pub nets: Vec<NetConfig>,
+    /// Where the guest's first serial port leads; unix: listens at PATH [default: nowhere]
+    #[arg(long, value_name = "stdio|file:PATH|unix:PATH")]
+    pub serial: Option<SerialConfig>,
+    /// Create a control socket here, for `rebec-vmm ctl`
+    #[arg(long, value_name = "SOCKET")]
+    pub control: Option<PathBuf>,
+    /// Keep the record of who may run this VM here; without it, a crash of both sides of a move is not covered
+    #[arg(long, value_name = "FILE")]
+    pub ledger: Option<PathBuf>,
+}
+
+/// Options of `ctl`.
+#[derive(Args, Debug)]
+pub struct CtlOptions {
+    /// The VM's control socket
+    #[arg(value_name = "SOCKET")]
+    pub socket: PathBuf,
+    /// What to tell the VM
+    #[command(subcommand)]
+    pub request: CtlRequest,
+}
+
+/// What `ctl` tells the VM.
+#[derive(Subcommand, Debug)]
+pub enum CtlRequest {
+    /// Show the VM's state, size and counters
+    Status {
+        /// As one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop the vCPUs; memory and devices stay as they are
+    Pause,
+    /// Let a paused VM run on
+    Resume,
+    /// End the VM, as if its power were cut
+    Stop,
+    /// Abandon the move under way; the VM runs on here
+    Cancel,
+    /// Tell the VM's ports where a MAC address lives
+    FdbAdd {
+        /// The station
+        #[arg(value_name = "MAC")]
+        mac: MacAddr,
+        /// Its VXLAN endpoint
+        #[arg(value_name = "IP:PORT")]
+        endpoint: std::net::SocketAddrV4,
+    },
+    /// Move the VM, memory and disks, to a waiting `rebec-vmm receive`
+    #[command(after_help = "\
+The streams are plain TCP: unprotected, neither encrypted nor authenticated.
+Progress goes to standard error; one JSON object that says what the move cost goes to standard output.
+Exit codes: 0 moved, 1 failed and the VM runs on here, 3 the right to run it waits for the other side.")]
+    Migrate(MigrateTo),
+}
+
+/// Options of `ctl migrate`.
+#[derive(Args, Debug)]
+pub struct MigrateTo {
+    /// Where `rebec-vmm receive --listen` waits
+    #[arg(long, value_name = "IP:PORT")]
+    pub to: SocketAddr,
+    /// Parallel connections for pages and disk, from 1 to 16
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MigrateOptions::STREAMS_MAX)))]
+    pub streams: u8,
+    /// Longest pause of the VM that is accepted; the switch waits until less is predicted
+    #[arg(long, value_name = "N", default_value_t = MigrateOptions::default_downtime_ms(), value_parser = clap::value_parser!(u32).range(1..=600_000))]
+    pub downtime_max_ms: u32,
+    /// Highest rate of the move [default: as fast as the link]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub bandwidth_max_mbit: Option<u32>,
+}
+
+/// What the sealed process tries to reach.
+#[derive(Args, Debug)]
+pub struct SealSelfTest {
+    /// A socket to create before sealing; connections to it are answered afterwards
+    #[arg(long)]
+    pub listen: PathBuf,
+    /// Somebody who listens on this machine
+    #[arg(long)]
+    pub tcp: SocketAddr,
+}
+
+/// Why there is no command to carry out.
+#[derive(Debug)]
+pub enum NoCommand {
+    /// The user asked for help or the version: this text answers, and the exit code is 0.
+    Answered(String),
+    /// The command line is wrong: one line, and the exit code is 2.
+    Usage(String),
+}
+
+/// Reads the process's own arguments.
+pub fn parse() -> Result<Command, NoCommand> {
+    parse_from(std::env::args_os())
+}
+
+fn parse_from(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Command, NoCommand> {
+    let command = Cli::try_parse_from(arguments).map_err(no_command)?.command;
+    let checked = match &command {
+        Command::Run(options) => options.shared.check(),
+        Command::Receive(options) => options.shared.check().and_then(|()| check_donors(&options.donors)),
+        Command::Ctl(_) | Command::SealSelfTest(_) => Ok(()),
+    };
+    checked.map(|()| command).map_err(NoCommand::Usage)
+}
+
+/// clap answers in paragraphs with hints; programs and logs want one line, people the sentence that matters.
+fn no_command(error: clap::Error) -> NoCommand {
+    let text = error.render().to_string();
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return NoCommand::Answered(text);
+    }
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<&str> = first.split_whitespace().collect();
+    let sentence = words.join(" ");
+    NoCommand::Usage(format!("{}; see --help", sentence.strip_prefix("error: ").unwrap_or(&sentence)))
+}
+
+impl Shared {
+    fn check(&self) -> Result<(), String> {
+        let slots = self.disks.len() + self.nets.len();
+        if slots > DISKS_AND_NETS_MAX {
+            return Err(format!("{slots} disks and nets: a machine has room for {DISKS_AND_NETS_MAX}; leave some out"));
+        }
+        self.check_disks()?;
+        self.check_nets()?;
+        self.check_paths()
+    }
+
+    /// Two read-only views of one image are harmless; a writer beside anyone else destroys it.
+    fn check_disks(&self) -> Result<(), String> {
+        for (index, disk) in self.disks.iter().enumerate() {
+            let twin = self.disks[..index].iter().find(|other| other.path == disk.path);
+            if twin.is_some_and(|other| !(other.read_only && disk.read_only)) {
+                return Err(format!("disk `{}` is given twice; make both `,ro`, or leave one out", disk.path.display()));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_nets(&self) -> Result<(), String> {
+        let (mut endpoints, mut stations) = (HashSet::new(), HashSet::new());
+        for net in &self.nets {
+            if !endpoints.insert(net.local) {
+                return Err(format!("two nets have local={}; give each its own port", net.local));
+            }
+            if !stations.insert(net.mac) {
+                return Err(format!("two nets have mac={}; give each its own address", net.mac));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every path this process creates or appends to must be its own.
+    fn check_paths(&self) -> Result<(), String> {
+        let serial = match &self.serial {
+            Some(SerialConfig::File(path) | SerialConfig::Unix(path)) => Some(path),
+            Some(SerialConfig::Stdio) | None => None,
+        };
+        let mut named: HashSet<&Path> = self.disks.iter().map(|disk| disk.path.as_path()).collect();
+        for (option, path) in [("--serial", serial), ("--control", self.control.as_ref()), ("--ledger", self.ledger.as_ref())] {
+            if let Some(path) = path
+                && !named.insert(path)
+            {
+                return Err(format!("{option} `{}` is also used for something else; give it its own path", path.display()));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_donors(donors: &[PathBuf]) -> Result<(), String> {
+    if donors.len() > DONORS_MAX {
+        return Err(format!("{} donors: at most {DONORS_MAX} are asked; leave some out", donors.len()));
+    }
+    let mut seen = HashSet::new();
+    match donors.iter().find(|donor| !seen.insert(*donor)) {
+        Some(twice) => Err(format!("donor `{}` is given twice", twice.display())),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse_words(line: &str) -> Result<Command, NoCommand> {
+        parse_from(line.split_whitespace())
+    }
+
+    fn refused(line: &str) -> String {
+        match parse_words(line) {
+            Err(NoCommand::Usage(message)) => message,
+            other => panic!("`{line}` gave {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_full_run_line() {
+        let line = "rebec-vmm run --kernel k --initramfs i --cmdline quiet --memory 1G --vcpus 4 --disk a.qcow2 --disk b,ro --ledger l \
+                    --net vni=1,mac=52:54:00:00:00:01,local=10.0.0.1:1,peer=52:54:00:00:00:02@10.0.0.2:1 --serial unix:/s --control /c";
+        let Ok(Command::Run(options)) = parse_words(line) else { panic!("not a run") };
+        assert_eq!((options.memory.bytes(), options.vcpus), (1 << 30, 4));
+        assert_eq!(options.shared.disks.len(), 2);
+        assert!(options.shared.disks[1].read_only);
+        assert_eq!(options.shared.nets[0].peers.len(), 1);
+        assert_eq!(options.shared.serial, Some(SerialConfig::Unix("/s".into())));
+    }
+
+    #[test]
+    fn what_is_left_out_has_a_default() {
+        let Ok(Command::Run(options)) = parse_words("rebec-vmm run --kernel k") else { panic!("not a run") };
+        assert_eq!((options.memory.bytes(), options.vcpus, options.cmdline.as_str()), (512 << 20, 1, ""));
+        assert_eq!(options.shared.serial, None);
+    }
+
+    #[test]
+    fn receive_and_every_ctl_request() {
+        let line = "rebec-vmm receive --listen 0.0.0.0:7000 --donor /a --donor /b --disk d --control /c";
+        assert!(matches!(parse_words(line), Ok(Command::Receive(options)) if options.donors.len() == 2));
+        for request in ["status", "status --json", "pause", "resume", "stop", "cancel", "fdb-add 52:54:00:00:00:01 10.0.0.1:4789"] {
+            assert!(matches!(parse_words(&format!("rebec-vmm ctl /c {request}")), Ok(Command::Ctl(_))), "{request}");
+        }
+        let line = "rebec-vmm ctl /c migrate --to 10.0.0.2:7000 --streams 16 --downtime-max-ms 50 --bandwidth-max-mbit 100";
+        let Ok(Command::Ctl(CtlOptions { request: CtlRequest::Migrate(migrate), .. })) = parse_words(line) else { panic!("not a migrate") };
+        assert_eq!((migrate.streams, migrate.downtime_max_ms, migrate.bandwidth_max_mbit), (16, 50, Some(100)));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_in_one_line_that_names_it() {
+        for (line, names) in [
+            ("rebec-vmm", "run, receive, ctl"),
+            ("rebec-vmm fly", "fly"),
+            ("rebec-vmm run", "--kernel"),
+            ("rebec-vmm run --kernel k --colour blue", "--colour"),
+            ("rebec-vmm run --kernel k --vcpus 0", "--vcpus"),
+            ("rebec-vmm run --kernel k --vcpus 17", "17"),
+            ("rebec-vmm run --kernel k --vcpus -1", "-1"),
+            ("rebec-vmm run --kernel k --memory 15M", "15M"),
+            ("rebec-vmm run --kernel k --disk d,rw", "d,rw"),
+            ("rebec-vmm run --kernel k --serial tcp:1", "tcp:1"),
+            ("rebec-vmm run --kernel k --net vni=1", "mac is missing"),
+            ("rebec-vmm run --kernel k --no-sandbox", "--no-sandbox"),
+            ("rebec-vmm run --kernel k --disk d --disk d", "disk `d` is given twice"),
+            ("rebec-vmm run --kernel k --disk d --serial file:d", "--serial `d`"),
+            ("rebec-vmm run --kernel k --ledger x --control x", "--ledger `x`"),
+            ("rebec-vmm receive", "--listen"),
+            ("rebec-vmm receive --listen nowhere", "nowhere"),
+            ("rebec-vmm receive --listen 1.2.3.4:1 --donor /a --donor /a", "donor `/a`"),
+            ("rebec-vmm ctl", "ctl"),
+            ("rebec-vmm ctl /c", "status, pause"),
+            ("rebec-vmm ctl /c migrate", "--to"),
+            ("rebec-vmm ctl /c migrate --to 1.2.3.4:1 --streams 17", "17"),
+            ("rebec-vmm ctl /c fdb-add 52:54 1.2.3.4:1", "52:54"),
+        ] {
+            let message = refused(line);
+            assert!(message.contains(names), "`{line}`: {message}");
+            assert!(!message.contains('\n') && !message.contains("error:"), "`{line}`: {message}");
+        }
+    }
+
+    #[test]
+    fn two_nics_cannot_share_an_endpoint_or_an_address() {
+        let net = |mac: u8, port: u16| format!("--net vni=1,mac=52:54:00:00:00:{mac:02x},local=10.0.0.1:{port}");
+        assert!(parse_words(&format!("rebec-vmm run --kernel k {} {}", net(1, 1), net(2, 2))).is_ok());
+        assert!(refused(&format!("rebec-vmm run --kernel k {} {}", net(1, 1), net(2, 1))).contains("local=10.0.0.1:1"));
+        assert!(refused(&format!("rebec-vmm run --kernel k {} {}", net(1, 1), net(1, 2))).contains("mac=52:54:00:00:00:01"));
+    }
+
+    #[test]
+    fn a_machine_has_room_for_fifteen_disks_and_nets() {
+        let disks = |count: usize| (0..count).map(|n| format!("--disk d{n}")).collect::<Vec<_>>().join(" ");
+        assert!(parse_words(&format!("rebec-vmm run --kernel k {}", disks(15))).is_ok());
+        assert!(refused(&format!("rebec-vmm run --kernel k {}", disks(16))).contains("16 disks"));
+    }
+
+    #[test]
+    fn help_names_plain_tcp_as_unprotected() {
+        for line in ["rebec-vmm --help", "rebec-vmm receive --help", "rebec-vmm ctl /c migrate --help"] {
+            let Err(NoCommand::Answered(help)) = parse_words(line) else { panic!("{line} gave no help") };
+            assert!(help.contains("plain TCP") && help.contains("unprotected"), "{line}: {help}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The server side of the control socket. Callers say what they want in lines of JSON (`rebec_vmm_api::control`); the thread
+//! that owns the VM hears it as a [`ControlRequest`]; its answers go back line by line. Nothing is decided here.
+//!
+//! ```text
+//! client --line, descriptors--> connection thread --ControlRequest--> owner of the VM
+//! client <--lines-------------- connection thread <-----Reply-------- owner of the VM
+//! ```
+//!
+//! One thread accepts, one serves each connection, at most [`CONNECTIONS_MAX`] of them. A connection has one request under
+//! way at a time, so the owner's queue holds at most that many; nobody waits for a slow client but its own thread, and
+//! a newcomer takes the place of the connection that has been idle longest. `docs/formats/control.md` is the contract.
+
+mod connection;
+mod connections;
+mod reply;
+pub mod wire;
+
+use std::{
+    io,
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    path::Path,
+    sync::{Arc, mpsc::SyncSender},
+    time::Duration,
+};
+
+use rebec_devices::Threads;
+use rebec_vmm_api::control::Command;
+
+use self::connections::Connections;
+pub use self::reply::Reply;
+use crate::listen::{ListenError, listen};
+
+/// Connections served at once: an agent, a person, a move, and room for donors' clients.
+pub const CONNECTIONS_MAX: usize = 8;
+/// How long the end of the process waits for clients to take their last answers.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// Rest after the system refused a connection (it is out of descriptors or memory), so that the thread does not spin.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// What a caller wants from the thread that owns the VM.
+pub struct ControlRequest {
+    /// What to do. A [`Command::Migrate`] has been checked to come with one descriptor for each of its connections.
+    pub command: Command,
+    /// Connected stream sockets: the control connection, then the streams. Empty for everything but a move.
+    pub descriptors: Vec<OwnedFd>,
+    /// How to answer. Dropping it answers with an error.
+    pub reply: Reply,
+}
+
+/// The control socket, created but not yet listened to.
+pub struct Bound {
+    listener: UnixListener,
+}
+
+/// The running server; its threads live as long as the process.
+pub struct Server {
+    connections: Arc<Connections>,
+}
+
+impl Server {
+    /// Creates the socket. Belongs before sealing: it is the last thing here that names a path.
+    pub fn bind(path: &Path) -> Result<Bound, ListenError> {
+        Ok(Bound { listener: listen(path)? })
+    }
+
+    /// Waits, not for long, until every answer that was given has reached its client. Belongs at the end of the process.
+    pub fn finish(&self) {
+        if !self.connections.wait_until_idle(LAST_ANSWERS) {
+            log::debug!("control: a client did not take its last answer in time");
+        }
+    }
+}
+
+impl Bound {
+    /// Starts to serve. `owner` is the bounded queue of the thread that owns the VM.
+    pub fn start<E>(self, threads: Arc<dyn Threads>, owner: SyncSender<E>) -> io::Result<Server>
+    where
+        E: From<ControlRequest> + Send + 'static,
+    {
+        let connections = Arc::new(Connections::default());
+        let server = Server { connections: connections.clone() };
+        let own = threads.clone();
+        own.spawn("control", Box::new(move || accept(&self.listener, &connections, &threads, &owner)))?;
+        Ok(server)
+    }
+}
+
+fn accept<E>(listener: &UnixListener, connections: &Arc<Connections>, threads: &Arc<dyn Threads>, owner: &SyncSender<E>)
+where
+    E: From<ControlRequest> + Send + 'static,
+{
+    loop {
+        let admitted = listener.accept().and_then(|(stream, _)| connections.admit(stream));
+        let result = admitted.and_then(|admitted| {
+            let Some(seat) = admitted else { return Ok(()) };
+            let owner = owner.clone();
+            threads.spawn("control-client", Box::new(move || connection::serve(&seat, &owner))).map(drop)
+        });
+        if let Err(error) = result {
+            log::warn!("control: accept a connection: {error}");
+            std::thread::sleep(ACCEPT_REST);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

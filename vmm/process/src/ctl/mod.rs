@@ -1,0 +1,112 @@
+//! `rebec-vmm ctl`: says one thing to a running VM and prints what it answers. Data goes to standard output, talk to
+//! standard error. This process is not sealed: for a move it makes the connections to the target and passes them on.
+
+mod client;
+mod migrate;
+mod show;
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use rebec_vmm_api::control::{Answer, Command, ControlError, PROTOCOL, Status};
+
+use self::client::Client;
+use crate::{
+    cli::{CtlOptions, CtlRequest},
+    control::wire::WireError,
+};
+
+/// Why `ctl` has nothing good to report.
+#[derive(Debug, thiserror::Error)]
+pub enum CtlError {
+    /// No VMM at the socket.
+    #[error("control socket `{path}` (is the VM running, with --control {path}?)", path = path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Something listens, but not a VMM.
+    #[error("control socket `{0}`: what listens there is not rebec-vmm")]
+    NotRebec(PathBuf),
+    /// A VMM of another version.
+    #[error("control socket: the VMM ({rebec}) speaks protocol {protocol}, this ctl speaks {PROTOCOL}; use the ctl of its version")]
+    Version {
+        /// Version of the VMM.
+        rebec: String,
+        /// Its protocol.
+        protocol: u32,
+    },
+    /// The VMM said no.
+    #[error("{what}")]
+    Refused {
+        /// The request, in the words of the command line.
+        what: &'static str,
+        /// Why.
+        source: ControlError,
+    },
+    /// The VMM ended, hung or broke the protocol.
+    #[error("{what}: the VMM did not answer; see its messages, and `status` if it still runs")]
+    NoAnswer {
+        /// The request, in the words of the command line.
+        what: &'static str,
+        /// How the connection ended.
+        source: WireError,
+    },
+    /// An answer to another question.
+    #[error("{what}: the VMM sent an answer that does not fit")]
+    Unexpected {
+        /// The request, in the words of the command line.
+        what: &'static str,
+    },
+    /// The target of a move.
+    #[error("connect to {to} (is `rebec-vmm receive --listen` waiting there?)")]
+    Target {
+        /// Where.
+        to: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Standard output is closed or full.
+    #[error("write the answer to standard output")]
+    Output(#[from] io::Error),
+}
+
+/// Carries out one `ctl` command line.
+pub fn run(options: &CtlOptions) -> Result<ExitCode, CtlError> {
+    let mut client = Client::connect(&options.socket)?;
+    let (what, command) = match &options.request {
+        CtlRequest::Migrate(to) => return migrate::run(&mut client, to),
+        CtlRequest::Status { json } => {
+            print(&client.status()?, *json)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        CtlRequest::Pause => ("pause", Command::Pause),
+        CtlRequest::Resume => ("resume", Command::Resume),
+        CtlRequest::Stop => ("stop", Command::Stop),
+        CtlRequest::Cancel => ("cancel", Command::Cancel),
+        CtlRequest::FdbAdd { mac, endpoint } => ("fdb-add", Command::FdbAdd { mac: *mac, endpoint: *endpoint }),
+    };
+    match client.ask(what, command)? {
+        Answer::Done => Ok(ExitCode::SUCCESS),
+        Answer::Status(_) | Answer::Moved(_) => Err(CtlError::Unexpected { what }),
+    }
+}
+
+fn print(status: &Status, json: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        serde_json::to_writer(&mut out, status)?;
+        writeln!(out)
+    } else {
+        write!(out, "{}", show::table(status))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! What people read: the table of `status` and the progress line of `migrate`. Pure text; programs read the JSON.
+
+use std::fmt::Write;
+
+use rebec_vmm_api::control::{NetStatus, Progress, Status, VmState};
+
+/// Bytes of one unit of a move.
+const UNIT_BYTES: u64 = 4096;
+
+/// `status` as lines of a name and a value.
+pub fn table(status: &Status) -> String {
+    let mut rows = vec![
+        ("state".to_owned(), state(status.state).to_owned()),
+        ("vm".to_owned(), status.vm.clone()),
+        ("epoch".to_owned(), status.epoch.to_string()),
+        ("memory".to_owned(), size(status.memory_bytes)),
+        ("vcpus".to_owned(), status.vcpus.to_string()),
+    ];
+    rows.extend(status.disk_bytes.iter().enumerate().map(|(index, bytes)| (format!("disk {index}"), size(*bytes))));
+    rows.extend(status.nets.iter().enumerate().map(|(index, net)| (format!("net {index}"), counters(net))));
+    rows.iter().fold(String::new(), |mut text, (name, value)| {
+        writeln!(text, "{name:<8} {}", printable(value)).expect("invariant: a String takes any text");
+        text
+    })
+}
+
+fn counters(net: &NetStatus) -> String {
+    let NetStatus { mac, vni, tx_frames, rx_frames, dropped } = net;
+    format!("{mac} on LAN {vni}: {tx_frames} frames out, {rx_frames} in, {dropped} dropped")
+}
+
+fn state(state: VmState) -> &'static str {
+    match state {
+        VmState::Running => "running",
+        VmState::Paused => "paused",
+        VmState::Incoming => "incoming: memory and disks are arriving, it has not run here",
+        VmState::Moving => "moving: it still runs here",
+        VmState::Waiting => "waiting: the right to run it was granted away and not yet confirmed",
+        VmState::Moved => "moved: it runs elsewhere",
+    }
+}
+
+/// One line that says how far a move is.
+pub fn progress(progress: &Progress) -> String {
+    let Progress { phase, round, remaining_units, wire_bytes, applied_mbit, predicted_ms, .. } = progress;
+    let left = size(remaining_units.saturating_mul(UNIT_BYTES));
+    let sent = size(*wire_bytes);
+    format!("{}, round {round}: {left} left, {sent} sent, {applied_mbit} Mbit/s, predicted pause {predicted_ms} ms", printable(phase))
+}
+
+/// Sizes as people say them; below ten with one digit after the point.
+fn size(bytes: u64) -> String {
+    const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let Some((unit, name)) = UNITS.into_iter().find(|(unit, _)| bytes >= *unit) else { return format!("{bytes} B") };
+    let (whole, tenth) = (bytes / unit, bytes % unit * 10 / unit);
+    if whole < 10 && tenth > 0 { format!("{whole}.{tenth} {name}") } else { format!("{whole} {name}") }
+}
+
+/// Text from the other side of a socket reaches a terminal without its control characters.
+fn printable(text: &str) -> String {
+    text.chars().filter(|character| !character.is_control()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (bytes, text) in
+            [(0, "0 B"), (1023, "1023 B"), (512 << 20, "512 MiB"), (3 << 29, "1.5 GiB"), (1 << 40, "1 TiB"), (12_900_000, "12 MiB")]
+        {
+            assert_eq!(size(bytes), text);
+        }
+        assert_eq!(size(u64::MAX), "16777215 TiB");
+    }
+
+    #[test]
+    fn a_table_has_a_line_for_everything_and_no_control_characters() {
+        let net = NetStatus { mac: "52:54:00:00:00:01".parse().unwrap(), vni: 7, tx_frames: 3, rx_frames: 4, dropped: 0 };
+        let status = Status {
+            state: VmState::Running,
+            epoch: 1,
+            vm: "00\x1b[2J11".into(),
+            memory_bytes: 512 << 20,
+            vcpus: 2,
+            disk_bytes: vec![2 << 30],
+            nets: vec![net],
+        };
+        let expected = "state    running\nvm       00[2J11\nepoch    1\nmemory   512 MiB\nvcpus    2\ndisk 0   2 GiB\n\
+                        net 0    52:54:00:00:00:01 on LAN 7: 3 frames out, 4 in, 0 dropped\n";
+        assert_eq!(table(&status), expected);
+    }
+}

@@ -1,0 +1,97 @@
+//! Unix sockets that this process creates: the control socket and `--serial unix:`. Created before sealing, mode 0600,
+//! never in the place of something that is still in use; the unsealed parent removes them at the end.
+
+use std::{
+    io::{self, ErrorKind},
+    os::unix::{
+        fs::FileTypeExt,
+        net::{UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::Mode;
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Somebody answers there.
+    #[error("socket `{0}`: another process listens there; end it, or choose another path")]
+    InUse(PathBuf),
+    /// A file of another kind is in the way.
+    #[error("socket `{0}`: a file that is not a socket is there; remove it, or choose another path")]
+    NotASocket(PathBuf),
+    /// The system refused.
+    #[error("create socket `{path}`")]
+    Create {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Creates a listening socket that only this user can connect to. A socket that a killed process left behind is replaced.
+pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
+    let failed = |source| ListenError::Create { path: path.to_owned(), source };
+    clear_way(path)?;
+    // The mode is right from the first moment; this process has one thread, so nobody else sees the mask.
+    let before = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+    let bound = UnixListener::bind(path);
+    rustix::process::umask(before);
+    bound.map_err(failed)
+}
+
+/// Removes a socket that [`listen`] created. Somebody may have done so already.
+pub fn remove(path: &Path) {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => log::warn!("remove socket `{}`: {error}", path.display()),
+        _ => {}
+    }
+}
+
+fn clear_way(path: &Path) -> Result<(), ListenError> {
+    let failed = |source| ListenError::Create { path: path.to_owned(), source };
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+        Ok(metadata) if !metadata.file_type().is_socket() => return Err(ListenError::NotASocket(path.to_owned())),
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => std::fs::remove_file(path).map_err(failed),
+        Err(error) => Err(failed(error)),
+        Ok(_) => Err(ListenError::InUse(path.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        let first = listen(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(matches!(listen(&path), Err(ListenError::InUse(_))));
+        drop(first);
+        let second = listen(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+        drop(second);
+    }
+
+    #[test]
+    fn a_file_in_the_way_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("precious");
+        std::fs::write(&path, "data").unwrap();
+        assert!(matches!(listen(&path), Err(ListenError::NotASocket(_))));
+        assert_eq!(std::fs::read(&path).unwrap(), b"data");
+        let nowhere = listen(&folder.path().join("no/such/folder")).unwrap_err();
+        assert!(matches!(nowhere, ListenError::Create { .. }));
+    }
+}

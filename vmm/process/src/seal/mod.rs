@@ -1,0 +1,136 @@
+//! The sandbox: from here on this process opens no path, connects no socket and resolves no name.
+//!
+//! ```text
+//! parent (as it was started)                      child = the VMM
+//!   unshare: next child begins a pid namespace
+//!   fork -------------------------------------->   unshare: user, mount, network, IPC and UTS namespaces
+//!   write its uid and gid map  <---- UNSHARED ---
+//!                              ----- MAPPED ---->  become that uid and gid
+//!   wait; SIGTERM, SIGINT, SIGHUP                  pivot into an empty read-only root
+//!         become one STOP ---------------------->  no capabilities, no new privileges, limits, Landlock denies all
+//!   remove sockets, restore the terminal           killed by the kernel if the parent dies
+//!   exit as the child did                          return Sealed
+//! ```
+//!
+//! The parent keeps its rights and does nothing but wait. Only descriptors reach through: what was opened before, and what
+//! clients pass over the control socket. There is no way to run unsealed: a layer that this kernel lacks is an error that
+//! names it. `docs/notes/sandbox.md` says what each layer stops.
+
+mod ids;
+mod layers;
+mod parent;
+pub mod self_test;
+
+use std::{
+    io::{self, Read},
+    os::unix::net::UnixStream,
+};
+
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
+use rebec_kvm::ForkOutcome;
+
+/// Messages between parent and child, one byte each.
+const UNSHARED: u8 = b'u';
+const MAPPED: u8 = b'm';
+const STOP: u8 = b's';
+
+/// What the unsealed parent does for the sealed child.
+#[derive(Default)]
+pub struct SealOptions {
+    /// Run when the child has ended, however it ended: remove sockets, restore the terminal.
+    pub at_end: Vec<Box<dyn FnOnce()>>,
+}
+
+/// Proof that this process is sealed.
+pub struct Sealed {
+    /// Tells when this process shall end.
+    pub stop: StopSignal,
+}
+
+/// Hears SIGTERM, SIGINT and SIGHUP, which arrive at the parent.
+pub struct StopSignal(UnixStream);
+
+impl StopSignal {
+    /// Returns when the process was told to end. Give it a thread.
+    pub fn wait(mut self) {
+        // The end of the stream says that the parent is gone, and then this process is about to be killed.
+        if let Err(error) = self.0.read(&mut [0]) {
+            log::warn!("stop signal: {error}");
+        }
+    }
+}
+
+/// Which layer could not be built, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// Before anything was done.
+    #[error("sandbox: take over signals")]
+    Signals(#[source] nix::Error),
+    /// Parent and child could not be told apart or reach each other.
+    #[error("sandbox: start the sealed process")]
+    Start(#[source] io::Error),
+    /// User namespaces are off, or denied to this user.
+    #[error(
+        "sandbox: create {what}; start as root, or allow unprivileged user namespaces (sysctl user.max_user_namespaces, \
+         kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)"
+    )]
+    Namespaces {
+        /// Which ones.
+        what: &'static str,
+        /// What the kernel said.
+        source: nix::Error,
+    },
+    /// The sealed process could not get a uid and gid of its own.
+    #[error("sandbox: {what}")]
+    Ids {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The empty root.
+    #[error("sandbox: empty root: {what}; needs Linux 5.2 with tmpfs")]
+    Root {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: rustix::io::Errno,
+    },
+    /// Capabilities, limits and other properties of the process.
+    #[error("sandbox: {what}")]
+    Process {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: rustix::io::Errno,
+    },
+    /// Landlock is not in the kernel or not switched on.
+    #[error("sandbox: Landlock; needs Linux 5.13 with `landlock` in its lsm= list (see /sys/kernel/security/lsm)")]
+    Landlock(#[from] landlock::RulesetError),
+    /// The parent ended while the child sealed itself.
+    #[error("sandbox: the parent process is gone")]
+    Orphaned,
+}
+
+/// Seals this process. Returns only in the sealed child; the parent waits for it and exits as it did.
+///
+/// Must be called while the process has one thread. On an error nothing may run: some layers may already be in place.
+pub fn seal(options: SealOptions) -> Result<Sealed, SealError> {
+    let own = ids::choose().map_err(|source| SealError::Ids { what: "read /proc/self/uid_map", source })?;
+    let watched = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+    let before = watched.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(SealError::Signals)?;
+    ids::begin_pid_namespace(&own)?;
+    let (parents, childs) = UnixStream::pair().map_err(SealError::Start)?;
+    match rebec_kvm::fork_single_threaded().map_err(|error| SealError::Start(io::Error::other(error)))? {
+        ForkOutcome::Parent { child } => {
+            drop(childs);
+            match parent::wait(child, parents, &watched, own, options.at_end)? {}
+        }
+        ForkOutcome::Child => {
+            drop(parents);
+            before.thread_set_mask().map_err(SealError::Signals)?;
+            let stop = layers::apply(childs, own)?;
+            Ok(Sealed { stop: StopSignal(stop) })
+        }
+    }
+}
