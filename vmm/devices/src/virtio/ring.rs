@@ -92,15 +92,21 @@ impl Ring {
         (self.index, self.state)
     }
 
+    pub(crate) fn size(&self) -> u16 {
+        self.state.size
+    }
+
+    /// How many chains are available.
+    pub(crate) fn waiting(&self) -> Result<u16, BrokenRing> {
+        let waiting = self.available_index(Ordering::Acquire)?.wrapping_sub(self.state.next_avail);
+        // A driver never offers more than the ring holds; believing one that does would serve old chains for ever.
+        if waiting > self.state.size { Err(BrokenRing::Ring) } else { Ok(waiting) }
+    }
+
     /// Takes the next available chain into `chain`; false if there is none.
     pub(crate) fn pop(&mut self, chain: &mut Chain) -> Result<bool, BrokenRing> {
-        let waiting = self.available_index(Ordering::Acquire)?.wrapping_sub(self.state.next_avail);
-        if waiting == 0 {
+        if self.waiting()? == 0 {
             return Ok(false);
-        }
-        // A driver never offers more than the ring holds; believing one that does would serve old chains for ever.
-        if waiting > self.state.size {
-            return Err(BrokenRing::Ring);
         }
         let slot = u64::from(self.state.next_avail % self.state.size);
         let head: u16 = self.load(self.state.avail_ring + 4 + 2 * slot, Ordering::Relaxed)?;
@@ -160,14 +166,20 @@ impl Ring {
 
     /// Asks for a kick at the next available chain. True if there is one already: work on, since its kick may never come.
     pub(crate) fn want_kick(&mut self) -> Result<bool, BrokenRing> {
+        self.want_kick_beyond(0)
+    }
+
+    /// The same while `known` chains are left available because they are not enough: true if there are others by now.
+    pub(crate) fn want_kick_beyond(&mut self, known: u16) -> Result<bool, BrokenRing> {
+        let seen = self.state.next_avail.wrapping_add(known);
         if self.state.event_idx_enabled {
             let avail_event = self.state.used_ring + 4 + 8 * u64::from(self.state.size);
-            self.store(avail_event, self.state.next_avail, Ordering::Relaxed)?;
+            self.store(avail_event, seen, Ordering::Relaxed)?;
         } else {
             self.store(self.state.used_ring, 0_u16, Ordering::Relaxed)?;
         }
         fence(Ordering::SeqCst);
-        Ok(self.available_index(Ordering::Relaxed)? != self.state.next_avail)
+        Ok(self.available_index(Ordering::Relaxed)? != seen)
     }
 
     /// Reports that the ring cannot be worked on any more.

@@ -11,6 +11,8 @@ use super::{
 };
 use crate::GuestRam;
 
+const KICK: u64 = 0;
+
 /// Answers requests.
 pub(crate) trait Answer: Send + 'static {
     /// Called before the first request after each start.
@@ -90,10 +92,9 @@ impl<A: Answer> Work<A> {
 
     fn serve(&mut self, stop: &Stop) -> Result<(), Broken> {
         let waiter = Waiter::new(stop)?;
-        waiter.add(&self.kick, 0)?;
+        waiter.add(&self.kick, KICK)?;
         loop {
-            // First thing after a start too: kicks before it are not remembered.
-            take_kicks(&self.kick);
+            // First thing after a start too: what was available before it brings no kick.
             self.ring.suppress_kicks()?;
             while !stop.requested() && self.ring.pop(&mut self.chain)? {
                 let written = self.answer.answer(&self.chain, self.ring.ram())?;
@@ -105,8 +106,9 @@ impl<A: Answer> Work<A> {
             if stop.requested() {
                 return Ok(());
             }
-            if !more {
-                waiter.wait(None)?;
+            // Kicks are taken before the ring is looked at: one that comes in between wakes again.
+            if !more && waiter.wait(None)?.contains(KICK) {
+                take_kicks(&self.kick);
             }
         }
     }

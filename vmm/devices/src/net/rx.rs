@@ -1,0 +1,172 @@
+//! From the port to the guest's receive ring: one copy into as many buffers as the frame needs (virtio 1.2 §5.1.6.4).
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{
+    FRAME_BYTES_MAX,
+    counters::add,
+    header::{HEADER_BYTES, NetHeader},
+    pair::Station,
+};
+use crate::virtio::{
+    chain::Chain,
+    ring::{Broken, Ring},
+    worker::Stop,
+};
+
+/// Frames given before the transmit ring has its turn.
+const BURST: usize = 64;
+
+/// How a burst ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RxProgress {
+    /// There may be more.
+    More,
+    /// The port has nothing.
+    Idle,
+    /// The guest has too few buffers; its kick will say when there are more.
+    Starved,
+    /// The port failed; try again a little later.
+    Failed,
+}
+
+enum Placed {
+    Done,
+    /// More buffers are needed than the guest offers now.
+    Wait,
+    /// No buffer of this guest will ever do.
+    Never,
+}
+
+/// A frame for which the guest had too few buffers.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    header: NetHeader,
+    frame: Vec<u8>,
+    full: bool,
+}
+
+/// The receive ring.
+pub(super) struct RxQueue {
+    pub(super) ring: Ring,
+    pub(super) kick: EventFd,
+    mergeable: bool,
+    first: Chain,
+    next: Chain,
+    /// Chains of one frame, as (head, bytes); grows to the longest frame seen, at most the ring's size.
+    used: Vec<(u16, u32)>,
+    /// How many buffers were there when they were not enough.
+    too_few: u16,
+}
+
+impl RxQueue {
+    pub(super) fn new(ring: Ring, kick: EventFd, mergeable: bool) -> Self {
+        Self { ring, kick, mergeable, first: Chain::default(), next: Chain::default(), used: Vec::new(), too_few: 0 }
+    }
+
+    /// Gives the guest a burst of frames.
+    pub(super) fn run(&mut self, station: &mut Station, stop: &Stop) -> Result<RxProgress, Broken> {
+        // Kicks are of use only while the guest has too few buffers.
+        self.ring.suppress_kicks()?;
+        let mut progress = RxProgress::More;
+        for _ in 0..BURST {
+            if stop.requested() {
+                break;
+            }
+            progress = self.give_one(station)?;
+            if progress != RxProgress::More {
+                break;
+            }
+        }
+        self.ring.notify()?;
+        // Buffers may have come between the last look and the wish for a kick.
+        if progress == RxProgress::Starved && self.ring.want_kick_beyond(self.too_few)? {
+            progress = RxProgress::More;
+        }
+        Ok(progress)
+    }
+
+    fn give_one(&mut self, station: &mut Station) -> Result<RxProgress, Broken> {
+        // Without any buffer the frame stays in the port, where more of them have room.
+        if self.ring.waiting()? == 0 {
+            self.too_few = 0;
+            return Ok(RxProgress::Starved);
+        }
+        let Station { port, held, counters, .. } = station;
+        if held.full {
+            let placed = self.place(&held.header, &held.frame)?;
+            held.full = matches!(placed, Placed::Wait);
+            return Ok(settle(&placed, counters, held.frame.len()));
+        }
+        let received = match port.receive() {
+            Ok(Some(received)) => received,
+            Ok(None) => return Ok(RxProgress::Idle),
+            Err(error) => {
+                log::debug!("receive a frame: {error}");
+                add(&counters.rx_errors, 1);
+                return Ok(RxProgress::Failed);
+            }
+        };
+        let placed = self.place(&received.header, received.frame)?;
+        if matches!(placed, Placed::Wait) {
+            held.header = received.header;
+            held.frame.clear();
+            held.frame.extend_from_slice(received.frame);
+            held.full = true;
+            add(&counters.rx_waits, 1);
+        }
+        Ok(settle(&placed, counters, received.frame.len()))
+    }
+
+    /// Copies a frame into buffers and returns them, all at once.
+    fn place(&mut self, header: &NetHeader, frame: &[u8]) -> Result<Placed, Broken> {
+        if frame.len() > FRAME_BYTES_MAX {
+            return Ok(Placed::Never);
+        }
+        self.used.clear();
+        let mut rest = frame;
+        loop {
+            let first = self.used.is_empty();
+            let chain = if first { &mut self.first } else { &mut self.next };
+            if !self.ring.pop(chain)? {
+                self.too_few = self.used.len() as u16;
+                self.ring.push_back(self.too_few);
+                // A ring full of buffers that together are too small will never change.
+                return Ok(if self.used.len() == usize::from(self.ring.size()) { Placed::Never } else { Placed::Wait });
+            }
+            let mut writer = chain.writer(self.ring.ram());
+            // The header's place is kept free: it says how many buffers there were.
+            if first && writer.skip(HEADER_BYTES as u64) < HEADER_BYTES as u64 {
+                return Err(Broken::Request("a receive buffer smaller than its header"));
+            }
+            let written = writer.write(rest);
+            rest = &rest[written..];
+            self.used.push((chain.head(), (written + if first { HEADER_BYTES } else { 0 }) as u32));
+            if rest.is_empty() {
+                break;
+            }
+            if !self.mergeable {
+                self.ring.push_back(1);
+                return Ok(Placed::Never);
+            }
+        }
+        self.first.writer(self.ring.ram()).write(&header.to_bytes(self.used.len() as u16));
+        self.ring.add_used(&self.used)?;
+        Ok(Placed::Done)
+    }
+}
+
+fn settle(placed: &Placed, counters: &super::NetCounters, frame_bytes: usize) -> RxProgress {
+    match placed {
+        Placed::Done => {
+            add(&counters.rx_frames, 1);
+            add(&counters.rx_bytes, frame_bytes as u64);
+            RxProgress::More
+        }
+        Placed::Never => {
+            add(&counters.rx_dropped, 1);
+            RxProgress::More
+        }
+        Placed::Wait => RxProgress::Starved,
+    }
+}

@@ -1,0 +1,1 @@
+//! The card by itself: offloads, merged buffers, waiting frames, counters.

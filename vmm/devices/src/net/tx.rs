@@ -1,0 +1,70 @@
+//! From the guest's transmit ring to the port: one copy into one buffer, in bursts.
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{
+    FRAME_BYTES_MAX,
+    counters::add,
+    header::{HEADER_BYTES, NetHeader},
+    pair::Station,
+};
+use crate::virtio::{
+    chain::Chain,
+    ring::{Broken, Ring},
+    worker::Stop,
+};
+
+/// Frames taken before the receive ring has its turn: enough for the port to fill its batch several times over.
+const BURST: usize = 64;
+/// An Ethernet header.
+const FRAME_BYTES_MIN: usize = 14;
+
+/// The transmit ring.
+pub(super) struct TxQueue {
+    pub(super) ring: Ring,
+    pub(super) kick: EventFd,
+    chain: Chain,
+    buffer: Vec<u8>,
+}
+
+impl TxQueue {
+    pub(super) fn new(ring: Ring, kick: EventFd) -> Self {
+        Self { ring, kick, chain: Chain::default(), buffer: vec![0; HEADER_BYTES + FRAME_BYTES_MAX] }
+    }
+
+    /// Sends a burst. True if there may be more.
+    pub(super) fn run(&mut self, station: &mut Station, stop: &Stop) -> Result<bool, Broken> {
+        self.ring.suppress_kicks()?;
+        let mut taken = 0;
+        while taken < BURST && !stop.requested() && self.ring.pop(&mut self.chain)? {
+            taken += 1;
+            match self.load() {
+                Some((header, frame)) => station.send(&header, frame),
+                None => add(&station.counters.tx_dropped, 1),
+            }
+            // Nothing is written into a transmit buffer.
+            self.ring.add_used(&[(self.chain.head(), 0)])?;
+        }
+        if taken > 0 {
+            station.flush();
+            self.ring.notify()?;
+        }
+        Ok(taken == BURST || self.ring.want_kick()?)
+    }
+
+    /// The chain as a frame with its header; `None` if it is none.
+    fn load(&mut self) -> Option<(NetHeader, &[u8])> {
+        let mut reader = self.chain.reader(self.ring.ram());
+        let bytes = usize::try_from(reader.left()).ok().filter(|bytes| *bytes <= self.buffer.len())?;
+        let frame_bytes = bytes.checked_sub(HEADER_BYTES).filter(|bytes| *bytes >= FRAME_BYTES_MIN)?;
+        reader.read(&mut self.buffer[..bytes]);
+        let (header, frame) = self.buffer[..bytes].split_first_chunk::<HEADER_BYTES>()?;
+        match NetHeader::parse(header, frame_bytes) {
+            Ok(header) => Some((header, frame)),
+            Err(error) => {
+                log::debug!("a guest's frame is dropped: {error}");
+                None
+            }
+        }
+    }
+}
