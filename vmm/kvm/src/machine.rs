@@ -1,0 +1,123 @@
+//! One virtual machine: its memory slots, interrupt chips, timer and vCPUs. The vCPUs leave it for their threads; what stays
+//! here belongs to the machine as a whole.
+
+use std::fs::File;
+
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::{
+    Ram, Vcpu, cpuid,
+    error::{self, Error, Result},
+    kick,
+    system::System,
+};
+
+/// Three pages that KVM for Intel needs to run real mode; inside the hole below 4 GiB.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+/// One page for the same purpose.
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// A virtual machine.
+#[derive(Debug)]
+pub struct Machine {
+    pub(crate) vm: VmFd,
+    pub(crate) slots: Vec<Slot>,
+    vcpus: Vec<Vcpu>,
+    /// KVM writes guest memory through the mapping, which so must outlive the machine.
+    pub(crate) ram: Ram,
+}
+
+/// A region of guest RAM as KVM knows it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slot {
+    pub number: u32,
+    /// Number of its first page in [`Ram`].
+    pub first_page: u64,
+    pub pages: u64,
+    region: kvm_userspace_memory_region,
+}
+
+impl Machine {
+    /// Makes a machine on this RAM. To be called after the process's last fork: a VM belongs to the process that made it.
+    pub fn create(kvm: File, ram: &Ram, vcpus: u8) -> Result<Self> {
+        let system = System::check(kvm)?;
+        if vcpus == 0 || usize::from(vcpus) > system.vcpus_max() {
+            return Err(Error::VcpuCount { count: vcpus, max: system.vcpus_max() });
+        }
+        kick::install_handler()?;
+        let vm = system.kvm.create_vm().map_err(error::machine("create it"))?;
+        set_up_chips(&vm)?;
+        crate::dirty_log::enable_manual_protect(&vm)?;
+        let slots = memory_slots(ram);
+        let mut machine = Self { vm, slots, vcpus: Vec::with_capacity(vcpus.into()), ram: ram.clone() };
+        machine.map_slots(0)?;
+        machine.add_vcpus(&system, vcpus)?;
+        Ok(machine)
+    }
+
+    /// The vCPUs, for the threads that will own them; empty the second time.
+    pub fn take_vcpus(&mut self) -> Vec<Vcpu> {
+        std::mem::take(&mut self.vcpus)
+    }
+
+    /// Has the guest's writes of `datamatch` (4 bytes) to an address signal an event, without leaving the kernel.
+    pub fn ioevent(&self, address: u64, datamatch: u32, event: &EventFd) -> Result<()> {
+        let at = IoEventAddress::Mmio(address);
+        self.vm.register_ioevent(event, &at, datamatch).map_err(error::machine("register an ioeventfd"))
+    }
+
+    /// Has an event raise an interrupt line for a moment (edge).
+    pub fn irq(&self, gsi: u32, event: &EventFd) -> Result<()> {
+        self.vm.register_irqfd(event, gsi).map_err(error::machine("register an irqfd"))
+    }
+
+    /// Tells KVM about all memory, or changes the flags of all slots.
+    pub(crate) fn map_slots(&self, flags: u32) -> Result<()> {
+        for slot in &self.slots {
+            let region = kvm_userspace_memory_region { flags, ..slot.region };
+            // SAFETY: the region is one of `self.ram`'s mappings, which lives as long as the machine and every vCPU, holds a clone.
+            unsafe { self.vm.set_user_memory_region(region) }.map_err(error::machine("set a memory slot"))?;
+        }
+        Ok(())
+    }
+
+    fn add_vcpus(&mut self, system: &System, vcpus: u8) -> Result<()> {
+        let supported = system.supported_cpuid()?;
+        let options = cpuid::Options { vcpus, tsc_deadline: system.has_tsc_deadline(), invariant_tsc: system.can_scale_tsc() };
+        for index in 0..vcpus {
+            let fd = self.vm.create_vcpu(index.into()).map_err(error::vcpu(index, "create it"))?;
+            let cpuid = cpuid::synthesise(&supported, options, index);
+            self.vcpus.push(Vcpu::new(fd, index, self.vm.run_size(), self.ram.clone(), &cpuid)?);
+        }
+        Ok(())
+    }
+}
+
+/// The interrupt controllers and the timer, which must be there before the first vCPU.
+fn set_up_chips(vm: &VmFd) -> Result<()> {
+    vm.set_tss_address(TSS_ADDRESS).map_err(error::machine("set the TSS address"))?;
+    vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(error::machine("set the identity map address"))?;
+    vm.create_irq_chip().map_err(error::machine("create the interrupt controllers"))?;
+    // The speaker's port 0x61 gates the timer that kernels calibrate with; the kernel answers it too.
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(error::machine("create the interval timer"))
+}
+
+fn memory_slots(ram: &Ram) -> Vec<Slot> {
+    let slot = |(number, region): (usize, &vm_memory::GuestRegionMmap<_>)| {
+        let start = region.start_addr();
+        let first_page = ram.page_of(start).expect("invariant: regions begin inside RAM");
+        let region = kvm_userspace_memory_region {
+            slot: number as u32,
+            flags: 0,
+            guest_phys_addr: start.raw_value(),
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        Slot { number: number as u32, first_page, pages: region.memory_size / crate::ram::PAGE_BYTES, region }
+    };
+    ram.memory().iter().enumerate().map(slot).collect()
+}

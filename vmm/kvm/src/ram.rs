@@ -1,0 +1,245 @@
+//! Guest RAM: one memfd, mapped as one or two regions around the hole below 4 GiB. It knows pages by dense numbers and what
+//! devices wrote; it knows nothing of what the guest's CPUs wrote (that is the dirty log's).
+//!
+//! ```text
+//! memfd         0 ............. 3 GiB ................ size      page n lies at n * 4096 of the memfd
+//! guest         [0 ........ 3 GiB)   hole   [4 GiB ........)     page number != frame number above the hole
+//! ```
+
+use std::{fs::File, io, ops::Range, sync::Arc};
+
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
+use vm_memory::{Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, bitmap::AtomicBitmap};
+
+use crate::{
+    PageSet,
+    error::{Error, Result},
+};
+
+/// The type through which every device sees guest RAM. Writes through it are marked in its bitmap.
+pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
+
+/// Size of a page: the unit of dirty logs and of moves.
+pub const PAGE_BYTES: u64 = 4096;
+/// Most RAM of one machine. Page sets stay below 32 MiB.
+pub const RAM_BYTES_MAX: u64 = 1 << 40;
+/// End of the region below the hole for devices.
+const LOW_END: u64 = 3 << 30;
+/// Where RAM goes on above the hole.
+const HIGH_START: u64 = 4 << 30;
+
+/// Guest RAM. Clones share the memory, which lives until the last clone is gone.
+#[derive(Debug, Clone)]
+pub struct Ram {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    memory: GuestRam,
+    memfd: Arc<File>,
+    pages: u64,
+}
+
+impl Ram {
+    /// Makes `bytes` of RAM, all zero and not yet populated.
+    pub fn new(bytes: u64) -> Result<Self> {
+        if bytes == 0 || bytes % PAGE_BYTES != 0 || bytes > RAM_BYTES_MAX {
+            return Err(Error::RamSize { bytes, max: RAM_BYTES_MAX });
+        }
+        let memfd = Arc::new(sealed_memfd(bytes)?);
+        let low = bytes.min(LOW_END);
+        let mut ranges = vec![(GuestAddress(0), low as usize, Some(FileOffset::from_arc(memfd.clone(), 0)))];
+        if bytes > low {
+            ranges.push((GuestAddress(HIGH_START), (bytes - low) as usize, Some(FileOffset::from_arc(memfd.clone(), low))));
+        }
+        let memory = GuestRam::from_ranges_with_files(ranges).map_err(Error::Map)?;
+        Ok(Self { shared: Arc::new(Shared { memory, memfd, pages: bytes / PAGE_BYTES }) })
+    }
+
+    /// The view that devices and loaders use. What is written through it counts as a device's write.
+    pub fn memory(&self) -> &GuestRam {
+        &self.shared.memory
+    }
+
+    /// The memory file, sealed against any change of size.
+    pub fn memfd(&self) -> &File {
+        &self.shared.memfd
+    }
+
+    /// How many pages there are.
+    pub fn pages(&self) -> u64 {
+        self.shared.pages
+    }
+
+    /// How many bytes there are.
+    pub fn bytes(&self) -> u64 {
+        self.shared.pages * PAGE_BYTES
+    }
+
+    /// Where the guest sees page `n`. Meaningful for `n < pages()`.
+    pub fn page_address(&self, n: u64) -> GuestAddress {
+        let offset = n * PAGE_BYTES;
+        GuestAddress(if offset < LOW_END { offset } else { HIGH_START + (offset - LOW_END) })
+    }
+
+    /// The number of the page that holds an address; `None` outside of RAM.
+    pub fn page_of(&self, address: GuestAddress) -> Option<u64> {
+        let offset = match address.raw_value() {
+            low if low < LOW_END => low,
+            high => LOW_END + high.checked_sub(HIGH_START)?,
+        };
+        Some(offset / PAGE_BYTES).filter(|n| *n < self.shared.pages)
+    }
+
+    /// Copies a page out. Marks nothing dirty; populates the page if it was not.
+    pub fn read_page(&self, n: u64, into: &mut [u8; PAGE_BYTES as usize]) -> Result<()> {
+        let address = self.checked_address(n)?;
+        self.shared.memory.read_slice(into, address).map_err(|source| self.bad_page(n, Some(source)))
+    }
+
+    /// Copies a page in, and marks it as a device's write.
+    pub fn write_page(&self, n: u64, from: &[u8; PAGE_BYTES as usize]) -> Result<()> {
+        let address = self.checked_address(n)?;
+        self.shared.memory.write_slice(from, address).map_err(|source| self.bad_page(n, Some(source)))
+    }
+
+    /// The pages that were ever populated, in ascending ranges; all others are zero.
+    pub fn populated(&self) -> Result<Vec<Range<u64>>> {
+        let mut ranges = Vec::new();
+        let mut at = 0;
+        while let Some(start) = self.seek(SeekFrom::Data(at))? {
+            let end = self.seek(SeekFrom::Hole(start))?.unwrap_or(self.bytes());
+            ranges.push(start / PAGE_BYTES..end.div_ceil(PAGE_BYTES));
+            at = end;
+        }
+        Ok(ranges)
+    }
+
+    /// Makes pages zero and gives their memory back to the host.
+    pub fn discard(&self, range: Range<u64>) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        if range.end > self.shared.pages {
+            return Err(self.bad_page(range.end - 1, None));
+        }
+        let (offset, length) = (range.start * PAGE_BYTES, (range.end - range.start) * PAGE_BYTES);
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(self.memfd(), punch, offset, length).map_err(ram("give pages back"))
+    }
+
+    /// Moves the marks of device writes into `pages`. A write that is under way is marked when it ends, so a page that is taken
+    /// and then copied may hold half of it; it is taken again next time.
+    pub fn take_device_dirty(&self, pages: &mut PageSet) {
+        for region in self.shared.memory.iter() {
+            let first = self.page_of(region.start_addr()).expect("invariant: regions begin inside RAM");
+            // The region's own `bitmap()` is a slice; the mapping behind it owns the atomic words.
+            let mapping = region.get_mmap();
+            pages.union_words(first, &mapping.bitmap().get_and_reset());
+        }
+    }
+
+    /// The next place of data or hole, `None` past the last.
+    fn seek(&self, position: SeekFrom) -> Result<Option<u64>> {
+        match rustix::fs::seek(self.memfd(), position) {
+            Ok(offset) => Ok(Some(offset)),
+            Err(rustix::io::Errno::NXIO) => Ok(None),
+            Err(errno) => Err(ram("find populated pages")(errno)),
+        }
+    }
+
+    fn checked_address(&self, n: u64) -> Result<GuestAddress> {
+        if n < self.shared.pages { Ok(self.page_address(n)) } else { Err(self.bad_page(n, None)) }
+    }
+
+    fn bad_page(&self, number: u64, source: Option<vm_memory::GuestMemoryError>) -> Error {
+        Error::Page { number, pages: self.shared.pages, source }
+    }
+}
+
+/// A memory file whose size nobody can change: a mapping of it never faults past the end.
+fn sealed_memfd(bytes: u64) -> Result<File> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let memfd = rustix::fs::memfd_create("rebec-ram", flags).map_err(ram("create its memory file"))?;
+    rustix::fs::ftruncate(&memfd, bytes).map_err(ram("size its memory file"))?;
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&memfd, seals).map_err(ram("seal its memory file"))?;
+    Ok(File::from(memfd))
+}
+
+fn ram(operation: &'static str) -> impl FnOnce(rustix::io::Errno) -> Error {
+    move |errno| Error::Ram { operation, source: io::Error::from(errno) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HIGH_BYTES: u64 = LOW_END + (16 << 20);
+
+    #[test]
+    fn pages_are_numbered_densely_over_the_hole() {
+        let ram = Ram::new(HIGH_BYTES).unwrap();
+        let low_pages = LOW_END / PAGE_BYTES;
+        assert_eq!(ram.page_address(low_pages - 1), GuestAddress(LOW_END - PAGE_BYTES));
+        assert_eq!(ram.page_address(low_pages), GuestAddress(HIGH_START));
+        for n in [0, 1, low_pages - 1, low_pages, ram.pages() - 1] {
+            assert_eq!(ram.page_of(ram.page_address(n).unchecked_add(4095)), Some(n));
+        }
+        assert_eq!(ram.page_of(GuestAddress(LOW_END)), None);
+        assert_eq!(ram.page_of(GuestAddress(HIGH_START - 1)), None);
+        assert_eq!(ram.page_of(ram.page_address(ram.pages())), None);
+        assert_eq!(ram.page_of(GuestAddress(u64::MAX)), None);
+    }
+
+    #[test]
+    fn sizes_that_make_no_sense_are_refused() {
+        for bytes in [0, 1, 4095, 4097, RAM_BYTES_MAX + PAGE_BYTES, u64::MAX] {
+            assert!(matches!(Ram::new(bytes), Err(Error::RamSize { .. })), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn populated_and_discarded_pages_on_both_sides_of_the_hole() {
+        let ram = Ram::new(HIGH_BYTES).unwrap();
+        let high = LOW_END / PAGE_BYTES;
+        assert_eq!(ram.populated().unwrap(), []);
+        for n in [3, 4, high - 1, high, high + 9] {
+            ram.write_page(n, &[n as u8 | 1; 4096]).unwrap();
+        }
+        assert_eq!(ram.populated().unwrap(), [3..5, high - 1..high + 1, high + 9..high + 10]);
+        ram.discard(4..high).unwrap();
+        assert_eq!(ram.populated().unwrap(), [3..4, high..high + 1, high + 9..high + 10]);
+        let mut page = [7; 4096];
+        ram.read_page(4, &mut page).unwrap();
+        assert_eq!(page, [0; 4096]);
+        ram.read_page(high + 9, &mut page).unwrap();
+        assert_eq!(page, [(high + 9) as u8 | 1; 4096]);
+        assert!(ram.discard(0..ram.pages() + 1).is_err());
+        assert!(ram.read_page(ram.pages(), &mut page).is_err());
+        assert!(ram.write_page(u64::MAX / PAGE_BYTES, &page).is_err());
+    }
+
+    #[test]
+    fn device_writes_are_taken_once_and_reads_are_not_marked() {
+        let ram = Ram::new(HIGH_BYTES).unwrap();
+        let high = LOW_END / PAGE_BYTES;
+        ram.memory().write_slice(&[1; 4098], GuestAddress(5 * PAGE_BYTES - 1)).unwrap();
+        ram.memory().write_obj(1_u64, GuestAddress(HIGH_START + 2 * PAGE_BYTES)).unwrap();
+        ram.read_page(9, &mut [0; 4096]).unwrap();
+        let mut dirty = PageSet::new(ram.pages());
+        ram.take_device_dirty(&mut dirty);
+        assert_eq!(dirty.iter().collect::<Vec<_>>(), [4, 5, 6, high + 2]);
+        dirty.clear();
+        ram.take_device_dirty(&mut dirty);
+        assert!(dirty.is_empty());
+    }
+
+    #[test]
+    fn nobody_can_change_the_size() {
+        let ram = Ram::new(1 << 20).unwrap();
+        assert!(ram.memfd().set_len(0).is_err());
+        assert!(ram.memfd().set_len(2 << 20).is_err());
+    }
+}

@@ -1,0 +1,127 @@
+//! The KVM of this host: what it must be able to do, asked once before a machine is made.
+
+use std::{fs::File, io, os::fd::IntoRawFd};
+
+use kvm_bindings::{KVM_API_VERSION, KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, kvm_cpuid_entry2};
+use kvm_ioctls::{Cap, Kvm};
+
+use crate::error::{self, Error, Result};
+
+/// Most vCPUs of one machine.
+pub const VCPUS_MAX: u8 = 16;
+
+/// Without these there is no machine. Names are KVM's, so that a user can search for them.
+const NEEDED: [(Cap, &str); 18] = [
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::DestroyMemoryRegionWorks, "KVM_CAP_DESTROY_MEMORY_REGION_WORKS"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+    (Cap::SetIdentityMapAddr, "KVM_CAP_SET_IDENTITY_MAP_ADDR"),
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::Pit2, "KVM_CAP_PIT2"),
+    (Cap::PitState2, "KVM_CAP_PIT_STATE2"),
+    (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+    (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::MpState, "KVM_CAP_MP_STATE"),
+    (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
+    (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
+    (Cap::Xsave, "KVM_CAP_XSAVE"),
+    (Cap::Xcrs, "KVM_CAP_XCRS"),
+    (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK"),
+    (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+];
+/// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`, which kvm-ioctls has no name for.
+pub(crate) const CAP_MANUAL_DIRTY_LOG: u32 = kvm_bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2;
+/// Both flags: without "initially set" the start of a log write-protects all memory at once.
+pub(crate) const MANUAL_DIRTY_LOG_FLAGS: u32 = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
+
+/// Opens `/dev/kvm`. Call it before sealing; [`crate::Machine::create`] takes the descriptor after the last fork.
+pub fn open_kvm() -> Result<File> {
+    File::options().read(true).write(true).open("/dev/kvm").map_err(|source| {
+        let advice = match source.kind() {
+            io::ErrorKind::NotFound => "this host has no KVM: load kvm_amd or kvm_intel, or turn virtualisation on in its firmware",
+            io::ErrorKind::PermissionDenied => "not permitted: run as root or as a member of the group kvm",
+            _ => "it does not answer",
+        };
+        Error::Open { advice, source }
+    })
+}
+
+/// A KVM that has all that a machine needs.
+#[derive(Debug)]
+pub(crate) struct System {
+    pub kvm: Kvm,
+}
+
+impl System {
+    /// Checks what the descriptor's KVM can do.
+    pub fn check(kvm: File) -> Result<Self> {
+        let kvm = kvm_from(kvm);
+        let found = kvm.get_api_version();
+        if u32::try_from(found) != Ok(KVM_API_VERSION) {
+            return Err(Error::ApiVersion { found, needed: KVM_API_VERSION });
+        }
+        let mut missing: Vec<&str> = NEEDED.iter().filter(|(cap, _)| !kvm.check_extension(*cap)).map(|(_, name)| *name).collect();
+        if kvm.check_extension_raw(CAP_MANUAL_DIRTY_LOG.into()) as u32 & MANUAL_DIRTY_LOG_FLAGS != MANUAL_DIRTY_LOG_FLAGS {
+            missing.push("KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2");
+        }
+        if !missing.is_empty() {
+            return Err(Error::Capabilities { missing: missing.join(", ") });
+        }
+        Ok(Self { kvm })
+    }
+
+    /// Most vCPUs of one machine here.
+    pub fn vcpus_max(&self) -> usize {
+        self.kvm.get_max_vcpus().min(VCPUS_MAX.into())
+    }
+
+    /// The CPUID entries that this host's KVM can give to a guest.
+    pub fn supported_cpuid(&self) -> Result<Vec<kvm_cpuid_entry2>> {
+        let cpuid = self.kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES);
+        Ok(cpuid.map_err(error::machine("ask which CPUID it supports"))?.as_slice().to_vec())
+    }
+
+    /// The MSRs that KVM says belong to a vCPU's state.
+    pub fn msr_indexes(&self) -> Result<Vec<u32>> {
+        let list = self.kvm.get_msr_index_list();
+        Ok(list.map_err(error::machine("ask which MSRs it keeps"))?.as_slice().to_vec())
+    }
+
+    /// Whether the guest's APIC timer may be programmed by TSC deadline.
+    pub fn has_tsc_deadline(&self) -> bool {
+        self.kvm.check_extension(Cap::TscDeadlineTimer)
+    }
+
+    /// Whether a guest's TSC may tick at another rate than the host's.
+    pub fn can_scale_tsc(&self) -> bool {
+        self.kvm.check_extension(Cap::TscControl)
+    }
+}
+
+fn kvm_from(file: File) -> Kvm {
+    use std::os::fd::FromRawFd;
+    // SAFETY: `into_raw_fd` gives the only ownership of an open descriptor to the `Kvm`. Whether it is KVM's is asked right after.
+    unsafe { Kvm::from_raw_fd(file.into_raw_fd()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_host_will_do() {
+        let system = System::check(open_kvm().unwrap()).unwrap();
+        assert!(system.vcpus_max() >= 2);
+        assert!(!system.supported_cpuid().unwrap().is_empty());
+        assert!(!system.msr_indexes().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_descriptor_of_something_else_is_named() {
+        let error = System::check(File::open("/dev/null").unwrap()).unwrap_err();
+        assert!(matches!(error, Error::ApiVersion { .. }), "{error:?}");
+        assert!(error.to_string().contains("/dev/kvm"), "{error}");
+    }
+}

@@ -1,0 +1,178 @@
+//! One vCPU: entering the guest and serving what takes it out again. Its thread owns it; others only kick.
+//!
+//! ```text
+//! run() --> KVM_RUN --> port or memory access: asked of the bus, then in again
+//!                   --> kicked: Interrupted       (what was served last is complete in the registers)
+//!                   --> triple fault, system event, error: returned, the guest cannot go on
+//! ```
+
+use std::sync::Arc;
+
+use kvm_bindings::{KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX, kvm_cpuid_entry2};
+use kvm_ioctls::{VcpuExit as Exit, VcpuFd};
+
+use crate::{
+    Ram, entry,
+    error::{self, Error, Result},
+    kick::{self, KickState, VcpuKicker},
+    run_page::RunPage,
+};
+
+/// Who answers the guest's accesses to addresses that are not RAM and to ports. Called on vCPU threads, several at a time.
+pub trait Bus: Sync {
+    /// Reads device memory; all of `data` must be set (all ones where nobody answers).
+    fn mmio_read(&self, address: u64, data: &mut [u8]);
+    /// Writes device memory.
+    fn mmio_write(&self, address: u64, data: &[u8]);
+    /// Reads a port, 1, 2 or 4 bytes; all of `data` must be set (all ones where nobody answers).
+    fn pio_read(&self, port: u16, data: &mut [u8]);
+    /// Writes a port, 1, 2 or 4 bytes.
+    fn pio_write(&self, port: u16, data: &[u8]);
+}
+
+/// Why a vCPU left the guest for good or for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VcpuExit {
+    /// It was kicked; its state is complete and may be saved.
+    Interrupted,
+    /// Triple fault: the guest has no way on.
+    Shutdown,
+    /// KVM reports an event of the whole machine by its `KVM_SYSTEM_EVENT_*` number.
+    SystemEvent {
+        /// The number.
+        kind: u32,
+    },
+}
+
+/// One vCPU.
+#[derive(Debug)]
+pub struct Vcpu {
+    pub(crate) fd: VcpuFd,
+    pub(crate) index: u8,
+    run_page: RunPage,
+    kicks: Arc<KickState>,
+    /// KVM writes guest memory through the mapping, which so must outlive the vCPU.
+    _ram: Ram,
+}
+
+impl Vcpu {
+    /// Takes a fresh vCPU and gives it its CPUID and what firmware would have set.
+    pub(crate) fn new(fd: VcpuFd, index: u8, run_bytes: usize, ram: Ram, cpuid: &[kvm_cpuid_entry2]) -> Result<Self> {
+        let map = || RunPage::map(&fd, run_bytes).map_err(|errno| kvm_ioctls::Error::new(errno.raw_os_error()));
+        let run_page = map().map_err(error::vcpu(index, "map its run pages"))?;
+        let kicks = Arc::new(KickState::new(map().map_err(error::vcpu(index, "map its run pages"))?));
+        let mut vcpu = Self { fd, index, run_page, kicks, _ram: ram };
+        vcpu.set_cpuid(cpuid)?;
+        vcpu.wire_local_apic()?;
+        vcpu.set_boot_msrs()?;
+        Ok(vcpu)
+    }
+
+    /// Which of the machine's vCPUs this is; its APIC id too.
+    pub fn index(&self) -> u8 {
+        self.index
+    }
+
+    /// Makes the vCPU ready to boot: the first enters a kernel by PVH, the others wait to be started by it.
+    pub fn enter_pvh(&mut self, rip: u32, start_info: u32) -> Result<()> {
+        if self.index > 0 {
+            return self.fd.set_mp_state(entry::waiting()).map_err(self.failed("make it wait to be started"));
+        }
+        let mut sregs = self.fd.get_sregs().map_err(self.failed("read its system registers"))?;
+        entry::pvh_sregs(&mut sregs);
+        self.fd.set_sregs(&sregs).map_err(self.failed("set its system registers"))?;
+        self.fd.set_regs(&entry::pvh_regs(rip, start_info)).map_err(self.failed("set its registers"))
+    }
+
+    /// Runs the guest on this thread until something other than an access must be dealt with.
+    pub fn run(&mut self, bus: &dyn Bus) -> Result<VcpuExit> {
+        let kicks = self.kicks.clone();
+        let _entered = kicks.enter();
+        loop {
+            match self.fd.run() {
+                Ok(Exit::IoIn(..) | Exit::IoOut(..)) => {
+                    if let Err(what) = self.run_page.serve_io(bus) {
+                        return Err(self.stopped(what));
+                    }
+                }
+                Ok(Exit::MmioRead(address, data)) => bus.mmio_read(address, data),
+                Ok(Exit::MmioWrite(address, data)) => bus.mmio_write(address, data),
+                Ok(Exit::Shutdown) => return Ok(VcpuExit::Shutdown),
+                Ok(Exit::SystemEvent(kind, _)) => return Ok(VcpuExit::SystemEvent { kind }),
+                Ok(Exit::InternalError) => return Err(self.internal_error()),
+                Ok(Exit::FailEntry(reason, cpu)) => {
+                    return Err(self.stopped(format!("the processor refused to enter the guest, reason {reason:#x} on CPU {cpu}")));
+                }
+                Ok(Exit::Intr) => {}
+                Ok(other) => {
+                    let what = format!("KVM returned {other:?}, which this machine never asks for");
+                    return Err(self.stopped(what));
+                }
+                // EINTR: a signal, maybe a kick. EAGAIN: a vCPU that waited to be started was woken.
+                Err(errno) if matches!(errno.errno(), libc::EINTR | libc::EAGAIN) => {
+                    if self.kicks.take() {
+                        return Ok(VcpuExit::Interrupted);
+                    }
+                }
+                Err(source) => return Err(Error::Vcpu { index: self.index, operation: "run", source }),
+            }
+        }
+    }
+
+    /// A handle by which other threads get this vCPU out of the guest.
+    pub fn kicker(&self) -> VcpuKicker {
+        kick::kicker(&self.kicks)
+    }
+
+    /// Names the operation of a failed call.
+    pub(crate) fn failed(&self, operation: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error + use<> {
+        error::vcpu(self.index, operation)
+    }
+
+    pub(crate) fn set_cpuid(&mut self, entries: &[kvm_cpuid_entry2]) -> Result<()> {
+        let too_many = |_| kvm_ioctls::Error::new(libc::E2BIG);
+        let cpuid = kvm_bindings::CpuId::from_entries(entries).map_err(too_many).map_err(self.failed("set its CPUID"))?;
+        self.fd.set_cpuid2(&cpuid).map_err(self.failed("set its CPUID"))
+    }
+
+    fn wire_local_apic(&mut self) -> Result<()> {
+        let mut apic = self.fd.get_lapic().map_err(self.failed("read its local APIC"))?;
+        entry::wire_local_apic(&mut apic);
+        self.fd.set_lapic(&apic).map_err(self.failed("set its local APIC"))
+    }
+
+    fn set_boot_msrs(&mut self) -> Result<()> {
+        for msr in entry::boot_msrs() {
+            self.set_msr(msr.index, msr.data)?;
+        }
+        Ok(())
+    }
+
+    /// Sets one MSR; whether KVM took it. A refusal is logged: the local KVM, for one, does not have them all.
+    pub(crate) fn set_msr(&mut self, index: u32, data: u64) -> Result<bool> {
+        let entry = kvm_bindings::kvm_msr_entry { index, data, ..Default::default() };
+        let msrs = kvm_bindings::Msrs::from_entries(&[entry]).expect("invariant: one entry is below the limit");
+        let taken = self.fd.set_msrs(&msrs).map_err(self.failed("set an MSR"))?;
+        if taken == 0 {
+            log::warn!("vCPU {}: KVM refuses to set MSR {index:#x} to {data:#x}; left as it is", self.index);
+        }
+        Ok(taken == 1)
+    }
+
+    fn internal_error(&mut self) -> Error {
+        let (suberror, data) = self.run_page.internal_error();
+        let name = match suberror {
+            KVM_INTERNAL_ERROR_EMULATION => "it could not emulate an instruction",
+            KVM_INTERNAL_ERROR_SIMUL_EX => "exceptions that cannot happen together",
+            KVM_INTERNAL_ERROR_DELIVERY_EV => "an access that cannot be emulated while an event is delivered",
+            _ => "of a kind that is new to this program",
+        };
+        self.stopped(format!("KVM's internal error {suberror}: {name}; data {data:x?}"))
+    }
+
+    fn stopped(&self, what: String) -> Error {
+        // Where KVM does not even give the registers, the report says so by a rip of all ones.
+        let rip = self.fd.get_regs().map_or(u64::MAX, |regs| regs.rip);
+        Error::Stopped { index: self.index, rip, what }
+    }
+}
