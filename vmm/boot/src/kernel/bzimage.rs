@@ -29,7 +29,7 @@ const PAYLOAD_BYTES_MIN: u64 = 16;
 pub(super) fn payload(content: &Content) -> Result<Vec<u8>, KernelError> {
     let mut header = setup_header::default();
     match read(content, "the setup header", SETUP_HEADER, header.as_mut_slice()) {
-        // Too short for a header: a bzImage that was cut, if the length is the only thing wrong. Nothing tells, so say the former.
+        // Nothing this short can tell that it was meant to be a bzImage.
         Err(KernelError::Truncated { .. }) => return Err(KernelError::UnknownFormat),
         other => other?,
     }
