@@ -52,10 +52,17 @@ fn ports_and_device_memory_reach_the_bus() {
 #[test]
 fn string_output_reaches_the_bus_element_by_element() {
     let (ram, _machine, mut vcpus) = machine(RAM_BYTES, 1);
+    // At CPL 0, as the local KVM refuses string output at CPL 3.
+    vcpus[0].enter_pvh(CODE as u32, 0).unwrap();
+    let program = [
+        0xbe, 0x00, 0x10, 0x01, 0x00, // mov esi, CODE + 0x1000
+        0x66, 0xba, 0xf8, 0x03, // mov dx, 0x3f8
+        0xb9, 0x03, 0x00, 0x00, 0x00, // mov ecx, 3
+        0xf3, 0x66, 0x6f, // rep outsw
+        0xe6, 0x12, 0xeb, 0xfe, // out 0x12, al; jmp $
+    ];
+    ram.memory().write_slice(&program, GuestAddress(CODE)).unwrap();
     ram.memory().write_slice(b"\x01\x02\x03\x04\x05\x06", GuestAddress(CODE + 0x1000)).unwrap();
-    let program = [0xf3, 0x66, 0x6f, 0xe6, 0x12, 0xeb, 0xfe]; // rep outsw; out 0x12, al; jmp $
-    let regs = kvm_regs { rsi: CODE + 0x1000, rdx: 0x3f8, rcx: 3, ..Default::default() };
-    start(&ram, &mut vcpus[0], &program, regs);
     let bus = Recorder::new(&vcpus[0]);
     assert_eq!(vcpus[0].run(&bus).unwrap(), VcpuExit::Interrupted);
     let words = [[1, 2], [3, 4], [5, 6]].map(|word| Access::PortWrite(0x3f8, word.to_vec()));
@@ -156,7 +163,7 @@ fn an_irqfd_reaches_the_interrupt_chip() {
     let (_ram, machine, _vcpus) = machine(RAM_BYTES, 1);
     let event = EventFd::new(EFD_NONBLOCK).unwrap();
     machine.irq(5, &event).unwrap();
-    assert!(machine.irq(1000, &EventFd::new(EFD_NONBLOCK).unwrap()).is_ok_and(|()| false) || machine.irq(5, &event).is_err());
+    assert!(machine.irq(5, &event).is_err(), "registered twice");
     event.write(1).unwrap();
     // The PIC latches an edge in its request register even while the line is masked.
     let deadline = Instant::now() + DEADLINE;
