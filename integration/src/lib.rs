@@ -11,6 +11,7 @@ pub mod command;
 pub mod guest;
 pub mod initramfs;
 pub mod modules;
+pub mod netlab;
 pub mod paths;
 pub mod progress;
 pub mod provision;

@@ -2,7 +2,7 @@
 //!
 //! `docs/formats/bench-guest.md` describes every option.
 
-use crate::pattern::Kind;
+use super::pattern::Kind;
 
 /// Most regions of memory, network ports and disks that can be told apart.
 pub const REGIONS_MAX: usize = 8;
@@ -43,7 +43,7 @@ impl Work {
         match self {
             Self::Words | Self::Silent | Self::None => 1,
             Self::Lines => 8,
-            Self::Pages => crate::pattern::PAGE_WORDS,
+            Self::Pages => super::pattern::PAGE_WORDS,
         }
     }
 }

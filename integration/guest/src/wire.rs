@@ -2,7 +2,7 @@
 //!
 //! Reading checks lengths and, if asked, checksums; writing leaves TCP's checksum partial, for the network card to complete.
 
-use crate::tcp::Segment;
+use super::tcp::Segment;
 
 /// ICMP, TCP and UDP as IPv4 numbers them.
 const ICMP: u8 = 1;
