@@ -18,6 +18,8 @@ pub enum Reason {
     FloodCut,
     /// From the guest: more segments than one frame may become.
     GuestSegments,
+    /// To the network: datagrams that the driver could not send (no room, no route). Counted by the driver.
+    SendRefused,
     /// From the network: too short for a VXLAN and an Ethernet header.
     WireShort,
     /// From the network: no VNI in the header.
@@ -40,7 +42,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in the order of [`Counters::dropped`].
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::GuestShort,
         Self::GuestOversize,
         Self::GuestSource,
@@ -48,6 +50,7 @@ impl Reason {
         Self::NoPeer,
         Self::FloodCut,
         Self::GuestSegments,
+        Self::SendRefused,
         Self::WireShort,
         Self::WireNoVni,
         Self::WireOtherLan,
@@ -69,6 +72,7 @@ impl Reason {
             Self::NoPeer => "no_peer",
             Self::FloodCut => "flood_cut",
             Self::GuestSegments => "guest_segments",
+            Self::SendRefused => "send_refused",
             Self::WireShort => "wire_short",
             Self::WireNoVni => "wire_no_vni",
             Self::WireOtherLan => "wire_other_lan",

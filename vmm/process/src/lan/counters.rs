@@ -1,0 +1,35 @@
+//! A port's counters, written by its queue thread and read by the control thread.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rebec_overlay::{Counters, Reason};
+
+const PLAIN: usize = 6;
+
+/// Each value is right by itself; two may stem from different bursts.
+#[derive(Debug, Default)]
+pub struct SharedCounters {
+    plain: [AtomicU64; PLAIN],
+    dropped: [AtomicU64; Reason::ALL.len()],
+}
+
+impl SharedCounters {
+    /// Publishes.
+    pub fn store(&self, counters: &Counters) {
+        let Counters { tx_frames, tx_datagrams, rx_frames, rx_datagrams, relayed, flooded, dropped } = *counters;
+        let plain = [tx_frames, tx_datagrams, rx_frames, rx_datagrams, relayed, flooded];
+        for (shared, value) in self.plain.iter().zip(plain).chain(self.dropped.iter().zip(dropped)) {
+            shared.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Reads.
+    pub fn load(&self) -> Counters {
+        let [tx_frames, tx_datagrams, rx_frames, rx_datagrams, relayed, flooded] = self.plain.each_ref().map(value);
+        Counters { tx_frames, tx_datagrams, rx_frames, rx_datagrams, relayed, flooded, dropped: self.dropped.each_ref().map(value) }
+    }
+}
+
+fn value(shared: &AtomicU64) -> u64 {
+    shared.load(Ordering::Relaxed)
+}

@@ -1,0 +1,153 @@
+//! A NIC's attachment to its LAN: the driver of `rebec-overlay` over one UDP socket.
+//!
+//! It owns the socket and the clock and decides nothing: the overlay switches, cuts and joins. The socket is bound before the process is
+//! sealed and lives as long as the process; a guest reset attaches a new [`LanPort`] to it.
+//!
+//! ```text
+//! control thread   Lan  --- Fdb snapshot (swapped) --->  LanPort   the NIC's queue thread: send, flush, receive
+//!                       <-- counters (atomics) --------
+//!                  Forwarder   after a move, on a thread of its own: the queues stand still by then, so the socket has one reader
+//! ```
+//!
+//! Frames are not sealed: whoever can send to the endpoint can speak on the LAN.
+
+mod counters;
+mod forwarder;
+mod port;
+mod socket;
+
+use std::{
+    io,
+    net::{SocketAddrV4, UdpSocket},
+    sync::Arc,
+    time::Instant,
+};
+
+use arc_swap::ArcSwap;
+pub use forwarder::Forwarder;
+pub use port::LanPort;
+use rebec_overlay::{Counters, Fdb, FdbError, PortConfig, Relay, vxlan::Vni};
+use rebec_vmm_api::{MacAddr, NetConfig};
+
+use self::counters::SharedCounters;
+
+/// Why a NIC could not be attached to its LAN.
+#[derive(Debug, thiserror::Error)]
+pub enum LanError {
+    /// The local endpoint is taken, or is no address of this machine.
+    #[error("net {mac}: listen on UDP {local}: give local= an address of this machine and a port that is free")]
+    Bind {
+        /// The NIC.
+        mac: MacAddr,
+        /// Its endpoint.
+        local: SocketAddrV4,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The label does not fit.
+    #[error("net {mac}: vni {vni} is not a number below 16777216")]
+    Vni {
+        /// The NIC.
+        mac: MacAddr,
+        /// The label.
+        vni: u32,
+    },
+    /// An entry of the forwarding database cannot be.
+    #[error("net {mac}: peer {peer}@{endpoint}")]
+    Peer {
+        /// The NIC.
+        mac: MacAddr,
+        /// The station.
+        peer: MacAddr,
+        /// Where it should live.
+        endpoint: SocketAddrV4,
+        /// Why not.
+        source: FdbError,
+    },
+}
+
+/// One NIC's place on its LAN, for the control thread. Clones are the same place.
+#[derive(Debug, Clone)]
+pub struct Lan {
+    config: PortConfig,
+    vni: u32,
+    local: SocketAddrV4,
+    socket: Arc<UdpSocket>,
+    fdb: Arc<ArcSwap<Fdb>>,
+    counters: Arc<SharedCounters>,
+}
+
+impl Lan {
+    /// Binds the socket and takes in the peers of the command line. To be called before the process is sealed.
+    pub fn bind(config: &NetConfig, mtu: u16) -> Result<Self, LanError> {
+        let mac = config.mac;
+        let vni = Vni::new(config.vni).ok_or(LanError::Vni { mac, vni: config.vni })?;
+        let bind = |source| LanError::Bind { mac, local: config.local, source };
+        let socket = socket::bind(config.local).map_err(bind)?;
+        let local = match socket.local_addr().map_err(bind)? {
+            std::net::SocketAddr::V4(local) => local,
+            std::net::SocketAddr::V6(_) => config.local,
+        };
+        let mut fdb = Fdb::default();
+        for peer in &config.peers {
+            fdb.add(local, peer.mac, peer.endpoint).map_err(|source| LanError::Peer {
+                mac,
+                peer: peer.mac,
+                endpoint: peer.endpoint,
+                source,
+            })?;
+        }
+        Ok(Self {
+            config: PortConfig { vni, mac, mtu },
+            vni: config.vni,
+            local,
+            socket: Arc::new(socket),
+            fdb: Arc::new(ArcSwap::from_pointee(fdb)),
+            counters: Arc::default(),
+        })
+    }
+
+    /// The NIC's address.
+    pub fn mac(&self) -> MacAddr {
+        self.config.mac
+    }
+
+    /// The LAN's label.
+    pub fn vni(&self) -> u32 {
+        self.vni
+    }
+
+    /// Where the socket listens.
+    pub fn local(&self) -> SocketAddrV4 {
+        self.local
+    }
+
+    /// The frame port of the NIC's device. One at a time: two would share the socket's datagrams out between them.
+    pub fn port(&self) -> io::Result<LanPort> {
+        Ok(LanPort::new(self.config, self.socket.clone(), self.fdb.clone(), self.counters.clone()))
+    }
+
+    /// Says where a station lives, from the next frame on. An entry for the NIC itself is accepted and has no effect: `fdb-add` tells every
+    /// port of a VM the same.
+    pub fn fdb_add(&self, station: MacAddr, endpoint: SocketAddrV4) -> Result<(), FdbError> {
+        if station == self.config.mac {
+            return Ok(());
+        }
+        // The control thread is the only writer, so nothing is lost between load and store.
+        let mut fdb = Fdb::clone(&self.fdb.load());
+        fdb.add(self.local, station, endpoint)?;
+        self.fdb.store(Arc::new(fdb));
+        Ok(())
+    }
+
+    /// The NIC has moved to `to`: what sends on the datagrams that still arrive here, until `until`. The queues must be stopped.
+    pub fn forwarder(&self, to: SocketAddrV4, until: Instant) -> Forwarder {
+        let relay = Relay::new(self.config.vni, self.config.mac, to, until);
+        Forwarder::new(relay, self.socket.clone())
+    }
+
+    /// What passed since the machine was built, and what did not.
+    pub fn counters(&self) -> Counters {
+        self.counters.load()
+    }
+}
