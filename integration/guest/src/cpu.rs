@@ -6,8 +6,8 @@ use core::arch::asm;
 
 /// PM1a control: the VMM's `rebec_boot::layout` puts it here and the FADT names it.
 const PM1A_CONTROL: u16 = 0x604;
-/// SLP_EN with sleep type 0, which the DSDT's `_S5` package names.
-const SLEEP_ENABLE: u16 = 1 << 13;
+/// SLP_EN with sleep type 5, which the DSDT's `_S5` package names.
+const SLEEP_OFF: u16 = 1 << 13 | 5 << 10;
 /// The FADT's reset register.
 const RESET: u16 = 0x608;
 
@@ -84,7 +84,7 @@ pub fn register_read8(address: u64) -> u8 {
 
 /// Ends the machine through ACPI.
 pub fn power_off() -> ! {
-    out16(PM1A_CONTROL, SLEEP_ENABLE);
+    out16(PM1A_CONTROL, SLEEP_OFF);
     halt()
 }
 
