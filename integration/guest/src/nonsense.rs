@@ -5,10 +5,12 @@
 use crate::{cpu, memory::Memory, pattern, virtio::Device};
 
 const RING_WORDS: usize = 4096;
+const DEVICES_MAX: usize = 16;
 
 /// The source of nonsense.
 pub struct Nonsense {
     random: u64,
+    devices: [Option<Device>; DEVICES_MAX],
     rings: &'static mut [u64],
     /// Accesses made.
     pub steps: u64,
@@ -18,7 +20,8 @@ impl Nonsense {
     /// Begins with a seed.
     pub fn new(seed: u64, memory: &mut Memory) -> Result<Self, &'static str> {
         let rings = memory.take_words(RING_WORDS as u64 * 8).ok_or("no memory for nonsense")?;
-        Ok(Self { random: seed, rings, steps: 0 })
+        let mut found = Device::present();
+        Ok(Self { random: seed, devices: core::array::from_fn(|_| found.next()), rings, steps: 0 })
     }
 
     /// A few accesses.
@@ -39,9 +42,8 @@ impl Nonsense {
     }
 
     fn device(&mut self) -> Option<Device> {
-        let count = Device::present().count().max(1) as u64;
-        let number = self.next() % count;
-        Device::present().nth(number as usize)
+        let count = self.devices.iter().flatten().count().max(1) as u64;
+        self.devices[(self.next() % count) as usize]
     }
 
     /// Numbers that mean something somewhere, and some that mean nothing.
