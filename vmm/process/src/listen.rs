@@ -1,5 +1,6 @@
 //! Unix sockets that this process creates: the control socket and `--serial unix:`. Created before sealing, mode 0600,
-//! never in the place of something that is still in use; the unsealed parent removes them at the end.
+//! never in the place of something that is still in use. Removed when dropped before sealing; afterwards no path leads there,
+//! and the unsealed parent removes them at the end.
 
 use std::{
     io::{self, ErrorKind},
@@ -31,15 +32,25 @@ pub enum ListenError {
     },
 }
 
+/// The file of a socket that [`listen`] created.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        remove(&self.0);
+    }
+}
+
 /// Creates a listening socket that only this user can connect to. A socket that a killed process left behind is replaced.
-pub fn listen(path: &Path) -> Result<UnixListener, ListenError> {
+pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
     let failed = |source| ListenError::Create { path: path.to_owned(), source };
     clear_way(path)?;
     // The mode is right from the first moment; this process has one thread, so nobody else sees the mask.
     let before = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
     let bound = UnixListener::bind(path);
     rustix::process::umask(before);
-    bound.map_err(failed)
+    Ok((bound.map_err(failed)?, SocketFile(path.to_owned())))
 }
 
 /// Removes a socket that [`listen`] created. Somebody may have done so already.
@@ -75,13 +86,16 @@ mod tests {
     fn a_dead_socket_is_replaced_and_a_live_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
-        let first = listen(&path).unwrap();
+        let (listener, file) = listen(&path).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(matches!(listen(&path), Err(ListenError::InUse(_))));
-        drop(first);
+        drop(listener);
+        std::mem::forget(file);
+        assert!(path.exists(), "as if its process had been killed");
         let second = listen(&path).unwrap();
         UnixStream::connect(&path).unwrap();
         drop(second);
+        assert!(!path.exists());
     }
 
     #[test]

@@ -28,7 +28,7 @@ use rebec_vmm_api::control::Command;
 
 use self::connections::Connections;
 pub use self::reply::Reply;
-use crate::listen::{ListenError, listen};
+use crate::listen::{ListenError, SocketFile, listen};
 
 /// Connections served at once: an agent, a person, a move, and room for donors' clients.
 pub const CONNECTIONS_MAX: usize = 8;
@@ -50,17 +50,20 @@ pub struct ControlRequest {
 /// The control socket, created but not yet listened to.
 pub struct Bound {
     listener: UnixListener,
+    file: SocketFile,
 }
 
 /// The running server; its threads live as long as the process.
 pub struct Server {
     connections: Arc<Connections>,
+    _file: SocketFile,
 }
 
 impl Server {
     /// Creates the socket. Belongs before sealing: it is the last thing here that names a path.
     pub fn bind(path: &Path) -> Result<Bound, ListenError> {
-        Ok(Bound { listener: listen(path)? })
+        let (listener, file) = listen(path)?;
+        Ok(Bound { listener, file })
     }
 
     /// Waits, not for long, until every answer that was given has reached its client. Belongs at the end of the process.
@@ -78,10 +81,10 @@ impl Bound {
         E: From<ControlRequest> + Send + 'static,
     {
         let connections = Arc::new(Connections::default());
-        let server = Server { connections: connections.clone() };
-        let own = threads.clone();
-        own.spawn("control", Box::new(move || accept(&self.listener, &connections, &threads, &owner)))?;
-        Ok(server)
+        let Self { listener, file } = self;
+        let accepting = (threads.clone(), connections.clone());
+        threads.spawn("control", Box::new(move || accept(&listener, &accepting.1, &accepting.0, &owner)))?;
+        Ok(Server { connections, _file: file })
     }
 }
 

@@ -74,6 +74,15 @@ impl Client {
         self.request(what, command, descriptors, heard)
     }
 
+    /// Turns the connection into a donor connection: from here on it speaks `rebec_migrate::donor`, in which a donor says
+    /// nothing unasked. Bytes read beyond the answer would be lost, so they are an error.
+    pub fn donate(mut self) -> Result<UnixStream, CtlError> {
+        match self.ask("donate", Command::Donate)? {
+            Answer::Done if self.reader.is_empty() => Ok(self.stream),
+            Answer::Done | Answer::Status(_) | Answer::Moved(_) => Err(CtlError::Unexpected { what: "donate" }),
+        }
+    }
+
     fn request(
         &mut self,
         what: &'static str,

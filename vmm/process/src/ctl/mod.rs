@@ -8,7 +8,8 @@ mod show;
 use std::{
     io::{self, Write},
     net::SocketAddr,
-    path::PathBuf,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -75,6 +76,11 @@ pub enum CtlError {
     /// Standard output is closed or full.
     #[error("write the answer to standard output")]
     Output(#[from] io::Error),
+}
+
+/// Connects to another VMM on this host that lends what its VM holds.
+pub fn donor_connection(path: &Path) -> Result<UnixStream, CtlError> {
+    Client::connect(path)?.donate()
 }
 
 /// Carries out one `ctl` command line.

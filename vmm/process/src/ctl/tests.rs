@@ -47,8 +47,11 @@ fn vm(owner: impl FnOnce(Receiver<ControlRequest>) + Send + 'static) -> (tempfil
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("vm");
     let (sender, requests) = sync_channel(CONNECTIONS_MAX);
-    Server::bind(&path).unwrap().start(Arc::new(PlainThreads), sender).unwrap();
-    std::thread::spawn(move || owner(requests));
+    let server = Server::bind(&path).unwrap().start(Arc::new(PlainThreads), sender).unwrap();
+    std::thread::spawn(move || {
+        owner(requests);
+        server.finish();
+    });
     (folder, path)
 }
 
@@ -165,6 +168,23 @@ fn a_vm_that_dies_during_a_move_is_no_outcome() {
         while stream.read(&mut byte).unwrap() == 1 && byte != *b"\n" {}
     });
     assert!(matches!(ctl(&path, migrate_to(to)), Err(CtlError::NoAnswer { what: "migrate", .. })));
+}
+
+#[test]
+fn a_donor_connection_is_the_owners_and_a_refusal_is_told() {
+    let (_folder, path) = vm(|requests| {
+        let mut requests = requests.into_iter();
+        let mut stream = requests.next().unwrap().reply.hand_over().unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+        stream.write_all(b"content").unwrap();
+        requests.for_each(drop);
+    });
+    let mut connection = donor_connection(&path).unwrap();
+    connection.write_all(b"?").unwrap();
+    let mut content = [0; 7];
+    connection.read_exact(&mut content).unwrap();
+    assert_eq!(&content, b"content");
+    assert!(matches!(donor_connection(&path), Err(CtlError::Refused { what: "donate", .. })));
 }
 
 #[test]

@@ -29,7 +29,7 @@ use crate::{
 
 /// Everything that must fail, and how it did.
 pub fn run(options: &SealSelfTest) -> anyhow::Result<ExitCode> {
-    let listener = listen(&options.listen)?;
+    let (listener, _file) = listen(&options.listen)?;
     let mut opened_before = File::open("/proc/self/status").context("open a file before sealing")?;
     let path = options.listen.clone();
     let sealed = seal(SealOptions { at_end: vec![Box::new(move || remove(&path))] })?;

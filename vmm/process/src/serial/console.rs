@@ -21,6 +21,7 @@ use super::{
     Backend,
     terminal::{Commands, RawTerminal},
 };
+use crate::listen::SocketFile;
 
 /// Output kept for a reader that is slow or not there yet: a screenful times thirty, a kernel's boot messages.
 const BACKLOG_BYTES: usize = 64 * 1024;
@@ -36,6 +37,7 @@ type Sink = Box<dyn FnMut(&[u8]) + Send>;
 /// The running serial backend.
 pub struct Console {
     shared: Arc<Shared>,
+    _socket: Option<SocketFile>,
 }
 
 /// The guest's end of the output. Clones write to the same place.
@@ -65,7 +67,7 @@ struct Backlog {
 impl Console {
     pub(super) fn start(backend: Backend, threads: &dyn Threads, quit: Box<dyn FnMut() + Send>) -> io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let Backend { input, output, listener, terminal, socket: _ } = backend;
+        let Backend { input, output, listener, terminal, socket } = backend;
         if let Some(listener) = &listener {
             listener.set_nonblocking(true)?;
         }
@@ -75,7 +77,7 @@ impl Console {
         let thread =
             SerialThread { shared: shared.clone(), input, output, listener, commands, quit, in_hand: Vec::new(), _terminal: terminal };
         threads.spawn("serial", Box::new(move || thread.run()))?;
-        Ok(Self { shared })
+        Ok(Self { shared, _socket: socket.map(|(_, file)| file) })
     }
 
     /// Where the guest's output goes.

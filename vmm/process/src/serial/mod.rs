@@ -27,7 +27,7 @@ use rebec_vmm_api::SerialConfig;
 
 pub use self::console::Console;
 use self::terminal::RawTerminal;
-use crate::listen::{self, ListenError, listen};
+use crate::listen::{self, ListenError, SocketFile, listen};
 
 /// Why a serial backend cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +62,7 @@ pub struct Backend {
     /// People connect here.
     listener: Option<UnixListener>,
     terminal: Option<RawTerminal>,
-    socket: Option<PathBuf>,
+    socket: Option<(PathBuf, SocketFile)>,
 }
 
 impl Backend {
@@ -77,8 +77,9 @@ impl Backend {
                 backend.output = Some(OpenOptions::new().append(true).create(true).open(path).map(File::into).map_err(failed)?);
             }
             Some(SerialConfig::Unix(path)) => {
-                backend.listener = Some(listen(path)?);
-                backend.socket = Some(path.clone());
+                let (listener, file) = listen(path)?;
+                backend.listener = Some(listener);
+                backend.socket = Some((path.clone(), file));
             }
         }
         Ok(backend)
@@ -101,7 +102,7 @@ impl Backend {
         if let Some(terminal) = &self.terminal {
             tidy.push(terminal.restorer());
         }
-        if let Some(path) = self.socket.clone() {
+        if let Some(path) = self.socket.as_ref().map(|(path, _)| path.clone()) {
             tidy.push(Box::new(move || listen::remove(&path)));
         }
         tidy
