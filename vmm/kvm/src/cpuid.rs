@@ -5,8 +5,6 @@
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
-/// First leaf of the hypervisor's range, with KVM's signature.
-pub(crate) const KVM_SIGNATURE_LEAF: u32 = 0x4000_0000;
 /// KVM's paravirtual features.
 pub(crate) const KVM_FEATURES_LEAF: u32 = 0x4000_0001;
 const TOPOLOGY_LEAF: u32 = 0xb;

@@ -25,7 +25,7 @@ const CLEAR_WORDS: usize = 1024;
 impl Machine {
     /// Starts to log what the guest's CPUs write.
     pub fn dirty_log_start(&self) -> Result<()> {
-        self.map_slots(KVM_MEM_LOG_DIRTY_PAGES)
+        self.set_slot_flags(KVM_MEM_LOG_DIRTY_PAGES)
     }
 
     /// Moves the log into `pages`. The first time after a start it holds every page.
@@ -45,7 +45,7 @@ impl Machine {
 
     /// Ends the log and forgets what it holds.
     pub fn dirty_log_stop(&self) -> Result<()> {
-        self.map_slots(0)
+        self.set_slot_flags(0)
     }
 }
 

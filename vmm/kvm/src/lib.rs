@@ -1,23 +1,49 @@
-//! KVM and the memory mapped into it: everything that needs `unsafe`, behind a safe border.
+//! KVM and the memory mapped into it: the one crate of the VMM with `unsafe`, behind a safe border. It models no device, opens
+//! nothing but `/dev/kvm`, starts no thread and decides nothing.
+//!
+//! ```text
+//! before sealing   open_kvm() -> File                                    clear errors: no KVM, not permitted
+//!                  fork_single_threaded() -> ForkOutcome                 refuses if there are more threads
+//! RAM              Ram::new(bytes); clones share it; memory() for devices, memfd(), pages(), page_address(n), page_of(address),
+//!                  read_page, write_page, populated(), discard(range), take_device_dirty(&mut PageSet)
+//! machine          Machine::create(kvm, &ram, vcpus)                     after the last fork
+//!                  ioevent, irq, take_vcpus, cpu_model() -> &CpuModel
+//!                  dirty_log_start, dirty_log_take(&mut PageSet), dirty_log_stop
+//! vCPU             enter_pvh(rip, start_info) on every vCPU, then run(&bus) -> VcpuExit on its thread
+//!                  kicker().kick() from anywhere: the present or next run() returns Interrupted, none is lost
+//!                  note_pause() on every vCPU before it goes on after a pause
+//! saving           all vCPUs stand still (run() returned): Vcpu::save() -> Part of each, then Machine::save(&mut saved)
+//! restoring        Machine::restore_clock(&mut saved), then Vcpu::restore(part) of each, then Machine::restore_chips(&mut saved)
+//! comparing        CpuModel::{to_bytes, from_bytes}, source.missing_on(&target) -> Vec<String>
+//! ```
+//!
+//! The page's journey begins here: the dirty log and the devices' marks are merged into one [`PageSet`], then pages are copied.
+//! Memory under a machine lives as long as any of its parts: machine and vCPUs hold a clone of [`Ram`].
 #![expect(unsafe_code, reason = "this crate is the one home of unsafe code in the VMM; each block says why it holds")]
 
+mod cpu_model;
 mod cpuid;
 mod dirty_log;
 mod entry;
 mod error;
+mod fork;
 mod kick;
 mod machine;
 mod page_set;
 mod ram;
 mod run_page;
+mod saved;
 mod system;
 mod vcpu;
+mod xsave;
 
 #[cfg(test)]
 mod tests;
 
 pub use self::{
+    cpu_model::CpuModel,
     error::{Error, Result},
+    fork::{ForkOutcome, fork_single_threaded},
     kick::{VcpuKicker, kick_signal},
     machine::Machine,
     page_set::PageSet,

@@ -1,7 +1,7 @@
 //! One virtual machine: its memory slots, interrupt chips, timer and vCPUs. The vCPUs leave it for their threads; what stays
 //! here belongs to the machine as a whole.
 
-use std::fs::File;
+use std::{fs::File, sync::Arc};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{IoEventAddress, VmFd};
@@ -9,10 +9,12 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
-    Ram, Vcpu, cpuid,
+    CpuModel, Ram, Vcpu, cpuid,
     error::{self, Error, Result},
     kick,
+    saved::clock::GuestClock,
     system::System,
+    vcpu::HostParts,
 };
 
 /// Three pages that KVM for Intel needs to run real mode; inside the hole below 4 GiB.
@@ -25,9 +27,11 @@ const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 pub struct Machine {
     pub(crate) vm: VmFd,
     pub(crate) slots: Vec<Slot>,
+    pub(crate) clock: Arc<GuestClock>,
+    cpu_model: CpuModel,
     vcpus: Vec<Vcpu>,
     /// KVM writes guest memory through the mapping, which so must outlive the machine.
-    pub(crate) ram: Ram,
+    _ram: Ram,
 }
 
 /// A region of guest RAM as KVM knows it.
@@ -52,10 +56,16 @@ impl Machine {
         set_up_chips(&vm)?;
         crate::dirty_log::enable_manual_protect(&vm)?;
         let slots = memory_slots(ram);
-        let mut machine = Self { vm, slots, vcpus: Vec::with_capacity(vcpus.into()), ram: ram.clone() };
-        machine.map_slots(0)?;
-        machine.add_vcpus(&system, vcpus)?;
-        Ok(machine)
+        map_slots(&vm, &slots, 0)?;
+        let (clock, vcpus) = make_vcpus(&system, &vm, ram, vcpus)?;
+        let first = vcpus.first().expect("invariant: the count was checked to be at least one");
+        let cpu_model = CpuModel::of(first, system.can_scale_tsc())?;
+        Ok(Self { vm, slots, clock, cpu_model, vcpus, _ram: ram.clone() })
+    }
+
+    /// What a guest of this machine sees of its CPUs, to be compared before a move.
+    pub fn cpu_model(&self) -> &CpuModel {
+        &self.cpu_model
     }
 
     /// The vCPUs, for the threads that will own them; empty the second time.
@@ -74,26 +84,35 @@ impl Machine {
         self.vm.register_irqfd(event, gsi).map_err(error::machine("register an irqfd"))
     }
 
-    /// Tells KVM about all memory, or changes the flags of all slots.
-    pub(crate) fn map_slots(&self, flags: u32) -> Result<()> {
-        for slot in &self.slots {
-            let region = kvm_userspace_memory_region { flags, ..slot.region };
-            // SAFETY: the region is one of `self.ram`'s mappings, which lives as long as the machine and every vCPU, holds a clone.
-            unsafe { self.vm.set_user_memory_region(region) }.map_err(error::machine("set a memory slot"))?;
-        }
-        Ok(())
+    /// Changes the flags of all memory slots.
+    pub(crate) fn set_slot_flags(&self, flags: u32) -> Result<()> {
+        map_slots(&self.vm, &self.slots, flags)
     }
+}
 
-    fn add_vcpus(&mut self, system: &System, vcpus: u8) -> Result<()> {
-        let supported = system.supported_cpuid()?;
-        let options = cpuid::Options { vcpus, tsc_deadline: system.has_tsc_deadline(), invariant_tsc: system.can_scale_tsc() };
-        for index in 0..vcpus {
-            let fd = self.vm.create_vcpu(index.into()).map_err(error::vcpu(index, "create it"))?;
-            let cpuid = cpuid::synthesise(&supported, options, index);
-            self.vcpus.push(Vcpu::new(fd, index, self.vm.run_size(), self.ram.clone(), &cpuid)?);
-        }
-        Ok(())
+/// Tells KVM about all memory.
+fn map_slots(vm: &VmFd, slots: &[Slot], flags: u32) -> Result<()> {
+    for slot in slots {
+        let region = kvm_userspace_memory_region { flags, ..slot.region };
+        // SAFETY: the region is a mapping of the `Ram` of which the machine and each of its vCPUs hold a clone.
+        unsafe { vm.set_user_memory_region(region) }.map_err(error::machine("set a memory slot"))?;
     }
+    Ok(())
+}
+
+fn make_vcpus(system: &System, vm: &VmFd, ram: &Ram, count: u8) -> Result<(Arc<GuestClock>, Vec<Vcpu>)> {
+    let create = |index: u8| vm.create_vcpu(index.into()).map_err(error::vcpu(index, "create it"));
+    let fds = (0..count).map(create).collect::<Result<Vec<_>>>()?;
+    let host_khz = fds[0].get_tsc_khz().map_err(error::vcpu(0, "read its TSC rate"))?;
+    let clock = Arc::new(GuestClock::new(host_khz));
+    let msr_indexes: Arc<[u32]> = system.msr_indexes()?.into();
+    let host =
+        HostParts { run_bytes: vm.run_size(), xsave_bytes: system.xsave_bytes(), msr_indexes, clock: clock.clone(), _ram: ram.clone() };
+    let supported = system.supported_cpuid()?;
+    let options = cpuid::Options { vcpus: count, tsc_deadline: system.has_tsc_deadline(), invariant_tsc: system.can_scale_tsc() };
+    let prepare = |(index, fd)| Vcpu::new(fd, index, host.clone(), &cpuid::synthesise(&supported, options, index));
+    let vcpus = (0..).zip(fds).map(prepare).collect::<Result<Vec<_>>>()?;
+    Ok((clock, vcpus))
 }
 
 /// The interrupt controllers and the timer, which must be there before the first vCPU.

@@ -90,8 +90,7 @@ impl PageSet {
     /// Adds pages given as bitmap words, of which bit 0 of the first stands for page `first`.
     pub fn union_words(&mut self, first: u64, words: &[u64]) {
         let shift = first % BITS;
-        let mut at = (first / BITS) as usize;
-        for word in words {
+        for (at, word) in ((first / BITS) as usize..).zip(words) {
             if let Some(low) = self.words.get_mut(at) {
                 *low |= word << shift;
             }
@@ -100,7 +99,6 @@ impl PageSet {
             {
                 *high |= word >> (BITS - shift);
             }
-            at += 1;
         }
         self.trim();
     }

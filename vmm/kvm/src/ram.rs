@@ -44,7 +44,7 @@ struct Shared {
 impl Ram {
     /// Makes `bytes` of RAM, all zero and not yet populated.
     pub fn new(bytes: u64) -> Result<Self> {
-        if bytes == 0 || bytes % PAGE_BYTES != 0 || bytes > RAM_BYTES_MAX {
+        if bytes == 0 || !bytes.is_multiple_of(PAGE_BYTES) || bytes > RAM_BYTES_MAX {
             return Err(Error::RamSize { bytes, max: RAM_BYTES_MAX });
         }
         let memfd = Arc::new(sealed_memfd(bytes)?);

@@ -10,6 +10,9 @@ use crate::error::{self, Error, Result};
 /// Most vCPUs of one machine.
 pub const VCPUS_MAX: u8 = 16;
 
+/// Size of `struct kvm_xsave` before it could grow, which KVM never goes below.
+const XSAVE_BYTES_MIN: usize = 4096;
+
 /// Without these there is no machine. Names are KVM's, so that a user can search for them.
 const NEEDED: [(Cap, &str); 18] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
@@ -25,7 +28,7 @@ const NEEDED: [(Cap, &str); 18] = [
     (Cap::MpState, "KVM_CAP_MP_STATE"),
     (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
     (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
-    (Cap::Xsave, "KVM_CAP_XSAVE"),
+    (Cap::Xsave2, "KVM_CAP_XSAVE2"),
     (Cap::Xcrs, "KVM_CAP_XCRS"),
     (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK"),
     (Cap::GetTscKhz, "KVM_CAP_GET_TSC_KHZ"),
@@ -87,6 +90,11 @@ impl System {
     pub fn msr_indexes(&self) -> Result<Vec<u32>> {
         let list = self.kvm.get_msr_index_list();
         Ok(list.map_err(error::machine("ask which MSRs it keeps"))?.as_slice().to_vec())
+    }
+
+    /// Size of a vCPU's XSAVE area. It grows only by arch_prctl, which this program never calls.
+    pub fn xsave_bytes(&self) -> usize {
+        usize::try_from(self.kvm.check_extension_int(Cap::Xsave2)).unwrap_or(0).max(XSAVE_BYTES_MIN)
     }
 
     /// Whether the guest's APIC timer may be programmed by TSC deadline.

@@ -16,6 +16,7 @@ use crate::{
     error::{self, Error, Result},
     kick::{self, KickState, VcpuKicker},
     run_page::RunPage,
+    saved::clock::GuestClock,
 };
 
 /// Who answers the guest's accesses to addresses that are not RAM and to ports. Called on vCPU threads, several at a time.
@@ -49,19 +50,33 @@ pub enum VcpuExit {
 pub struct Vcpu {
     pub(crate) fd: VcpuFd,
     pub(crate) index: u8,
+    pub(crate) host: HostParts,
     run_page: RunPage,
     kicks: Arc<KickState>,
+}
+
+/// What all vCPUs of a machine have in common.
+#[derive(Debug, Clone)]
+pub(crate) struct HostParts {
+    /// Size of a vCPU's run pages.
+    pub run_bytes: usize,
+    /// Size of its XSAVE area.
+    pub xsave_bytes: usize,
+    /// The MSRs that KVM keeps.
+    pub msr_indexes: Arc<[u32]>,
+    /// The machine's clock.
+    pub clock: Arc<GuestClock>,
     /// KVM writes guest memory through the mapping, which so must outlive the vCPU.
-    _ram: Ram,
+    pub _ram: Ram,
 }
 
 impl Vcpu {
     /// Takes a fresh vCPU and gives it its CPUID and what firmware would have set.
-    pub(crate) fn new(fd: VcpuFd, index: u8, run_bytes: usize, ram: Ram, cpuid: &[kvm_cpuid_entry2]) -> Result<Self> {
-        let map = || RunPage::map(&fd, run_bytes).map_err(|errno| kvm_ioctls::Error::new(errno.raw_os_error()));
+    pub(crate) fn new(fd: VcpuFd, index: u8, host: HostParts, cpuid: &[kvm_cpuid_entry2]) -> Result<Self> {
+        let map = || RunPage::map(&fd, host.run_bytes).map_err(|errno| kvm_ioctls::Error::new(errno.raw_os_error()));
         let run_page = map().map_err(error::vcpu(index, "map its run pages"))?;
         let kicks = Arc::new(KickState::new(map().map_err(error::vcpu(index, "map its run pages"))?));
-        let mut vcpu = Self { fd, index, run_page, kicks, _ram: ram };
+        let mut vcpu = Self { fd, index, host, run_page, kicks };
         vcpu.set_cpuid(cpuid)?;
         vcpu.wire_local_apic()?;
         vcpu.set_boot_msrs()?;

@@ -15,7 +15,8 @@ pub const DONE_PORT: u16 = 0x12;
 
 const PML4: u64 = 0x1000;
 const MAPPED_GIB: u64 = 5;
-const ENTRY_PRESENT_WRITABLE_USER: u64 = 7;
+/// Accessed and dirty are set already, so that the processor's walks write nothing.
+const ENTRY_PRESENT_WRITABLE_USER: u64 = 0x67;
 const ENTRY_LARGE: u64 = 0x80;
 
 /// Makes a machine with these many vCPUs over fresh RAM that holds page tables.

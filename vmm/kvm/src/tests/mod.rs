@@ -1,4 +1,6 @@
 //! Tests that run machine code on the local `/dev/kvm`, started directly at CPL 3 where every KVM here runs it natively.
 
+mod dirty;
 mod guest;
+mod moving;
 mod running;

@@ -173,7 +173,7 @@ fn an_irqfd_reaches_the_interrupt_chip() {
     }
 }
 
-fn pic_requests(machine: &Machine) -> u8 {
+pub fn pic_requests(machine: &Machine) -> u8 {
     let mut chip = kvm_bindings::kvm_irqchip { chip_id: kvm_bindings::KVM_IRQCHIP_PIC_MASTER, ..Default::default() };
     machine.vm.get_irqchip(&mut chip).unwrap();
     // SAFETY: the chip that was asked for is a PIC, so this member of the union is the one written.
