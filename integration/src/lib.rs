@@ -8,6 +8,7 @@
 pub mod artifacts;
 pub mod channel;
 pub mod command;
+pub mod demo;
 pub mod guest;
 pub mod initramfs;
 pub mod modules;

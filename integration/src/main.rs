@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use rebec_lab::tasks;
+use rebec_lab::{demo, tasks};
 
 /// The lab: boots machines, runs the demo, the tests, the checks and the benchmarks.
 #[derive(Debug, Parser)]
@@ -17,6 +17,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Task {
+    /// Move a VM between two machines and back while it works, and report what was seen.
+    Demo(demo::Options),
     /// Boot one lab machine and a VM in it, and show the VM's console.
     Boot(tasks::boot::Options),
 }
@@ -24,6 +26,7 @@ enum Task {
 fn main() -> ExitCode {
     env_logger::init();
     let done = match Cli::parse().task {
+        Task::Demo(options) => demo::run(&options),
         Task::Boot(options) => tasks::boot::run(&options),
     };
     done.unwrap_or_else(|error| {

@@ -178,6 +178,6 @@ mod tests {
         assert_eq!(&bytes[..9], &[17, 0, 0, 0, 7, 0, 0, 0, 1]);
         assert!(Frame::read(&mut [255u8; 16].as_slice()).is_err());
         assert!(Frame::read(&mut [0, 0, 0, 0, 0, 0, 0, 0, 99].as_slice()).is_err());
-        assert!(Frame::read(&mut bytes[..12].as_ref()).is_err());
+        assert!(Frame::read(&mut &bytes[..12]).is_err());
     }
 }

@@ -7,6 +7,8 @@
 //! switch    frames between machines, over `-netdev stream` sockets, and the links' rate, delay, loss and cuts
 //! pcap      what crossed the switch, for whoever looks into a failure
 //! lab       machines, switch and a folder of evidence as one value
+//! vm        rebec-vmm in a machine, with the options users have
+//! orders    what the workload in a VM is told over its serial port
 //! ```
 
 pub mod accel;
@@ -14,10 +16,14 @@ pub mod image;
 pub mod lab;
 pub mod link;
 pub mod machine;
+pub mod orders;
 pub mod pcap;
 pub mod switch;
+pub mod vm;
 
 pub use accel::Accel;
 pub use lab::{Lab, LabConfig};
 pub use link::Shape;
 pub use machine::Machine;
+pub use orders::Orders;
+pub use vm::{Vm, VmSpec};

@@ -12,11 +12,10 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    artifacts::{self, Artifact},
     guest,
     progress::say,
     provision,
-    qemu::{Accel, Lab, LabConfig, Shape, image::Share, machine::ORDER_DEADLINE},
+    qemu::{Accel, Lab, LabConfig, Shape, machine::ORDER_DEADLINE, vm},
 };
 
 /// Which form of the kernel the VMM is given.
@@ -74,18 +73,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let provisions = provision::provision()?;
     let kernel = if options.debian == 12 { &provisions.guest_12 } else { &provisions.guest };
     let files = guest::files(kernel)?;
-    let vmm = match &options.vmm {
-        Some(path) => artifacts::ensure_static(path).map(|()| path.clone())?,
-        None => artifacts::build(Artifact::Vmm)?,
-    };
-    let share = Share::default()
-        .with("bin/rebec-vmm", &vmm)
-        .with("guest/vmlinuz", &kernel.bzimage)
-        .with("guest/vmlinux", &kernel.elf)
-        .with("guest/initramfs", &files.initramfs)
-        .with("guest/base.raw", &files.base);
+    let share = vm::share(kernel, &files, options.vmm.as_ref())?;
     let link = Shape::default();
-    let lab = Lab::start(
+    let mut lab = Lab::start(
         &provisions,
         &LabConfig { name: "boot", machines: &["a"], accel: options.accel, memory_mib: 2048, vcpus: 2, share, link },
     )?;
@@ -108,16 +98,21 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let start = Instant::now();
     let end = options.seconds.map(Duration::from_secs);
     loop {
+        // Asked first, so that what it said last is taken below.
         let finished = job.ended();
         std::io::stdout().write_all(&job.take_output()).context("write to stdout")?;
         std::io::stdout().flush().context("write to stdout")?;
         std::io::stderr().write_all(&job.take_errors()).context("write to stderr")?;
         if let Some(code) = finished {
             say("boot", format_args!("ended with code {code} after {:.1} s", start.elapsed().as_secs_f64()));
+            if code == 0 {
+                lab.succeeded();
+            }
             return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
         }
         if end.is_some_and(|end| start.elapsed() > end) {
             say("boot", "the time is over");
+            lab.succeeded();
             return Ok(ExitCode::SUCCESS);
         }
         job.wait_output(Duration::from_secs(1));

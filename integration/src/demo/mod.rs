@@ -1,0 +1,54 @@
+//! `cargo lab demo`: a VM moves to another machine and back while its work goes on, and a report says what was seen.
+//!
+//! ```text
+//! machine a                                   machine b
+//!   VM web      serves a transfer, writes       VM client   sends the transfer, pings web and control
+//!               blocks, holds a pattern
+//!   VM control  is pinged and never moves
+//!        └────────── 100 Mbit/s, 20 ms round trip ──────────┘
+//! ```
+//! `story` does it, `report` judges it. With `--local` the bench guest does the same in network namespaces.
+
+pub mod report;
+pub mod story;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context as _, Result};
+use clap::Args;
+
+use crate::qemu::Accel;
+
+/// Options of `cargo lab demo`.
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Use the bench guest in network namespaces on this machine's own KVM: seconds instead of minutes.
+    #[arg(long, conflicts_with_all = ["accel", "vmm"])]
+    pub local: bool,
+    /// How lab machines run; without it, KVM if nesting works here and emulation if not.
+    #[arg(long, value_enum)]
+    pub accel: Option<Accel>,
+    /// A static rebec-vmm to use instead of building one.
+    #[arg(long, value_name = "FILE")]
+    pub vmm: Option<PathBuf>,
+    /// Moves: there, back, there, and so on.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=20))]
+    pub moves: u8,
+    /// Parallel streams of each move.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub streams: u8,
+    /// Also write the report as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// Tells the story; the exit code says whether every verdict was right.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    let report = story::tell(options)?;
+    println!("{report}");
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&report).context("write the report")?;
+        std::fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(if report.is_right() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
