@@ -53,9 +53,10 @@ impl Memory {
         Some(unsafe { slice::from_raw_parts_mut(bytes.as_mut_ptr().cast::<u64>(), bytes.len() / 8) })
     }
 
-    /// The page with this number among those that are left.
+    /// The page with this number among those that are left. The highest area comes first, so that regions use the memory above 4 GiB
+    /// whenever there is some.
     fn page(&self, mut number: u64) -> *mut Page {
-        for area in &self.areas {
+        for area in self.areas.iter().rev() {
             let pages = (area.end - area.start) / PAGE_BYTES;
             if number < pages {
                 return (area.start + number * PAGE_BYTES) as *mut Page;

@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Mutex, time::Duration};
 
 use anyhow::{Context as _, Result};
 
+use super::VmmConfig;
 use crate::{command::Program, paths};
 
 /// A first build takes seconds; a busy machine takes longer.
@@ -25,4 +26,9 @@ pub fn build() -> Result<PathBuf> {
         .quiet()
         .context("build the bench guest")?;
     Ok(target.join("x86_64-unknown-linux-gnu/release/rebec-bench-guest"))
+}
+
+/// A VM with the bench guest: `memory` as in `128M`, `cmdline` as in `docs/formats/bench-guest.md`.
+pub fn config(memory: &str, cmdline: &str) -> Result<VmmConfig> {
+    Ok(VmmConfig { kernel: build()?, cmdline: cmdline.to_owned(), memory: memory.to_owned(), ..VmmConfig::default() })
 }

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -72,9 +73,14 @@ pub struct Moved {
     pub report: MoveReport,
 }
 
-/// The program, built statically as users and lab machines get it.
+/// The program, built statically as users and lab machines get it; once per process.
 pub fn program() -> Result<PathBuf> {
-    artifacts::build(Artifact::Vmm)
+    static BUILT: Mutex<Option<PathBuf>> = Mutex::new(None);
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if built.is_none() {
+        *built = Some(artifacts::build(Artifact::Vmm)?);
+    }
+    built.clone().context("invariant: built above")
 }
 
 impl Vmm {

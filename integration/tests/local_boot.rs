@@ -1,0 +1,163 @@
+//! One VM on the local KVM: it boots, beats, is checked, paused, reset and ended.
+
+use std::{fs, os::unix::fs::FileExt as _, time::Duration};
+
+use anyhow::Result;
+use rebec_lab::netlab::{
+    NetLab, Vmm, guest,
+    pattern::{self, BLOCK_MAGIC},
+    vmm::SHORT,
+};
+use rebec_vmm_api::control::VmState;
+
+#[test]
+fn a_guest_boots_beats_checks_itself_and_powers_off() -> Result<()> {
+    let mut lab = NetLab::start("local-boot", &["a"])?;
+    let config = guest::config("128M", "fill=text:1:30%,random:2:30%,zero dirty=0:words:2000,1:pages:500 rng=1 stats_ms=0")?;
+    let mut vmm = Vmm::run(&lab.machines[0], "vm", &config)?;
+    let ready = vmm.console.wait("ready", SHORT)?;
+    assert!(ready.number("pages")? > 25_000, "{}", ready.text);
+    vmm.console.wait("rng", SHORT)?;
+    vmm.console.wait("hb 20 ", SHORT)?;
+    vmm.console.send(b"c")?;
+    let check = vmm.console.wait("check 1", SHORT)?;
+    assert!(check.text.starts_with("check 1 ok"), "{}", check.text);
+    assert!(check.number("writes")? > 100, "{}", check.text);
+    vmm.console.send(b"q")?;
+    assert!(vmm.wait(SHORT)?.success());
+    assert_eq!(vmm.said(), "");
+    lab.succeeded();
+    Ok(())
+}
+
+#[test]
+fn memory_above_four_gigabytes_is_as_good_as_any() -> Result<()> {
+    let mut lab = NetLab::start("local-high", &["a"])?;
+    let mut vmm = Vmm::run(&lab.machines[0], "vm", &guest::config("4G", "fill=random:1:64M check_ms=1")?)?;
+    let check = vmm.console.wait("check 1", SHORT)?;
+    assert!(check.text.starts_with("check 1 ok"), "{}", check.text);
+    vmm.console.send(b"q")?;
+    assert!(vmm.wait(SHORT)?.success());
+    lab.succeeded();
+    Ok(())
+}
+
+#[test]
+fn a_pause_stops_the_beats_and_a_resume_goes_on_where_they_stopped() -> Result<()> {
+    let mut lab = NetLab::start("local-pause", &["a"])?;
+    let [machine] = &lab.machines[..] else { unreachable!("one machine was asked for") };
+    let mut vmm = Vmm::run(machine, "vm", &guest::config("64M", "fill=text:1 dirty=0:lines:1000")?)?;
+    vmm.console.wait("hb 10 ", SHORT)?;
+    for _ in 0..3 {
+        vmm.must(machine, &["pause"])?;
+        assert_eq!(vmm.status(machine)?.state, VmState::Paused);
+        let mark = vmm.console.mark();
+        let before = vmm.console.beats().len();
+        assert!(vmm.console.wait_after(mark, "hb ", Duration::from_millis(200)).is_err(), "a paused VM beats");
+        vmm.must(machine, &["resume"])?;
+        vmm.console.wait_after(mark, "hb ", SHORT)?;
+        let beats = vmm.console.beats();
+        assert_eq!(beats[before].number, beats[before - 1].number + 1);
+        assert!(beats[before].tsc > beats[before - 1].tsc);
+    }
+    assert_eq!(vmm.status(machine)?.state, VmState::Running);
+    vmm.console.send(b"c")?;
+    assert!(vmm.console.wait("check 1", SHORT)?.text.starts_with("check 1 ok"));
+    vmm.must(machine, &["stop"])?;
+    assert!(vmm.wait(SHORT)?.success());
+    lab.succeeded();
+    Ok(())
+}
+
+#[test]
+fn a_guest_that_resets_boots_again() -> Result<()> {
+    let mut lab = NetLab::start("local-reset", &["a"])?;
+    let mut vmm = Vmm::run(&lab.machines[0], "vm", &guest::config("64M", "fill=text:1")?)?;
+    for _ in 0..3 {
+        vmm.console.wait_after(vmm.console.mark(), "hb ", SHORT)?;
+        let mark = vmm.console.mark();
+        vmm.console.send(b"r")?;
+        vmm.console.wait_after(mark, "bye reset", SHORT)?;
+        vmm.console.wait_after(mark, "rebec-bench 1", SHORT)?;
+        vmm.console.wait_after(mark, "ready", SHORT)?;
+    }
+    vmm.console.send(b"q")?;
+    assert!(vmm.wait(SHORT)?.success());
+    lab.succeeded();
+    Ok(())
+}
+
+#[test]
+fn a_triple_fault_is_reported_in_one_line() -> Result<()> {
+    let mut lab = NetLab::start("local-triple", &["a"])?;
+    let mut vmm = Vmm::run(&lab.machines[0], "vm", &guest::config("64M", "")?)?;
+    vmm.console.wait("hb ", SHORT)?;
+    vmm.console.send(b"t")?;
+    assert_eq!(vmm.wait(SHORT)?.code(), Some(1));
+    let said = vmm.said();
+    assert!(said.lines().count() == 1 && said.contains("triple fault"), "{said}");
+    lab.succeeded();
+    Ok(())
+}
+
+#[test]
+fn a_guest_that_makes_nonsense_of_every_register_harms_only_itself() -> Result<()> {
+    let mut lab = NetLab::start("local-nonsense", &["a"])?;
+    let machine = &lab.machines[0];
+    let disk = machine.evidence().join("disk.raw");
+    for seed in 1..=8 {
+        fs::File::create(&disk)?.set_len(4 << 20)?;
+        let mut config = guest::config("64M", &format!("nonsense={seed} run_ms=1000 stats_ms=200"))?;
+        config.disks.push(disk.display().to_string());
+        config.nets.push(format!("vni=7,mac=52:54:00:00:00:01,local={}:4789", machine.address()));
+        let mut vmm = Vmm::run(machine, &format!("vm{seed}"), &config)?;
+        let status = vmm.wait(SHORT)?;
+        let said = vmm.said();
+        assert!(!said.contains("panicked"), "seed {seed}: {said}");
+        // A device that is told to write over the guest does so: the guest may fault, the VMM must not.
+        assert!(status.success() || said.contains("triple fault"), "seed {seed}: {status}: {said}");
+    }
+    lab.succeeded();
+    Ok(())
+}
+
+#[test]
+fn acknowledged_writes_are_on_the_disk_after_the_end() -> Result<()> {
+    let mut lab = NetLab::start("local-disk", &["a"])?;
+    let machine = &lab.machines[0];
+    let disk = machine.evidence().join("disk.raw");
+    fs::File::create(&disk)?.set_len(16 << 20)?;
+    let mut config = guest::config("64M", "vm=3 blk0=load")?;
+    config.disks.push(disk.display().to_string());
+    let mut vmm = Vmm::run(machine, "first", &config)?;
+    vmm.console.wait("hb 50 ", SHORT)?;
+    vmm.console.send(b"c")?;
+    let check = vmm.console.wait("blk 0 check 1", SHORT)?;
+    assert!(check.text.starts_with("blk 0 check 1 ok") && check.number("written")? > 256, "{}", check.text);
+    vmm.console.send(b"q")?;
+    assert!(vmm.wait(SHORT)?.success());
+
+    // What the guest wrote reads the same on the host ...
+    let file = fs::File::open(&disk)?;
+    let (mut bytes, mut want, mut found) = ([0; 4096], [0; pattern::PAGE_WORDS], 0);
+    for number in 0..4096 {
+        file.read_exact_at(&mut bytes, number * 4096)?;
+        let word = |at: usize| u64::from_le_bytes(bytes[at * 8..at * 8 + 8].try_into().unwrap());
+        if word(0) == BLOCK_MAGIC {
+            pattern::block(word(3), number, word(2), &mut want);
+            assert!((0..pattern::PAGE_WORDS).all(|at| word(at) == want[at]), "block {number}");
+            found += 1;
+        }
+    }
+    assert!(found > 200, "{found} blocks");
+
+    // ... and in the next VM with this disk.
+    config.cmdline = "vm=3 blk0=scan".into();
+    let mut vmm = Vmm::run(machine, "second", &config)?;
+    let scan = vmm.console.wait("blk 0 scan", SHORT)?;
+    assert!(scan.number("ok")? == 1 && scan.number("used")? == found, "{} of {found}", scan.text);
+    vmm.must(machine, &["stop"])?;
+    assert!(vmm.wait(SHORT)?.success());
+    lab.succeeded();
+    Ok(())
+}
