@@ -18,6 +18,9 @@ pub mod rng;
 pub mod power;
 pub mod serial;
 
+#[cfg(test)]
+mod conformance;
+
 use std::{io, thread::JoinHandle};
 
 pub use virtio::MmioTransport;

@@ -187,3 +187,117 @@ impl Inner {
 fn register(offset: u16) -> Option<u8> {
     (offset < REGISTERS).then_some(offset as u8)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    use super::*;
+
+    const DATA: u16 = 0;
+    const IER: u16 = 1;
+    const IIR: u16 = 2;
+    const LSR: u16 = 5;
+
+    #[derive(Clone, Default)]
+    struct Screen(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Screen {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn port() -> (SerialPort, Screen, EventFd) {
+        let (screen, irq) = (Screen::default(), EventFd::new(EFD_NONBLOCK).unwrap());
+        (SerialPort::new(Box::new(screen.clone()), irq.try_clone().unwrap()), screen, irq)
+    }
+
+    fn read(port: &SerialPort, register: u16) -> u8 {
+        let mut data = [0xee];
+        port.read(register, &mut data);
+        data[0]
+    }
+
+    #[test]
+    fn output_appears_and_asks_for_more() {
+        let (port, screen, irq) = port();
+        port.write(IER, &[2]);
+        assert_eq!(irq.read().unwrap(), 1, "the transmitter is empty at once");
+        assert_eq!(read(&port, IIR) & 0xf, 2);
+        for byte in b"hello" {
+            port.write(DATA, &[*byte]);
+        }
+        assert_eq!(*screen.0.lock().unwrap(), b"hello");
+        assert!(irq.read().unwrap() > 0);
+    }
+
+    #[test]
+    fn input_beyond_the_uart_waits_and_input_beyond_that_stays_with_the_caller() {
+        let (port, _, irq) = port();
+        port.write(IER, &[1]);
+        let typed: Vec<u8> = (0..INPUT_BYTES_MAX + 1000).map(|at| at as u8).collect();
+        // The UART takes 64 bytes of the first piece, after it was taken into the queue.
+        assert_eq!(port.push_input(&typed), INPUT_BYTES_MAX);
+        assert_eq!(port.push_input(&typed[INPUT_BYTES_MAX..]), 64);
+        assert_eq!(port.push_input(b"x"), 0);
+        assert!(irq.read().unwrap() > 0);
+        let mut seen = Vec::new();
+        while read(&port, LSR) & 1 != 0 {
+            seen.push(read(&port, DATA));
+        }
+        assert!(seen == typed[..INPUT_BYTES_MAX + 64]);
+    }
+
+    #[test]
+    fn every_width_and_offset_is_harmless() {
+        let (port, ..) = port();
+        for offset in [0, 1, 7, 8, u16::MAX] {
+            for width in 0..9 {
+                port.write(offset, &[0xff; 9][..width]);
+                port.read(offset, &mut [0; 9][..width]);
+            }
+        }
+    }
+
+    #[test]
+    fn golden_bytes_travel_with_input_and_a_pending_interrupt() {
+        let (port, ..) = port();
+        port.write(IER, &[1]);
+        port.push_input(b"ab");
+        let part = port.save();
+        let expected = [0x0c, 0, 1, 4, 3, 0x61, 8, 0xb0, 0, 2, b'a', b'b', 0];
+        assert_eq!((part.kind, part.version, part.bytes.as_slice()), (PartKind::Serial, 1, expected.as_slice()));
+        let (other, screen, irq) = self::port();
+        other.restore(&part).unwrap();
+        assert_eq!(other.save(), part);
+        assert_eq!(irq.read().unwrap(), 1, "the interrupt that was pending comes again");
+        assert_eq!([read(&other, DATA), read(&other, DATA)], *b"ab");
+        other.write(DATA, b"c");
+        assert_eq!(*screen.0.lock().unwrap(), b"c");
+    }
+
+    #[test]
+    fn hostile_parts_are_refused() {
+        let (port, ..) = port();
+        let part = port.save();
+        for cut in 0..part.bytes.len() {
+            assert!(port.restore(&Part { bytes: part.bytes[..cut].to_vec(), ..part.clone() }).is_err());
+        }
+        let with_input = |count: u8, line_status: u8| {
+            let tail = [&[0x0c, 0, 0, 1, 3, line_status, 8, 0xb0, 0, count][..], &vec![1; usize::from(count)], &[0]].concat();
+            port.restore(&Part { bytes: tail, ..part.clone() })
+        };
+        assert!(with_input(64, 0x61).is_ok());
+        assert!(with_input(65, 0x61).is_err(), "more than the UART holds");
+        assert!(with_input(0, 0x61).is_err(), "data ready, and none there");
+        assert!(with_input(1, 0x60).is_err(), "data there, and not ready");
+    }
+}

@@ -6,6 +6,9 @@
 mod request;
 mod saved;
 
+#[cfg(test)]
+mod tests;
+
 use std::{io, sync::Arc};
 
 use virtio_bindings::virtio_blk::{
