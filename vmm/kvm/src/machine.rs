@@ -106,8 +106,14 @@ fn make_vcpus(system: &System, vm: &VmFd, ram: &Ram, count: u8) -> Result<(Arc<G
     let host_khz = fds[0].get_tsc_khz().map_err(error::vcpu(0, "read its TSC rate"))?;
     let clock = Arc::new(GuestClock::new(host_khz));
     let msr_indexes: Arc<[u32]> = system.msr_indexes()?.into();
-    let host =
-        HostParts { run_bytes: vm.run_size(), xsave_bytes: system.xsave_bytes(), msr_indexes, clock: clock.clone(), _ram: ram.clone() };
+    let host = HostParts {
+        run_bytes: vm.run_size(),
+        xsave_bytes: system.xsave_bytes(),
+        scales_tsc: system.can_scale_tsc(),
+        msr_indexes,
+        clock: clock.clone(),
+        _ram: ram.clone(),
+    };
     let supported = system.supported_cpuid()?;
     let options = cpuid::Options { vcpus: count, tsc_deadline: system.has_tsc_deadline(), invariant_tsc: system.can_scale_tsc() };
     let prepare = |(index, fd)| Vcpu::new(fd, index, host.clone(), &cpuid::synthesise(&supported, options, index));

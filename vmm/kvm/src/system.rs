@@ -65,13 +65,8 @@ impl System {
         if u32::try_from(found) != Ok(KVM_API_VERSION) {
             return Err(Error::ApiVersion { found, needed: KVM_API_VERSION });
         }
-        let mut missing: Vec<&str> = NEEDED.iter().filter(|(cap, _)| !kvm.check_extension(*cap)).map(|(_, name)| *name).collect();
-        if kvm.check_extension_raw(CAP_MANUAL_DIRTY_LOG.into()) as u32 & MANUAL_DIRTY_LOG_FLAGS != MANUAL_DIRTY_LOG_FLAGS {
-            missing.push("KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2");
-        }
-        if !missing.is_empty() {
-            return Err(Error::Capabilities { missing: missing.join(", ") });
-        }
+        let dirty_log_flags = kvm.check_extension_raw(CAP_MANUAL_DIRTY_LOG.into()) as u32;
+        check_capabilities(|cap| kvm.check_extension(cap), dirty_log_flags)?;
         Ok(Self { kvm })
     }
 
@@ -108,6 +103,14 @@ impl System {
     }
 }
 
+fn check_capabilities(has: impl Fn(Cap) -> bool, dirty_log_flags: u32) -> Result<()> {
+    let mut missing: Vec<&str> = NEEDED.iter().filter(|(cap, _)| !has(*cap)).map(|(_, name)| *name).collect();
+    if dirty_log_flags & MANUAL_DIRTY_LOG_FLAGS != MANUAL_DIRTY_LOG_FLAGS {
+        missing.push("KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2");
+    }
+    if missing.is_empty() { Ok(()) } else { Err(Error::Capabilities { missing: missing.join(", ") }) }
+}
+
 fn kvm_from(file: File) -> Kvm {
     use std::os::fd::FromRawFd;
     // SAFETY: `into_raw_fd` gives the only ownership of an open descriptor to the `Kvm`. Whether it is KVM's is asked right after.
@@ -124,6 +127,14 @@ mod tests {
         assert!(system.vcpus_max() >= 2);
         assert!(!system.supported_cpuid().unwrap().is_empty());
         assert!(!system.msr_indexes().unwrap().is_empty());
+    }
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        assert!(check_capabilities(|_| true, MANUAL_DIRTY_LOG_FLAGS).is_ok());
+        let error = check_capabilities(|cap| cap != Cap::Irqfd, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE).unwrap_err();
+        let expected = "this host's KVM lacks KVM_CAP_IRQFD, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: a newer kernel is needed";
+        assert_eq!(error.to_string(), expected);
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub(crate) struct HostParts {
     pub run_bytes: usize,
     /// Size of its XSAVE area.
     pub xsave_bytes: usize,
+    /// Whether a TSC can tick at another rate than the host's.
+    pub scales_tsc: bool,
     /// The MSRs that KVM keeps.
     pub msr_indexes: Arc<[u32]>,
     /// The machine's clock.

@@ -36,6 +36,9 @@ const VERSION: u16 = 1;
 const MSRS_MAX: usize = 1024;
 const MSR_TSC: u32 = 0x10;
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
+/// Writing these has KVM write the time of day into guest memory, where a page that was verified may lie already. A guest writes
+/// them itself whenever it wants to know; nobody reads them back.
+const MSRS_KVM_WALL_CLOCK: [u32; 2] = [0x11, 0x4b56_4d00];
 
 const APIC_IRR: usize = 0x200;
 const APIC_LVT_TIMER: usize = 0x320;
@@ -61,7 +64,7 @@ struct SavedVcpu {
     xcrs: Abi<kvm_xcrs>,
     debugregs: Abi<kvm_debugregs>,
     lapic: Abi<kvm_lapic_state>,
-    /// Index and value, in the order in which KVM lists them; without the TSC and its deadline.
+    /// Index and value, in the order in which KVM lists them; without those that [`travels`] leaves out.
     msrs: Vec<(u32, u64)>,
     tsc: TscSample,
     tsc_deadline: Option<u64>,
@@ -125,10 +128,10 @@ impl Vcpu {
         }
     }
 
-    /// The MSRs that KVM lists and gives, but for the TSC and its deadline.
+    /// The MSRs that KVM lists and gives, but for those that [`travels`] leaves out.
     pub(crate) fn readable_msrs(&self) -> Result<Vec<(u32, u64)>> {
         let mut readable = Vec::with_capacity(self.host.msr_indexes.len());
-        for &index in self.host.msr_indexes.iter().filter(|index| !matches!(**index, MSR_TSC | MSR_TSC_DEADLINE)) {
+        for &index in self.host.msr_indexes.iter().filter(|index| travels(**index)) {
             match self.msr(index)? {
                 Some(value) => readable.push((index, value)),
                 None => log::warn!("vCPU {}: KVM lists MSR {index:#x} but refuses to read it; left out", self.index),
@@ -159,10 +162,14 @@ impl Vcpu {
         Ok(TscSample { guest_khz, guest, host })
     }
 
-    /// Has the counter tick at the guest's rate; where KVM cannot, at the host's, which the caller has found close enough.
+    /// Has the counter tick at the guest's rate; where KVM cannot, at the host's, which the caller has found close enough. KVM
+    /// without scaling would take a higher rate, and then correct the counter at every entry: no vCPU would trust it.
     fn set_tsc_rate(&self, guest_khz: u32) -> Result<()> {
-        if guest_khz != self.host.clock.host_khz && self.fd.set_tsc_khz(guest_khz).is_err() {
-            let host_khz = self.host.clock.host_khz;
+        let host_khz = self.host.clock.host_khz;
+        if guest_khz != host_khz && self.host.scales_tsc {
+            return self.fd.set_tsc_khz(guest_khz).map_err(self.failed("set its TSC rate"));
+        }
+        if guest_khz != host_khz {
             log::warn!("vCPU {}: its TSC ticks at this host's {host_khz} kHz from now on, not at {guest_khz} kHz", self.index);
         }
         Ok(())
@@ -171,11 +178,8 @@ impl Vcpu {
     fn continue_tsc(&mut self, part: &Part, sample: &TscSample) -> Result<()> {
         let moved = self.host.clock.moved().ok_or_else(|| part.invalid("the machine's clock must be restored before its vCPUs"))?;
         let actual_khz = self.fd.get_tsc_khz().map_err(self.failed("read its TSC rate"))?;
-        if actual_khz == self.host.clock.host_khz {
-            let offset = moved.guest_at_target(sample).wrapping_sub(moved.target.host_tsc);
-            if tsc::set_offset(&self.fd, offset).is_ok() {
-                return Ok(());
-            }
+        if actual_khz == self.host.clock.host_khz && tsc::set_offset(&self.fd, moved.offset(sample)).is_ok() {
+            return Ok(());
         }
         self.set_msr(MSR_TSC, moved.guest_at(sample, tsc::host_tsc()))?;
         Ok(())
@@ -192,9 +196,16 @@ impl SavedVcpu {
         check(msrs <= MSRS_MAX, format!("{msrs} MSRs, at most {MSRS_MAX}"))?;
         check(area <= xsave_bytes && area.is_multiple_of(4), format!("an XSAVE area of {area} bytes, this host's has {xsave_bytes}"))?;
         check(saved.tsc.guest_khz > 0, "a time stamp counter of 0 kHz".to_owned())?;
-        check(saved.msrs.iter().all(|(index, _)| !matches!(*index, MSR_TSC | MSR_TSC_DEADLINE)), "the TSC is among the MSRs".to_owned())?;
+        if let Some((index, _)) = saved.msrs.iter().find(|(index, _)| !travels(*index)) {
+            return Err(part.invalid(format!("MSR {index:#x} does not travel among the MSRs")).into());
+        }
         Ok(saved)
     }
+}
+
+/// Whether an MSR is saved among the others.
+fn travels(index: u32) -> bool {
+    !matches!(index, MSR_TSC | MSR_TSC_DEADLINE) && !MSRS_KVM_WALL_CLOCK.contains(&index)
 }
 
 /// Has a local APIC timer that ran out tick once more. When it runs out while the vCPU stands still, KVM notes the interrupt
@@ -296,7 +307,7 @@ mod tests {
         assert!(refused(SavedVcpu { xsave: vec![0; 4100], ..zeros() }).contains("XSAVE"));
         assert!(refused(SavedVcpu { xsave: vec![0; 5], ..zeros() }).contains("XSAVE"));
         assert!(refused(SavedVcpu { tsc: TscSample { guest_khz: 0, guest: 0, host: 0 }, ..zeros() }).contains("0 kHz"));
-        assert!(refused(SavedVcpu { msrs: vec![(MSR_TSC, 1)], ..zeros() }).contains("TSC"));
+        assert!(refused(SavedVcpu { msrs: vec![(MSR_TSC, 1)], ..zeros() }).contains("MSR 0x10"));
     }
 
     fn with_timer(lvt: u32, initial: u32, current: u32) -> SavedVcpu {

@@ -148,6 +148,8 @@ fn clocks_go_on_by_the_real_time_that_passed() {
         let passed = Duration::from_nanos(ticks * 1_000_000 / u64::from(target.clock.host_khz));
         assert!(passed >= away && passed <= at_most, "a TSC went on by {passed:?} in at most {at_most:?}");
     }
+    // A KVM that runs guests natively without hardware (PVM) shows them the host's counter and keeps every offset at zero; what
+    // offset is asked for is tested in `saved::tsc`.
     assert_eq!(tsc::offset(&moved[0].fd), tsc::offset(&moved[1].fd), "all vCPUs have one time");
 }
 
@@ -197,7 +199,7 @@ fn this_host_can_run_what_it_runs() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
     #[test]
     fn hostile_parts_are_refused_or_taken_but_never_panic(changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20), cut in any::<Option<prop::sample::Index>>()) {
         let (ram, source, mut vcpus) = machine(RAM_BYTES, 1);
