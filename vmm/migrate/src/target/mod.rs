@@ -1,0 +1,451 @@
+//! The side that will run the VM: an engine that decides where contents come from, when the machine is complete, and
+//! whether the VM may run. It never sees a page, a socket or a clock. Inputs come from `vmm/process/src/moving/target.rs`.
+//!
+//! ```text
+//! Empty -> Building -> Indexing -> Receiving -> Restoring -> Settling
+//!          the machine  donors      frames of    all frames   ledger: PREPARED, then GRANTED, then RUNNING
+//!          is made      and disks   all rounds   applied,     (or RELEASED; then it never runs here)
+//!                                                none missing
+//! ```
+//! Up to Settling every failure ends this target and costs the VM nothing.
+
+mod receiving;
+mod settle;
+
+use std::{collections::VecDeque, time::Duration};
+
+use self::{
+    receiving::Receiving,
+    settle::{Settle, Settlement},
+};
+use crate::{
+    frame::{Entry, FrameHead},
+    index::{HELD_ENTRIES_MAX, Holder, Index, Place},
+    ledger::{MoveId, Record, Right},
+    message::{FromSource, FromTarget, HAVE_BYTES_MAX, Message, Shape, bounded},
+    page::{Digest, Key},
+    unit::units_of,
+};
+
+/// Units of a holder that are judged by one request; a donor gives no more.
+pub const INDEX_UNITS: u32 = crate::donor::DIGESTS_MAX;
+
+/// What happened, from the driver.
+#[derive(Debug)]
+pub enum TargetInput {
+    /// A message arrived.
+    Control(FromSource),
+    /// A connection broke, or what came over it was no message and no frame.
+    Cut(String),
+    /// Something local failed: a disk, a worker.
+    Failed(String),
+    /// The user of this side wants it gone.
+    Cancel,
+    /// To [`TargetOutput::Build`]: it stands. Who may hold contents, in the order they are asked.
+    Built(Vec<Holder>),
+    /// To [`TargetOutput::Build`]: it cannot be built here.
+    Unfit(String),
+    /// To [`TargetOutput::Index`]: what the holder has there, and where to go on; `None` at its end or when it is gone.
+    Indexed {
+        /// First unit not looked at.
+        next: Option<u64>,
+        /// Units and digests of their contents.
+        found: Vec<(u64, Digest)>,
+    },
+    /// To [`TargetOutput::Blank`].
+    Blanked,
+    /// A frame arrived on a stream; the stream's worker waits for [`TargetOutput::Apply`].
+    Frame {
+        /// The stream.
+        stream: usize,
+        /// Its head.
+        head: FrameHead,
+        /// Its entries, which passed [`crate::frame::RawHead::entries`].
+        entries: Vec<Entry>,
+    },
+    /// To [`TargetOutput::Apply`]: verified and written, but for these units, whose content was not found. An unverifiable frame is [`Self::Failed`].
+    Applied {
+        /// The stream.
+        stream: usize,
+        /// Units that came as digests and were not found.
+        missed: Vec<u64>,
+    },
+    /// To [`TargetOutput::Restore`].
+    Restored,
+    /// To [`TargetOutput::WriteLedger`]: durable.
+    LedgerWritten,
+    /// To [`TargetOutput::WriteLedger`]: not written; the file was cut back to what it was.
+    LedgerFailed(String),
+    /// To [`TargetOutput::Run`]: the first vCPU runs.
+    Started,
+}
+
+/// What to do, for the driver, in this order.
+#[derive(Debug, PartialEq, Eq)]
+pub enum TargetOutput {
+    /// Write these bytes to the control connection.
+    Control(Vec<u8>),
+    /// Build the machine, paused and empty, or say why not.
+    Build {
+        /// What it is.
+        shape: Shape,
+        /// Key of the wire digests.
+        key: Key,
+    },
+    /// Judge units of a holder.
+    Index {
+        /// Who.
+        holder: Holder,
+        /// First unit.
+        first: u64,
+        /// How many at most.
+        count: u32,
+    },
+    /// Make ranges (first unit, count) of a disk zero. A read-only disk must be zero there already.
+    Blank {
+        /// Which disk.
+        disk: usize,
+        /// Where.
+        ranges: Vec<(u64, u64)>,
+    },
+    /// Apply the frame that waits on this stream: `places` says for each entry where a held content may be copied from.
+    /// On a disk the unit itself is looked at first. Every copy is verified; what fails is missed.
+    Apply {
+        /// The stream.
+        stream: usize,
+        /// One a entry.
+        places: Vec<Option<Place>>,
+    },
+    /// Restore the machine from `SavedMachine` bytes, still paused.
+    Restore(Vec<u8>),
+    /// Append a record and sync it.
+    WriteLedger(Record),
+    /// Let the vCPUs run.
+    Run {
+        /// The epoch it is held at.
+        epoch: u64,
+    },
+    /// Nothing can be done before the source connects again: keep everything.
+    Waiting {
+        /// For the user.
+        reason: String,
+    },
+    /// The VM runs here. The engine stays, to answer a source that did not hear it.
+    Running {
+        /// Its epoch.
+        epoch: u64,
+    },
+    /// The VM will not run here.
+    Ended {
+        /// Why.
+        reason: String,
+    },
+}
+
+enum Phase {
+    Empty,
+    Building,
+    Indexing { holders: VecDeque<Holder>, first: u64 },
+    Receiving,
+    Restoring,
+    Settling(Settlement),
+    Ended,
+}
+
+/// The target engine.
+pub struct Target {
+    move_id: MoveId,
+    phase: Phase,
+    outputs: VecDeque<TargetOutput>,
+    shape: Option<Shape>,
+    streams: usize,
+    index: Index,
+    receiving: Option<Receiving>,
+    granted: Option<Duration>,
+}
+
+impl Target {
+    /// A target whose control connection named this move and so many streams.
+    pub fn new(move_id: MoveId, streams: usize) -> Self {
+        Self {
+            move_id,
+            phase: Phase::Empty,
+            outputs: VecDeque::new(),
+            shape: None,
+            streams,
+            index: Index::default(),
+            receiving: None,
+            granted: None,
+        }
+    }
+
+    /// Continues, without memory, from the ledger of a target that died; `None` if that says nothing about a move to here.
+    pub fn restarted(record: Record) -> Option<Self> {
+        let (settlement, actions) = Settlement::restarted(record)?;
+        let mut target = Self::new(record.move_id, 1);
+        target.phase = Phase::Settling(settlement);
+        for action in actions {
+            target.perform(action);
+        }
+        Some(target)
+    }
+
+    /// The move that every connection's preamble must name.
+    pub fn move_id(&self) -> MoveId {
+        self.move_id
+    }
+
+    /// Takes in what happened.
+    pub fn handle(&mut self, now: Duration, input: TargetInput) {
+        match input {
+            TargetInput::Control(message) => self.message(now, message),
+            TargetInput::Cut(reason) => self.cut(&reason),
+            TargetInput::Failed(reason) => self.fail(&reason),
+            TargetInput::Cancel => self.cancel(),
+            TargetInput::Built(holders) => self.built(holders),
+            TargetInput::Unfit(reason) => {
+                if matches!(self.phase, Phase::Building) {
+                    self.send(&FromTarget::Refuse { reason: bounded(reason.clone()) });
+                    self.end(reason);
+                }
+            }
+            TargetInput::Indexed { next, found } => self.indexed(next, found),
+            TargetInput::Blanked => {
+                if matches!(self.phase, Phase::Receiving) {
+                    self.send(&FromTarget::Blanked);
+                }
+            }
+            TargetInput::Frame { stream, head, entries } => self.frame(stream, &head, entries),
+            TargetInput::Applied { stream, missed } => self.applied(stream, missed),
+            TargetInput::Restored => self.restored(),
+            TargetInput::LedgerWritten => self.settle(Settlement::written),
+            TargetInput::LedgerFailed(error) => self.settle(|settlement| settlement.write_failed(&error)),
+            TargetInput::Started => self.started(now),
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<TargetOutput> {
+        self.outputs.pop_front()
+    }
+
+    /// Never: a target only answers. Dead peers are found by the driver's keepalive, which reports a cut.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        None
+    }
+
+    /// Time has passed: nothing follows from that here.
+    pub fn tick(&mut self, _now: Duration) {}
+
+    /// Whether the process has nothing to lose: no machine is complete here, or it was given back.
+    pub fn is_ended(&self) -> bool {
+        matches!(self.phase, Phase::Ended)
+    }
+
+    fn message(&mut self, now: Duration, message: FromSource) {
+        match (&mut self.phase, message) {
+            (Phase::Settling(settlement), message) => {
+                let was_granted = settlement.is_granted();
+                let actions = settlement.message(&message);
+                if !was_granted && settlement.is_granted() {
+                    self.granted = Some(now);
+                }
+                for action in actions {
+                    self.perform(action);
+                }
+            }
+            (Phase::Ended, FromSource::Resume { record }) => self.refuse_resume(&record),
+            (Phase::Ended, _) => {}
+            (_, FromSource::Abort { reason }) => self.end(format!("the source calls it off: {reason}")),
+            (Phase::Empty, FromSource::Offer { shape, key }) => {
+                self.shape = Some(shape.clone());
+                self.phase = Phase::Building;
+                self.outputs.push_back(TargetOutput::Build { shape, key: Key(key) });
+            }
+            (Phase::Empty, FromSource::Resume { record }) => {
+                self.refuse_resume(&record);
+                self.end("its source resumes a move that is not known here".into());
+            }
+            (Phase::Receiving, FromSource::Blank { disk, ranges }) => self.blank(usize::from(disk), ranges),
+            (Phase::Receiving, FromSource::Final { frames, saved }) => {
+                let receiving = self.receiving.as_mut().expect("invariant: made before this phase");
+                match receiving.finish(frames, saved) {
+                    Ok(()) => self.see_whether_complete(),
+                    Err(reason) => self.fail(reason),
+                }
+            }
+            _ => self.fail("the source speaks out of turn"),
+        }
+    }
+
+    fn refuse_resume(&mut self, record: &Record) {
+        let reason = format!("nothing is known here of move {} of VM {}", record.move_id, record.vm);
+        self.send(&FromTarget::Refuse { reason });
+    }
+
+    fn built(&mut self, holders: Vec<Holder>) {
+        if let (Phase::Building, Some(shape)) = (&self.phase, &self.shape) {
+            self.receiving = Some(Receiving::new(shape, self.streams));
+            self.send(&FromTarget::Accept);
+            self.phase = Phase::Indexing { holders: holders.into(), first: 0 };
+            self.index_next();
+        }
+    }
+
+    fn index_next(&mut self) {
+        let Phase::Indexing { holders, first } = &self.phase else { return };
+        match holders.front() {
+            Some(&holder) if self.index.len() < HELD_ENTRIES_MAX => {
+                self.outputs.push_back(TargetOutput::Index { holder, first: *first, count: INDEX_UNITS });
+            }
+            _ => {
+                self.phase = Phase::Receiving;
+                self.announce();
+            }
+        }
+    }
+
+    fn indexed(&mut self, next: Option<u64>, found: Vec<(u64, Digest)>) {
+        let Phase::Indexing { holders, first } = &mut self.phase else { return };
+        let Some(&holder) = holders.front() else { return };
+        for (unit, digest) in found {
+            self.index.insert(digest, Place { holder, unit }, HELD_ENTRIES_MAX);
+        }
+        match next.filter(|next| next > first) {
+            Some(next) => *first = next,
+            None => {
+                holders.pop_front();
+                *first = 0;
+            }
+        }
+        self.index_next();
+    }
+
+    fn announce(&mut self) {
+        let filter = self.index.filter();
+        let filter_bytes = filter.bytes().len() as u32;
+        if filter_bytes == 0 {
+            return self.send(&FromTarget::Have { filter_bytes, offset: 0, bytes: vec![] });
+        }
+        for (number, piece) in filter.bytes().chunks(HAVE_BYTES_MAX).enumerate() {
+            self.send(&FromTarget::Have { filter_bytes, offset: (number * HAVE_BYTES_MAX) as u32, bytes: piece.to_vec() });
+        }
+    }
+
+    fn blank(&mut self, disk: usize, ranges: Vec<(u64, u64)>) {
+        let units = self.shape.as_ref().and_then(|shape| shape.disks.get(disk)).map_or(0, |disk| units_of(disk.bytes));
+        let mut next = 0;
+        for &(first, count) in &ranges {
+            let end = first.checked_add(count).filter(|&end| first >= next && count > 0 && end <= units);
+            match end {
+                Some(end) => next = end,
+                None => return self.fail("the source names zeros outside a disk"),
+            }
+        }
+        self.outputs.push_back(TargetOutput::Blank { disk, ranges });
+    }
+
+    fn frame(&mut self, stream: usize, head: &FrameHead, entries: Vec<Entry>) {
+        let (Phase::Receiving, Some(receiving)) = (&self.phase, &mut self.receiving) else {
+            return self.fail("a frame arrives out of turn");
+        };
+        match receiving.arrived(stream, head, entries, &self.index) {
+            Ok(places) => self.outputs.push_back(TargetOutput::Apply { stream, places }),
+            Err(reason) => self.fail(reason),
+        }
+    }
+
+    fn applied(&mut self, stream: usize, missed: Vec<u64>) {
+        let (Phase::Receiving, Some(receiving)) = (&self.phase, &mut self.receiving) else { return };
+        match receiving.applied(stream, &missed, &mut self.index) {
+            Ok(sequence) => {
+                self.send(&FromTarget::Applied { stream: stream as u8, sequence, wanted: missed });
+                self.see_whether_complete();
+            }
+            Err(reason) => self.fail(&reason),
+        }
+    }
+
+    fn see_whether_complete(&mut self) {
+        let Some(receiving) = &mut self.receiving else { return };
+        match receiving.complete() {
+            Ok(None) => {}
+            Ok(Some(saved)) => {
+                self.phase = Phase::Restoring;
+                self.outputs.push_back(TargetOutput::Restore(saved));
+            }
+            Err(reason) => self.fail(&reason),
+        }
+    }
+
+    fn restored(&mut self) {
+        if let (Phase::Restoring, Some(shape)) = (&self.phase, &self.shape) {
+            let record = Record { right: Right::Prepared, vm: shape.vm, epoch: shape.epoch + 1, move_id: self.move_id };
+            let (settlement, write) = Settlement::begin(record);
+            self.phase = Phase::Settling(settlement);
+            self.perform(write);
+        }
+    }
+
+    fn started(&mut self, now: Duration) {
+        if let (Phase::Settling(settlement), Some(shape)) = (&self.phase, &self.shape)
+            && settlement.is_running()
+        {
+            let epoch = shape.epoch + 1;
+            let after = self.granted.map_or(Duration::ZERO, |granted| now.saturating_sub(granted));
+            self.send(&FromTarget::Running { epoch, after_grant_us: after.as_micros() as u64 });
+            self.outputs.push_back(TargetOutput::Running { epoch });
+        }
+    }
+
+    fn cut(&mut self, reason: &str) {
+        match self.phase {
+            Phase::Settling(_) => self.settle(|settlement| settlement.unanswered(reason)),
+            Phase::Ended => {}
+            _ => self.end(format!("the connection to the source is gone: {reason}")),
+        }
+    }
+
+    fn cancel(&mut self) {
+        match self.phase {
+            Phase::Settling(_) => self.settle(Settlement::cancel),
+            _ => self.fail("cancelled at the target"),
+        }
+    }
+
+    fn fail(&mut self, reason: &str) {
+        if !matches!(self.phase, Phase::Settling(_) | Phase::Ended) {
+            self.send(&FromTarget::Abort { reason: bounded(reason.into()) });
+            self.end(reason.into());
+        }
+    }
+
+    fn settle(&mut self, step: impl FnOnce(&mut Settlement) -> Vec<Settle>) {
+        if let Phase::Settling(settlement) = &mut self.phase {
+            for action in step(settlement) {
+                self.perform(action);
+            }
+        }
+    }
+
+    fn perform(&mut self, action: Settle) {
+        match action {
+            Settle::Write(record) => self.outputs.push_back(TargetOutput::WriteLedger(record)),
+            Settle::Send(message) => self.send(&message),
+            Settle::Run { epoch } => self.outputs.push_back(TargetOutput::Run { epoch }),
+            // The settlement stays: it answers a source that has not heard of the release.
+            Settle::Over { reason } => self.outputs.push_back(TargetOutput::Ended { reason }),
+            Settle::Waiting { reason } => self.outputs.push_back(TargetOutput::Waiting { reason }),
+        }
+    }
+
+    fn end(&mut self, reason: String) {
+        self.phase = Phase::Ended;
+        self.receiving = None;
+        self.outputs.push_back(TargetOutput::Ended { reason });
+    }
+
+    fn send(&mut self, message: &FromTarget) {
+        self.outputs.push_back(TargetOutput::Control(message.to_frame()));
+    }
+}

@@ -1,0 +1,132 @@
+//! What has arrived: the place of each stream, the units whose content is still missing, and whether everything is there.
+//! Bounded: one frame a stream, one bit a unit.
+
+use crate::{
+    frame::{Content, Entry, FrameHead},
+    index::{HELD_ENTRIES_MAX, Holder, Index, MOVED_ENTRIES_MAX, Place},
+    message::Shape,
+    unit::{Space, UnitSet, units_of},
+};
+
+struct SpaceState {
+    units: u64,
+    missing: UnitSet,
+    read_only: bool,
+}
+
+#[derive(Default)]
+struct Lane {
+    next_sequence: u64,
+    applied: u64,
+    applying: Option<(Space, Vec<Entry>)>,
+}
+
+struct Finish {
+    frames: Vec<u64>,
+    saved: Vec<u8>,
+}
+
+/// The state of all spaces and streams.
+pub struct Receiving {
+    spaces: Vec<SpaceState>,
+    lanes: Vec<Lane>,
+    finish: Option<Finish>,
+}
+
+impl Receiving {
+    /// Nothing has arrived.
+    pub fn new(shape: &Shape, streams: usize) -> Self {
+        let space = |units, read_only| SpaceState { units, missing: UnitSet::new(units), read_only };
+        let memory = space(units_of(shape.memory_bytes), false);
+        let disks = shape.disks.iter().map(|disk| space(units_of(disk.bytes), disk.read_only));
+        Self {
+            spaces: std::iter::once(memory).chain(disks).collect(),
+            lanes: std::iter::repeat_with(Lane::default).take(streams).collect(),
+            finish: None,
+        }
+    }
+
+    /// A frame has arrived: where each of its held contents may be found.
+    pub fn arrived(
+        &mut self,
+        stream: usize,
+        head: &FrameHead,
+        entries: Vec<Entry>,
+        index: &Index,
+    ) -> Result<Vec<Option<Place>>, &'static str> {
+        let lane = self.lanes.get_mut(stream).ok_or("a frame on a stream that does not exist")?;
+        if lane.applying.is_some() || head.sequence != lane.next_sequence {
+            return Err("a frame is doubled or lost");
+        }
+        if self.finish.as_ref().is_some_and(|finish| head.sequence >= finish.frames[stream]) {
+            return Err("a frame after the last one");
+        }
+        let space = self.spaces.get(usize::from(head.space.number())).ok_or("a frame for a disk that does not exist")?;
+        let end = |entry: &Entry| match entry.content {
+            Content::Zero { count } => entry.unit + u64::from(count),
+            Content::Held(_) | Content::Bytes(_) => entry.unit + 1,
+        };
+        if entries.iter().any(|entry| end(entry) > space.units) {
+            return Err("a unit outside its space");
+        }
+        if space.read_only && entries.iter().any(|entry| matches!(entry.content, Content::Bytes(_))) {
+            return Err("bytes for a read-only disk");
+        }
+        let place = |entry: &Entry| match entry.content {
+            Content::Held(digest) => index.find(&digest),
+            Content::Zero { .. } | Content::Bytes(_) => None,
+        };
+        let places = entries.iter().map(place).collect();
+        lane.next_sequence += 1;
+        lane.applying = Some((head.space, entries));
+        Ok(places)
+    }
+
+    /// The frame of a stream is applied but for `missed`: its place on the stream.
+    pub fn applied(&mut self, stream: usize, missed: &[u64], index: &mut Index) -> Result<u64, String> {
+        let lane = &mut self.lanes[stream];
+        let Some((space, entries)) = lane.applying.take() else { return Err(format!("stream {stream} applied nothing")) };
+        let sequence = lane.applied;
+        lane.applied += 1;
+        let state = &mut self.spaces[usize::from(space.number())];
+        if let (true, Some(unit)) = (state.read_only, missed.first()) {
+            return Err(format!("{space} is read-only, and its unit {unit} differs from the source's: give this side the same file"));
+        }
+        let holder = space.disk_index().map_or(Holder::Memory, |disk| Holder::Disk(disk as u16));
+        for Entry { unit, content } in entries {
+            match content {
+                Content::Zero { count } => (unit..unit + u64::from(count)).for_each(|unit| state.missing.remove(unit)),
+                Content::Held(_) if missed.contains(&unit) => state.missing.insert(unit),
+                Content::Held(_) => state.missing.remove(unit),
+                Content::Bytes(digest) => {
+                    state.missing.remove(unit);
+                    index.insert(digest, Place { holder, unit }, HELD_ENTRIES_MAX + MOVED_ENTRIES_MAX);
+                }
+            }
+        }
+        Ok(sequence)
+    }
+
+    /// The source has paused and says how much there is in all.
+    pub fn finish(&mut self, frames: Vec<u64>, saved: Vec<u8>) -> Result<(), &'static str> {
+        let enough = frames.len() == self.lanes.len() && self.lanes.iter().zip(&frames).all(|(lane, &all)| lane.next_sequence <= all);
+        if self.finish.is_some() || !enough {
+            return Err("the source's end does not fit what it sent");
+        }
+        self.finish = Some(Finish { frames, saved });
+        Ok(())
+    }
+
+    /// The saved machine, once everything is there.
+    pub fn complete(&mut self) -> Result<Option<Vec<u8>>, String> {
+        let Some(finish) = &mut self.finish else { return Ok(None) };
+        if self.lanes.iter().zip(&finish.frames).any(|(lane, &all)| lane.applied < all) {
+            return Ok(None);
+        }
+        let missing: u64 = self.spaces.iter().map(|space| space.missing.len()).sum();
+        if missing > 0 {
+            return Err(format!("{missing} units were named by their digests and never sent"));
+        }
+        Ok(Some(std::mem::take(&mut finish.saved)))
+    }
+}

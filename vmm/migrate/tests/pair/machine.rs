@@ -1,0 +1,100 @@
+//! A fake machine: real bytes, dirty bits, and a guest that writes.
+
+use rebec_migrate::{UNIT_BYTES, UnitSet};
+
+/// xorshift64*: small, and the same everywhere.
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end.max(1)
+    }
+}
+
+/// Memory first, then disks.
+pub struct Machine {
+    pub spaces: Vec<Vec<u8>>,
+    pub dirty: Vec<UnitSet>,
+}
+
+impl Machine {
+    pub fn empty(memory_units: u64, disk_units: &[u64]) -> Self {
+        let units = || std::iter::once(memory_units).chain(disk_units.iter().copied());
+        Self { spaces: units().map(|units| vec![0; units as usize * UNIT_BYTES]).collect(), dirty: units().map(UnitSet::new).collect() }
+    }
+
+    /// A third zeros, a third compressible, a third not; some contents more than once.
+    pub fn random(rng: &mut Rng, memory_units: u64, disk_units: &[u64]) -> Self {
+        let mut machine = Self::empty(memory_units, disk_units);
+        for space in &mut machine.spaces {
+            for unit in space.chunks_mut(UNIT_BYTES) {
+                match rng.below(6) {
+                    0 | 1 => {}
+                    2 => unit.fill(rng.below(4) as u8 + 1),
+                    3 => unit.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at % 7) as u8 + rng.below(2) as u8),
+                    _ => unit.chunks_mut(8).for_each(|word| word.copy_from_slice(&rng.next().to_le_bytes())),
+                }
+            }
+        }
+        machine
+    }
+
+    /// A donor that holds a share (percent) of this memory's contents.
+    pub fn lent(&self, rng: &mut Rng, share: u64) -> Vec<u8> {
+        let units = self.spaces[0].chunks(UNIT_BYTES).filter(|_| rng.below(100) < share);
+        let mut donor: Vec<u8> = units.flatten().copied().collect();
+        donor.extend_from_slice(&[3; UNIT_BYTES]);
+        donor
+    }
+
+    pub fn write_somewhere(&mut self, rng: &mut Rng) {
+        let space = rng.below(self.spaces.len() as u64) as usize;
+        let units = (self.spaces[space].len() / UNIT_BYTES) as u64;
+        // Half of the writes hit a small working set.
+        let unit = if rng.below(2) == 0 { rng.below(units.min(8)) } else { rng.below(units) };
+        let unit_bytes = &mut self.spaces[space][unit as usize * UNIT_BYTES..][..UNIT_BYTES];
+        match rng.below(4) {
+            0 => {} // A silent store: dirty, but the same.
+            1 => unit_bytes.fill(0),
+            2 => unit_bytes.chunks_mut(8).for_each(|word| word.copy_from_slice(&rng.next().to_le_bytes())),
+            _ => unit_bytes[rng.below(UNIT_BYTES as u64) as usize] ^= rng.next() as u8,
+        }
+        self.dirty[space].insert(unit);
+    }
+
+    pub fn unit(&self, space: usize, unit: u64) -> &[u8] {
+        &self.spaces[space][unit as usize * UNIT_BYTES..][..UNIT_BYTES]
+    }
+
+    pub fn set_unit(&mut self, space: usize, unit: u64, bytes: &[u8]) {
+        self.spaces[space][unit as usize * UNIT_BYTES..][..UNIT_BYTES].copy_from_slice(bytes);
+    }
+
+    pub fn populated(&self) -> Vec<UnitSet> {
+        let populated = |space: &Vec<u8>| {
+            let mut set = UnitSet::new((space.len() / UNIT_BYTES) as u64);
+            for (unit, bytes) in space.chunks(UNIT_BYTES).enumerate() {
+                if bytes.iter().any(|&byte| byte != 0) || unit % 5 == 0 {
+                    set.insert(unit as u64);
+                }
+            }
+            set
+        };
+        self.spaces.iter().map(populated).collect()
+    }
+
+    pub fn take_dirty(&mut self) -> Vec<UnitSet> {
+        self.dirty.iter_mut().map(|set| std::mem::replace(set, UnitSet::new(set.units()))).collect()
+    }
+}
