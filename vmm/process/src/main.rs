@@ -1,2 +1,56 @@
-//! `rebec-vmm`.
-fn main() {}
+//! `rebec-vmm`: one process, one VM. The road: `cli` -> `open` -> `seal` -> `vm` -> `owner`, which hears `control` and
+//! lends the VM to `moving`. Frames take `lan`, the console takes `serial`.
+
+mod cli;
+mod control;
+mod ctl;
+mod event;
+mod lan;
+mod ledger;
+mod listen;
+mod logging;
+mod open;
+mod owner;
+mod run;
+mod seal;
+mod serial;
+mod services;
+mod threads;
+mod vm;
+
+use std::process::ExitCode;
+
+use crate::cli::{Command, NoCommand};
+
+/// Something went wrong; the chain of causes was printed.
+const FAILED: u8 = 1;
+/// The command line makes no sense.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    logging::start();
+    let command = match cli::parse() {
+        Ok(command) => command,
+        Err(NoCommand::Answered(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(NoCommand::Usage(message)) => {
+            eprintln!("rebec-vmm: {message}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    carry_out(&command).unwrap_or_else(|error| {
+        eprintln!("rebec-vmm: {error:#}");
+        ExitCode::from(FAILED)
+    })
+}
+
+fn carry_out(command: &Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Run(options) => run::run(options),
+        Command::Receive(_) => anyhow::bail!("receive"),
+        Command::Ctl(options) => Ok(ctl::run(options)?),
+        Command::SealSelfTest(options) => seal::self_test::run(options),
+    }
+}

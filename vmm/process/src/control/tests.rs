@@ -125,6 +125,8 @@ fn a_move_with_the_wrong_descriptors_never_reaches_the_owner() {
     assert!(caller.line().contains("0 descriptors came with a move that needs 2"));
     caller.pass("{\"id\":2,\"do\":\"migrate\",\"streams\":1}\n", &[one.as_fd(), null.as_fd()]);
     assert!(caller.line().contains("descriptor 1 of the move is not a stream socket"));
+    caller.pass("{\"id\":5,\"do\":\"migrate\",\"streams\":1}\n", &[one.as_fd(); 3]);
+    assert!(caller.line().contains("3 descriptors came with a move that needs 2"));
     caller.pass("{\"id\":3,\"do\":\"migrate\",\"streams\":0}\n", &[one.as_fd()]);
     assert!(caller.line().contains("streams 0"));
     caller.pass("{\"id\":4,\"do\":\"status\"}\n", &[one.as_fd()]);

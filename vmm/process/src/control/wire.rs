@@ -102,7 +102,7 @@ impl LineReader {
                 self.descriptors.extend(passed);
             }
         }
-        // The kernel closed what did not fit; what did fit is closed when this reader goes.
+        // The kernel closed what did not fit, here or in this process's table; what did fit is closed when this reader goes.
         if received.flags.contains(ReturnFlags::CTRUNC) || self.descriptors.len() > DESCRIPTORS_MAX {
             return Err(WireError::TooManyDescriptors);
         }

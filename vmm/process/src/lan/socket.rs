@@ -72,7 +72,8 @@ impl Receiver {
     pub fn receive(&mut self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
         loop {
             let mut slices = [IoSliceMut::new(buffer)];
-            let message = match recvmsg::<SockaddrIn>(self.socket.as_raw_fd(), &mut slices, Some(&mut self.control), MsgFlags::MSG_DONTWAIT) {
+            let message = match recvmsg::<SockaddrIn>(self.socket.as_raw_fd(), &mut slices, Some(&mut self.control), MsgFlags::MSG_DONTWAIT)
+            {
                 Ok(message) => message,
                 Err(Errno::EAGAIN) => return Ok(None),
                 // An ICMP error of an earlier datagram: not about what is received.

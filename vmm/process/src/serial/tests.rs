@@ -115,7 +115,6 @@ fn a_reader_that_stalls_costs_old_bytes_and_never_time() {
         assert!(count > 0, "the port closed");
         text.extend_from_slice(&chunk[..count]);
     }
-    assert!(text.starts_with(b"000000000\n"), "what the socket took before it was full");
     assert!(text.len() < 2_000_000, "something was dropped");
     assert!(text.ends_with(b"000199999\nend\n"), "the newest stayed");
 }

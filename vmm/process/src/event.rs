@@ -1,0 +1,37 @@
+//! What the thread that owns the VM hears. One bounded queue; the senders are vCPU threads, control connections, the
+//! thread that moves the VM, and whoever hears signals.
+
+use std::sync::mpsc::SyncSender;
+
+use rebec_devices::power::PowerEvent;
+
+use crate::{control::ControlRequest, vm::VcpuEvent};
+
+/// Room for every sender at once: 16 vCPUs, 8 control connections, power, move and signals.
+pub const EVENTS_MAX: usize = 64;
+
+/// Something happened that the owner of the VM decides about.
+pub enum Event {
+    /// A caller on the control socket wants something.
+    Control(ControlRequest),
+    /// The guest turned itself off or asked for a reset.
+    Power(PowerEvent),
+    /// A vCPU cannot go on.
+    Vcpu(VcpuEvent),
+    /// This process was told to end.
+    Terminate,
+}
+
+impl From<ControlRequest> for Event {
+    fn from(request: ControlRequest) -> Self {
+        Self::Control(request)
+    }
+}
+
+/// Reports from a vCPU thread, which must not wait for the owner. The queue has room for every sender once: a guest that asks
+/// for its end again and again is heard the first time.
+pub fn report(events: &SyncSender<Event>, event: Event) {
+    if events.try_send(event).is_err() {
+        log::debug!("an event of the guest found the queue full: an earlier one is being dealt with");
+    }
+}

@@ -1,0 +1,82 @@
+//! Everything this process will ever open, opened while it still may. After `seal()` no path is opened, no socket is
+//! connected and no name is resolved: what is missing here is missing for good.
+
+mod disks;
+mod files;
+
+use std::{fs::File, net::TcpListener, os::unix::net::UnixStream, path::PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    cli::{ReceiveOptions, RunOptions, Shared},
+    control, ctl,
+    lan::Lan,
+    listen,
+    seal::{self, SealOptions, StopSignal},
+    serial,
+    vm::MTU,
+};
+
+pub use disks::DiskFile;
+pub use files::Named;
+
+/// What both `run` and `receive` hold.
+pub struct Opened {
+    pub kvm: File,
+    pub disks: Vec<DiskFile>,
+    pub lans: Vec<Lan>,
+    pub serial: serial::Backend,
+    pub control: Option<control::Bound>,
+    pub ledger: Option<File>,
+    control_path: Option<PathBuf>,
+}
+
+impl Opened {
+    /// The end of opening: returns in the sealed process, which hears there when it shall end.
+    pub fn seal(&self) -> Result<StopSignal> {
+        let mut at_end = self.serial.at_end();
+        if let Some(path) = self.control_path.clone() {
+            at_end.push(Box::new(move || listen::remove(&path)));
+        }
+        Ok(seal::seal(SealOptions { at_end })?.stop)
+    }
+}
+
+/// What `run` boots from.
+pub struct BootFiles {
+    pub kernel: Named,
+    pub initramfs: Option<Named>,
+}
+
+/// Where `receive` hears of its VM.
+pub struct Doors {
+    pub listener: TcpListener,
+    pub donors: Vec<UnixStream>,
+}
+
+/// Opens what `run` names.
+pub fn for_run(options: &RunOptions) -> Result<(Opened, BootFiles)> {
+    let kernel = files::open_read("kernel", &options.kernel)?;
+    let initramfs = options.initramfs.as_ref().map(|path| files::open_read("initramfs", path)).transpose()?;
+    Ok((shared(&options.shared, disks::Missing::Refuse)?, BootFiles { kernel, initramfs }))
+}
+
+/// Opens what `receive` names.
+pub fn for_receive(options: &ReceiveOptions) -> Result<(Opened, Doors)> {
+    let listener = TcpListener::bind(options.listen).with_context(|| format!("listen on {}", options.listen))?;
+    let donors = options.donors.iter().map(|path| ctl::donor_connection(path)).collect::<Result<_, _>>()?;
+    Ok((shared(&options.shared, disks::Missing::Create)?, Doors { listener, donors }))
+}
+
+fn shared(options: &Shared, missing: disks::Missing) -> Result<Opened> {
+    Ok(Opened {
+        kvm: rebec_kvm::open_kvm()?,
+        disks: options.disks.iter().map(|disk| disks::open(disk, missing)).collect::<Result<_>>()?,
+        lans: options.nets.iter().map(|net| Lan::bind(net, MTU)).collect::<Result<_, _>>()?,
+        serial: serial::Backend::open(options.serial.as_ref())?,
+        ledger: options.ledger.as_ref().map(|path| files::open_ledger(path)).transpose()?,
+        control: options.control.as_ref().map(|path| control::Server::bind(path)).transpose()?,
+        control_path: options.control.clone(),
+    })
+}

@@ -1,0 +1,130 @@
+//! How a machine is put together from what this host gives it: devices into slots, events into KVM.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    sync::{Arc, mpsc::SyncSender},
+};
+
+use anyhow::{Context, Result};
+use rebec_boot::layout;
+use rebec_devices::{
+    Threads,
+    block::BlockDevice,
+    disk::Disk,
+    net::NetDevice,
+    power::PowerPorts,
+    rng::RngDevice,
+    serial::SerialPort,
+    virtio::{MmioTransport, VirtioDevice, mmio::KICK_OFFSET},
+};
+use rebec_kvm::{Machine, Ram};
+use rebec_vmm_api::MemorySize;
+use rustix::rand::{GetRandomFlags, getrandom};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{
+    Vm,
+    bus::Buses,
+    vcpus::{Report, VcpuThreads},
+};
+use crate::{
+    event::{self, Event},
+    lan::Lan,
+    services::Services,
+    threads::ServiceThreads,
+};
+
+/// MTU of every NIC, for life: VXLAN's headers still fit a 1500-byte network (DESIGN §4).
+pub const MTU: u16 = 1400;
+
+/// What stays the same wherever the machine runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    pub memory: MemorySize,
+    pub vcpus: u8,
+}
+
+/// What this host gives to a machine. A machine can be built from it again, after a guest reset.
+pub struct Host {
+    pub kvm: File,
+    pub disks: Vec<Arc<Disk>>,
+    pub lans: Vec<Lan>,
+    pub services: Services,
+    pub events: SyncSender<Event>,
+}
+
+/// Builds a machine that stands still, with empty RAM.
+pub fn build(shape: Shape, host: &Host) -> Result<Vm> {
+    let ram = Ram::new(shape.memory.bytes())?;
+    let kvm = host.kvm.try_clone().context("duplicate the KVM descriptor")?;
+    let mut machine = Machine::create(kvm, &ram, shape.vcpus)?;
+    let threads: Arc<dyn Threads> = Arc::new(ServiceThreads);
+    let mut slots = Vec::new();
+    for device in devices(host)? {
+        slots.push(plug(slots.len(), device, &machine, &ram, &threads)?);
+    }
+    let buses = Arc::new(Buses { slots, serial: serial(host, &machine)?, power: PowerPorts::new(), events: host.events.clone() });
+    connect_input(host, &buses);
+    let vcpus = VcpuThreads::start(machine.take_vcpus(), &buses, &*threads, &reporter(host.events.clone()))?;
+    Ok(Vm { shape, ram, machine, vcpus, buses, disks: host.disks.clone(), lans: host.lans.clone() })
+}
+
+/// The devices in the order of their slots: disks, NICs, entropy.
+fn devices(host: &Host) -> Result<Vec<Box<dyn VirtioDevice>>> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+    for disk in &host.disks {
+        devices.push(Box::new(BlockDevice::new(disk.clone())));
+    }
+    for lan in &host.lans {
+        let port = lan.port().with_context(|| format!("net {}: attach its port", lan.mac()))?;
+        devices.push(Box::new(NetDevice::new(lan.mac().0, MTU, Box::new(port))));
+    }
+    devices.push(Box::new(RngDevice::new(HostEntropy)));
+    Ok(devices)
+}
+
+fn plug(slot: usize, device: Box<dyn VirtioDevice>, machine: &Machine, ram: &Ram, threads: &Arc<dyn Threads>) -> Result<MmioTransport> {
+    let wire = || -> Result<MmioTransport> {
+        let irq = EventFd::new(EFD_NONBLOCK)?;
+        machine.irq(layout::slot_gsi(slot), &irq)?;
+        let transport = MmioTransport::new(device, ram.memory().clone(), irq, threads.clone())?;
+        for (queue, kick) in transport.kicks()? {
+            machine.ioevent(layout::slot_address(slot) + KICK_OFFSET, u32::from(queue), &kick)?;
+        }
+        Ok(transport)
+    };
+    wire().with_context(|| format!("device in slot {slot}: connect it"))
+}
+
+fn serial(host: &Host, machine: &Machine) -> Result<SerialPort> {
+    let irq = EventFd::new(EFD_NONBLOCK).context("serial port: make its interrupt")?;
+    machine.irq(layout::COM1_GSI, &irq)?;
+    Ok(SerialPort::new(Box::new(host.services.console.output()), irq))
+}
+
+/// Input goes to the machine that is there: the one before it is gone when this one is built after a guest reset.
+fn connect_input(host: &Host, buses: &Arc<Buses>) {
+    let buses = Arc::downgrade(buses);
+    host.services.console.set_sink(move |bytes| {
+        if let Some(buses) = buses.upgrade() {
+            let taken = buses.serial.push_input(bytes);
+            if taken < bytes.len() {
+                log::debug!("serial: the guest does not read: {} bytes of input dropped", bytes.len() - taken);
+            }
+        }
+    });
+}
+
+fn reporter(events: SyncSender<Event>) -> Report {
+    Arc::new(move |event| event::report(&events, Event::Vcpu(event)))
+}
+
+/// The host kernel's random numbers, by system call: needs no path.
+struct HostEntropy;
+
+impl Read for HostEntropy {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(getrandom(buffer, GetRandomFlags::empty())?)
+    }
+}

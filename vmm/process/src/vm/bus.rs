@@ -1,0 +1,73 @@
+//! Which device answers at which address: all that vCPU threads share. Each device guards its own registers; nothing here locks.
+//!
+//! Addresses that nobody claims read as all ones and swallow writes, as on a real bus.
+
+use std::sync::mpsc::SyncSender;
+
+use rebec_boot::layout;
+use rebec_devices::{
+    power::{PowerEvent, PowerPorts},
+    serial::SerialPort,
+    virtio::MmioTransport,
+};
+use rebec_kvm::Bus;
+
+use crate::event::{self, Event};
+
+/// The keyboard controller's command port: nothing of it is there but its reset line, which kernels try.
+const I8042_COMMAND: u16 = 0x64;
+const I8042_PULSE_RESET: u8 = 0xfe;
+
+/// Every device of the machine at its address.
+pub struct Buses {
+    pub slots: Vec<MmioTransport>,
+    pub serial: SerialPort,
+    pub power: PowerPorts,
+    pub events: SyncSender<Event>,
+}
+
+impl Buses {
+    fn slot_at(&self, address: u64) -> Option<(&MmioTransport, u64)> {
+        let offset = address.checked_sub(layout::VIRTIO_MMIO_BASE)?;
+        let slot = usize::try_from(offset / layout::VIRTIO_MMIO_STRIDE).ok()?;
+        Some((self.slots.get(slot)?, offset % layout::VIRTIO_MMIO_STRIDE))
+    }
+}
+
+impl Bus for Buses {
+    fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        match self.slot_at(address) {
+            Some((slot, offset)) => slot.read(offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    fn mmio_write(&self, address: u64, data: &[u8]) {
+        if let Some((slot, offset)) = self.slot_at(address) {
+            slot.write(offset, data);
+        }
+    }
+
+    fn pio_read(&self, port: u16, data: &mut [u8]) {
+        match port {
+            layout::COM1_PORT..layout::COM1_END => self.serial.read(port - layout::COM1_PORT, data),
+            layout::POWER_PORT..layout::POWER_END => self.power.read(port - layout::POWER_PORT, data),
+            _ => data.fill(0xff),
+        }
+    }
+
+    fn pio_write(&self, port: u16, data: &[u8]) {
+        let asked = match port {
+            layout::COM1_PORT..layout::COM1_END => {
+                self.serial.write(port - layout::COM1_PORT, data);
+                None
+            }
+            layout::POWER_PORT..layout::POWER_END => self.power.write(port - layout::POWER_PORT, data),
+            I8042_COMMAND if data == [I8042_PULSE_RESET] => Some(PowerEvent::Reset),
+            _ => None,
+        };
+        if let Some(asked) = asked {
+            event::report(&self.events, Event::Power(asked));
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! The machine: RAM, KVM, devices and vCPU threads put together, and the few things that can be done to all of it.
+//!
+//! ```text
+//! build -> boot or restore -> resume <-> pause -> save
+//! pause:  vCPUs first, then queues         resume: clock, queues, then vCPUs
+//! ```
+//! It does not know why it is paused or moved: `owner` and `moving` do.
+
+mod build;
+mod bus;
+mod vcpus;
+
+use std::{sync::Arc, time::Instant};
+
+use anyhow::{Context, Result};
+use rebec_boot::{BootConfig, Content, KernelImage};
+use rebec_devices::disk::Disk;
+use rebec_kvm::{Machine, Ram};
+use rebec_vmm_saved::{PartKind, SavedMachine};
+
+use bus::Buses;
+use vcpus::VcpuThreads;
+
+pub use build::{Host, MTU, Shape, build};
+pub use vcpus::VcpuEvent;
+
+use crate::lan::Lan;
+
+/// A machine, whole.
+pub struct Vm {
+    shape: Shape,
+    ram: Ram,
+    machine: Machine,
+    vcpus: VcpuThreads,
+    buses: Arc<Buses>,
+    disks: Vec<Arc<Disk>>,
+    lans: Vec<Lan>,
+}
+
+impl Vm {
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    pub fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    pub fn disks(&self) -> &[Arc<Disk>] {
+        &self.disks
+    }
+
+    pub fn lans(&self) -> &[Lan] {
+        &self.lans
+    }
+
+    pub fn vcpus(&self) -> &VcpuThreads {
+        &self.vcpus
+    }
+
+    /// Puts a kernel into empty RAM and the first vCPU at its entry.
+    pub fn boot(&self, kernel: &KernelImage, initramfs: Option<&Content>, cmdline: &str) -> Result<()> {
+        let slots = self.buses.slots.len();
+        let config = BootConfig { kernel, initramfs, cmdline, vcpus: self.shape.vcpus, slots };
+        let entry = rebec_boot::load(self.ram.memory(), self.ram.bytes(), &config)?;
+        Ok(self.vcpus.enter_pvh(entry.rip, entry.start_info)?)
+    }
+
+    /// Stops everything; returns the instant at which the last vCPU stood still.
+    pub fn pause(&self) -> Result<Instant> {
+        let stopped = self.vcpus.park()?;
+        self.buses.slots.iter().for_each(rebec_devices::virtio::MmioTransport::pause);
+        Ok(stopped)
+    }
+
+    /// Lets a machine run (on) that stands still.
+    pub fn resume(&self) -> Result<()> {
+        self.buses.slots.iter().for_each(rebec_devices::virtio::MmioTransport::resume);
+        Ok(self.vcpus.run()?)
+    }
+
+    /// Says everything that is not RAM or disk. The machine must stand still.
+    pub fn save(&self) -> Result<SavedMachine> {
+        let mut saved = SavedMachine::default();
+        self.vcpus.save(&mut saved)?;
+        self.machine.save(&mut saved).context("save the machine")?;
+        saved.push(self.buses.serial.save());
+        saved.push(self.buses.power.save());
+        for (slot, device) in (0..).zip(&self.buses.slots) {
+            saved.push(device.save(slot));
+        }
+        Ok(saved)
+    }
+
+    /// Takes what [`Vm::save`] said, into a machine of the same shape that has not run. RAM and disks may still be arriving.
+    ///
+    /// The order is KVM's: the clock, by which the vCPUs set their counters; the vCPUs; the controllers, which at once deliver to
+    /// them what waits; then devices, which raise again what may have been on its way.
+    pub fn restore(&self, mut saved: SavedMachine) -> Result<()> {
+        self.machine.restore_clock(&mut saved).context("restore the clock")?;
+        let vcpus = (0..u16::from(self.shape.vcpus)).map(|index| saved.take(PartKind::Vcpu, index)).collect::<Result<_, _>>()?;
+        self.vcpus.restore(vcpus)?;
+        self.machine.restore_chips(&mut saved).context("restore the interrupt controllers")?;
+        self.buses.serial.restore(&saved.take(PartKind::Serial, 0)?)?;
+        self.buses.power.restore(&saved.take(PartKind::Power, 0)?)?;
+        for (slot, device) in (0..).zip(&self.buses.slots) {
+            device.restore(&saved.take(PartKind::Virtio, slot)?)?;
+        }
+        Ok(saved.finish()?)
+    }
+}

@@ -1,0 +1,292 @@
+//! The vCPU threads. Each owns its vCPU for life and takes orders over a channel; nobody else touches the vCPU.
+//!
+//! ```text
+//!            Run                      exits that end or restart the machine
+//! [parked] ------> [running in KVM] ----------------------------------------> reported, then parked
+//!     ^  ^                 |
+//!     |  '-----------------'  an order arrives: the owner sends it, then kicks
+//!     '-- EnterPvh, Save, Restore and Park are answered here
+//! ```
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+        mpsc::{Receiver, RecvError, Sender, SyncSender, TryRecvError, channel, sync_channel},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use rebec_devices::Threads;
+use rebec_kvm::{Vcpu, VcpuExit, VcpuKicker};
+use rebec_vmm_saved::{Part, SavedMachine};
+
+use super::bus::Buses;
+
+/// Orders one thread may have waiting: each is answered before the owner sends the next.
+const ORDERS_MAX: usize = 4;
+/// How often a slowed vCPU is made to rest.
+pub const THROTTLE_PERIOD: Duration = Duration::from_millis(10);
+/// A slowed vCPU keeps a tenth of its speed: less, and the guest's own watchdogs bite.
+const THROTTLE_PERCENT_MAX: u32 = 90;
+
+/// Why vCPUs could not do what they were told.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// The thread could not be started.
+    #[error("vCPU {index}: start its thread")]
+    Spawn {
+        /// The vCPU.
+        index: usize,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The thread is gone.
+    #[error("vCPU {index}: its thread ended")]
+    Gone {
+        /// The vCPU.
+        index: usize,
+    },
+    /// KVM refused to give or take the state.
+    #[error(transparent)]
+    State(#[from] rebec_kvm::Error),
+}
+
+/// What a vCPU reports that ends or restarts the machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VcpuEvent {
+    /// Triple fault: the guest has no way on.
+    TripleFault {
+        /// The vCPU.
+        index: usize,
+    },
+    /// KVM could not go on.
+    Failed {
+        /// The vCPU.
+        index: usize,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Where vCPU threads say that they cannot go on.
+pub type Report = Arc<dyn Fn(VcpuEvent) + Send + Sync>;
+
+type Done<T = ()> = Result<T, rebec_kvm::Error>;
+
+enum Order {
+    EnterPvh { rip: u32, start_info: u32, reply: Sender<Done> },
+    Run,
+    Park(Sender<Instant>),
+    Save(Sender<Done<Part>>),
+    Restore(Part, Sender<Done>),
+    Exit,
+}
+
+struct Thread {
+    orders: SyncSender<Order>,
+    kicker: VcpuKicker,
+    handle: Option<JoinHandle<()>>,
+}
+
+/// All vCPU threads of a machine.
+pub struct VcpuThreads {
+    threads: Vec<Thread>,
+    throttle: Arc<Throttle>,
+}
+
+impl VcpuThreads {
+    /// Starts a parked thread for each vCPU.
+    pub fn start(vcpus: Vec<Vcpu>, buses: &Arc<Buses>, threads: &dyn Threads, report: &Report) -> Result<Self, VcpuError> {
+        let mut started = Self { threads: Vec::with_capacity(vcpus.len()), throttle: Arc::default() };
+        for (index, vcpu) in vcpus.into_iter().enumerate() {
+            let kicker = vcpu.kicker();
+            let (orders, inbox) = sync_channel(ORDERS_MAX);
+            let throttle = started.throttle.clone();
+            let body = VcpuLoop { index, vcpu, inbox, buses: buses.clone(), report: report.clone(), throttle, has_run: false };
+            let handle = threads.spawn(&format!("vcpu{index}"), Box::new(move || body.serve()));
+            let handle = Some(handle.map_err(|source| VcpuError::Spawn { index, source })?);
+            started.threads.push(Thread { orders, kicker, handle });
+        }
+        Ok(started)
+    }
+
+    /// Makes every vCPU ready to boot. They must be parked.
+    pub fn enter_pvh(&self, rip: u32, start_info: u32) -> Result<(), VcpuError> {
+        let done = self.ask(|_, reply| Order::EnterPvh { rip, start_info, reply })?;
+        Ok(done.into_iter().collect::<Done>()?)
+    }
+
+    /// Lets every vCPU run.
+    pub fn run(&self) -> Result<(), VcpuError> {
+        for (index, thread) in self.threads.iter().enumerate() {
+            thread.give(index, Order::Run)?;
+        }
+        Ok(())
+    }
+
+    /// Stops every vCPU; returns when the last one stands still, with that instant.
+    pub fn park(&self) -> Result<Instant, VcpuError> {
+        let stopped = self.ask(|_, reply| Order::Park(reply))?;
+        stopped.into_iter().max().ok_or(VcpuError::Gone { index: 0 })
+    }
+
+    /// Saves every vCPU. They must be parked.
+    pub fn save(&self, machine: &mut SavedMachine) -> Result<(), VcpuError> {
+        for part in self.ask(|_, reply| Order::Save(reply))? {
+            machine.push(part?);
+        }
+        Ok(())
+    }
+
+    /// Restores every vCPU from its part, one for each. They must be parked.
+    pub fn restore(&self, parts: Vec<Part>) -> Result<(), VcpuError> {
+        let mut parts = parts.into_iter();
+        let order = |index, reply| match parts.next() {
+            Some(part) => Ok(Order::Restore(part, reply)),
+            None => Err(VcpuError::Gone { index }),
+        };
+        Ok(self.try_ask(order)?.into_iter().collect::<Done>()?)
+    }
+
+    /// Makes every vCPU rest for this share of the time, in percent; 0 is full speed. While it is not 0, whoever asked for it
+    /// calls [`Self::kick`] every [`THROTTLE_PERIOD`].
+    pub fn throttle(&self, percent: u32) {
+        self.throttle.0.store(percent.min(THROTTLE_PERCENT_MAX), Ordering::Relaxed);
+    }
+
+    /// Takes every vCPU out of the guest for a moment.
+    pub fn kick(&self) {
+        for thread in &self.threads {
+            thread.kicker.kick();
+        }
+    }
+
+    fn ask<T>(&self, mut order: impl FnMut(usize, Sender<T>) -> Order) -> Result<Vec<T>, VcpuError> {
+        self.try_ask(|index, reply| Ok(order(index, reply)))
+    }
+
+    /// Gives all vCPUs an order at once, then collects the answers in the order of the vCPUs.
+    fn try_ask<T>(&self, mut order: impl FnMut(usize, Sender<T>) -> Result<Order, VcpuError>) -> Result<Vec<T>, VcpuError> {
+        let mut answers = Vec::with_capacity(self.threads.len());
+        for (index, thread) in self.threads.iter().enumerate() {
+            let (reply, answer) = channel();
+            thread.give(index, order(index, reply)?)?;
+            answers.push(answer);
+        }
+        let received = answers.into_iter().enumerate();
+        received.map(|(index, answer)| answer.recv().map_err(|_| VcpuError::Gone { index })).collect()
+    }
+}
+
+impl Thread {
+    fn give(&self, index: usize, order: Order) -> Result<(), VcpuError> {
+        self.orders.send(order).map_err(|_| VcpuError::Gone { index })?;
+        self.kicker.kick();
+        Ok(())
+    }
+}
+
+impl Drop for VcpuThreads {
+    fn drop(&mut self) {
+        for (index, thread) in self.threads.iter_mut().enumerate() {
+            // A thread that is gone already has nothing left to end.
+            if thread.give(index, Order::Exit).is_ok()
+                && let Some(handle) = thread.handle.take()
+                && handle.join().is_err()
+            {
+                log::error!("vCPU {index}: its thread panicked");
+            }
+        }
+    }
+}
+
+/// The share of the time that vCPUs rest, in percent.
+#[derive(Default)]
+struct Throttle(AtomicU32);
+
+impl Throttle {
+    /// How long to rest in each period.
+    fn rest(&self) -> Option<Duration> {
+        let percent = self.0.load(Ordering::Relaxed);
+        (percent > 0).then(|| THROTTLE_PERIOD * percent / 100)
+    }
+}
+
+struct VcpuLoop {
+    index: usize,
+    vcpu: Vcpu,
+    inbox: Receiver<Order>,
+    buses: Arc<Buses>,
+    report: Report,
+    throttle: Arc<Throttle>,
+    /// Whether the guest ran here since it was last told of a pause.
+    has_run: bool,
+}
+
+impl VcpuLoop {
+    fn serve(mut self) {
+        let mut running = false;
+        loop {
+            let order = match (running, self.inbox.try_recv()) {
+                (_, Ok(order)) => Some(order),
+                (true, Err(TryRecvError::Empty)) => None,
+                (false, Err(TryRecvError::Empty)) => match self.inbox.recv() {
+                    Ok(order) => Some(order),
+                    Err(RecvError) => return,
+                },
+                (_, Err(TryRecvError::Disconnected)) => return,
+            };
+            running = match order {
+                Some(Order::Exit) => return,
+                Some(order) => self.obey(order, running),
+                None => self.run_once(),
+            };
+        }
+    }
+
+    /// Whoever asked may have given up waiting: an answer that nobody reads is no error.
+    fn obey(&mut self, order: Order, running: bool) -> bool {
+        match order {
+            Order::Run => {
+                self.tell_of_pause();
+                return true;
+            }
+            Order::Park(reply) => reply.send(Instant::now()).unwrap_or_default(),
+            Order::EnterPvh { rip, start_info, reply } => reply.send(self.vcpu.enter_pvh(rip, start_info)).unwrap_or_default(),
+            Order::Save(reply) => reply.send(self.vcpu.save()).unwrap_or_default(),
+            Order::Restore(part, reply) => reply.send(self.vcpu.restore(part)).unwrap_or_default(),
+            Order::Exit => return running,
+        }
+        false
+    }
+
+    /// A guest that ran here and was paused must not blame a CPU for the gap.
+    fn tell_of_pause(&mut self) {
+        if std::mem::replace(&mut self.has_run, true)
+            && let Err(error) = self.vcpu.note_pause()
+        {
+            log::warn!("{error}: the guest may report a CPU that stood still");
+        }
+    }
+
+    /// Enters the guest until something asks for attention; returns whether to go on running.
+    fn run_once(&mut self) -> bool {
+        let index = self.index;
+        let event = match self.vcpu.run(&*self.buses) {
+            Ok(VcpuExit::Interrupted) => {
+                if let Some(rest) = self.throttle.rest() {
+                    std::thread::sleep(rest);
+                }
+                return true;
+            }
+            Ok(VcpuExit::Shutdown) => VcpuEvent::TripleFault { index },
+            Ok(VcpuExit::SystemEvent { kind }) => VcpuEvent::Failed { index, reason: format!("KVM reports system event {kind}") },
+            Err(error) => VcpuEvent::Failed { index, reason: error.to_string() },
+        };
+        (self.report)(event);
+        false
+    }
+}
