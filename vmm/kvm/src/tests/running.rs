@@ -81,8 +81,13 @@ fn a_kick_before_the_run_ends_it_before_one_instruction() {
 
 #[test]
 fn no_kick_is_lost_whenever_it_comes() {
+    kick_often(&[0xeb, 0xfe]); // jmp $: only the signal gets it out
+    kick_often(&[0xe6, 0x10, 0xeb, 0xfc]); // out 0x10, al; jmp back: in and out all the time
+}
+
+fn kick_often(program: &[u8]) {
     let (ram, _machine, mut vcpus) = machine(RAM_BYTES, 1);
-    start(&ram, &mut vcpus[0], &[0xe6, 0x10, 0xeb, 0xfc], kvm_regs::default()); // out 0x10, al; jmp back
+    start(&ram, &mut vcpus[0], program, kvm_regs::default());
     let kicker = vcpus[0].kicker();
     let mut vcpu = vcpus.remove(0);
     let (interrupted, seen) = std::sync::mpsc::channel();
