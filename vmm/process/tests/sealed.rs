@@ -48,9 +48,10 @@ fn start(user: User) -> Sealed {
     let socket = folder.path().join("socket");
     let mut command = match user {
         User::Unprivileged if geteuid().is_root() => {
-            // The build folder may be closed to other users.
+            // The build folder may be closed to other users. Another process makes the copy: a descriptor open for writing here
+            // could be inherited by a process that another test starts, and then the copy could not be run.
             let copy = folder.path().join("rebec-vmm");
-            fs::copy(env!("CARGO_BIN_EXE_rebec-vmm"), &copy).unwrap();
+            assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_rebec-vmm")).arg(&copy).status().unwrap().success());
             let mut command = Command::new(copy);
             command.uid(NOBODY).gid(NOBODY);
             command
