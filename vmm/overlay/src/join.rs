@@ -277,6 +277,32 @@ mod tests {
     }
 
     #[test]
+    fn nothing_follows_a_short_segment_or_an_end() {
+        for flags in [Tcp::ACK, Tcp::ACK | Tcp::PSH, Tcp::ACK | Tcp::FIN] {
+            // The segments of one frame, then one that goes on where they end.
+            let payload = if flags == Tcp::ACK { 1500 } else { 2000 };
+            let mut segments = cut(&tcp(Version::V4, 77, flags, &vec![3; payload]), SegmentKind::Tcp4, 1000);
+            let mut next = cut(&tcp(Version::V4, 77 + payload as u32, Tcp::ACK, &[3; 700]), SegmentKind::Tcp4, 1000).remove(0);
+            next[18..20].copy_from_slice(&0x1301_u16.to_be_bytes());
+            forge(&mut next, 22, 64);
+            segments.push(next);
+            let (taken, joined) = join(&segments, ALL);
+            assert_eq!((taken, joined.map(|(frame, _)| frame.len())), (2, Some(14 + 20 + 32 + payload)));
+        }
+    }
+
+    #[test]
+    fn a_frame_stays_within_what_its_length_field_holds() {
+        let halves = [0, 1].map(|half| {
+            let mut frame = tcp(Version::V4, 77 + half * 40_000, Tcp::ACK, &[3; 40_000]);
+            frame[18..20].copy_from_slice(&(40 * half as u16).to_be_bytes());
+            cut(&frame, SegmentKind::Tcp4, 1000)
+        });
+        let (taken, joined) = join(&halves.concat(), ALL);
+        assert_eq!((taken, joined.map(|(frame, _)| frame.len())), (65, Some(14 + 20 + 32 + 65_000)));
+    }
+
+    #[test]
     fn only_what_the_guest_takes_is_joined() {
         assert_eq!(join(&three(), Accepts { tcp4: false, ..ALL }), (1, None));
         let segments = cut(&tcp(Version::V6, 77, Tcp::ACK, &[3; 2500]), SegmentKind::Tcp6, 1000);

@@ -320,6 +320,9 @@ fn only_physical_machines_teach_and_never_against_the_control_plane() {
     let everyone = [endpoint(7), endpoint(2), endpoint(3)];
     assert_eq!(goes_to(&mut port, &fdb, start, station(71)), everyone);
     assert_eq!(goes_to(&mut port, &fdb, start + Duration::from_secs(300), station(70)), everyone);
+    // What the control plane knew was not learnt beside it.
+    fdb.remove(station(2));
+    assert_eq!(goes_to(&mut port, &fdb, start, station(2)), [endpoint(7), endpoint(3)]);
     fdb.add(endpoint(1), station(70), endpoint(3)).unwrap();
     assert_eq!(goes_to(&mut port, &fdb, start, station(70)), [endpoint(3)]);
 }
