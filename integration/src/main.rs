@@ -19,6 +19,12 @@ struct Cli {
 enum Task {
     /// Move a VM between two machines and back while it works, and report what was seen.
     Demo(demo::Options),
+    /// Run every test of the repository.
+    Test(tasks::test::Options),
+    /// Check formatting, lints, documentation and the repository's rules.
+    Check,
+    /// Remove what the lab has made.
+    Clean(tasks::clean::Options),
     /// Boot one lab machine and a VM in it, and show the VM's console.
     Boot(tasks::boot::Options),
 }
@@ -27,6 +33,9 @@ fn main() -> ExitCode {
     env_logger::init();
     let done = match Cli::parse().task {
         Task::Demo(options) => demo::run(&options),
+        Task::Test(options) => tasks::test::run(&options),
+        Task::Check => tasks::check::run(),
+        Task::Clean(options) => tasks::clean::run(&options),
         Task::Boot(options) => tasks::boot::run(&options),
     };
     done.unwrap_or_else(|error| {

@@ -1,3 +1,15 @@
 //! What `cargo lab` can be told to do, one file each.
+//!
+//! ```text
+//! check   form: formatting, lints, documentation, and the rules in `tidy`
+//! test    behaviour: every test of the repository
+//! boot    one VM in one lab machine, for whoever works on the VMM
+//! clean   away with what the lab has made
+//! ```
+//! `demo` has a folder of its own.
 
 pub mod boot;
+pub mod check;
+pub mod clean;
+pub mod test;
+pub mod tidy;

@@ -1,0 +1,184 @@
+//! The repository's own rules, as far as a program can judge them.
+//!
+//! - a Rust file opens with `//!` and has at most 600 lines;
+//! - `unsafe` only in `vmm/kvm` and `integration/guest`;
+//! - no word that puts work off;
+//! - a relative link in a Markdown file leads to a file;
+//! - every outside dependency of the workspace has a line in `docs/dependencies.md`.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+/// Past this a second story has moved in.
+const LINES_MAX: usize = 600;
+/// Where `unsafe` may live.
+const UNSAFE_HOMES: [&str; 2] = ["vmm/kvm/", "integration/guest/"];
+/// Words that put work off. Written apart, so that this file keeps its own rule.
+const PUT_OFF: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X")];
+/// Folders that hold nothing written by people.
+const SKIPPED: [&str; 6] = ["target", ".git", "corpus", "artifacts", "node_modules", "proptest-regressions"];
+
+/// One place that breaks a rule.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Fault {
+    path: String,
+    /// From 1; 0 is the whole file.
+    line: usize,
+    what: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            0 => write!(f, "{}: {}", self.path, self.what),
+            line => write!(f, "{}:{line}: {}", self.path, self.what),
+        }
+    }
+}
+
+/// Everything that breaks a rule below `root`.
+pub fn check(root: &Path) -> Result<Vec<Fault>> {
+    let mut files = Vec::new();
+    walk(root, &mut files)?;
+    files.sort();
+    let mut faults = Vec::new();
+    for path in &files {
+        let name = path.strip_prefix(root).unwrap_or(path).display().to_string();
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        if !["rs", "md", "toml", "sh", "ld"].contains(&extension) {
+            continue;
+        }
+        let text = fs::read_to_string(path).with_context(|| format!("read {name}"))?;
+        put_off(&name, &text, &mut faults);
+        match extension {
+            "rs" => rust(&name, &text, &mut faults),
+            "md" => links(&name, &text, path, &mut faults),
+            _ => {}
+        }
+    }
+    dependencies(root, &mut faults)?;
+    Ok(faults)
+}
+
+fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
+        let entry = entry.with_context(|| format!("read {}", folder.display()))?;
+        let kind = entry.file_type().with_context(|| format!("look at {}", entry.path().display()))?;
+        let skipped = entry.file_name().to_str().is_some_and(|name| SKIPPED.contains(&name));
+        if kind.is_dir() && !skipped {
+            walk(&entry.path(), files)?;
+        } else if kind.is_file() {
+            files.push(entry.path());
+        }
+    }
+    Ok(())
+}
+
+fn rust(name: &str, text: &str, faults: &mut Vec<Fault>) {
+    let mut fault = |line, what: String| faults.push(Fault { path: name.to_owned(), line, what });
+    if !text.starts_with("//!") {
+        fault(1, "does not open with //! (what it is, what it is not, where its data comes from and goes)".to_owned());
+    }
+    let lines = text.lines().count();
+    if lines > LINES_MAX {
+        fault(0, format!("has {lines} lines, and a file ends at {LINES_MAX}: find the second story"));
+    }
+    if UNSAFE_HOMES.iter().any(|home| name.starts_with(home)) {
+        return;
+    }
+    for (number, line) in (1..).zip(text.lines()) {
+        let code = line.split("//").next().unwrap_or_default();
+        let words = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern", "(unsafe_code"];
+        if words.iter().any(|word| code.contains(word) && !code.contains(&format!("\"{word}"))) {
+            fault(number, "unsafe code lives in vmm/kvm and integration/guest only".to_owned());
+        }
+    }
+}
+
+fn put_off(name: &str, text: &str, faults: &mut Vec<Fault>) {
+    for (number, line) in (1..).zip(text.lines()) {
+        let mut words = line.split(|letter: char| !letter.is_ascii_alphanumeric());
+        if let Some(word) = words.find(|word| PUT_OFF.contains(word)) {
+            faults.push(Fault { path: name.to_owned(), line: number, what: format!("{word}: do it, or write an issue") });
+        }
+    }
+}
+
+/// Links of the form `](target)`, outside code.
+fn links(name: &str, text: &str, path: &Path, faults: &mut Vec<Fault>) {
+    let mut in_code = false;
+    for (number, line) in (1..).zip(text.lines()) {
+        if line.trim_start().starts_with("```") {
+            in_code = !in_code;
+        }
+        if in_code {
+            continue;
+        }
+        for rest in line.split("](").skip(1) {
+            let target = rest.split([')', '#', ' ']).next().unwrap_or_default();
+            let outside = target.is_empty() || target.contains("://") || target.starts_with("mailto:");
+            let found = path.parent().is_some_and(|folder| folder.join(target).exists());
+            if !outside && !found {
+                faults.push(Fault { path: name.to_owned(), line: number, what: format!("links to {target}, which is not there") });
+            }
+        }
+    }
+}
+
+fn dependencies(root: &Path, faults: &mut Vec<Fault>) -> Result<()> {
+    let manifest = fs::read_to_string(root.join("Cargo.toml")).context("read Cargo.toml")?;
+    let manifest: toml::Table = manifest.parse().context("read Cargo.toml")?;
+    let described = fs::read_to_string(root.join("docs/dependencies.md")).unwrap_or_default();
+    let table = manifest.get("workspace").and_then(|workspace| workspace.get("dependencies")).and_then(toml::Value::as_table);
+    for (name, value) in table.into_iter().flatten() {
+        let ours = value.get("path").is_some();
+        if !ours && !described.contains(&format!("`{name}`")) {
+            let what = format!("dependency {name} has no line in docs/dependencies.md");
+            faults.push(Fault { path: "Cargo.toml".to_owned(), line: 0, what });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults_in(name: &str, text: &str) -> Vec<String> {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("Cargo.toml"), "[workspace.dependencies]\nours = { path = \"x\" }\n").unwrap();
+        let path = root.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        check(root.path()).unwrap().iter().map(Fault::to_string).collect()
+    }
+
+    #[test]
+    fn rust_files_keep_their_rules() {
+        assert!(faults_in("a.rs", "//! Good.\nfn main() {}\n").is_empty());
+        assert!(faults_in("a.rs", "fn main() {}\n")[0].starts_with("a.rs:1: does not open"));
+        assert!(faults_in("a.rs", &("//! Long.\n".to_owned() + &"\n".repeat(600)))[0].contains("601 lines"));
+        let code = format!("//! Bad.\nfn main() {{ {} {{ }} }}\n", concat!("un", "safe"));
+        assert!(faults_in("a.rs", &code)[0].starts_with("a.rs:2: unsafe"));
+        assert!(faults_in("vmm/kvm/a.rs", &code).is_empty());
+    }
+
+    #[test]
+    fn words_and_links_are_checked_everywhere() {
+        let text = format!("//! Good.\n// {}: later\n", concat!("TO", "DO"));
+        assert!(faults_in("a.rs", &text)[0].starts_with("a.rs:2: "));
+        assert!(faults_in("docs/a.md", "[x](b.md) [y](https://example.org) [z](#part)\n")[0].contains("links to b.md"));
+        assert!(faults_in("docs/a.md", "[x](a.md#part)\n```\n[y](nowhere)\n```\n").is_empty());
+    }
+
+    #[test]
+    fn a_dependency_without_a_line_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("Cargo.toml"), "[workspace.dependencies]\nlibc = \"0.2\"\n").unwrap();
+        assert_eq!(check(root.path()).unwrap()[0].to_string(), "Cargo.toml: dependency libc has no line in docs/dependencies.md");
+    }
+}
