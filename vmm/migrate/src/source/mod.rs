@@ -97,8 +97,11 @@ pub enum SourceInput {
         /// How its units went.
         packed: Packed,
     },
-    /// To [`SourceOutput::Pause`]: the last vCPU and the last device have stopped.
-    Paused,
+    /// To [`SourceOutput::Pause`]: vCPUs and devices stand still.
+    Paused {
+        /// When the last vCPU stopped.
+        stopped: Duration,
+    },
     /// To [`SourceOutput::Save`]: `SavedMachine` bytes.
     Saved(Vec<u8>),
     /// To [`SourceOutput::WriteLedger`]: durable.
@@ -251,9 +254,9 @@ impl Source {
                 }
                 self.rounds.sent(id, bytes, packed, now, &mut self.pace);
             }
-            SourceInput::Paused => {
+            SourceInput::Paused { stopped } => {
                 if matches!(self.phase, Phase::Pausing) {
-                    self.moments.paused = Some(now);
+                    self.moments.paused = Some(stopped);
                     self.enter(Phase::Saving, SourceOutput::Save);
                 }
             }

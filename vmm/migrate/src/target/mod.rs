@@ -70,7 +70,9 @@ pub enum TargetInput {
         /// Units that came as digests and were not found.
         missed: Vec<u64>,
     },
-    /// To [`TargetOutput::Restore`].
+    /// To [`TargetOutput::Flush`].
+    Flushed,
+    /// To [`TargetOutput::Restore`]: restored, and the disks flushed.
     Restored,
     /// To [`TargetOutput::WriteLedger`]: durable.
     LedgerWritten,
@@ -116,7 +118,9 @@ pub enum TargetOutput {
         /// One a entry.
         places: Vec<Option<Place>>,
     },
-    /// Restore the machine from `SavedMachine` bytes, still paused.
+    /// Flush the disks, while frames go on arriving, so that little is left to flush when the VM is paused.
+    Flush,
+    /// Restore the machine from `SavedMachine` bytes, still paused, and flush the disks: what is prepared is durable.
     Restore(Vec<u8>),
     /// Append a record and sync it.
     WriteLedger(Record),
@@ -217,6 +221,11 @@ impl Target {
             }
             TargetInput::Frame { stream, head, entries } => self.frame(stream, &head, entries),
             TargetInput::Applied { stream, missed } => self.applied(stream, missed),
+            TargetInput::Flushed => {
+                if let Some(receiving) = &mut self.receiving {
+                    receiving.flushed();
+                }
+            }
             TargetInput::Restored => self.restored(),
             TargetInput::LedgerWritten => self.settle(Settlement::written),
             TargetInput::LedgerFailed(error) => self.settle(|settlement| settlement.write_failed(&error)),
@@ -359,6 +368,9 @@ impl Target {
         let (Phase::Receiving, Some(receiving)) = (&self.phase, &mut self.receiving) else { return };
         match receiving.applied(stream, &missed, &mut self.index) {
             Ok(sequence) => {
+                if receiving.wants_flush() {
+                    self.outputs.push_back(TargetOutput::Flush);
+                }
                 self.send(&FromTarget::Applied { stream: stream as u8, sequence, wanted: missed });
                 self.see_whether_complete();
             }

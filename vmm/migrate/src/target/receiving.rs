@@ -8,6 +8,9 @@ use crate::{
     unit::{Space, UnitSet, units_of},
 };
 
+/// Units written to disks between two flushes: 16 MiB, which a slow disk writes in a few hundred ms.
+const UNFLUSHED_UNITS_MAX: u64 = 4096;
+
 struct SpaceState {
     units: u64,
     missing: UnitSet,
@@ -31,6 +34,8 @@ pub struct Receiving {
     spaces: Vec<SpaceState>,
     lanes: Vec<Lane>,
     finish: Option<Finish>,
+    unflushed_units: u64,
+    flushing: bool,
 }
 
 impl Receiving {
@@ -43,6 +48,8 @@ impl Receiving {
             spaces: std::iter::once(memory).chain(disks).collect(),
             lanes: std::iter::repeat_with(Lane::default).take(streams).collect(),
             finish: None,
+            unflushed_units: 0,
+            flushing: false,
         }
     }
 
@@ -92,6 +99,9 @@ impl Receiving {
         if let (true, Some(unit)) = (state.read_only, missed.first()) {
             return Err(format!("{space} is read-only, and its unit {unit} differs from the source's: give this side the same file"));
         }
+        if space != Space::MEMORY {
+            self.unflushed_units += entries.len() as u64;
+        }
         let holder = space.disk_index().map_or(Holder::Memory, |disk| Holder::Disk(disk as u16));
         for Entry { unit, content } in entries {
             match content {
@@ -105,6 +115,20 @@ impl Receiving {
             }
         }
         Ok(sequence)
+    }
+
+    /// Whether the disks should be flushed now; true once, until [`Self::flushed`].
+    pub fn wants_flush(&mut self) -> bool {
+        let wants = !self.flushing && self.unflushed_units >= UNFLUSHED_UNITS_MAX;
+        if wants {
+            (self.flushing, self.unflushed_units) = (true, 0);
+        }
+        wants
+    }
+
+    /// The disks are flushed.
+    pub fn flushed(&mut self) {
+        self.flushing = false;
     }
 
     /// The source has paused and says how much there is in all.

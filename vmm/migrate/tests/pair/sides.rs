@@ -72,7 +72,8 @@ impl Pair {
             }
             SourceOutput::Pause => {
                 self.source.running = false;
-                self.later(WORK_TIME, Event::Source(SourceInput::Paused));
+                let stopped = self.now;
+                self.later(WORK_TIME, Event::Source(SourceInput::Paused { stopped }));
             }
             SourceOutput::Save => {
                 // Saving dirties memory, as a device that writes its rings does.
@@ -142,6 +143,7 @@ impl Pair {
                 let delay = Duration::from_micros(self.rng.below(2000));
                 self.later(delay, Event::Apply { stream, places });
             }
+            TargetOutput::Flush => self.later(SYNC_TIME, Event::Target(TargetInput::Flushed)),
             TargetOutput::Restore(saved) => {
                 self.target.restored = Some(saved);
                 self.later(WORK_TIME, Event::Target(TargetInput::Restored));

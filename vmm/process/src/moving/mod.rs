@@ -1,0 +1,57 @@
+//! Live migration's drivers: they own sockets, threads and copies, and take no decision. `rebec_migrate` decides.
+//!
+//! ```text
+//! source: owner --MigrateOptions, sockets--> Outgoing::run     engine <-> control reader, one worker a stream
+//! target: receive --listener, donors-->      Incoming::run     engine <-> control reader, one worker a stream, one thread a donor
+//! donor:  owner --socket after `donate`-->   donor::serve      answers until the asker leaves
+//! ```
+//!
+//! The page's road: dirty log -> `source` -> `streams` (copy, judge, pack, write) ~~ TCP ~~ `streams` (read, unpack, verify) -> guest
+//! memory or disk (`spaces`). The dirty bit is cleared first, then the unit is copied, then the copy is judged.
+//!
+//! Memory of a side: a stream's worker holds at most `LANE_BATCHES_MAX` batches of 128 KiB and one packed frame (source), or
+//! one frame and its units (target): below 12 MiB with sixteen streams.
+
+mod connection;
+pub mod donor;
+mod settle;
+mod source;
+mod spaces;
+mod streams;
+mod target;
+
+use std::{io, sync::Arc, time::Instant};
+
+use rebec_devices::disk::Disk;
+use rebec_kvm::{PageSet, Ram};
+use rebec_migrate::Record;
+
+pub use settle::{Settled, settle_source};
+pub use source::{Canceller, Outgoing};
+pub use target::{Arrived, Incoming};
+
+/// The machine as a move sees it. The owner of the VM implements it.
+pub trait MovingMachine {
+    /// Its memory.
+    fn ram(&self) -> &Ram;
+    /// Its disks in order.
+    fn disks(&self) -> &[Arc<Disk>];
+    /// Starts to log the writes of CPUs and devices to memory; what was marked before may be forgotten or reported.
+    fn dirty_log_start(&self) -> anyhow::Result<()>;
+    /// Moves the marks of CPUs and devices into `pages`.
+    fn dirty_log_take(&self, pages: &mut PageSet) -> anyhow::Result<()>;
+    /// Ends the log.
+    fn dirty_log_stop(&self) -> anyhow::Result<()>;
+    /// Holds the vCPUs back for so many percent of the time; 0 ends it.
+    fn throttle(&self, percent: u8);
+    /// Stops vCPUs and devices; the instant at which the last vCPU stood still.
+    fn pause(&self) -> anyhow::Result<Instant>;
+    /// Lets them run (on) at an epoch.
+    fn resume(&self, epoch: u64) -> anyhow::Result<()>;
+    /// `SavedMachine` bytes of the paused machine.
+    fn save(&self) -> anyhow::Result<Vec<u8>>;
+    /// Takes what `save` said into a machine that has not run.
+    fn restore(&self, saved: &[u8]) -> anyhow::Result<()>;
+    /// Makes a record durable. On an error the file is cut back, so that the record before it still counts.
+    fn write_ledger(&self, record: Record) -> io::Result<()>;
+}

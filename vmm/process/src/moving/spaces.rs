@@ -1,0 +1,120 @@
+//! Memory and disks as spaces of 4 KiB units: reading copies, writing verified units, and what is populated or dirty.
+
+use std::{io, ops::Range, sync::Arc};
+
+use anyhow::{Context, Result};
+use rebec_devices::disk::{Disk, ExtentKind};
+use rebec_kvm::Ram;
+use rebec_migrate::{Space, UNIT_BYTES, UnitSet, page::is_zero, unit::units_of};
+
+const UNIT: u64 = UNIT_BYTES as u64;
+/// Zeros of a disk are looked at and written in pieces of this size.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// Handles to the memory and the disks of one machine; cheap to clone, one for each worker.
+#[derive(Clone)]
+pub struct Spaces {
+    pub ram: Ram,
+    pub disks: Vec<Arc<Disk>>,
+}
+
+impl Spaces {
+    /// Copies units (ascending) behind each other into `copy`. A disk's last unit is filled up with zeros.
+    pub fn read(&self, space: Space, units: &[u64], copy: &mut Vec<u8>) -> Result<()> {
+        copy.clear();
+        copy.resize(units.len() * UNIT_BYTES, 0);
+        let Some(index) = space.disk_index() else {
+            for (&unit, into) in units.iter().zip(copy.chunks_exact_mut(UNIT_BYTES)) {
+                let into = into.first_chunk_mut().expect("invariant: chunks of a unit");
+                self.ram.read_page(unit, into)?;
+            }
+            return Ok(());
+        };
+        let disk = self.disk(index)?;
+        let mut at = 0;
+        while at < units.len() {
+            let neighbours = units[at..].iter().zip(units[at]..).take_while(|(unit, expected)| **unit == *expected).count();
+            let offset = units[at] * UNIT;
+            let length = (neighbours as u64 * UNIT).min(disk.size_bytes().saturating_sub(offset)) as usize;
+            disk.read_at(offset, &mut copy[at * UNIT_BYTES..][..length]).with_context(|| format!("disk {index}: read at {offset}"))?;
+            at += neighbours;
+        }
+        Ok(())
+    }
+
+    /// Writes one unit.
+    pub fn write(&self, space: Space, unit: u64, bytes: &[u8]) -> Result<()> {
+        let Some(index) = space.disk_index() else {
+            let bytes = bytes.first_chunk().context("invariant: a whole unit")?;
+            return Ok(self.ram.write_page(unit, bytes)?);
+        };
+        let disk = self.disk(index)?;
+        let length = UNIT.min(disk.size_bytes().saturating_sub(unit * UNIT)) as usize;
+        disk.write_at(unit * UNIT, &bytes[..length]).with_context(|| format!("disk {index}: write at {}", unit * UNIT))
+    }
+
+    /// Makes units zero without writing where nothing else was. A read-only disk must be zero there already.
+    pub fn clear(&self, space: Space, units: Range<u64>) -> Result<()> {
+        let Some(index) = space.disk_index() else { return Ok(self.ram.discard(units)?) };
+        let disk = self.disk(index)?;
+        let end = (units.end * UNIT).min(disk.size_bytes());
+        let mut at = units.start * UNIT;
+        while at < end {
+            let Some(extent) = disk.extent_at(at)? else { break };
+            let next = extent.range.end.min(end);
+            if extent.kind == ExtentKind::Data {
+                clear_data(disk, at..next).with_context(|| format!("disk {index}: zeros at {at}"))?;
+            }
+            at = next.max(at + 1);
+        }
+        Ok(())
+    }
+
+    /// What may hold anything but zeros, a set for each space, memory first.
+    pub fn populated(&self) -> Result<Vec<UnitSet>> {
+        let mut memory = UnitSet::new(self.ram.pages());
+        self.ram.populated()?.into_iter().for_each(|range| memory.insert_range(range));
+        let mut sets = vec![memory];
+        for disk in &self.disks {
+            let mut set = UnitSet::new(units_of(disk.size_bytes()));
+            let mut at = 0;
+            while let Some(extent) = disk.extent_at(at)? {
+                if extent.kind == ExtentKind::Data {
+                    set.insert_range(extent.range.start / UNIT..extent.range.end.div_ceil(UNIT));
+                }
+                at = extent.range.end.max(at + 1);
+            }
+            sets.push(set);
+        }
+        Ok(sets)
+    }
+
+    /// What was written to each disk since the last call.
+    pub fn take_disks_dirty(&self) -> impl Iterator<Item = UnitSet> + '_ {
+        self.disks.iter().map(|disk| UnitSet::from_words(&disk.track_take(), units_of(disk.size_bytes())))
+    }
+
+    fn disk(&self, index: usize) -> io::Result<&Disk> {
+        self.disks.get(index).map(Arc::as_ref).ok_or_else(|| io::Error::other(format!("disk {index} does not exist")))
+    }
+}
+
+fn clear_data(disk: &Disk, range: Range<u64>) -> io::Result<()> {
+    let mut piece = vec![0; PIECE_BYTES.min(range.end - range.start) as usize];
+    let mut at = range.start;
+    while at < range.end {
+        let length = PIECE_BYTES.min(range.end - at);
+        let piece = &mut piece[..length as usize];
+        disk.read_at(at, piece)?;
+        if !is_zero(piece) {
+            if disk.read_only() {
+                return Err(io::Error::other(
+                    "it is read-only and holds something where the source's has zeros: give this side the same file",
+                ));
+            }
+            disk.zero_at(at, length)?;
+        }
+        at += length;
+    }
+    Ok(())
+}

@@ -1,0 +1,342 @@
+//! The drivers of a move over real sockets, with real memory, real disks and a real donor; the guest is a thread that
+//! writes. No KVM is needed.
+
+#[path = "../src/moving/mod.rs"]
+#[expect(dead_code, unused_imports, reason = "the program uses the rest")]
+mod moving;
+
+use std::{
+    fs::File,
+    io,
+    net::{TcpListener, TcpStream},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use moving::{Arrived, Incoming, MovingMachine, Outgoing, donor};
+use rebec_devices::{Threads, disk::Disk};
+use rebec_kvm::{PageSet, Ram};
+use rebec_migrate::{
+    MoveId, Record, SourceConfig, VmId,
+    ledger::Right,
+    message::{DiskShape, Shape},
+    page::Key,
+};
+use rebec_vmm_api::report::{MoveReport, Outcome};
+
+const MEMORY_BYTES: u64 = 64 << 20;
+const DISK_BYTES: u64 = (8 << 20) + 512;
+
+struct PlainThreads;
+
+impl Threads for PlainThreads {
+    fn spawn(&self, name: &str, body: Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>> {
+        std::thread::Builder::new().name(name.into()).spawn(body)
+    }
+}
+
+/// Memory, a disk, and a thread that writes both while it runs.
+struct Guest {
+    ram: Ram,
+    disks: Vec<Arc<Disk>>,
+    running: Arc<AtomicBool>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+    writes: Arc<AtomicU64>,
+    ledger: Mutex<Vec<Record>>,
+    restored: Mutex<Vec<u8>>,
+    period: Duration,
+}
+
+impl Guest {
+    fn empty(period: Duration) -> Self {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(DISK_BYTES).unwrap();
+        Self {
+            ram: Ram::new(MEMORY_BYTES).unwrap(),
+            disks: vec![Arc::new(open_disk(file))],
+            running: Arc::new(AtomicBool::new(false)),
+            writer: Mutex::new(None),
+            writes: Arc::default(),
+            ledger: Mutex::default(),
+            restored: Mutex::default(),
+            period,
+        }
+    }
+
+    /// A quarter of the memory populated: random, text-like and zero pages; a disk with data here and there.
+    fn filled(period: Duration) -> Self {
+        let guest = Self::empty(period);
+        for page in (0..guest.ram.pages()).step_by(4) {
+            guest.ram.write_page(page, &content(page)).unwrap();
+        }
+        for unit in (0..DISK_BYTES / 4096).step_by(3) {
+            guest.disks[0].write_at(unit * 4096, &content(unit + 7)).unwrap();
+        }
+        guest.disks[0].write_at(DISK_BYTES - 512, &[9; 512]).unwrap();
+        guest
+    }
+
+    fn run(&self) {
+        self.running.store(true, Ordering::SeqCst);
+        let (ram, disk, running, writes, period) =
+            (self.ram.clone(), self.disks[0].clone(), self.running.clone(), self.writes.clone(), self.period);
+        let body = move || {
+            let mut number = 1_u64;
+            while running.load(Ordering::SeqCst) {
+                number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let page = (number >> 33) % 600 * 4;
+                ram.write_page(page, &content(number >> 20)).unwrap();
+                if number.is_multiple_of(3) {
+                    disk.write_at((number >> 40) % 500 * 4096, &content(number >> 21)).unwrap();
+                }
+                writes.fetch_add(1, Ordering::SeqCst);
+                // The guest's own pace, not a synchronisation.
+                std::thread::sleep(period);
+            }
+        };
+        *self.writer.lock().unwrap() = Some(std::thread::spawn(body));
+    }
+
+    fn stand_still(&self) {
+        self.running.store(false, Ordering::SeqCst);
+        if let Some(writer) = self.writer.lock().unwrap().take() {
+            writer.join().unwrap();
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        let disks = vec![DiskShape { bytes: DISK_BYTES, read_only: false }];
+        Shape { vm: VmId([1; 16]), epoch: 3, memory_bytes: MEMORY_BYTES, vcpus: 1, nets: vec![], disks, cpu_model: vec![] }
+    }
+
+    fn rights(&self) -> Vec<Right> {
+        self.ledger.lock().unwrap().iter().map(|record| record.right).collect()
+    }
+}
+
+impl MovingMachine for Guest {
+    fn ram(&self) -> &Ram {
+        &self.ram
+    }
+    fn disks(&self) -> &[Arc<Disk>] {
+        &self.disks
+    }
+    fn dirty_log_start(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
+    fn dirty_log_take(&self, pages: &mut PageSet) -> anyhow::Result<()> {
+        self.ram.take_device_dirty(pages);
+        Ok(())
+    }
+    fn dirty_log_stop(&self) -> anyhow::Result<()> {
+        Ok(())
+    }
+    fn throttle(&self, _percent: u8) {}
+    fn pause(&self) -> anyhow::Result<Instant> {
+        self.stand_still();
+        Ok(Instant::now())
+    }
+    fn resume(&self, _epoch: u64) -> anyhow::Result<()> {
+        self.run();
+        Ok(())
+    }
+    fn save(&self) -> anyhow::Result<Vec<u8>> {
+        Ok(b"state".to_vec())
+    }
+    fn restore(&self, saved: &[u8]) -> anyhow::Result<()> {
+        *self.restored.lock().unwrap() = saved.to_vec();
+        Ok(())
+    }
+    fn write_ledger(&self, record: Record) -> io::Result<()> {
+        self.ledger.lock().unwrap().push(record);
+        Ok(())
+    }
+}
+
+fn open_disk(file: File) -> Disk {
+    Disk::open("test", file, vec![], false).unwrap()
+}
+
+fn content(number: u64) -> [u8; 4096] {
+    let mut page = [0; 4096];
+    match number % 3 {
+        0 => page.iter_mut().enumerate().for_each(|(at, byte)| *byte = b"the quick brown fox "[at % 20] ^ (number as u8 & 3)),
+        1 => {
+            let mut word = number | 1;
+            for chunk in page.chunks_exact_mut(8) {
+                word ^= word << 13;
+                word ^= word >> 7;
+                word ^= word << 17;
+                chunk.copy_from_slice(&word.to_le_bytes());
+            }
+        }
+        _ => {}
+    }
+    page
+}
+
+fn connections(to: &TcpListener, streams: usize) -> Vec<OwnedFd> {
+    let address = to.local_addr().unwrap();
+    (0..=streams).map(|_| TcpStream::connect(address).unwrap().into()).collect()
+}
+
+fn outgoing(guest: &Guest, streams: usize) -> Outgoing {
+    Outgoing::new(SourceConfig {
+        move_id: MoveId([5; 16]),
+        key: Key([6; 32]),
+        shape: guest.shape(),
+        streams,
+        downtime_max: Duration::from_millis(300),
+        bytes_per_second_max: None,
+    })
+}
+
+/// Moves a running guest; returns both sides, still, and the report.
+fn move_guest(streams: usize, donors: Vec<UnixStream>) -> (Guest, Guest, MoveReport) {
+    let source = Guest::filled(Duration::from_micros(200));
+    source.run();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let passed = connections(&listener, streams);
+    let incoming = Incoming::new(listener, donors, Arc::new(PlainThreads));
+    let receiving = std::thread::spawn(move || {
+        let built = |_: &Shape| Ok(Guest::empty(Duration::from_millis(1)));
+        incoming.run(built, |reason| panic!("waits: {reason}")).unwrap()
+    });
+    let report = outgoing(&source, streams).run(&source, &PlainThreads, passed, |_| {}).unwrap();
+    let target = match receiving.join().unwrap() {
+        Arrived::Running { machine, epoch } => {
+            assert_eq!(epoch, 4);
+            machine
+        }
+        Arrived::Ended { reason } => panic!("{reason}"),
+    };
+    assert_eq!(report.outcome, Outcome::Moved, "{report:?}");
+    (source, target, report)
+}
+
+fn assert_same(source: &Guest, target: &Guest, changed_after: bool) {
+    let (mut mine, mut theirs) = ([0; 4096], [0; 4096]);
+    for page in 0..source.ram.pages() {
+        source.ram.read_page(page, &mut mine).unwrap();
+        target.ram.read_page(page, &mut theirs).unwrap();
+        assert!(changed_after || mine == theirs, "page {page}");
+    }
+    let mut disks = [vec![0; DISK_BYTES as usize], vec![0; DISK_BYTES as usize]];
+    source.disks[0].read_at(0, &mut disks[0]).unwrap();
+    target.disks[0].read_at(0, &mut disks[1]).unwrap();
+    assert!(disks[0] == disks[1], "disks differ");
+    assert_eq!(*target.restored.lock().unwrap(), b"state");
+}
+
+#[test]
+fn a_guest_moves_while_it_writes() {
+    for streams in [1, 4] {
+        let (source, target, report) = move_guest(streams, vec![]);
+        // The target's guest has begun to write: it must stop before anything is compared, and may have changed little.
+        target.stand_still();
+        assert!(source.writes.load(Ordering::SeqCst) > 0);
+        assert_eq!(source.rights(), [Right::Granted]);
+        assert_eq!(target.rights(), [Right::Prepared, Right::Running]);
+        let counts = report.pages;
+        assert!(counts.zero + counts.digest + counts.compressed + counts.raw >= 4096, "{report:?}");
+        assert!(report.clusters.compressed + report.clusters.raw > 0, "{report:?}");
+        assert!(report.downtime_ms < 2000, "{report:?}");
+    }
+}
+
+#[test]
+fn what_arrives_is_what_was_there() {
+    let source = Guest::filled(Duration::from_micros(200));
+    source.run();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let passed = connections(&listener, 2);
+    let incoming = Incoming::new(listener, vec![], Arc::new(PlainThreads));
+    let receiving = std::thread::spawn(move || {
+        // A guest that never writes: what arrived stays to be compared.
+        let built = |_: &Shape| Ok(Guest::empty(Duration::from_secs(3600)));
+        incoming.run(built, |_| {}).unwrap()
+    });
+    outgoing(&source, 2).run(&source, &PlainThreads, passed, |_| {}).unwrap();
+    let Arrived::Running { machine, .. } = receiving.join().unwrap() else { panic!("did not arrive") };
+    // Its one write happens at once, to page and unit numbers that are known: put back what the source has.
+    while machine.writes.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    let number = 6_364_136_223_846_793_005_u64.wrapping_add(1_442_695_040_888_963_407);
+    let mut page = [0; 4096];
+    source.ram.read_page((number >> 33) % 600 * 4, &mut page).unwrap();
+    machine.ram.write_page((number >> 33) % 600 * 4, &page).unwrap();
+    if number.is_multiple_of(3) {
+        source.disks[0].read_at((number >> 40) % 500 * 4096, &mut page).unwrap();
+        machine.disks[0].write_at((number >> 40) % 500 * 4096, &page).unwrap();
+    }
+    assert_same(&source, &machine, false);
+}
+
+#[test]
+fn a_donor_on_the_host_saves_the_bytes() {
+    let like = Guest::filled(Duration::from_millis(1));
+    let (near, far) = UnixStream::pair().unwrap();
+    let ram = like.ram.clone();
+    let lending = std::thread::spawn(move || donor::serve(&ram, near));
+    let (_, target, report) = move_guest(2, vec![far]);
+    target.stand_still();
+    assert!(report.pages.digest > 2000, "{report:?}");
+    lending.join().unwrap().unwrap();
+}
+
+#[test]
+fn a_cancel_leaves_the_guest_running() {
+    let source = Guest::filled(Duration::from_micros(200));
+    source.run();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let passed = connections(&listener, 1);
+    let incoming = Incoming::new(listener, vec![], Arc::new(PlainThreads));
+    let receiving = std::thread::spawn(move || incoming.run(|_| Ok(Guest::empty(Duration::from_millis(1))), |_| {}).unwrap());
+    let mut moved = outgoing(&source, 1);
+    let canceller = moved.canceller();
+    let report = moved.run(&source, &PlainThreads, passed, move |_| canceller.cancel()).unwrap();
+    assert_eq!(report.outcome, Outcome::Failed);
+    assert!(report.reason.unwrap().contains("cancelled"));
+    let Arrived::Ended { reason } = receiving.join().unwrap() else { panic!("it arrived") };
+    assert!(reason.contains("cancelled"), "{reason}");
+    let before = source.writes.load(Ordering::SeqCst);
+    while source.writes.load(Ordering::SeqCst) == before {
+        std::thread::yield_now();
+    }
+    source.stand_still();
+}
+
+#[test]
+fn a_refusal_reaches_the_user_in_words() {
+    let source = Guest::filled(Duration::from_micros(200));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let passed = connections(&listener, 3);
+    let incoming = Incoming::new(listener, vec![], Arc::new(PlainThreads));
+    let receiving =
+        std::thread::spawn(move || incoming.run(|_| Err::<Guest, _>("disk 0 has another size".to_owned()), |_| {}).map(drop).unwrap());
+    let report = outgoing(&source, 3).run(&source, &PlainThreads, passed, |_| {}).unwrap();
+    receiving.join().unwrap();
+    assert_eq!(report.reason.as_deref(), Some("the target refuses: disk 0 has another size"));
+}
+
+#[test]
+fn what_does_not_speak_the_protocol_is_dropped() {
+    let source = Guest::filled(Duration::from_micros(200));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut foreign = TcpStream::connect(address).unwrap();
+    io::Write::write_all(&mut foreign, b"GET / HTTP/1.1\r\nHost: example\r\n\r\n").unwrap();
+    let passed = connections(&listener, 1);
+    let incoming = Incoming::new(listener, vec![], Arc::new(PlainThreads));
+    let receiving = std::thread::spawn(move || incoming.run(|_| Ok(Guest::empty(Duration::from_millis(1))), |_| {}).unwrap());
+    let report = outgoing(&source, 1).run(&source, &PlainThreads, passed, |_| {}).unwrap();
+    assert_eq!(report.outcome, Outcome::Moved, "{report:?}");
+    let Arrived::Running { machine, .. } = receiving.join().unwrap() else { panic!("did not arrive") };
+    machine.stand_still();
+}
