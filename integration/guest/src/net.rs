@@ -64,6 +64,7 @@ pub struct Port {
     stream_port: u16,
     packet_id: u16,
     began_us: u64,
+    stream_began_us: Option<u64>,
     next_arp_us: u64,
     pings: Pings,
     done_said: bool,
@@ -138,6 +139,7 @@ impl Port {
             stream_port: 0,
             packet_id: 0,
             began_us: 0,
+            stream_began_us: None,
             next_arp_us: 0,
             pings: Pings::default(),
             done_said: false,
@@ -224,6 +226,10 @@ impl Port {
             body[..2].copy_from_slice(&PING_ID);
             body[2..4].copy_from_slice(&(self.pings.sent as u16).to_be_bytes());
             self.send_plain(|out| wire::write_echo(out, &ends, true, &body));
+        }
+        if self.options.tso && self.options.mbit > 0 {
+            let began_us = *self.stream_began_us.get_or_insert(now_us);
+            self.sender.allow((now_us - began_us) * self.options.mbit / 8);
         }
         while self.options.tso && self.tx_free_count > 4 {
             let Some(segment) = self.sender.poll(now_us) else { break };

@@ -84,6 +84,8 @@ pub struct NetOptions {
     pub bytes: u64,
     /// Datagrams a second; 0 is as many as go.
     pub rate: u64,
+    /// Millions of bits of the stream a second; 0 is as many as go.
+    pub mbit: u64,
 }
 
 /// `blkN=`.
@@ -226,6 +228,7 @@ fn net(value: &str) -> Option<NetOptions> {
             "peermac" => net.peer_mac = mac(value)?,
             "bytes" => net.bytes = bytes(value)?,
             "rate" => net.rate = value.parse().ok()?,
+            "mbit" => net.mbit = value.parse().ok()?,
             "load" => {
                 for load in value.split('+') {
                     match load {

@@ -61,6 +61,7 @@ pub struct Sender {
     next: u64,
     sent: u64,
     total: u64,
+    allowed: u64,
     window: u64,
     shift: u8,
     mss: u64,
@@ -87,6 +88,7 @@ impl Sender {
             next: 0,
             sent: 0,
             total: if total == 0 { u64::MAX } else { total },
+            allowed: u64::MAX,
             window: 0,
             shift: 0,
             mss: u64::from(mss),
@@ -104,6 +106,11 @@ impl Sender {
     /// Bytes of the stream that the peer has acknowledged.
     pub fn acknowledged(&self) -> u64 {
         self.una.min(self.total)
+    }
+
+    /// Limits what may have been sent by now, for a sender with a rate.
+    pub fn allow(&mut self, bytes: u64) {
+        self.allowed = bytes;
     }
 
     /// Whether all was sent and acknowledged.
@@ -146,12 +153,12 @@ impl Sender {
 
     fn data(&mut self, now_us: u64) -> Option<Segment> {
         let room = self.window.min(self.congestion).min(WINDOW_BYTES).saturating_sub(self.next - self.una);
-        let left = self.total.saturating_sub(self.next);
+        let left = self.total.min(self.allowed).saturating_sub(self.next);
         let most = (self.payload_max / self.mss).max(1) * self.mss;
         let bytes = left.min(most).min(room);
         let fin = self.total <= self.next && self.next == self.total;
         // Small pieces are not worth a frame while acknowledgements are on their way.
-        if !fin && (bytes == 0 || (bytes < left.min(most) && bytes < most / 2 && self.next > self.una)) {
+        if !fin && (bytes == 0 || (bytes < most / 2 && bytes < self.total - self.next && self.next > self.una)) {
             return None;
         }
         if self.una == self.sent {

@@ -13,9 +13,11 @@
 //! Needs root, `ip` and `tc`. Everything ends with its owner's `Drop`; what a killed run left is removed by `clean`.
 
 pub mod console;
+pub mod demo;
 pub mod guest;
 pub mod lab;
 pub mod peer;
+pub mod story;
 pub mod vmm;
 
 pub use console::Console;
