@@ -65,7 +65,8 @@ fn kernels_that_are_none() -> Result<()> {
     kernel(&lab.evidence().display().to_string())?;
     kernel(&files.write("empty", b"")?)?;
     kernel(&files.write("random", &noise(1, 1 << 20))?)?;
-    for bytes in [1, 4, 16, 63, 64, 100, 300, 4096, files.kernel.len() / 2] {
+    // The last one ends within what is loaded; what follows it are tables for debuggers.
+    for bytes in [1, 4, 16, 63, 64, 100, 300, 4096, 100 << 10] {
         kernel(&files.write(&format!("truncated-{bytes}"), &files.kernel[..bytes])?)?;
     }
     let mut bzimage = noise(2, 64 << 10);
@@ -115,10 +116,10 @@ fn machines_that_cannot_be() -> Result<()> {
     let kernel = guest::build()?.display().to_string();
     let run = |more: &[&str], names: &[&str]| refused(machine, &[&["run", "--kernel", &kernel], more].concat(), names);
     for memory in ["0", "1M", "15M", "2T", "-1G", "much", "", "99999999999999999999G"] {
-        run(&["--memory", memory], &["memory"])?;
+        run(&[&format!("--memory={memory}")], &["memory"])?;
     }
     for vcpus in ["0", "17", "256", "-1", "two"] {
-        run(&["--vcpus", vcpus], &["vcpus"])?;
+        run(&[&format!("--vcpus={vcpus}")], &["vcpus"])?;
     }
     run(&["--turbo"], &["--turbo"])?;
     refused(machine, &["run"], &["--kernel"])?;
@@ -181,7 +182,7 @@ fn a_control_socket_that_is_not_there_or_is_told_nonsense() -> Result<()> {
     refused(machine, &["ctl", &socket, "fly"], &["fly"])?;
     refused(machine, &["ctl", &socket, "resume"], &["paused"])?;
     refused(machine, &["ctl", &socket, "cancel"], &["move"])?;
-    refused(machine, &["ctl", &socket, "fdb-add", "53:54:00:00:00:01", "10.0.0.9:4789"], &["53:54"])?;
+    refused(machine, &["ctl", &socket, "fdb-add", "53:54:00:00:00", "10.0.0.9:4789"], &["53:54"])?;
     for seed in 0..32_u64 {
         let mut stream = std::os::unix::net::UnixStream::connect(vm.control())?;
         let bytes = match seed % 4 {
