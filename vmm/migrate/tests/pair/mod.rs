@@ -158,6 +158,11 @@ pub struct Pair {
     pub throttle: u64,
     pub throttles: Vec<u8>,
     pub ignores_throttle: bool,
+    /// Records that the ledgers refuse to write.
+    pub refused: Vec<Right>,
+    /// Whether what runs was started from its disk.
+    pub cold_source: bool,
+    pub cold_target: bool,
     in_flight_max: usize,
 }
 
@@ -166,18 +171,9 @@ impl Pair {
         let mut rng = Rng::new(plan.seed ^ 0xabcd);
         let machine = Machine::random(&mut rng, plan.memory_units, &plan.disk_units);
         let donor = machine.lent(&mut rng, plan.donor_share);
-        let shape = shape(&plan);
-        let config = SourceConfig {
-            move_id: MOVE,
-            key: KEY,
-            shape,
-            streams: plan.streams,
-            downtime_max: plan.downtime_max,
-            bytes_per_second_max: None,
-        };
         let holding = Record { right: Right::Holding, vm: VM, epoch: EPOCH, move_id: MoveId::NONE };
         let source = SourceSide {
-            engine: Some(Source::new(config, Duration::ZERO)),
+            engine: Some(Source::new(config(&plan, MOVE), Duration::ZERO)),
             machine,
             ledger: holding.to_bytes().to_vec(),
             running: true,
@@ -214,6 +210,9 @@ impl Pair {
             throttle: 0,
             throttles: vec![],
             ignores_throttle: false,
+            refused: vec![],
+            cold_source: false,
+            cold_target: false,
             in_flight_max: 0,
             plan,
         };
@@ -252,24 +251,32 @@ impl Pair {
 
     pub fn happen(&mut self, event: Event) {
         match event {
-            Event::Source(input) => self.to_source(input),
-            Event::Target(input) => self.to_target(input),
+            Event::Source(input) => self.tell_source(input),
+            Event::Target(input) => self.tell_target(input),
             Event::Work { stream } => self.work(stream),
             Event::ToSource(bytes) => self.arrive_at_source(&bytes),
             Event::ToTarget(bytes) => self.arrive_at_target(&bytes),
             Event::Frame { stream, bytes } => self.frame_arrives(stream, bytes),
             Event::Apply { stream, places } => self.apply(stream, &places),
+            Event::WriteSource(record) if self.refused.contains(&record.right) => {
+                self.source.writing = false;
+                self.tell_source(SourceInput::LedgerFailed("disk full".into()));
+            }
             Event::WriteSource(record) => {
                 self.source.ledger.extend(record.to_bytes());
                 self.source.writing = false;
                 ledger::read(&self.source.ledger).unwrap();
-                self.to_source(SourceInput::LedgerWritten);
+                self.tell_source(SourceInput::LedgerWritten);
+            }
+            Event::WriteTarget(record) if self.refused.contains(&record.right) => {
+                self.target.writing = false;
+                self.tell_target(TargetInput::LedgerFailed("disk full".into()));
             }
             Event::WriteTarget(record) => {
                 self.target.ledger.extend(record.to_bytes());
                 self.target.writing = false;
                 ledger::read(&self.target.ledger).unwrap();
-                self.to_target(TargetInput::LedgerWritten);
+                self.tell_target(TargetInput::LedgerWritten);
             }
             Event::Guest => self.guest_writes(),
             Event::Donor => {
@@ -280,7 +287,7 @@ impl Pair {
                 }
             }
             Event::Cut => self.cut("cut by the test"),
-            Event::Cancel => self.to_source(SourceInput::Cancel),
+            Event::Cancel => self.tell_source(SourceInput::Cancel),
             Event::TickSource => {
                 if let Some(engine) = &mut self.source.engine {
                     engine.tick(self.now);
@@ -382,11 +389,13 @@ impl Pair {
         if self.target.engine.is_none() {
             let (decision, _) = ledger::may_run(theirs.as_ref());
             self.target.running = matches!(decision, Decision::Run { .. });
+            self.cold_target = true;
             self.target.engine = Some(theirs.and_then(Target::restarted).unwrap_or_else(|| Target::new(MOVE, 1)));
         }
         if self.source.engine.is_none() {
             let (decision, _) = ledger::may_run(mine.as_ref());
             self.source.running = matches!(decision, Decision::Run { .. });
+            self.cold_source = true;
         }
         let keeps_waiting = self.source.engine.is_some() && self.source.waiting;
         if !keeps_waiting {
@@ -396,9 +405,16 @@ impl Pair {
         self.source.waiting = false;
         self.drain_outputs();
         self.run();
-        self.to_source(SourceInput::Reconnected);
+        self.tell_source(SourceInput::Reconnected);
         self.drain_outputs();
         self.run();
+    }
+
+    /// Another move of the same VM, to the same target process.
+    pub fn start_again(&mut self, move_id: MoveId) {
+        self.source.report = None;
+        self.source.engine = Some(Source::new(config(&self.plan, move_id), self.now));
+        self.drain_outputs();
     }
 
     pub fn report(&self) -> &MoveReport {
@@ -431,6 +447,11 @@ pub fn last(bytes: &[u8]) -> Option<Record> {
     ledger::read(bytes).unwrap().last
 }
 
+fn config(plan: &Plan, move_id: MoveId) -> SourceConfig {
+    let (shape, streams, downtime_max) = (shape(plan), plan.streams, plan.downtime_max);
+    SourceConfig { move_id, key: KEY, shape, streams, downtime_max, bytes_per_second_max: None }
+}
+
 fn shape(plan: &Plan) -> Shape {
     Shape {
         vm: VM,
@@ -457,7 +478,7 @@ impl Pair {
                 if let FromTarget::Applied { wanted, .. } = &message {
                     self.wanted += wanted.len() as u64;
                 }
-                self.to_source(SourceInput::Control(message));
+                self.tell_source(SourceInput::Control(message));
             }
             Err(error) => self.cut(&error),
         }
@@ -465,18 +486,18 @@ impl Pair {
 
     fn arrive_at_target(&mut self, bytes: &[u8]) {
         match read_message::<FromSource>(bytes) {
-            Ok(message) => self.to_target(TargetInput::Control(message)),
+            Ok(message) => self.tell_target(TargetInput::Control(message)),
             Err(error) => self.cut(&error),
         }
     }
 
-    pub fn to_source(&mut self, input: SourceInput) {
+    pub fn tell_source(&mut self, input: SourceInput) {
         if let Some(engine) = &mut self.source.engine {
             engine.handle(self.now, input);
         }
     }
 
-    pub fn to_target(&mut self, input: TargetInput) {
+    pub fn tell_target(&mut self, input: TargetInput) {
         if let Some(engine) = &mut self.target.engine {
             engine.handle(self.now, input);
         }

@@ -104,7 +104,7 @@ impl Pair {
                 let copy: Vec<u8> = batch.units.iter().flat_map(|&unit| self.source.machine.unit(space, unit).to_vec()).collect();
                 let verdicts = page::judge(&KEY, &copy);
                 self.source.batches.insert(batch.id, (batch.units, copy));
-                self.to_source(SourceInput::Prepared { id: batch.id, verdicts });
+                self.tell_source(SourceInput::Prepared { id: batch.id, verdicts });
             }
             Some(Work::Send(batch)) => {
                 let (units, copy) = self.source.batches.remove(&batch.id).unwrap();
@@ -174,9 +174,9 @@ impl Pair {
             Ok(pending) => {
                 let input = TargetInput::Frame { stream, head: pending.raw.head, entries: pending.entries.clone() };
                 self.target.applying[stream] = Some(pending);
-                self.to_target(input);
+                self.tell_target(input);
             }
-            Err(error) => self.to_target(TargetInput::Failed(error)),
+            Err(error) => self.tell_target(TargetInput::Failed(error)),
         }
     }
 
@@ -185,7 +185,7 @@ impl Pair {
         let space = usize::from(raw.head.space.number());
         let units = match self.target.unpacker.unpack(&KEY, &entries, raw.compressed, body) {
             Ok(units) => units,
-            Err(error) => return self.to_target(TargetInput::Failed(error.to_string())),
+            Err(error) => return self.tell_target(TargetInput::Failed(error.to_string())),
         };
         let mut with_bytes = units.chunks(UNIT_BYTES);
         let mut missed = vec![];
@@ -209,7 +209,7 @@ impl Pair {
                 }
             }
         }
-        self.to_target(TargetInput::Applied { stream, missed });
+        self.tell_target(TargetInput::Applied { stream, missed });
         self.next_frame(stream);
     }
 }
