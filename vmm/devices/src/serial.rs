@@ -285,6 +285,18 @@ mod tests {
     }
 
     #[test]
+    fn input_that_waits_behind_the_uart_travels_too() {
+        let (port, ..) = port();
+        let typed: Vec<u8> = (0..200).collect();
+        assert_eq!(port.push_input(&typed), 200);
+        let (other, ..) = self::port();
+        other.restore(&port.save()).unwrap();
+        let seen: Vec<u8> = typed.iter().map(|_| read(&other, DATA)).collect();
+        assert_eq!(seen, typed);
+        assert_eq!(read(&other, LSR) & 1, 0);
+    }
+
+    #[test]
     fn hostile_parts_are_refused() {
         let (port, ..) = port();
         let part = port.save();

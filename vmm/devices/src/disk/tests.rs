@@ -148,6 +148,23 @@ fn tracking_names_what_changed_and_only_that() {
     assert!(disk.track_take().is_empty());
 }
 
+#[test]
+fn a_unit_is_marked_while_it_changes_and_again_when_it_has() {
+    let disk = open(&qcow2_file(MIB, None), &[]);
+    disk.track_start();
+    let mut during = Vec::new();
+    disk.changing(4096, 512, || {
+        during = disk.track_take();
+        Ok(())
+    })
+    .unwrap();
+    // Who took the map during the change may have read what was there before it.
+    assert_eq!((during[0], disk.track_take()[0]), (2, 2));
+    // A change that failed may have happened in part.
+    disk.changing(0, 512, || Err(io::ErrorKind::StorageFull.into())).unwrap_err();
+    assert_eq!(disk.track_take()[0], 1);
+}
+
 /// What a move does: copy everything while the guest writes, then again what the map names, until nothing is named. The copy is the disk.
 #[test]
 fn copying_by_the_map_under_writes_ends_in_the_same_disk() {
@@ -279,6 +296,17 @@ fn each_hostile_header_field_is_refused_before_anything_is_allocated() {
         hostile[at..at + bytes.len()].copy_from_slice(bytes);
         let said = refusal("x", &raw_file(&hostile));
         assert!(said.starts_with("disk x: not what it says: ") && said.contains(reason), "{at}: {said}");
+    }
+}
+
+#[test]
+fn tables_within_a_sparse_file_are_limited_all_the_same() {
+    for (at, bytes, reason) in [(36, 5_000_000_u32, "L1 table (40000000 bytes"), (56, 200, "refcount table (13107200 bytes")] {
+        let file = qcow2_file(MIB, None);
+        file.set_len(1 << 40).unwrap();
+        file.write_all_at(&bytes.to_be_bytes(), at).unwrap();
+        let said = refusal("x", &file);
+        assert!(said.contains(reason), "{said}");
     }
 }
 

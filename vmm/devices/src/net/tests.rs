@@ -181,6 +181,24 @@ fn a_tso_frame_of_64_kib_passes_both_ways() {
 }
 
 #[test]
+fn the_buffers_of_a_frame_are_shown_at_once() {
+    let mut card = Card::new(FEATURES, false);
+    for _ in 0..500 {
+        let seen = card.used_index(RX);
+        for _ in 0..51 {
+            card.offer(RX, 100);
+        }
+        card.kick(RX);
+        card.wire.put(NetHeader::default(), frame(5000));
+        wait("a frame", || {
+            let shown = card.used_index(RX).wrapping_sub(seen);
+            assert!(shown == 0 || shown == 51, "{shown} buffers of 51 are shown");
+            shown == 51
+        });
+    }
+}
+
+#[test]
 fn a_frame_waits_for_buffers_and_comes_whole() {
     let mut card = Card::new(FEATURES, false);
     card.offer(RX, 1000);
