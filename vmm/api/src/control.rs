@@ -191,6 +191,9 @@ pub struct Status {
     pub disk_bytes: Vec<u64>,
     /// NICs.
     pub nets: Vec<NetStatus>,
+    /// Whether the right to run it is recorded in a file, and so survives a crash of both sides of a move.
+    #[serde(default)]
+    pub ledger: bool,
 }
 
 /// One NIC's counters.

@@ -5,6 +5,8 @@
 //! ```
 //! Both sides have sent a [`crate::frame::Preamble`] before the first message.
 
+use std::net::SocketAddrV4;
+
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -118,7 +120,10 @@ pub enum FromSource {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromTarget {
     /// The machine is built. What follows until [`FromTarget::Have`] is complete is the index.
-    Accept,
+    Accept {
+        /// Where each NIC's port listens, in order: the source sends late frames there once the VM has moved.
+        ports: Vec<SocketAddrV4>,
+    },
     /// It cannot be built here, or this target is taken.
     Refuse {
         /// Why, and what to do.
@@ -280,7 +285,8 @@ impl Message for FromTarget {
             Self::Refuse { reason } | Self::Abort { reason } => limit(reason.len() <= REASON_BYTES_MAX, "reason too long"),
             Self::Have { bytes, .. } => limit(bytes.len() <= HAVE_BYTES_MAX, "piece too long"),
             Self::Applied { wanted, .. } => limit(wanted.len() <= crate::unit::RUN_UNITS as usize, "too many units wanted"),
-            Self::Accept | Self::Blanked | Self::Prepared { .. } | Self::Running { .. } | Self::Released { .. } => Ok(()),
+            Self::Accept { ports } => limit(ports.len() <= NETS_MAX, "too many ports"),
+            Self::Blanked | Self::Prepared { .. } | Self::Running { .. } | Self::Released { .. } => Ok(()),
         }
     }
 }

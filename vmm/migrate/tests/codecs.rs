@@ -57,7 +57,7 @@ fn golden_messages_of_the_source() {
 
 #[test]
 fn golden_messages_of_the_target() {
-    golden(FromTarget::Accept, &[0]);
+    golden(FromTarget::Accept { ports: vec!["10.0.0.2:4789".parse().unwrap()] }, &[0, 1, 10, 0, 0, 2, 0xb5, 0x25]);
     golden(FromTarget::Refuse { reason: "no".into() }, &[1, 2, b'n', b'o']);
     golden(FromTarget::Have { filter_bytes: 2, offset: 0, bytes: vec![3, 4] }, &[2, 2, 0, 2, 3, 4]);
     golden(FromTarget::Blanked, &[3]);

@@ -1,13 +1,14 @@
 //! What the thread that owns the VM hears. One bounded queue; the senders are vCPU threads, control connections, the
-//! thread that moves the VM, and whoever hears signals.
+//! threads that move the VM, and whoever hears signals.
 
 use std::sync::mpsc::SyncSender;
 
+use anyhow::Result;
 use rebec_devices::power::PowerEvent;
 
-use crate::{control::ControlRequest, vm::VcpuEvent};
+use crate::{control::ControlRequest, departure::Departed, held::Held, vm::VcpuEvent};
 
-/// Room for every sender at once: 16 vCPUs, 8 control connections, power, move and signals.
+/// Room for every sender at once: 16 vCPUs, 8 control connections, power, moves and signals.
 pub const EVENTS_MAX: usize = 64;
 
 /// Something happened that the owner of the VM decides about.
@@ -18,6 +19,12 @@ pub enum Event {
     Power(PowerEvent),
     /// A vCPU cannot go on.
     Vcpu(VcpuEvent),
+    /// A VM came in and runs, or will not come.
+    Arrived(Result<Box<Held>>),
+    /// A move out is over; the VM comes back with its outcome.
+    Departed(Box<Departed>),
+    /// Late frames of a VM that moved away were forwarded long enough.
+    ForwardingEnded,
     /// This process was told to end.
     Terminate,
 }

@@ -4,13 +4,18 @@
 mod cli;
 mod control;
 mod ctl;
+mod departure;
 mod event;
+mod held;
 mod lan;
 mod ledger;
+mod lending;
 mod listen;
 mod logging;
+mod moving;
 mod open;
 mod owner;
+mod receive;
 mod run;
 mod seal;
 mod serial;
@@ -49,7 +54,7 @@ fn main() -> ExitCode {
 fn carry_out(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(options) => run::run(options),
-        Command::Receive(_) => anyhow::bail!("receive"),
+        Command::Receive(options) => receive::run(options),
         Command::Ctl(options) => Ok(ctl::run(options)?),
         Command::SealSelfTest(options) => seal::self_test::run(options),
     }

@@ -1,37 +1,74 @@
-//! The thread that owns the VM: it hears events and decides what the VM does next. Whatever takes time is lent out.
+//! The thread that owns the VM: it hears events and decides what the VM does next. What takes time is lent out with the VM.
 //!
 //! ```text
-//!                 .-- pause --.                migrate
-//!   [running] ----'           '--> [paused]   [running] ------> [moving] --moved--> forward frames, end
-//!       ^  ^------ resume ----------'              ^               |
-//!       |                                          '---- failed ---'
-//!   guest reset: built and booted again       guest power-off, stop, SIGTERM, triple fault: the end
+//! Arriving --arrived--> Here(running <-> paused) --migrate--> Moving ---moved----> Gone: forwards frames, then the end
+//!    |                   ^  ^                                  |  |
+//!    '--refused: the end |  '------------ failed --------------'  '--- Here(waiting) --migrate--> Moving
+//!                        '-- guest reset: built and booted again
+//! guest power-off, stop, SIGTERM, triple fault: the end. During a move they call it off first.
 //! ```
 
-use std::{process::ExitCode, sync::mpsc::Receiver};
+use std::{
+    os::fd::OwnedFd,
+    process::ExitCode,
+    sync::{
+        Arc,
+        mpsc::{Receiver, SendError, SyncSender},
+    },
+};
 
 use anyhow::{Context, Result, bail};
 use rebec_devices::power::PowerEvent;
-use rebec_migrate::ledger::Record;
-use rebec_vmm_api::control::{Answer, Command, ControlError, ErrorCode, NetStatus, ResponseBody, Status, VmState};
+use rebec_vmm_api::{
+    control::{Answer, Command, ControlError, ErrorCode, MigrateOptions, NetStatus, ResponseBody, Status, VmState},
+    report::Outcome,
+};
 
 use crate::{
-    control::ControlRequest,
+    control::{ControlRequest, Reply},
+    departure::{self, Departed, Departure},
     event::Event,
-    ledger::Ledger,
+    held::Held,
+    lan::Lan,
+    lending::Lending,
+    moving::{Canceller, Outgoing},
     run::BootPlan,
-    vm::{self, Host, VcpuEvent, Vm},
+    services::Services,
+    vm::VcpuEvent,
 };
 
 /// Owns the VM.
 pub struct Owner {
-    vm: Vm,
-    host: Host,
-    ledger: Ledger,
-    held: Record,
+    place: Place,
+    /// What to say while the VM is lent out or not there yet.
+    last: Status,
+    lans: Vec<Lan>,
+    services: Arc<Services>,
     /// Missing when the VM arrived from elsewhere.
     plan: Option<BootPlan>,
-    state: VmState,
+    lending: Lending,
+    events: SyncSender<Event>,
+}
+
+/// Where the VM is, as far as this process knows.
+enum Place {
+    Arriving,
+    Here(Box<Held>, Stand),
+    /// The move's thread has it.
+    Moving {
+        canceller: Canceller,
+        /// What came meanwhile and is decided once the VM is back.
+        pending: Option<Event>,
+    },
+    Gone,
+}
+
+/// What the VM does here.
+enum Stand {
+    Running,
+    Paused,
+    /// Its right to run was granted to the target of this move.
+    Waiting(Box<Outgoing>),
 }
 
 /// What an event leads to.
@@ -42,22 +79,41 @@ enum Next {
 
 impl Owner {
     /// Takes a VM that runs.
-    pub fn new(vm: Vm, host: Host, ledger: Ledger, held: Record, plan: Option<BootPlan>) -> Self {
-        Self { vm, host, ledger, held, plan, state: VmState::Running }
+    pub fn of_running(held: Held, lans: Vec<Lan>, services: Arc<Services>, plan: Option<BootPlan>, events: SyncSender<Event>) -> Self {
+        let last = status_of(&held, VmState::Running, &lans);
+        Self { place: Place::Here(Box::new(held), Stand::Running), last, lans, services, plan, lending: Lending::default(), events }
+    }
+
+    /// Waits for a VM that a thread takes in; it comes as [`Event::Arrived`].
+    pub fn of_arriving(lans: Vec<Lan>, services: Arc<Services>, events: SyncSender<Event>) -> Self {
+        let last = Status {
+            state: VmState::Incoming,
+            epoch: 0,
+            vm: String::new(),
+            memory_bytes: 0,
+            vcpus: 0,
+            disk_bytes: vec![],
+            nets: net_status(&lans),
+            ledger: false,
+        };
+        Self { place: Place::Arriving, last, lans, services, plan: None, lending: Lending::default(), events }
     }
 
     /// Decides until the VM has ended here.
     pub fn serve(mut self, events: &Receiver<Event>) -> Result<ExitCode> {
         let ended = self.decide(events);
         // No request of the guest's is left half done, and what it said last is heard, however it ended.
-        let paused = self.vm.pause();
-        self.host.services.finish();
+        let paused = match &self.place {
+            Place::Here(held, _) => held.vm.pause().map(drop),
+            _ => Ok(()),
+        };
+        self.services.finish();
         paused.and(ended)
     }
 
     fn decide(&mut self, events: &Receiver<Event>) -> Result<ExitCode> {
         loop {
-            let event = events.recv().context("invariant: the host keeps a sender")?;
+            let event = events.recv().context("invariant: this thread keeps a sender")?;
             if let Next::End(code) = self.handle(event)? {
                 return Ok(code);
             }
@@ -66,92 +122,224 @@ impl Owner {
 
     fn handle(&mut self, event: Event) -> Result<Next> {
         match event {
-            Event::Control(request) => Ok(self.answer(request)),
-            Event::Power(PowerEvent::Off) | Event::Terminate => Ok(Next::End(ExitCode::SUCCESS)),
+            Event::Control(request) => return Ok(self.answer(request)),
+            Event::Arrived(arrived) => self.place = Place::Here(arrived?, Stand::Running),
+            Event::Departed(departed) => return self.departed(*departed),
+            Event::ForwardingEnded => return Ok(Next::End(ExitCode::SUCCESS)),
+            event => return self.end_or_restart(event),
+        }
+        Ok(Next::Go)
+    }
+
+    /// What the guest or the user asks for that ends this machine. A move is called off first, and it is decided when the VM is back.
+    fn end_or_restart(&mut self, event: Event) -> Result<Next> {
+        if let Place::Moving { canceller, pending } = &mut self.place {
+            canceller.cancel();
+            pending.get_or_insert(event);
+            return Ok(Next::Go);
+        }
+        match event {
             Event::Power(PowerEvent::Reset) => self.restart().map(|()| Next::Go),
             Event::Vcpu(VcpuEvent::TripleFault { index }) => {
-                bail!("vCPU {index}: triple fault: the guest has no way on; its kernel's last messages are on the serial port")
+                bail!("vCPU {index}: triple fault: the guest has no way on; its kernel's last words are on the serial port")
             }
             Event::Vcpu(VcpuEvent::Failed { index, reason }) => bail!("vCPU {index}: {reason}"),
+            _ => Ok(Next::End(ExitCode::SUCCESS)),
+        }
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        let Some(plan) = &self.plan else {
+            bail!(
+                "the guest asked for a reset, and this process holds no kernel, since the VM was received: start it with `rebec-vmm run`"
+            );
+        };
+        if let Place::Here(held, stand) = &mut self.place {
+            held.start_again(plan)?;
+            *stand = Stand::Running;
+        }
+        Ok(())
+    }
+
+    fn departed(&mut self, departed: Departed) -> Result<Next> {
+        let Departed { held, outgoing, report, reply } = departed;
+        let pending = match std::mem::replace(&mut self.place, Place::Gone) {
+            Place::Moving { pending, .. } => pending,
+            _ => None,
+        };
+        let outcome = report.as_ref().map(|report| report.outcome);
+        match outcome {
+            Ok(Outcome::Moved) => {
+                self.last = status_of(&held, VmState::Moved, &self.lans);
+                departure::forward(held, &self.lans, outgoing.target_ports(), self.events.clone())?;
+            }
+            Ok(Outcome::Waiting) => self.place = Place::Here(held, Stand::Waiting(outgoing)),
+            // A move that was refused before it began may be a wait that goes on.
+            Err(_) if outgoing.is_waiting() => self.place = Place::Here(held, Stand::Waiting(outgoing)),
+            Ok(Outcome::Failed) | Err(_) => self.place = Place::Here(held, Stand::Running),
+        }
+        reply.send(match report {
+            Ok(report) => ResponseBody::Ok(Answer::Moved(report)),
+            Err(error) => ResponseBody::Error(failed(format!("{error:#}"))),
+        });
+        match (pending, &self.place) {
+            (Some(event), Place::Here(..)) => self.end_or_restart(event),
+            _ => Ok(Next::Go),
         }
     }
 
     fn answer(&mut self, request: ControlRequest) -> Next {
-        let ControlRequest { command, reply, .. } = request;
-        let (answer, next) = match command {
-            Command::Status => (Ok(Answer::Status(self.status())), Next::Go),
-            Command::Pause => (self.pause(), Next::Go),
-            Command::Resume => (self.resume(), Next::Go),
-            Command::Stop => (Ok(Answer::Done), Next::End(ExitCode::SUCCESS)),
+        let ControlRequest { command, descriptors, reply } = request;
+        let answer = match command {
+            Command::Status => Ok(Answer::Status(self.status())),
+            Command::Pause => self.pause(),
+            Command::Resume => self.resume(),
             Command::FdbAdd { mac, endpoint } => {
-                let added = self.vm.lans().iter().try_for_each(|lan| lan.fdb_add(mac, endpoint));
-                (added.map(|()| Answer::Done).map_err(|error| failed(error.to_string())), Next::Go)
+                let added = self.lans.iter().try_for_each(|lan| lan.fdb_add(mac, endpoint));
+                added.map(|()| Answer::Done).map_err(|error| failed(error.to_string()))
             }
-            Command::Cancel => (Err(wrong_state("no move is under way")), Next::Go),
-            Command::Migrate(_) | Command::Donate => (Err(failed("not here".into())), Next::Go),
+            Command::Cancel => self.cancel(),
+            Command::Migrate(options) => {
+                self.migrate(options, descriptors, reply);
+                return Next::Go;
+            }
+            Command::Donate => {
+                self.donate(reply);
+                return Next::Go;
+            }
+            Command::Stop => {
+                reply.send(ResponseBody::Ok(Answer::Done));
+                return self.end_or_restart(Event::Terminate).unwrap_or(Next::Go);
+            }
         };
         reply.send(answer.map_or_else(ResponseBody::Error, ResponseBody::Ok));
-        next
+        Next::Go
     }
 
     fn pause(&mut self) -> Result<Answer, ControlError> {
-        if self.state != VmState::Running {
-            return Err(wrong_state("the VM does not run; see its status"));
+        match &mut self.place {
+            Place::Here(held, stand @ Stand::Running) => {
+                held.vm.pause().map_err(|error| failed(format!("{error:#}")))?;
+                *stand = Stand::Paused;
+                Ok(Answer::Done)
+            }
+            _ => Err(self.wrong_state("pause", "it does not run")),
         }
-        self.vm.pause().map_err(|error| failed(format!("{error:#}")))?;
-        self.state = VmState::Paused;
-        Ok(Answer::Done)
     }
 
     fn resume(&mut self) -> Result<Answer, ControlError> {
-        if self.state != VmState::Paused {
-            return Err(wrong_state("the VM is not paused; see its status"));
+        match &mut self.place {
+            Place::Here(held, stand @ Stand::Paused) => {
+                held.vm.resume().map_err(|error| failed(format!("{error:#}")))?;
+                *stand = Stand::Running;
+                Ok(Answer::Done)
+            }
+            _ => Err(self.wrong_state("resume", "it was not paused by request")),
         }
-        self.vm.resume().map_err(|error| failed(format!("{error:#}")))?;
-        self.state = VmState::Running;
-        Ok(Answer::Done)
     }
 
-    /// A guest reset: a new machine from the same parts, booted from the same files.
-    fn restart(&mut self) -> Result<()> {
-        let Some(plan) = &self.plan else {
-            bail!("the guest asked for a reset; this process received the VM and holds no kernel: start it with `rebec-vmm run`");
+    fn cancel(&self) -> Result<Answer, ControlError> {
+        match &self.place {
+            Place::Moving { canceller, .. } => {
+                canceller.cancel();
+                Ok(Answer::Done)
+            }
+            _ => Err(self.wrong_state("cancel", "no move is under way")),
+        }
+    }
+
+    /// Lends the VM to a move's thread; the answer comes when that is over.
+    fn migrate(&mut self, options: MigrateOptions, connections: Vec<OwnedFd>, reply: Reply) {
+        let is_free = matches!(self.place, Place::Here(_, Stand::Running | Stand::Waiting(_)));
+        if !is_free {
+            let code = if matches!(self.place, Place::Moving { .. }) { ErrorCode::Busy } else { ErrorCode::WrongState };
+            let error = ControlError { code, ..self.wrong_state("migrate", "only a running VM moves") };
+            return reply.send(ResponseBody::Error(error));
+        }
+        match self.prepare_move(options) {
+            Ok((thread, outgoing)) => self.lend(&thread, outgoing, connections, reply),
+            Err(error) => reply.send(ResponseBody::Error(failed(format!("migrate: {error:#}")))),
+        }
+    }
+
+    /// The thread that will move it, and a new move unless one is waiting to go on.
+    fn prepare_move(&self, options: MigrateOptions) -> Result<(SyncSender<Departure>, Option<Box<Outgoing>>)> {
+        let outgoing = match &self.place {
+            Place::Here(held, Stand::Running) => Some(departure::outgoing(held, options)?),
+            _ => None,
         };
-        self.vm.pause()?;
-        self.vm = vm::build(self.vm.shape(), &self.host)?;
-        plan.boot(&self.vm)?;
-        self.vm.resume()?;
-        self.state = VmState::Running;
-        Ok(())
+        Ok((departure::thread(self.events.clone())?, outgoing))
+    }
+
+    fn lend(&mut self, thread: &SyncSender<Departure>, new: Option<Box<Outgoing>>, connections: Vec<OwnedFd>, reply: Reply) {
+        self.last = self.status();
+        let (held, outgoing) = match (std::mem::replace(&mut self.place, Place::Gone), new) {
+            (Place::Here(held, Stand::Waiting(outgoing)), _) | (Place::Here(held, _), Some(outgoing)) => (held, outgoing),
+            (place, _) => {
+                self.place = place;
+                return;
+            }
+        };
+        let canceller = outgoing.canceller();
+        match thread.send(Departure { held, outgoing, connections, reply }) {
+            Ok(()) => self.place = Place::Moving { canceller, pending: None },
+            // Its thread waits for nothing else, so it is there; should it not be, the VM stays.
+            Err(SendError(Departure { held, .. })) => self.place = Place::Here(held, Stand::Running),
+        }
+    }
+
+    fn donate(&self, reply: Reply) {
+        match &self.place {
+            Place::Here(held, _) => self.lending.start(held.vm.ram().clone(), reply),
+            _ => reply.send(ResponseBody::Error(self.wrong_state("donate", "only a VM that stays here lends its content"))),
+        }
     }
 
     fn status(&self) -> Status {
-        let shape = self.vm.shape();
-        Status {
-            state: self.state,
-            epoch: self.held.epoch,
-            vm: self.held.vm.to_string(),
-            memory_bytes: shape.memory.bytes(),
-            vcpus: shape.vcpus,
-            disk_bytes: self.vm.disks().iter().map(|disk| disk.size_bytes()).collect(),
-            nets: self.vm.lans().iter().map(net_status).collect(),
+        match &self.place {
+            Place::Here(held, stand) => status_of(held, stand.state(), &self.lans),
+            Place::Arriving | Place::Gone => Status { nets: net_status(&self.lans), ..self.last.clone() },
+            Place::Moving { .. } => Status { state: VmState::Moving, nets: net_status(&self.lans), ..self.last.clone() },
+        }
+    }
+
+    fn wrong_state(&self, what: &str, why: &str) -> ControlError {
+        let message = format!("{what}: {why}; see `ctl status`");
+        ControlError { code: ErrorCode::WrongState, message }
+    }
+}
+
+impl Stand {
+    fn state(&self) -> VmState {
+        match self {
+            Self::Running => VmState::Running,
+            Self::Paused => VmState::Paused,
+            Self::Waiting(_) => VmState::Waiting,
         }
     }
 }
 
-fn net_status(lan: &crate::lan::Lan) -> NetStatus {
-    let counters = lan.counters();
-    NetStatus {
-        mac: lan.mac(),
-        vni: lan.vni(),
-        tx_frames: counters.tx_frames,
-        rx_frames: counters.rx_frames,
-        dropped: counters.dropped.iter().sum(),
+fn status_of(held: &Held, state: VmState, lans: &[Lan]) -> Status {
+    let shape = held.vm.shape();
+    Status {
+        state,
+        epoch: held.epoch(),
+        vm: held.id().to_string(),
+        memory_bytes: shape.memory.bytes(),
+        vcpus: shape.vcpus,
+        disk_bytes: held.vm.disks().iter().map(|disk| disk.size_bytes()).collect(),
+        nets: net_status(lans),
+        ledger: held.has_durable_ledger(),
     }
 }
 
-fn wrong_state(message: &str) -> ControlError {
-    ControlError { code: ErrorCode::WrongState, message: message.into() }
+fn net_status(lans: &[Lan]) -> Vec<NetStatus> {
+    let one = |lan: &Lan| {
+        let counters = lan.counters();
+        let (mac, vni) = (lan.mac(), lan.vni());
+        NetStatus { mac, vni, tx_frames: counters.tx_frames, rx_frames: counters.rx_frames, dropped: counters.dropped.iter().sum() }
+    };
+    lans.iter().map(one).collect()
 }
 
 fn failed(message: String) -> ControlError {

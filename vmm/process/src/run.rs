@@ -14,6 +14,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use crate::{
     cli::RunOptions,
     event::EVENTS_MAX,
+    held::Held,
     ledger::Ledger,
     open::{self, BootFiles},
     owner::Owner,
@@ -45,15 +46,17 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let stop = opened.seal()?;
     let (sender, events) = sync_channel(EVENTS_MAX);
     let mut ledger = Ledger::open(opened.ledger)?;
-    let held = take_hold(&mut ledger)?;
+    let record = take_hold(&mut ledger)?;
     let disks = opened.disks.iter().map(|disk| disk.parse().map(Arc::new)).collect::<Result<_>>()?;
-    let services = Services::start(opened.serial, opened.control, stop, &sender)?;
-    let host = Host { kvm: opened.kvm, disks, lans: opened.lans, services, events: sender };
+    let services = Arc::new(Services::start(opened.serial, opened.control, stop, &sender)?);
+    let lans = opened.lans;
+    let host = Host { kvm: opened.kvm, disks, lans: lans.clone(), services: services.clone(), events: sender.clone() };
     let vm = vm::build(Shape { memory: options.memory, vcpus: options.vcpus }, &host)?;
     let plan = BootPlan { files, cmdline: options.cmdline.clone() };
     plan.boot(&vm)?;
     vm.resume()?;
-    Owner::new(vm, host, ledger, held, Some(plan)).serve(&events)
+    let held = Held::new(vm, host, record.vm, record.epoch, ledger);
+    Owner::of_running(held, lans, services, Some(plan), sender).serve(&events)
 }
 
 /// Makes sure that this process may run the VM, durably if there is a ledger file.

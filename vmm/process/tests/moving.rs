@@ -120,6 +120,10 @@ impl Guest {
 }
 
 impl MovingMachine for Guest {
+    fn ports(&self) -> Vec<std::net::SocketAddrV4> {
+        vec![]
+    }
+
     fn ram(&self) -> &Ram {
         &self.ram
     }

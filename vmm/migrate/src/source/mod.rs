@@ -14,7 +14,7 @@ mod rounds;
 mod sent;
 mod settle;
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, net::SocketAddrV4, time::Duration};
 
 use rebec_vmm_api::{
     control::Progress,
@@ -182,6 +182,7 @@ pub struct Source {
     moments: Moments,
     control_bytes: u64,
     is_waiting: bool,
+    target_ports: Vec<SocketAddrV4>,
 }
 
 impl Source {
@@ -202,6 +203,7 @@ impl Source {
             moments: Moments { started: now, ..Moments::default() },
             control_bytes: 0,
             is_waiting: false,
+            target_ports: vec![],
             config,
         };
         source.send(&FromSource::Offer { shape: source.config.shape.clone(), key: source.config.key.0 });
@@ -232,6 +234,16 @@ impl Source {
     /// The move that every connection's preamble names.
     pub fn move_id(&self) -> MoveId {
         self.config.move_id
+    }
+
+    /// Where the target's ports listen, once it has accepted.
+    pub fn target_ports(&self) -> &[SocketAddrV4] {
+        &self.target_ports
+    }
+
+    /// Whether the right to run was granted and its holder has not spoken.
+    pub fn is_waiting(&self) -> bool {
+        self.is_waiting
     }
 
     /// Takes in what happened.
@@ -336,7 +348,10 @@ impl Source {
             (_, FromTarget::Released { .. }) => {
                 self.fail(now, "the target was still prepared for an older move and has let go of it now: start it again")
             }
-            (Phase::Offered, FromTarget::Accept) => self.phase = Phase::Indexing { filter: vec![] },
+            (Phase::Offered, FromTarget::Accept { ports }) => {
+                self.target_ports = ports;
+                self.phase = Phase::Indexing { filter: vec![] };
+            }
             (Phase::Indexing { filter }, FromTarget::Have { filter_bytes, offset, bytes }) => {
                 let whole = filter_bytes as usize;
                 if !Filter::is_size(whole)

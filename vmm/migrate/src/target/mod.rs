@@ -12,7 +12,7 @@
 mod receiving;
 mod settle;
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, net::SocketAddrV4, time::Duration};
 
 use self::{
     receiving::Receiving,
@@ -41,8 +41,13 @@ pub enum TargetInput {
     Failed(String),
     /// The user of this side wants it gone.
     Cancel,
-    /// To [`TargetOutput::Build`]: it stands. Who may hold contents, in the order they are asked.
-    Built(Vec<Holder>),
+    /// To [`TargetOutput::Build`]: it stands.
+    Built {
+        /// Who may hold contents, in the order they are asked.
+        holders: Vec<Holder>,
+        /// Where each NIC's port listens.
+        ports: Vec<SocketAddrV4>,
+    },
     /// To [`TargetOutput::Build`]: it cannot be built here.
     Unfit(String),
     /// To [`TargetOutput::Index`]: what the holder has there, and where to go on; `None` at its end or when it is gone.
@@ -206,7 +211,7 @@ impl Target {
             TargetInput::Cut(reason) => self.cut(&reason),
             TargetInput::Failed(reason) => self.fail(&reason),
             TargetInput::Cancel => self.cancel(),
-            TargetInput::Built(holders) => self.built(holders),
+            TargetInput::Built { holders, ports } => self.built(holders, ports),
             TargetInput::Unfit(reason) => {
                 if matches!(self.phase, Phase::Building) {
                     self.send(&FromTarget::Refuse { reason: bounded(reason.clone()) });
@@ -292,10 +297,10 @@ impl Target {
         self.send(&FromTarget::Refuse { reason });
     }
 
-    fn built(&mut self, holders: Vec<Holder>) {
+    fn built(&mut self, holders: Vec<Holder>, ports: Vec<SocketAddrV4>) {
         if let (Phase::Building, Some(shape)) = (&self.phase, &self.shape) {
             self.receiving = Some(Receiving::new(shape, self.streams));
-            self.send(&FromTarget::Accept);
+            self.send(&FromTarget::Accept { ports });
             self.phase = Phase::Indexing { holders: holders.into(), first: 0 };
             self.index_next();
         }

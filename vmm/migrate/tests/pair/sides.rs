@@ -123,7 +123,9 @@ impl Pair {
     fn target_does(&mut self, output: TargetOutput) {
         match output {
             TargetOutput::Control(bytes) => self.transmit(1, bytes, |_, bytes| Event::ToSource(bytes)),
-            TargetOutput::Build { .. } => self.later(WORK_TIME, Event::Target(TargetInput::Built(vec![Holder::Donor(0)]))),
+            TargetOutput::Build { .. } => {
+                self.later(WORK_TIME, Event::Target(TargetInput::Built { holders: vec![Holder::Donor(0)], ports: vec![] }))
+            }
             TargetOutput::Index { first, count, .. } => {
                 let mut found = vec![];
                 for (unit, bytes) in self.donor.chunks(UNIT_BYTES).enumerate().skip(first as usize).take(count as usize) {

@@ -20,7 +20,7 @@ mod spaces;
 mod streams;
 mod target;
 
-use std::{io, sync::Arc, time::Instant};
+use std::{io, net::SocketAddrV4, sync::Arc, time::Instant};
 
 use rebec_devices::disk::Disk;
 use rebec_kvm::{PageSet, Ram};
@@ -36,6 +36,8 @@ pub trait MovingMachine {
     fn ram(&self) -> &Ram;
     /// Its disks in order.
     fn disks(&self) -> &[Arc<Disk>];
+    /// Where each NIC's port listens, in order.
+    fn ports(&self) -> Vec<SocketAddrV4>;
     /// Starts to log the writes of CPUs and devices to memory; what was marked before may be forgotten or reported.
     fn dirty_log_start(&self) -> anyhow::Result<()>;
     /// Moves the marks of CPUs and devices into `pages`.

@@ -1,7 +1,7 @@
 //! Drives a [`Source`]: the VM leaves. Runs on a thread of its own, which the owner lends the machine to.
 
 use std::{
-    net::TcpStream,
+    net::{SocketAddrV4, TcpStream},
     os::fd::OwnedFd,
     sync::{
         Arc, Mutex, PoisonError,
@@ -86,6 +86,16 @@ impl Outgoing {
     /// Calls it off.
     pub fn canceller(&self) -> Canceller {
         self.canceller.clone()
+    }
+
+    /// Where the target's ports listen, once it has accepted the VM.
+    pub fn target_ports(&self) -> &[SocketAddrV4] {
+        self.engine.target_ports()
+    }
+
+    /// Whether the right to run was granted and its holder has not spoken.
+    pub fn is_waiting(&self) -> bool {
+        self.engine.is_waiting()
     }
 
     /// Moves over these connections (control first) until it is over, or waiting: then call again with new connections.

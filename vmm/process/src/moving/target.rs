@@ -238,10 +238,11 @@ impl Incoming {
                     }
                     TargetOutput::Build { shape, key } => match build(&shape) {
                         Ok(machine) => {
+                            let ports = machine.ports();
                             let made = self.settle_in(machine, key, link, sender)?;
                             let holders = holders(&made);
                             *site = Some(made);
-                            TargetInput::Built(holders)
+                            TargetInput::Built { holders, ports }
                         }
                         Err(reason) => TargetInput::Unfit(reason),
                     },

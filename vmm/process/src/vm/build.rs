@@ -50,7 +50,7 @@ pub struct Host {
     pub kvm: File,
     pub disks: Vec<Arc<Disk>>,
     pub lans: Vec<Lan>,
-    pub services: Services,
+    pub services: Arc<Services>,
     pub events: SyncSender<Event>,
 }
 

@@ -58,10 +58,6 @@ impl Vm {
         &self.lans
     }
 
-    pub fn vcpus(&self) -> &VcpuThreads {
-        &self.vcpus
-    }
-
     /// Puts a kernel into empty RAM and the first vCPU at its entry.
     pub fn boot(&self, kernel: &KernelImage, initramfs: Option<&Content>, cmdline: &str) -> Result<()> {
         let slots = self.buses.slots.len();
@@ -75,6 +71,11 @@ impl Vm {
         let stopped = self.vcpus.park()?;
         self.buses.slots.iter().for_each(rebec_devices::virtio::MmioTransport::pause);
         Ok(stopped)
+    }
+
+    /// Holds the vCPUs back for a share of the time, in percent; 0 is full speed.
+    pub fn throttle(&self, percent: u32) {
+        self.vcpus.throttle(percent);
     }
 
     /// Lets a machine run (on) that stands still.

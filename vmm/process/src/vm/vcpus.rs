@@ -12,7 +12,7 @@ use std::{
     io,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
         mpsc::{Receiver, RecvError, Sender, SyncSender, TryRecvError, channel, sync_channel},
     },
     thread::JoinHandle,
@@ -24,11 +24,12 @@ use rebec_kvm::{Vcpu, VcpuExit, VcpuKicker};
 use rebec_vmm_saved::{Part, SavedMachine};
 
 use super::bus::Buses;
+use crate::threads::ServiceThreads;
 
 /// Orders one thread may have waiting: each is answered before the owner sends the next.
 const ORDERS_MAX: usize = 4;
 /// How often a slowed vCPU is made to rest.
-pub const THROTTLE_PERIOD: Duration = Duration::from_millis(10);
+const THROTTLE_PERIOD: Duration = Duration::from_millis(10);
 /// A slowed vCPU keeps a tenth of its speed: less, and the guest's own watchdogs bite.
 const THROTTLE_PERCENT_MAX: u32 = 90;
 
@@ -151,16 +152,17 @@ impl VcpuThreads {
         Ok(self.try_ask(order)?.into_iter().collect::<Done>()?)
     }
 
-    /// Makes every vCPU rest for this share of the time, in percent; 0 is full speed. While it is not 0, whoever asked for it
-    /// calls [`Self::kick`] every [`THROTTLE_PERIOD`].
+    /// Makes every vCPU rest for this share of the time, in percent; 0 is full speed.
     pub fn throttle(&self, percent: u32) {
-        self.throttle.0.store(percent.min(THROTTLE_PERCENT_MAX), Ordering::Relaxed);
-    }
-
-    /// Takes every vCPU out of the guest for a moment.
-    pub fn kick(&self) {
-        for thread in &self.threads {
-            thread.kicker.kick();
+        self.throttle.percent.store(percent.min(THROTTLE_PERCENT_MAX), Ordering::Relaxed);
+        if percent > 0 && !self.throttle.has_ticker.swap(true, Ordering::AcqRel) {
+            let kickers = self.threads.iter().map(|thread| thread.kicker.clone()).collect();
+            let throttle = self.throttle.clone();
+            let ticker = ServiceThreads.spawn("throttle", Box::new(move || throttle.tick(kickers)));
+            if let Err(error) = ticker {
+                log::warn!("vCPUs are not slowed: {error}");
+                self.throttle.has_ticker.store(false, Ordering::Release);
+            }
         }
     }
 
@@ -203,14 +205,25 @@ impl Drop for VcpuThreads {
     }
 }
 
-/// The share of the time that vCPUs rest, in percent.
+/// How vCPUs are slowed: a ticker takes them out of the guest once a period, and each rests before it goes back in.
 #[derive(Default)]
-struct Throttle(AtomicU32);
+struct Throttle {
+    percent: AtomicU32,
+    has_ticker: AtomicBool,
+}
 
 impl Throttle {
+    fn tick(&self, kickers: Vec<VcpuKicker>) {
+        while self.rest().is_some() {
+            kickers.iter().for_each(VcpuKicker::kick);
+            std::thread::sleep(THROTTLE_PERIOD);
+        }
+        self.has_ticker.store(false, Ordering::Release);
+    }
+
     /// How long to rest in each period.
     fn rest(&self) -> Option<Duration> {
-        let percent = self.0.load(Ordering::Relaxed);
+        let percent = self.percent.load(Ordering::Relaxed);
         (percent > 0).then(|| THROTTLE_PERIOD * percent / 100)
     }
 }

@@ -1,0 +1,130 @@
+//! A VM together with the right to run it: what the owner holds, lends to a move, and gets back. `moving` sees it as a
+//! [`MovingMachine`].
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    net::SocketAddrV4,
+    sync::Arc,
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use rebec_devices::disk::Disk;
+use rebec_kvm::{PageSet, Ram};
+use rebec_migrate::{
+    Record, VmId,
+    message::{DiskShape, NetShape, Shape},
+};
+use rebec_vmm_saved::SavedMachine;
+
+use crate::{
+    lan::Lan,
+    ledger::Ledger,
+    moving::MovingMachine,
+    run::BootPlan,
+    vm::{self, Host, Vm},
+};
+
+/// A VM, what it is built from here, and the durable word on who may run it. One thread has it at a time.
+pub struct Held {
+    pub vm: Vm,
+    host: Host,
+    id: VmId,
+    epoch: Cell<u64>,
+    ledger: RefCell<Ledger>,
+}
+
+impl Held {
+    /// Takes a machine that was built from `host`.
+    pub fn new(vm: Vm, host: Host, id: VmId, epoch: u64, ledger: Ledger) -> Self {
+        Self { vm, host, id, epoch: Cell::new(epoch), ledger: RefCell::new(ledger) }
+    }
+
+    pub fn id(&self) -> VmId {
+        self.id
+    }
+
+    pub fn epoch(&self) -> u64 {
+        self.epoch.get()
+    }
+
+    pub fn has_durable_ledger(&self) -> bool {
+        self.ledger.borrow().is_durable()
+    }
+
+    /// After a guest reset: the same machine, new, booted by the same plan.
+    pub fn start_again(&mut self, plan: &BootPlan) -> Result<()> {
+        self.vm.pause()?;
+        self.vm = vm::build(self.vm.shape(), &self.host)?;
+        plan.boot(&self.vm)?;
+        self.vm.resume()
+    }
+
+    /// What the target has to build.
+    pub fn move_shape(&self) -> Shape {
+        let shape = self.vm.shape();
+        Shape {
+            vm: self.id,
+            epoch: self.epoch(),
+            memory_bytes: shape.memory.bytes(),
+            vcpus: shape.vcpus,
+            nets: self.vm.lans().iter().map(|lan| NetShape { mac: lan.mac().0, vni: lan.vni() }).collect(),
+            disks: self.vm.disks().iter().map(|disk| DiskShape { bytes: disk.size_bytes(), read_only: disk.read_only() }).collect(),
+            cpu_model: self.vm.machine().cpu_model().to_bytes(),
+        }
+    }
+}
+
+impl MovingMachine for Held {
+    fn ram(&self) -> &Ram {
+        self.vm.ram()
+    }
+
+    fn disks(&self) -> &[Arc<Disk>] {
+        self.vm.disks()
+    }
+
+    fn ports(&self) -> Vec<SocketAddrV4> {
+        self.vm.lans().iter().map(Lan::local).collect()
+    }
+
+    fn dirty_log_start(&self) -> Result<()> {
+        Ok(self.vm.machine().dirty_log_start()?)
+    }
+
+    fn dirty_log_take(&self, pages: &mut PageSet) -> Result<()> {
+        self.vm.machine().dirty_log_take(pages)?;
+        self.vm.ram().take_device_dirty(pages);
+        Ok(())
+    }
+
+    fn dirty_log_stop(&self) -> Result<()> {
+        Ok(self.vm.machine().dirty_log_stop()?)
+    }
+
+    fn throttle(&self, percent: u8) {
+        self.vm.throttle(u32::from(percent));
+    }
+
+    fn pause(&self) -> Result<Instant> {
+        self.vm.pause()
+    }
+
+    fn resume(&self, epoch: u64) -> Result<()> {
+        self.epoch.set(epoch);
+        self.vm.resume()
+    }
+
+    fn save(&self) -> Result<Vec<u8>> {
+        Ok(self.vm.save()?.to_bytes())
+    }
+
+    fn restore(&self, saved: &[u8]) -> Result<()> {
+        self.vm.restore(SavedMachine::from_bytes(saved).context("read what the source saved")?)
+    }
+
+    fn write_ledger(&self, record: Record) -> io::Result<()> {
+        self.ledger.borrow_mut().write(record)
+    }
+}

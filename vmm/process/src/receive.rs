@@ -1,0 +1,128 @@
+//! `rebec-vmm receive`: waits for one VM, takes it in, runs it until it ends or has moved on.
+
+use std::{
+    process::ExitCode,
+    sync::{
+        Arc,
+        mpsc::{SyncSender, sync_channel},
+    },
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rebec_devices::Threads;
+use rebec_kvm::CpuModel;
+use rebec_migrate::{
+    ledger::{self, Decision},
+    message::Shape,
+};
+use rebec_vmm_api::MemorySize;
+
+use crate::{
+    cli::ReceiveOptions,
+    event::{EVENTS_MAX, Event},
+    held::Held,
+    lan::Lan,
+    ledger::Ledger,
+    moving::{Arrived, Incoming},
+    open::{self, DiskFile},
+    owner::Owner,
+    services::Services,
+    threads::ServiceThreads,
+    vm::{self, Host},
+};
+
+/// Runs the command.
+pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
+    let (opened, doors) = open::for_receive(options)?;
+    let stop = opened.seal()?;
+    let (sender, events) = sync_channel(EVENTS_MAX);
+    let mut ledger = Ledger::open(opened.ledger)?;
+    let incoming = Incoming::new(doors.listener, doors.donors, Arc::new(ServiceThreads));
+    let (decision, reason) = ledger::may_run(ledger.last());
+    let released = match decision {
+        Decision::Run { .. } => bail!("ledger: {reason}; start it with `rebec-vmm run`"),
+        Decision::Release(record) => Some(record),
+        Decision::Nothing | Decision::Wait => None,
+    };
+    let services = Arc::new(Services::start(opened.serial, opened.control, stop, &sender)?);
+    let site = Site { kvm: opened.kvm, disks: opened.disks, lans: opened.lans, services: services.clone(), events: sender.clone() };
+    let owner = Owner::of_arriving(site.lans.clone(), services, sender.clone());
+    let take_in = move || {
+        let arrived = match released {
+            Some(record) => {
+                log::warn!("ledger: {reason}; waiting for its source to connect");
+                incoming.settle(record, |record| ledger.write(record)).and_then(|()| bail!("{reason}"))
+            }
+            None => site.take_in(incoming, ledger),
+        };
+        sender.send(Event::Arrived(arrived.map(Box::new))).unwrap_or_default();
+    };
+    ServiceThreads.spawn("receive", Box::new(take_in)).context("start the thread that receives the VM")?;
+    owner.serve(&events)
+}
+
+/// What this side gives to the machine that comes.
+struct Site {
+    kvm: std::fs::File,
+    disks: Vec<DiskFile>,
+    lans: Vec<Lan>,
+    services: Arc<Services>,
+    events: SyncSender<Event>,
+}
+
+impl Site {
+    fn take_in(self, incoming: Incoming, ledger: Ledger) -> Result<Held> {
+        let mut ledger = Some(ledger);
+        let build = |shape: &Shape| self.build(shape, &mut ledger).map_err(|error| format!("{error:#}"));
+        let waiting = |reason: &str| log::warn!("receive: {reason}");
+        match incoming.run(build, waiting)? {
+            Arrived::Running { machine, epoch } => {
+                log::info!("VM {} runs here at epoch {epoch}", machine.id());
+                Ok(machine)
+            }
+            Arrived::Ended { reason } => bail!("receive: the VM did not come: {reason}"),
+        }
+    }
+
+    /// The machine of this shape, empty and still; or why this side cannot have it.
+    fn build(&self, shape: &Shape, ledger: &mut Option<Ledger>) -> Result<Held> {
+        self.check(shape)?;
+        let sized = self.disks.iter().zip(&shape.disks);
+        let disks = sized.map(|(file, wanted)| open_disk(file, wanted.bytes)).collect::<Result<_>>()?;
+        let kvm = self.kvm.try_clone().context("duplicate the KVM descriptor")?;
+        let host = Host { kvm, disks, lans: self.lans.clone(), services: self.services.clone(), events: self.events.clone() };
+        let memory = MemorySize::from_bytes(shape.memory_bytes)?;
+        let vm = vm::build(vm::Shape { memory, vcpus: shape.vcpus }, &host)?;
+        let theirs = CpuModel::from_bytes(&shape.cpu_model)?;
+        let missing = theirs.missing_on(vm.machine().cpu_model());
+        ensure!(missing.is_empty(), "this host's CPU lacks what the VM may use: {}", missing.join(", "));
+        let ledger = ledger.take().context("invariant: one machine is built")?;
+        Ok(Held::new(vm, host, shape.vm, shape.epoch, ledger))
+    }
+
+    fn check(&self, shape: &Shape) -> Result<()> {
+        let (here, there) = (self.disks.len(), shape.disks.len());
+        ensure!(here == there, "the VM has {there} disks, this side was given {here} --disk");
+        let (here, there) = (self.lans.len(), shape.nets.len());
+        ensure!(here == there, "the VM has {there} NICs, this side was given {here} --net");
+        for (file, wanted) in self.disks.iter().zip(&shape.disks) {
+            let is = |read_only| if read_only { "read-only" } else { "writable" };
+            let (here, there) = (is(file.read_only), is(wanted.read_only));
+            ensure!(here == there, "disk {}: {here} here, {there} in the VM", file.name);
+        }
+        for (lan, wanted) in self.lans.iter().zip(&shape.nets) {
+            let (mac, vni) = (lan.mac(), lan.vni());
+            let theirs = rebec_vmm_api::MacAddr(wanted.mac);
+            ensure!(mac == theirs, "net {mac}: the VM's NIC in this place has mac={theirs}");
+            ensure!(vni == wanted.vni, "net {mac}: vni={vni} here, vni={} in the VM", wanted.vni);
+        }
+        Ok(())
+    }
+}
+
+fn open_disk(file: &DiskFile, bytes: u64) -> Result<Arc<rebec_devices::disk::Disk>> {
+    let disk = file.parse_or_create(bytes)?;
+    let here = disk.size_bytes();
+    ensure!(here == bytes, "disk {}: {here} bytes here, {bytes} in the VM", file.name);
+    Ok(Arc::new(disk))
+}
