@@ -28,6 +28,9 @@ const PLAIN_PERIOD: Duration = Duration::from_secs(1);
 pub fn run(client: &mut Client, to: &MigrateTo) -> Result<ExitCode, CtlError> {
     let began = Instant::now();
     let status = client.status()?;
+    if !status.ledger {
+        eprintln!("rebec-vmm: this VM keeps no ledger: a crash of both sides while it moves is not covered; give both --ledger FILE");
+    }
     let report = match attempt(client, to) {
         Ok(report) => report,
         // The VM was not touched: that is an outcome, and scripts get their object.

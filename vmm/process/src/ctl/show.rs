@@ -86,6 +86,7 @@ mod tests {
             vcpus: 2,
             disk_bytes: vec![2 << 30],
             nets: vec![net],
+            ledger: true,
         };
         let expected = "state    running\nvm       00[2J11\nepoch    1\nmemory   512 MiB\nvcpus    2\ndisk 0   2 GiB\n\
                         net 0    52:54:00:00:00:01 on LAN 7: 3 frames out, 4 in, 0 dropped\n";
