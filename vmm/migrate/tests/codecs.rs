@@ -102,6 +102,25 @@ fn golden_preamble_and_frame() {
 }
 
 #[test]
+fn no_flipped_bit_of_a_frame_goes_unnoticed() {
+    let units = [7; UNIT_BYTES];
+    let entries =
+        [Entry { unit: 4, content: Content::Zero { count: 2 } }, Entry { unit: 9, content: Content::Bytes(page::digest(&KEY, &units)) }];
+    let mut frame = vec![];
+    FrameHead { space: Space::MEMORY, round: 1, sequence: 2 }.write(&entries, None, &units, &mut frame);
+    let entries_end = HEAD_BYTES + 2 * ENTRY_BYTES;
+    for bit in 0..frame.len() * 8 {
+        let mut flipped = frame.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        let read = RawHead::from_bytes(flipped[..HEAD_BYTES].try_into().unwrap());
+        let read = read.and_then(|raw| Ok((raw, raw.entries(&flipped[HEAD_BYTES..entries_end], 0, 1)?)));
+        let unpacked = read
+            .and_then(|(raw, entries)| Unpacker::new().unwrap().unpack(&KEY, &entries, raw.compressed, flipped[entries_end..].to_vec()));
+        assert!(unpacked.is_err(), "bit {bit}");
+    }
+}
+
+#[test]
 fn limits_come_before_allocation() {
     let announced = (MESSAGE_BYTES_MAX as u32 + 1).to_le_bytes();
     let bytes = [announced, [0; 4]].concat();

@@ -9,7 +9,7 @@ mod pair;
 use std::{collections::BTreeMap, time::Duration};
 
 use pair::{EPOCH, Event, Pair, Plan, Side, last};
-use rebec_migrate::{MoveId, SourceInput, ledger::Right};
+use rebec_migrate::{MoveId, SourceInput, TargetInput, ledger::Right};
 use rebec_vmm_api::report::Outcome;
 
 const TABLE: &str = include_str!("../../../docs/formats/handover.md");
@@ -73,6 +73,21 @@ fn a_ledger_that_cannot_be_written_loses_nothing() {
         assert!(pair.source.running && !pair.target.running, "{refused:?}");
         assert_eq!(pair.report().outcome, Outcome::Failed);
         assert_eq!(last(&pair.source.ledger).unwrap().epoch, epoch, "{refused:?}");
+    }
+}
+
+#[test]
+fn the_targets_user_may_cancel_at_every_step() {
+    for step in 0..count_steps() {
+        let mut pair = Pair::new(Plan::tiny());
+        for _ in 0..step {
+            pair.step();
+        }
+        let granted = last(&pair.target.ledger).is_some_and(|record| record.right == Right::Running) || pair.target.writing;
+        pair.later(Duration::ZERO, Event::Target(TargetInput::Cancel));
+        pair.run();
+        assert!(pair.source.running != pair.target.running, "step {step}");
+        assert!(!granted || pair.target.running || last(&pair.target.ledger).unwrap().right != Right::Running, "step {step}");
     }
 }
 

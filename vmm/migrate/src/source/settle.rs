@@ -50,19 +50,18 @@ enum State {
 pub struct Settlement {
     record: Record,
     state: State,
-    released: bool,
 }
 
 impl Settlement {
     /// Begins with the decision: the record is to be written.
     pub fn begin(record: Record) -> (Self, Settle) {
-        (Self { record, state: State::Granting, released: false }, Settle::Write(record))
+        (Self { record, state: State::Granting }, Settle::Write(record))
     }
 
     /// Continues from the ledger of a process that died.
     pub fn restarted(record: Record) -> Self {
         let state = if record.right == Right::Granted { State::Granted } else { State::Holding };
-        Self { record, state, released: false }
+        Self { record, state }
     }
 
     /// The ledger has the record.
@@ -70,7 +69,7 @@ impl Settlement {
         match self.state {
             State::Granting => {
                 self.state = State::Granted;
-                if self.released { self.take_back() } else { vec![self.grant()] }
+                vec![self.grant()]
             }
             State::TakingBack => self.back(),
             State::Granted | State::Holding | State::Over => vec![],
@@ -106,10 +105,6 @@ impl Settlement {
                 vec![Settle::Moved { after_grant_us: *after_grant_us }]
             }
             (State::Granted, FromTarget::Released { epoch: theirs }) if *theirs == epoch => self.take_back(),
-            (State::Granting, FromTarget::Released { epoch: theirs }) if *theirs == epoch => {
-                self.released = true;
-                vec![]
-            }
             (State::Granted, FromTarget::Prepared { epoch: theirs }) if *theirs == epoch => vec![self.grant()],
             (State::Granted, FromTarget::Refuse { reason } | FromTarget::Abort { reason }) => {
                 vec![Settle::Waiting { reason: format!("epoch {epoch} was granted, but the target does not answer for it: {reason}") }]

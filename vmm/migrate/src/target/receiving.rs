@@ -154,3 +154,63 @@ impl Receiving {
         Ok(Some(std::mem::take(&mut finish.saved)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ledger::VmId, page::Digest};
+
+    const DIGEST: Digest = Digest([1; 16]);
+
+    fn receiving(read_only: bool) -> Receiving {
+        let disks = vec![crate::message::DiskShape { bytes: 4096, read_only }];
+        let shape = Shape { vm: VmId([0; 16]), epoch: 1, memory_bytes: 8 * 4096, vcpus: 1, nets: vec![], disks, cpu_model: vec![] };
+        Receiving::new(&shape, 1)
+    }
+
+    fn arrive(receiving: &mut Receiving, space: Space, sequence: u64, unit: u64, content: Content) -> Result<(), &'static str> {
+        let head = FrameHead { space, round: 0, sequence };
+        receiving.arrived(0, &head, vec![Entry { unit, content }], &Index::default()).map(drop)
+    }
+
+    #[test]
+    fn a_doubled_lost_or_misplaced_frame_is_refused() {
+        let mut state = receiving(false);
+        let zero = Content::Zero { count: 2 };
+        assert!(arrive(&mut state, Space::MEMORY, 1, 0, zero).is_err(), "frame 0 is lost");
+        assert!(arrive(&mut state, Space::MEMORY, 0, 7, zero).is_err(), "past the end of memory");
+        assert!(arrive(&mut state, Space::disk(1), 0, 0, zero).is_err(), "no such disk");
+        arrive(&mut state, Space::MEMORY, 0, 0, zero).unwrap();
+        assert!(arrive(&mut state, Space::MEMORY, 1, 0, zero).is_err(), "frame 0 is not applied yet");
+        state.applied(0, &[], &mut Index::default()).unwrap();
+        assert!(arrive(&mut state, Space::MEMORY, 0, 0, zero).is_err(), "frame 0 again");
+        state.finish(vec![1], vec![]).unwrap();
+        assert!(arrive(&mut state, Space::MEMORY, 1, 0, zero).is_err(), "after the last one");
+    }
+
+    #[test]
+    fn nothing_is_complete_while_a_unit_is_missing() {
+        let mut state = receiving(false);
+        let mut index = Index::default();
+        arrive(&mut state, Space::MEMORY, 0, 3, Content::Held(DIGEST)).unwrap();
+        state.applied(0, &[3], &mut index).unwrap();
+        let mut gives_up = receiving(false);
+        arrive(&mut gives_up, Space::MEMORY, 0, 3, Content::Held(DIGEST)).unwrap();
+        gives_up.applied(0, &[3], &mut index).unwrap();
+        gives_up.finish(vec![1], vec![9]).unwrap();
+        assert!(gives_up.complete().is_err());
+        arrive(&mut state, Space::MEMORY, 1, 3, Content::Bytes(DIGEST)).unwrap();
+        state.finish(vec![2], vec![9]).unwrap();
+        assert_eq!(state.complete(), Ok(None), "the last frame is not applied");
+        state.applied(0, &[], &mut index).unwrap();
+        assert_eq!(state.complete(), Ok(Some(vec![9])));
+    }
+
+    #[test]
+    fn a_read_only_disk_is_compared_and_never_written() {
+        let mut state = receiving(true);
+        assert!(arrive(&mut state, Space::disk(0), 0, 0, Content::Bytes(DIGEST)).is_err());
+        arrive(&mut state, Space::disk(0), 0, 0, Content::Held(DIGEST)).unwrap();
+        assert!(state.applied(0, &[0], &mut Index::default()).unwrap_err().contains("disk 0 is read-only"));
+    }
+}
