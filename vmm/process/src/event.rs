@@ -6,7 +6,7 @@ use std::sync::mpsc::SyncSender;
 use anyhow::Result;
 use rebec_devices::power::PowerEvent;
 
-use crate::{control::ControlRequest, departure::Departed, held::Held, vm::VcpuEvent};
+use crate::{control::ControlRequest, departure::Departed, held::Held, unsettled::Asked, vm::VcpuEvent};
 
 /// Room for every sender at once: 16 vCPUs, 8 control connections, power, moves and signals.
 pub const EVENTS_MAX: usize = 64;
@@ -23,6 +23,8 @@ pub enum Event {
     Arrived(Result<Box<Held>>),
     /// A move out is over; the VM comes back with its outcome.
     Departed(Box<Departed>),
+    /// The target of an old move was asked who may run the VM.
+    Asked(Box<Asked>),
     /// Late frames of a VM that moved away were forwarded long enough.
     ForwardingEnded,
     /// This process was told to end.

@@ -21,6 +21,7 @@ mod seal;
 mod serial;
 mod services;
 mod threads;
+mod unsettled;
 mod vm;
 
 use std::process::ExitCode;

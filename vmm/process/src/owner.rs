@@ -1,6 +1,7 @@
 //! The thread that owns the VM: it hears events and decides what the VM does next. What takes time is lent out with the VM.
 //!
 //! ```text
+//! Unsettled: the move of an earlier process is open; `migrate` asks its target --released--> Here    --runs there--> the end
 //! Arriving --arrived--> Here(running <-> paused) --migrate--> Moving ---moved----> Gone: forwards frames, then the end
 //!    |                   ^  ^                                  |  |
 //!    '--refused: the end |  '------------ failed --------------'  '--- Here(waiting) --migrate--> Moving
@@ -19,6 +20,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use rebec_devices::power::PowerEvent;
+use rebec_migrate::Record;
 use rebec_vmm_api::{
     control::{Answer, Command, ControlError, ErrorCode, MigrateOptions, NetStatus, ResponseBody, Status, VmState},
     report::Outcome,
@@ -31,9 +33,10 @@ use crate::{
     held::Held,
     lan::Lan,
     lending::Lending,
-    moving::{Canceller, Outgoing},
+    moving::{Canceller, Outgoing, Settled},
     run::BootPlan,
     services::Services,
+    unsettled::{self, Asked, Question, Unsettled},
     vm::VcpuEvent,
 };
 
@@ -60,6 +63,10 @@ enum Place {
         /// What came meanwhile and is decided once the VM is back.
         pending: Option<Event>,
     },
+    /// It was granted away before this process began.
+    Unsettled(Box<Unsettled>),
+    /// Its target is being asked.
+    Asking,
     Gone,
 }
 
@@ -79,24 +86,28 @@ enum Next {
 
 impl Owner {
     /// Takes a VM that runs.
-    pub fn of_running(held: Held, lans: Vec<Lan>, services: Arc<Services>, plan: Option<BootPlan>, events: SyncSender<Event>) -> Self {
-        let last = status_of(&held, VmState::Running, &lans);
-        Self { place: Place::Here(Box::new(held), Stand::Running), last, lans, services, plan, lending: Lending::default(), events }
+    pub fn of_running(held: Held, lans: Vec<Lan>, services: Arc<Services>, plan: BootPlan, events: SyncSender<Event>) -> Self {
+        let place = Place::Here(Box::new(held), Stand::Running);
+        Self { plan: Some(plan), ..Self::of_nothing(place, VmState::Running, lans, services, events) }
     }
 
     /// Waits for a VM that a thread takes in; it comes as [`Event::Arrived`].
     pub fn of_arriving(lans: Vec<Lan>, services: Arc<Services>, events: SyncSender<Event>) -> Self {
-        let last = Status {
-            state: VmState::Incoming,
-            epoch: 0,
-            vm: String::new(),
-            memory_bytes: 0,
-            vcpus: 0,
-            disk_bytes: vec![],
-            nets: net_status(&lans),
-            ledger: false,
-        };
-        Self { place: Place::Arriving, last, lans, services, plan: None, lending: Lending::default(), events }
+        Self::of_nothing(Place::Arriving, VmState::Incoming, lans, services, events)
+    }
+
+    /// Waits for a user to connect it with the target of a move that an earlier process left open.
+    pub fn of_unsettled(unsettled: Box<Unsettled>, lans: Vec<Lan>, services: Arc<Services>, events: SyncSender<Event>) -> Self {
+        let Record { vm, epoch, .. } = *unsettled.record();
+        let mut owner = Self::of_nothing(Place::Unsettled(unsettled), VmState::Waiting, lans, services, events);
+        owner.last = Status { vm: vm.to_string(), epoch, ledger: true, ..owner.last };
+        owner
+    }
+
+    fn of_nothing(place: Place, state: VmState, lans: Vec<Lan>, services: Arc<Services>, events: SyncSender<Event>) -> Self {
+        let (vm, disk_bytes, nets) = (String::new(), vec![], net_status(&lans));
+        let last = Status { state, epoch: 0, vm, memory_bytes: 0, vcpus: 0, disk_bytes, nets, ledger: false };
+        Self { place, last, lans, services, plan: None, lending: Lending::default(), events }
     }
 
     /// Decides until the VM has ended here.
@@ -125,6 +136,7 @@ impl Owner {
             Event::Control(request) => return Ok(self.answer(request)),
             Event::Arrived(arrived) => self.place = Place::Here(arrived?, Stand::Running),
             Event::Departed(departed) => return self.departed(*departed),
+            Event::Asked(asked) => return self.asked(*asked),
             Event::ForwardingEnded => return Ok(Next::End(ExitCode::SUCCESS)),
             event => return self.end_or_restart(event),
         }
@@ -140,8 +152,8 @@ impl Owner {
         }
         match event {
             Event::Power(PowerEvent::Reset) => self.restart().map(|()| Next::Go),
-            Event::Vcpu(VcpuEvent::TripleFault { index }) => {
-                bail!("vCPU {index}: triple fault: the guest has no way on; its kernel's last words are on the serial port")
+            Event::Vcpu(VcpuEvent::TripleFault { index, place }) => {
+                bail!("vCPU {index}: triple fault ({place}): the guest has no way on; its kernel's last words are on the serial port")
             }
             Event::Vcpu(VcpuEvent::Failed { index, reason }) => bail!("vCPU {index}: {reason}"),
             _ => Ok(Next::End(ExitCode::SUCCESS)),
@@ -186,6 +198,33 @@ impl Owner {
             (Some(event), Place::Here(..)) => self.end_or_restart(event),
             _ => Ok(Next::Go),
         }
+    }
+
+    fn asked(&mut self, asked: Asked) -> Result<Next> {
+        let Asked { unsettled, settled, reply } = asked;
+        let (body, next) = match settled {
+            Ok(Settled::Moved(report)) => {
+                self.place = Place::Gone;
+                self.last.state = VmState::Moved;
+                (ResponseBody::Ok(Answer::Moved(report)), Next::End(ExitCode::SUCCESS))
+            }
+            Ok(Settled::Mine { epoch, report }) => {
+                let (held, plan) = unsettled.start(epoch)?;
+                self.plan = Some(plan);
+                self.place = Place::Here(Box::new(held), Stand::Running);
+                (ResponseBody::Ok(Answer::Moved(report)), Next::Go)
+            }
+            Ok(Settled::Waiting(report)) => {
+                self.place = Place::Unsettled(unsettled);
+                (ResponseBody::Ok(Answer::Moved(report)), Next::Go)
+            }
+            Err(error) => {
+                self.place = Place::Unsettled(unsettled);
+                (ResponseBody::Error(failed(format!("{error:#}"))), Next::Go)
+            }
+        };
+        reply.send(body);
+        Ok(next)
     }
 
     fn answer(&mut self, request: ControlRequest) -> Next {
@@ -250,6 +289,9 @@ impl Owner {
 
     /// Lends the VM to a move's thread; the answer comes when that is over.
     fn migrate(&mut self, options: MigrateOptions, connections: Vec<OwnedFd>, reply: Reply) {
+        if matches!(self.place, Place::Unsettled(_)) {
+            return self.ask(connections, reply);
+        }
         let is_free = matches!(self.place, Place::Here(_, Stand::Running | Stand::Waiting(_)));
         if !is_free {
             let code = if matches!(self.place, Place::Moving { .. }) { ErrorCode::Busy } else { ErrorCode::WrongState };
@@ -288,6 +330,19 @@ impl Owner {
         }
     }
 
+    /// Asks the target of a move that an earlier process left open.
+    fn ask(&mut self, connections: Vec<OwnedFd>, reply: Reply) {
+        let thread = match unsettled::thread(self.events.clone()) {
+            Ok(thread) => thread,
+            Err(error) => return reply.send(ResponseBody::Error(failed(format!("migrate: {error:#}")))),
+        };
+        if let Place::Unsettled(unsettled) = std::mem::replace(&mut self.place, Place::Asking)
+            && let Err(SendError(Question { unsettled, .. })) = thread.send(Question { unsettled, connections, reply })
+        {
+            self.place = Place::Unsettled(unsettled);
+        }
+    }
+
     fn donate(&self, reply: Reply) {
         match &self.place {
             Place::Here(held, _) => self.lending.start(held.vm.ram().clone(), reply),
@@ -298,7 +353,9 @@ impl Owner {
     fn status(&self) -> Status {
         match &self.place {
             Place::Here(held, stand) => status_of(held, stand.state(), &self.lans),
-            Place::Arriving | Place::Gone => Status { nets: net_status(&self.lans), ..self.last.clone() },
+            Place::Arriving | Place::Gone | Place::Unsettled(_) | Place::Asking => {
+                Status { nets: net_status(&self.lans), ..self.last.clone() }
+            }
             Place::Moving { .. } => Status { state: VmState::Moving, nets: net_status(&self.lans), ..self.last.clone() },
         }
     }

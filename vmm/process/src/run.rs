@@ -19,6 +19,7 @@ use crate::{
     open::{self, BootFiles},
     owner::Owner,
     services::Services,
+    unsettled::Unsettled,
     vm::{self, Host, Shape, Vm},
 };
 
@@ -40,34 +41,66 @@ impl BootPlan {
     }
 }
 
+/// A machine that may be started from its kernel and disks, and what it is started from.
+pub struct ColdStart {
+    shape: Shape,
+    host: Host,
+    plan: BootPlan,
+}
+
+impl ColdStart {
+    /// Builds the machine and lets it run, as the VM that `record` is about, at this epoch.
+    pub fn start(self, vm: VmId, epoch: u64, ledger: Ledger) -> Result<(Held, BootPlan)> {
+        let machine = vm::build(self.shape, &self.host)?;
+        self.plan.boot(&machine)?;
+        machine.resume()?;
+        Ok((Held::new(machine, self.host, vm, epoch, ledger), self.plan))
+    }
+}
+
 /// Runs the command.
 pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let (opened, files) = open::for_run(options)?;
     let stop = opened.seal()?;
     let (sender, events) = sync_channel(EVENTS_MAX);
     let mut ledger = Ledger::open(opened.ledger)?;
-    let record = take_hold(&mut ledger)?;
+    let word = last_word(&mut ledger)?;
     let disks = opened.disks.iter().map(|disk| disk.parse().map(Arc::new)).collect::<Result<_>>()?;
     let services = Arc::new(Services::start(opened.serial, opened.control, stop, &sender)?);
     let lans = opened.lans;
     let host = Host { kvm: opened.kvm, disks, lans: lans.clone(), services: services.clone(), events: sender.clone() };
-    let vm = vm::build(Shape { memory: options.memory, vcpus: options.vcpus }, &host)?;
     let plan = BootPlan { files, cmdline: options.cmdline.clone() };
-    plan.boot(&vm)?;
-    vm.resume()?;
-    let held = Held::new(vm, host, record.vm, record.epoch, ledger);
-    Owner::of_running(held, lans, services, Some(plan), sender).serve(&events)
+    let cold = ColdStart { shape: Shape { memory: options.memory, vcpus: options.vcpus }, host, plan };
+    let owner = match word {
+        Word::Mine(record) => {
+            let (held, plan) = cold.start(record.vm, record.epoch, ledger)?;
+            Owner::of_running(held, lans, services, plan, sender)
+        }
+        Word::Granted(record) => Owner::of_unsettled(Unsettled::new(record, ledger, cold), lans, services, sender),
+    };
+    owner.serve(&events)
+}
+
+/// What the ledger says about starting the VM here.
+enum Word {
+    Mine(Record),
+    /// It was granted away and the other side has not been heard since.
+    Granted(Record),
 }
 
 /// Makes sure that this process may run the VM, durably if there is a ledger file.
-fn take_hold(ledger: &mut Ledger) -> Result<Record> {
+fn last_word(ledger: &mut Ledger) -> Result<Word> {
     let (decision, reason) = ledger::may_run(ledger.last());
     match (decision, ledger.last()) {
-        (Decision::Run { .. }, Some(last)) => Ok(*last),
+        (Decision::Run { .. }, Some(last)) => Ok(Word::Mine(*last)),
+        (Decision::Wait, Some(last)) => {
+            log::warn!("ledger: {reason}");
+            Ok(Word::Granted(*last))
+        }
         (Decision::Nothing, None) => {
             let first = Record { right: Right::Holding, vm: new_vm_id()?, epoch: 1, move_id: MoveId::NONE };
             ledger.write(first).context("ledger: write that the VM is held here")?;
-            Ok(first)
+            Ok(Word::Mine(first))
         }
         _ => bail!("ledger: {reason}; this VM may not be started here"),
     }

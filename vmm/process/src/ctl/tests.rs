@@ -23,7 +23,16 @@ use crate::{
 };
 
 fn status() -> Status {
-    Status { state: VmState::Running, epoch: 1, vm: "0".repeat(32), memory_bytes: 1 << 20, vcpus: 1, disk_bytes: vec![7], nets: Vec::new(), ledger: false }
+    Status {
+        state: VmState::Running,
+        epoch: 1,
+        vm: "0".repeat(32),
+        memory_bytes: 1 << 20,
+        vcpus: 1,
+        disk_bytes: vec![7],
+        nets: Vec::new(),
+        ledger: false,
+    }
 }
 
 fn report(outcome: Outcome) -> MoveReport {

@@ -62,6 +62,8 @@ pub enum VcpuEvent {
     TripleFault {
         /// The vCPU.
         index: usize,
+        /// Where the guest stood, as far as it is known.
+        place: String,
     },
     /// KVM could not go on.
     Failed {
@@ -295,7 +297,7 @@ impl VcpuLoop {
                 }
                 return true;
             }
-            Ok(VcpuExit::Shutdown) => VcpuEvent::TripleFault { index },
+            Ok(VcpuExit::Shutdown) => VcpuEvent::TripleFault { index, place: self.vcpu.last_state() },
             Ok(VcpuExit::SystemEvent { kind }) => VcpuEvent::Failed { index, reason: format!("KVM reports system event {kind}") },
             Err(error) => VcpuEvent::Failed { index, reason: error.to_string() },
         };
