@@ -1,13 +1,10 @@
 //! The LAN between namespaces on the local KVM: guest to guest, and guest to a Linux kernel's vxlan device.
 
-use std::{
-    net::{Ipv4Addr, TcpListener, UdpSocket},
-    time::Duration,
-};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
 use anyhow::{Context as _, Result, ensure};
 use rebec_lab::netlab::{
-    NetLab, Vmm, guest,
+    Machine, NetLab, Vmm, guest,
     peer::{self, STREAM_PORT},
     story::ask,
     vmm::{LONG, SHORT},
@@ -15,6 +12,8 @@ use rebec_lab::netlab::{
 use rebec_vmm_api::Peer;
 
 const STREAM_BYTES: usize = 64 << 20;
+const GUEST_IP: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 1);
+const KERNEL_IP: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 9);
 
 #[test]
 fn a_stream_between_two_guests_arrives_whole() -> Result<()> {
@@ -38,41 +37,55 @@ fn a_stream_between_two_guests_arrives_whole() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn a_kernel_vxlan_device_is_a_station_like_any() -> Result<()> {
-    let mut lab = NetLab::start("local-lan-kernel", &["a", "b"])?;
-    let [a, b] = &lab.machines[..] else { unreachable!("two machines were asked for") };
-    let (guest_ip, kernel_ip) = (Ipv4Addr::new(10, 7, 0, 1), Ipv4Addr::new(10, 7, 0, 9));
-    let (guest_mac, kernel_mac) = ("52:54:00:00:07:01".parse()?, "52:54:00:00:07:09".parse()?);
-    peer::kernel_vxlan(b, 7, 4789, kernel_mac, kernel_ip)?;
-    peer::kernel_fdb(b, &Peer { mac: guest_mac, endpoint: format!("{}:4790", a.address()).parse()? })?;
-    let listener = b.within(move || TcpListener::bind((kernel_ip, STREAM_PORT)))??;
-    let socket = b.within(move || UdpSocket::bind((kernel_ip, 0)))??;
-    let from_guest = b.thread(move || peer::receive_stream(&listener));
-
-    let load = format!("vm=1 stats_ms=0 net0=ip={guest_ip},peer={kernel_ip},load=tso+ping,bytes={STREAM_BYTES}");
-    let mut config = guest::config("64M", &load)?;
-    config.nets = vec![format!("vni=7,mac={guest_mac},local={}:4790,peer={kernel_mac}@{}:4789", a.address(), b.address())];
-    let vm = Vmm::run(a, "vm", &config)?;
-    vm.console.wait("ready", SHORT)?;
-
-    // From guest to kernel, over the kernel's TCP.
-    vm.console.wait("net 0 done", LONG)?;
-    let received = from_guest.join().ok().context("the receiver panicked")???;
+/// Both directions between a guest and the kernel's TCP, then datagrams up to the full MTU, which may not be fragmented.
+fn exchange(kernel: &Machine, listener: TcpListener, vm: &Vmm, mark: usize) -> Result<()> {
+    let received = kernel.thread(move || peer::receive_stream(&listener));
+    vm.console.wait_after(mark, "net 0 done", LONG)?;
+    let received = received.join().ok().context("the receiver panicked")???;
     ensure!(received == STREAM_BYTES, "{received} bytes");
-    // Datagrams of the full MTU, which may not be fragmented, and of one byte.
     for bytes in [1400 - 28, 1, 512] {
-        let socket = socket.try_clone()?;
-        b.within(move || peer::echo(&socket, guest_ip, bytes))??;
+        kernel.within(move || peer::echo(&UdpSocket::bind((KERNEL_IP, 0))?, GUEST_IP, bytes))??;
     }
-    // From kernel to guest.
-    b.within(move || peer::send_stream(guest_ip, STREAM_BYTES))??;
-    let end = vm.console.wait("net 0 end", SHORT)?;
+    let mark = vm.console.mark();
+    kernel.within(move || peer::send_stream(GUEST_IP, STREAM_BYTES))??;
+    let end = vm.console.wait_after(mark, "net 0 end", SHORT)?;
     ensure!(end.number("bytes")? == STREAM_BYTES as u64 && end.number("bad")? == 0, "{}", end.text);
-    // The kernel answers the guest's pings too.
-    std::thread::sleep(Duration::from_millis(100));
+    Ok(())
+}
+
+#[test]
+fn a_kernel_vxlan_device_is_a_station_like_any_before_and_after_a_move() -> Result<()> {
+    let mut lab = NetLab::start("local-lan-kernel", &["a", "b", "c"])?;
+    let [a, b, kernel] = &lab.machines[..] else { unreachable!("three machines were asked for") };
+    let (guest_mac, kernel_mac) = ("52:54:00:00:07:01".parse()?, "52:54:00:00:07:09".parse()?);
+    let place =
+        |machine: &Machine| -> Result<Peer> { Ok(Peer { mac: guest_mac, endpoint: format!("{}:4790", machine.address()).parse()? }) };
+    let port =
+        |machine: &Machine| format!("vni=7,mac={guest_mac},local={}:4790,peer={kernel_mac}@{}:4789", machine.address(), kernel.address());
+    peer::kernel_vxlan(kernel, 7, 4789, kernel_mac, KERNEL_IP)?;
+    peer::kernel_fdb(kernel, &place(a)?)?;
+    let listener = kernel.within(|| TcpListener::bind((KERNEL_IP, STREAM_PORT)))??;
+
+    let load = format!("vm=1 stats_ms=0 net0=ip={GUEST_IP},peer={KERNEL_IP},load=tso+ping,bytes={STREAM_BYTES}");
+    let mut config = guest::config("64M", &load)?;
+    config.nets = vec![port(a)];
+    let mut vm = Vmm::run(a, "vm", &config)?;
+    vm.console.wait("ready", SHORT)?;
+    exchange(kernel, listener.try_clone()?, &vm, 0)?;
+
+    config.nets = vec![port(b)];
+    let target = Vmm::receive(b, "vm", 7001, &config)?;
+    vm.migrate(a, b, 7001, &[])?.check()?;
+    vm = target;
+    // What a control plane does. The kernel was told `nolearning`, so the guest's own announcement does not move the entry.
+    peer::kernel_fdb(kernel, &place(b)?)?;
+    vm.console.send(b"g")?;
+    exchange(kernel, listener, &vm, 0)?;
+
     let net = ask(&vm, "net 0")?;
-    ensure!(net.number("ping_received")? > 0 && net.number("csum_bad")? == 0, "{}", net.text);
+    ensure!(net.number("ping_received")? > 0 && net.number("csum_bad")? == 0 && net.number("accepted")? == 2, "{}", net.text);
+    vm.console.send(b"c")?;
+    ensure!(vm.console.wait("check", SHORT)?.text.contains(" ok "));
     lab.succeeded();
     Ok(())
 }

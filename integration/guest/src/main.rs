@@ -204,6 +204,7 @@ impl Guest {
                 self.stall_us_max = 0;
                 self.devices.ports.iter_mut().flatten().for_each(Port::forget_gap);
             }
+            b'g' => self.devices.ports.iter_mut().flatten().for_each(Port::stream_again),
             b'q' => self.end(console, "power-off", cpu::power_off),
             b'r' => self.end(console, "reset", cpu::reset),
             b't' => self.end(console, "triple-fault", cpu::triple_fault),

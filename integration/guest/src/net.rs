@@ -204,6 +204,12 @@ impl Port {
         );
     }
 
+    /// Sends a stream that has ended once more.
+    pub fn stream_again(&mut self) {
+        self.sender.again();
+        self.done_said = false;
+    }
+
     /// Begins the longest silence anew.
     pub fn forget_gap(&mut self) {
         self.pings.gap_us_max = 0;

@@ -103,6 +103,14 @@ impl Sender {
         }
     }
 
+    /// Sends the stream once more, over a new connection, if it was sent to its end.
+    pub fn again(&mut self) {
+        if self.state == State::Finished {
+            self.state = State::Closed;
+            (self.una, self.next, self.sent) = (0, 0, 0);
+        }
+    }
+
     /// Bytes of the stream that the peer has acknowledged.
     pub fn acknowledged(&self) -> u64 {
         self.una.min(self.total)
@@ -382,6 +390,9 @@ mod tests {
             }
         }
         assert_eq!((taken, receiver.received(), sender.acknowledged()), (total, total, total));
+        sender.again();
+        let syn = sender.poll(now_us + RETRY_US).unwrap();
+        assert_eq!((syn.flags, sender.opened), (SYN, 2));
     }
 
     #[test]

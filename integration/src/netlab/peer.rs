@@ -116,9 +116,8 @@ pub fn kernel_vxlan(machine: &Machine, vni: u32, port: u16, mac: MacAddr, addres
 /// Tells a kernel `vxlan` device where a station lives, and whom to flood to when that station is unknown.
 pub fn kernel_fdb(machine: &Machine, peer: &Peer) -> Result<()> {
     let (ip, port, mac) = (peer.endpoint.ip().to_string(), peer.endpoint.port().to_string(), peer.mac.to_string());
-    // Of the unknown station, to which floods go, there may be several entries: it takes no `replace`.
-    for (verb, mac) in [("replace", mac.as_str()), ("append", "00:00:00:00:00:00")] {
-        machine.bridge(&["fdb", verb, mac, "dev", "lan", "dst", &ip, "port", &port, "self"])?;
-    }
+    machine.bridge(&["fdb", "replace", &mac, "dev", "lan", "dst", &ip, "port", &port, "self"])?;
+    // Of the unknown station, to which floods go, there may be several entries: it takes no `replace`. One that was there is only superfluous.
+    machine.bridge(&["fdb", "append", "00:00:00:00:00:00", "dev", "lan", "dst", &ip, "port", &port, "self"])?;
     Ok(())
 }
