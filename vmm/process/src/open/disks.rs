@@ -35,7 +35,7 @@ pub struct DiskFile {
 
 impl DiskFile {
     /// Whether the file is new and waits for an image of the size that comes with the VM.
-    pub fn is_empty(&self) -> Result<bool> {
+    fn is_empty(&self) -> Result<bool> {
         let length = self.file.metadata().with_context(|| format!("disk {}: inspect", self.name))?.len();
         Ok(length == 0)
     }
@@ -65,10 +65,14 @@ pub fn open(config: &DiskConfig, missing: Missing) -> Result<DiskFile> {
     let file = options.open(&config.path).with_context(|| format!("disk {name}: open"))?;
     require_file("disk", &config.path, &file)?;
     lock(&name, &file, config.read_only)?;
-    if missing == Missing::Refuse && file.metadata().with_context(|| format!("disk {name}: inspect"))?.len() == 0 {
-        bail!("disk {name}: the file is empty; make an image with qemu-img create, or give the right file");
-    }
-    let backing = open_chain(&name, &config.path, &file)?;
+    let is_empty = file.metadata().with_context(|| format!("disk {name}: inspect"))?.len() == 0;
+    let backing = match (is_empty, missing) {
+        (false, _) => open_chain(&name, &config.path, &file)?,
+        (true, Missing::Create) => vec![],
+        (true, Missing::Refuse) => {
+            bail!("disk {name}: the file is empty; make an image with qemu-img create, or give the right file")
+        }
+    };
     Ok(DiskFile { name, file, backing, read_only: config.read_only })
 }
 
