@@ -8,7 +8,9 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX, kvm_cpuid_entry2};
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX, kvm_cpuid_entry2, kvm_regs, kvm_sregs,
+};
 use kvm_ioctls::{VcpuExit as Exit, VcpuFd};
 
 use crate::{
@@ -136,6 +138,12 @@ impl Vcpu {
         }
     }
 
+    /// Where the guest stood when it faulted for good, for a report in one line.
+    pub fn last_state(&self) -> String {
+        let state = self.fd.get_regs().and_then(|regs| Ok((regs, self.fd.get_sregs()?)));
+        state.map_or_else(|error| format!("KVM does not give its registers: {error}"), |(regs, sregs)| describe(&regs, &sregs))
+    }
+
     /// A handle by which other threads get this vCPU out of the guest.
     pub fn kicker(&self) -> VcpuKicker {
         kick::kicker(&self.kicks)
@@ -191,5 +199,29 @@ impl Vcpu {
         // Where KVM does not even give the registers, the report says so by a rip of all ones.
         let rip = self.fd.get_regs().map_or(u64::MAX, |regs| regs.rip);
         Error::Stopped { index: self.index, rip, what }
+    }
+}
+
+/// KVM for AMD puts a vCPU that shut down into its reset state, since the processor leaves no other that is defined.
+fn describe(regs: &kvm_regs, sregs: &kvm_sregs) -> String {
+    const RESET_RIP: u64 = 0xfff0;
+    if regs.rip == RESET_RIP && sregs.cr3 == 0 && sregs.cr2 == 0 {
+        return "where is not known, as this processor's KVM forgets the registers".into();
+    }
+    let kvm_sregs { cr0, cr2, cr3, cr4, efer, .. } = sregs;
+    format!("rip {:#x} rsp {:#x} cr0 {cr0:#x} cr2 {cr2:#x} cr3 {cr3:#x} cr4 {cr4:#x} efer {efer:#x}", regs.rip, regs.rsp)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_of_a_fault_is_said() {
+        let regs = kvm_regs { rip: 0xfff0, ..Default::default() };
+        assert!(describe(&regs, &kvm_sregs::default()).contains("not known"));
+        let regs = kvm_regs { rip: 0xffff_ffff_8100_0000, rsp: 0x10, ..Default::default() };
+        let sregs = kvm_sregs { cr2: 0x20, cr3: 0x3000, ..Default::default() };
+        assert_eq!(describe(&regs, &sregs), "rip 0xffffffff81000000 rsp 0x10 cr0 0x0 cr2 0x20 cr3 0x3000 cr4 0x0 efer 0x0");
     }
 }

@@ -139,6 +139,8 @@ fn a_triple_fault_is_reported() {
     let (ram, _machine, mut vcpus) = machine(RAM_BYTES, 1);
     start(&ram, &mut vcpus[0], &[0x0f, 0x0b], kvm_regs::default()); // ud2 without an interrupt table
     assert_eq!(vcpus[0].run(&Recorder::default()).unwrap(), VcpuExit::Shutdown);
+    let state = vcpus[0].last_state();
+    assert!(state.starts_with("rip 0x") || state.contains("not known"), "{state}");
 }
 
 #[test]
