@@ -51,3 +51,5 @@ pub use self::{
     system::{VCPUS_MAX, open_kvm},
     vcpu::{Bus, Vcpu, VcpuExit},
 };
+#[cfg(fuzzing)]
+pub use saved::fuzzing::{check_part, part_samples};

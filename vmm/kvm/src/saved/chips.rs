@@ -12,20 +12,20 @@ use crate::{
     error::{self, Result},
 };
 
-const IRQCHIP_VERSION: u16 = 1;
-const PIT_VERSION: u16 = 1;
+pub(super) const IRQCHIP_VERSION: u16 = 1;
+pub(super) const PIT_VERSION: u16 = 1;
 /// In this order the chips travel.
 const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
 
 /// The state of the three chips; which is which is said by place, not by data.
 #[derive(Clone, Serialize, Deserialize)]
-struct SavedChips {
-    chips: [Abi<kvm_irqchip__bindgen_ty_1>; CHIPS.len()],
+pub(super) struct SavedChips {
+    pub(super) chips: [Abi<kvm_irqchip__bindgen_ty_1>; CHIPS.len()],
 }
 
 #[derive(Clone, Serialize, Deserialize)]
-struct SavedPit {
-    state: Abi<kvm_pit_state2>,
+pub(super) struct SavedPit {
+    pub(super) state: Abi<kvm_pit_state2>,
 }
 
 impl Machine {

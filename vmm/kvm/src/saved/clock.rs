@@ -30,6 +30,16 @@ struct SavedClock {
     realtime_ns: u64,
 }
 
+impl SavedClock {
+    fn from_part(part: &Part) -> Result<Self> {
+        let clock: Self = part.decode(VERSION)?;
+        if clock.reference.host_khz == 0 {
+            return Err(part.invalid("a time stamp counter of 0 kHz").into());
+        }
+        Ok(clock)
+    }
+}
+
 /// What a machine and its vCPUs share about time.
 #[derive(Debug)]
 pub(crate) struct GuestClock {
@@ -60,10 +70,7 @@ impl Machine {
     /// Takes the clock's part and lets the clock go on from there. Must come before the vCPUs are restored.
     pub fn restore_clock(&self, saved: &mut SavedMachine) -> Result<()> {
         let part = saved.take(PartKind::Clock, 0)?;
-        let clock: SavedClock = part.decode(VERSION)?;
-        if clock.reference.host_khz == 0 {
-            return Err(part.invalid("a time stamp counter of 0 kHz").into());
-        }
+        let clock = SavedClock::from_part(&part)?;
         let data = if self.clock_flags() & KVM_CLOCK_REALTIME != 0 {
             let flags = KVM_CLOCK_REALTIME;
             kvm_clock_data { clock: clock.reference.kvmclock_ns, flags, realtime: clock.realtime_ns, ..Default::default() }
@@ -94,6 +101,26 @@ impl Machine {
     fn clock_flags(&self) -> u32 {
         self.vm.check_extension_int(Cap::AdjustClock) as u32
     }
+}
+
+/// Decodes a part and carries its clock over to a made-up host, as restoring does.
+#[cfg(fuzzing)]
+pub(super) fn check(part: &Part) -> Result<()> {
+    let source = SavedClock::from_part(part)?.reference;
+    let target = ClockReference { kvmclock_ns: source.kvmclock_ns / 2, host_tsc: 1 << 40, host_khz: 2_000_000 };
+    let sample = super::tsc::TscSample { guest_khz: source.host_khz, guest: source.host_tsc, host: source.kvmclock_ns };
+    for target in [target, ClockReference { kvmclock_ns: u64::MAX, ..target }] {
+        let moved = ClockMove { source, target };
+        moved.guest_at(&sample, moved.offset(&sample));
+    }
+    Ok(())
+}
+
+/// A sound part.
+#[cfg(fuzzing)]
+pub(super) fn sample() -> Part {
+    let reference = ClockReference { kvmclock_ns: 300, host_tsc: 5, host_khz: 2_000_000 };
+    Part::encode(PartKind::Clock, 0, VERSION, &SavedClock { reference, realtime_ns: 1 })
 }
 
 /// CLOCK_REALTIME; a host that lives before 1970 or after 2554 is taken to live at that end.

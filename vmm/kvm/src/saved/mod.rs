@@ -10,6 +10,8 @@
 
 pub(crate) mod chips;
 pub(crate) mod clock;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 pub(crate) mod tsc;
 pub(crate) mod vcpu;
 

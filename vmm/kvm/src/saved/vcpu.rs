@@ -234,6 +234,40 @@ fn apic_register(lapic: &kvm_lapic_state, offset: usize) -> u32 {
     u32::from_le_bytes(bytes.try_into().expect("invariant: the slice has four bytes"))
 }
 
+/// A vCPU of nothing but zeros.
+#[cfg(any(test, fuzzing))]
+fn zeros() -> SavedVcpu {
+    SavedVcpu {
+        cpuid: vec![],
+        mp_state: Abi(kvm_mp_state::default()),
+        regs: Abi(kvm_regs::default()),
+        sregs: Abi(kvm_sregs::default()),
+        xsave: vec![],
+        xcrs: Abi(kvm_xcrs::default()),
+        debugregs: Abi(kvm_debugregs::default()),
+        lapic: Abi(kvm_lapic_state::default()),
+        msrs: vec![],
+        tsc: TscSample { guest_khz: 1, guest: 2, host: 3 },
+        tsc_deadline: None,
+        events: Abi(kvm_vcpu_events::default()),
+    }
+}
+
+/// Decodes and checks a part, and does to it what is done between reading and setting, as far as that needs no vCPU.
+#[cfg(fuzzing)]
+pub(super) fn check(part: &Part, xsave_bytes: usize) -> Result<()> {
+    let mut saved = SavedVcpu::from_part(part, xsave_bytes)?;
+    repeat_expired_timer(&mut saved);
+    Ok(())
+}
+
+/// A sound part.
+#[cfg(fuzzing)]
+pub(super) fn sample() -> Part {
+    let saved = SavedVcpu { cpuid: vec![Abi(kvm_cpuid_entry2::default())], xsave: vec![0; 576], msrs: vec![(0xc000_0080, 0xd01)], ..zeros() };
+    Part::encode(PartKind::Vcpu, 0, VERSION, &saved)
+}
+
 /// Compares two parts in everything but the readings of time and what follows from them.
 #[cfg(test)]
 pub(crate) fn assert_same_but_for_time(a: &Part, b: &Part) {
@@ -247,23 +281,6 @@ pub(crate) fn assert_same_but_for_time(a: &Part, b: &Part) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn zeros() -> SavedVcpu {
-        SavedVcpu {
-            cpuid: vec![],
-            mp_state: Abi(kvm_mp_state::default()),
-            regs: Abi(kvm_regs::default()),
-            sregs: Abi(kvm_sregs::default()),
-            xsave: vec![],
-            xcrs: Abi(kvm_xcrs::default()),
-            debugregs: Abi(kvm_debugregs::default()),
-            lapic: Abi(kvm_lapic_state::default()),
-            msrs: vec![],
-            tsc: TscSample { guest_khz: 1, guest: 2, host: 3 },
-            tsc_deadline: None,
-            events: Abi(kvm_vcpu_events::default()),
-        }
-    }
 
     fn part(saved: &SavedVcpu) -> Part {
         Part::encode(PartKind::Vcpu, 0, VERSION, saved)
