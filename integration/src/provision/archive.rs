@@ -103,6 +103,25 @@ impl Archive {
         bail!("download {what}: the file that arrived has another digest than the signed list says")
     }
 
+    /// Downloads a package of this release and everything it needs, recommendations aside, into a folder. apt verifies
+    /// each file against the signed lists.
+    pub fn download_with_dependencies(&self, name: &str, folder: &Path) -> Result<Vec<PathBuf>> {
+        fs::create_dir_all(folder.join("partial")).with_context(|| format!("create {}", folder.display()))?;
+        let archives = format!("Dir::Cache::archives={}/", folder.display());
+        let args = ["-qq", "--yes", "--download-only", "--no-install-recommends", "-o", &archives, "install", name];
+        let done = self.apt("apt-get").args(args).deadline(DOWNLOAD_DEADLINE).quiet();
+        done.with_context(|| format!("download {name} and what it needs"))?;
+        let mut packages = Vec::new();
+        for entry in fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
+            let path = entry.with_context(|| format!("read {}", folder.display()))?.path();
+            if path.extension().is_some_and(|extension| extension == "deb") {
+                packages.push(path);
+            }
+        }
+        packages.sort();
+        Ok(packages)
+    }
+
     fn apt(&self, program: &str) -> Program {
         let at = |key: &str, path: &str| format!("{key}={}", self.root.join(path).display());
         let mut options = vec![

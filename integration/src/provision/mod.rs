@@ -3,12 +3,14 @@
 //! ```text
 //! packages   Debian packages of this machine, each with its reason -> apt-get, or the one command to type
 //! archive    the machine's own apt sources with another suite, in a private apt root with signature checks
+//! emulator   a QEMU whose emulated SVM can be relied on
 //! lock       integration/lock.toml: name, version and SHA-256 of every kernel package
 //! kernel     package -> bzImage, vmlinux ELF, modules with modules.dep, in the cache under the package's digest
 //! ```
 //! No mirror is named anywhere: what the machine itself is configured to use is used.
 
 pub mod archive;
+pub mod emulator;
 pub mod kernel;
 pub mod lock;
 pub mod packages;
@@ -16,12 +18,15 @@ pub mod packages;
 use anyhow::{Context as _, Result};
 use rustix::fs::FlockOperation;
 
+pub use emulator::Emulator;
 pub use kernel::{Kernel, KernelRole};
 
 use crate::paths;
 
 /// Everything the lab needs from outside, in place.
 pub struct Provisions {
+    /// What runs lab machines.
+    pub emulator: Emulator,
     /// The kernel of lab machines: Debian 13, all drivers.
     pub lab: Kernel,
     /// The kernel of guests: Debian 13, for clouds.
@@ -36,13 +41,14 @@ pub fn provision() -> Result<Provisions> {
     std::fs::create_dir_all(paths::cache()).with_context(|| format!("create {}", paths::cache().display()))?;
     let _one_at_a_time = exclusive("provision")?;
     let mut lock = lock::Lock::load()?;
+    let emulator = emulator::ensure(&mut lock)?;
     let mut kernels = Vec::new();
     for role in KernelRole::ALL {
         kernels.push(kernel::ensure(role, &mut lock)?);
     }
     let [lab, guest, guest_12]: [Kernel; 3] =
         kernels.try_into().map_err(|_| anyhow::anyhow!("invariant: one kernel for each of the three roles"))?;
-    Ok(Provisions { lab, guest, guest_12 })
+    Ok(Provisions { emulator, lab, guest, guest_12 })
 }
 
 /// Holds a named lock file of the lab until dropped, so that two runs do not make the same thing at once.

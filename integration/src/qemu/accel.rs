@@ -7,7 +7,7 @@ use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use crate::{command::Program, initramfs::Initramfs, progress::say, provision::Kernel};
+use crate::{initramfs::Initramfs, progress::say, provision::Provisions};
 
 /// How lab machines run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -16,6 +16,9 @@ pub enum Accel {
     Kvm,
     /// Emulated, with emulated SVM.
     Tcg,
+    /// Emulated on one thread, with a clock that counts instructions: for the bench alone.
+    #[value(skip)]
+    Counting,
 }
 
 /// How long the probe may take to boot a kernel on KVM.
@@ -29,14 +32,15 @@ impl Accel {
             Self::Kvm => &["-accel", "kvm", "-cpu", "host"],
             // SVM is emulated with nested paging; the rest of `max` is what this QEMU can do.
             Self::Tcg => &["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,+svm"],
+            Self::Counting => &["-accel", "tcg,thread=single,tb-size=512", "-icount", "shift=0,sleep=off", "-cpu", "max,+svm"],
         }
     }
 
     /// What the user asked for, or what this host can give. Prints the choice and its reason.
-    pub fn choose(asked: Option<Self>, kernel: &Kernel) -> Result<Self> {
+    pub fn choose(asked: Option<Self>, provisions: &Provisions) -> Result<Self> {
         let (choice, reason) = match asked {
             Some(asked) => (asked, "asked for".to_owned()),
-            None => match kvm_refusal(kernel)? {
+            None => match kvm_refusal(provisions)? {
                 None => (Self::Kvm, "nesting works here".to_owned()),
                 Some(reason) => (Self::Tcg, reason),
             },
@@ -44,6 +48,7 @@ impl Accel {
         let name = match choice {
             Self::Kvm => "KVM",
             Self::Tcg => "emulation (TCG) with SVM",
+            Self::Counting => "emulation (TCG) with SVM that counts instructions",
         };
         say("lab", format_args!("lab machines run by {name}: {reason}"));
         Ok(choice)
@@ -51,7 +56,7 @@ impl Accel {
 }
 
 /// Why KVM cannot be used; none if it can.
-fn kvm_refusal(kernel: &Kernel) -> Result<Option<String>> {
+fn kvm_refusal(provisions: &Provisions) -> Result<Option<String>> {
     let flags = fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
     let module = match flags.split_whitespace().find(|word| ["svm", "vmx"].contains(word)) {
         Some("svm") => "kvm_amd",
@@ -63,23 +68,24 @@ fn kvm_refusal(kernel: &Kernel) -> Result<Option<String>> {
         return Ok(Some(format!("nesting is off in module {module}")));
     }
     let folder = tempfile::tempdir().context("create a temporary folder")?;
-    match probe(kernel, folder.path()) {
+    match probe(provisions, folder.path()) {
         Ok(output) if output.contains(PROBE_WORD) => Ok(None),
         Ok(_) => Ok(Some("a probe on /dev/kvm did not reach user space".to_owned())),
         Err(error) => Ok(Some(format!("a probe on /dev/kvm failed: {error}"))),
     }
 }
 
-fn probe(kernel: &Kernel, folder: &Path) -> Result<String> {
+fn probe(provisions: &Provisions, folder: &Path) -> Result<String> {
     let mut tree = Initramfs::with_busybox()?;
     tree.program("init", format!("#!/bin/sh\necho {PROBE_WORD}\npoweroff -f\n"));
     let initramfs = folder.join("probe.cpio");
     tree.write(&initramfs)?;
-    Program::new("qemu-system-x86_64")
+    let program = provisions.emulator.program();
+    program
         .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", "q35", "-m", "512", "-serial", "stdio"])
         .args(Accel::Kvm.arguments())
         .arg("-kernel")
-        .arg(&kernel.bzimage)
+        .arg(&provisions.lab.bzimage)
         .arg("-initrd")
         .arg(&initramfs)
         .args(["-append", "console=ttyS0 quiet panic=-1"])

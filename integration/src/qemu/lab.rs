@@ -47,7 +47,7 @@ pub struct Lab {
 impl Lab {
     /// Boots all machines at once and waits until each is ready, with its address set.
     pub fn start(provisions: &Provisions, config: &LabConfig<'_>) -> Result<Self> {
-        let accel = Accel::choose(config.accel, &provisions.lab)?;
+        let accel = Accel::choose(config.accel, provisions)?;
         let initramfs = image::lab_initramfs(&provisions.lab)?;
         let evidence = evidence_folder(config.name)?;
         let share = evidence.join("share.img");
@@ -63,6 +63,7 @@ impl Lab {
         for (port, name) in config.machines.iter().enumerate() {
             let machine = Machine::start(&MachineConfig {
                 name,
+                emulator: &provisions.emulator,
                 kernel: &provisions.lab,
                 initramfs: &initramfs,
                 accel,

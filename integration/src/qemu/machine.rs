@@ -15,7 +15,10 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::Accel;
-use crate::{channel::client::Client, provision::Kernel};
+use crate::{
+    channel::client::Client,
+    provision::{Emulator, Kernel},
+};
 
 /// How long a machine may take from its start to its agent: five times what two busy cores were seen to need.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(150);
@@ -27,6 +30,8 @@ pub const ORDER_DEADLINE: Duration = Duration::from_secs(60);
 pub struct MachineConfig<'a> {
     /// For people and for file names.
     pub name: &'a str,
+    /// QEMU.
+    pub emulator: &'a Emulator,
     /// The kernel.
     pub kernel: &'a Kernel,
     /// The initramfs with the agent.
@@ -67,7 +72,7 @@ impl Machine {
         let said_file = fs::File::create(&said).with_context(|| format!("create {}", said.display()))?;
         // setpriv: should this program be killed, QEMU must not stay behind.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", "qemu-system-x86_64"]);
+        command.args(["--pdeathsig", "KILL", "--"]).args(&config.emulator.argv);
         arguments(&mut command, config, &port_path, &console);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said_file);
         let mut process = command.spawn().with_context(|| format!("start machine {name}"))?;
