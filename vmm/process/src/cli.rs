@@ -224,6 +224,9 @@ fn no_command(error: clap::Error) -> NoCommand {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         return NoCommand::Answered(text);
     }
+    if error.kind() == ErrorKind::MissingSubcommand {
+        return NoCommand::Usage("say what to do: run, receive or ctl; see rebec-vmm --help".into());
+    }
     let first = text.split("\n\n").next().unwrap_or_default();
     let words: Vec<&str> = first.split_whitespace().collect();
     let sentence = words.join(" ");
@@ -314,6 +317,11 @@ mod tests {
     #[test]
     fn the_definitions_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_command_names_what_there_is() {
+        assert_eq!(refused("rebec-vmm"), "say what to do: run, receive or ctl; see rebec-vmm --help");
     }
 
     #[test]
