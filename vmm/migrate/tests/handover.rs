@@ -8,8 +8,8 @@ mod pair;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use pair::{EPOCH, Event, Pair, Plan, Side, last};
-use rebec_migrate::{MoveId, SourceInput, TargetInput, ledger::Right};
+use pair::{EPOCH, Event, MOVE, Pair, Plan, Side, last};
+use rebec_migrate::{MoveId, Record, SourceInput, Target, TargetInput, ledger::Right};
 use rebec_vmm_api::report::Outcome;
 
 const TABLE: &str = include_str!("../../../docs/formats/handover.md");
@@ -89,6 +89,27 @@ fn the_targets_user_may_cancel_at_every_step() {
         assert!(pair.source.running != pair.target.running, "step {step}");
         assert!(!granted || pair.target.running || last(&pair.target.ledger).unwrap().right != Right::Running, "step {step}");
     }
+}
+
+#[test]
+fn a_release_that_was_never_heard_is_told_again() {
+    let mut pair = Pair::new(Plan::tiny());
+    while last(&pair.source.ledger).unwrap().right != Right::Granted {
+        assert!(pair.step());
+    }
+    pair.kill(Side::Target);
+    pair.run();
+    // It came back, released, and was killed again before its source connected. Now it waits for a new VM.
+    let prepared = last(&pair.target.ledger).unwrap();
+    let released = Record { right: Right::Released, ..prepared };
+    pair.target.ledger.extend(released.to_bytes());
+    pair.target.engine = Some(Target::new(MOVE, 1).remembering(Some(released)));
+    pair.linked = true;
+    pair.tell_source(SourceInput::Reconnected);
+    pair.drain_outputs();
+    pair.run();
+    assert!(pair.source.running && !pair.target.running);
+    assert_eq!(last(&pair.source.ledger).unwrap().epoch, EPOCH + 2);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The drivers of a move over real sockets, with real memory, real disks and a real donor; the guest is a thread that
 //! writes. No KVM is needed.
 
+#![expect(clippy::unwrap_used, reason = "a test")]
+
 #[path = "../src/moving/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "the program uses the rest")]
 mod moving;
@@ -50,6 +52,8 @@ struct Guest {
     ledger: Mutex<Vec<Record>>,
     restored: Mutex<Vec<u8>>,
     period: Duration,
+    /// Connections that break when a record is written.
+    breaks: Mutex<Option<(Right, Vec<TcpStream>)>>,
 }
 
 impl Guest {
@@ -65,6 +69,7 @@ impl Guest {
             ledger: Mutex::default(),
             restored: Mutex::default(),
             period,
+            breaks: Mutex::default(),
         }
     }
 
@@ -158,6 +163,13 @@ impl MovingMachine for Guest {
     }
     fn write_ledger(&self, record: Record) -> io::Result<()> {
         self.ledger.lock().unwrap().push(record);
+        let mut breaks = self.breaks.lock().unwrap();
+        if let Some((right, sockets)) = &*breaks
+            && *right == record.right
+        {
+            sockets.iter().for_each(|socket| socket.shutdown(std::net::Shutdown::Both).unwrap_or_default());
+            *breaks = None;
+        }
         Ok(())
     }
 }
@@ -343,4 +355,64 @@ fn what_does_not_speak_the_protocol_is_dropped() {
     assert_eq!(report.outcome, Outcome::Moved, "{report:?}");
     let Arrived::Running { machine, .. } = receiving.join().unwrap() else { panic!("did not arrive") };
     machine.stand_still();
+}
+
+/// The link breaks when one side writes `right`; both wait, connect again, and the VM has moved.
+fn broken_at(right: Right) {
+    let source = Guest::filled(Duration::from_micros(200));
+    source.run();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.try_clone().unwrap();
+    let passed = connections(&listener, 2);
+    let copies = passed.iter().map(|socket| TcpStream::from(socket.try_clone().unwrap())).collect();
+    let target = Guest::empty(Duration::from_millis(1));
+    let side = if right == Right::Granted { &source } else { &target };
+    *side.breaks.lock().unwrap() = Some((right, copies));
+    let incoming = Incoming::new(listener, vec![], Arc::new(PlainThreads));
+    let mut built = Some(target);
+    let receiving = std::thread::spawn(move || incoming.run(|_| Ok(built.take().unwrap()), |_| {}).unwrap());
+    let mut moved = outgoing(&source, 2);
+    let report = moved.run(&source, &PlainThreads, passed, |_| {}).unwrap();
+    assert_eq!(report.outcome, Outcome::Waiting, "{report:?}");
+    assert!(!source.running.load(Ordering::SeqCst));
+    let report = moved.run(&source, &PlainThreads, connections(&address, 2), |_| {}).unwrap();
+    assert_eq!(report.outcome, Outcome::Moved, "{report:?}");
+    let Arrived::Running { machine, .. } = receiving.join().unwrap() else { panic!("did not arrive") };
+    machine.stand_still();
+    assert_eq!(machine.rights(), [Right::Prepared, Right::Running]);
+    assert_eq!(source.rights(), [Right::Granted]);
+}
+
+#[test]
+fn a_link_that_breaks_before_the_grant_arrives_only_delays_it() {
+    broken_at(Right::Granted);
+}
+
+#[test]
+fn a_link_that_breaks_before_the_answer_arrives_only_delays_it() {
+    broken_at(Right::Running);
+}
+
+#[test]
+fn a_link_that_breaks_before_the_grant_costs_nothing() {
+    let source = Guest::filled(Duration::from_micros(200));
+    source.run();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.try_clone().unwrap();
+    let passed = connections(&listener, 1);
+    let target = Guest::empty(Duration::from_millis(1));
+    let copies = passed.iter().map(|socket| TcpStream::from(socket.try_clone().unwrap())).collect();
+    *target.breaks.lock().unwrap() = Some((Right::Prepared, copies));
+    let incoming = Incoming::new(listener, vec![], Arc::new(PlainThreads));
+    let mut built = Some(target);
+    let receiving = std::thread::spawn(move || incoming.run(|_| Ok(built.take().unwrap()), |_| {}).unwrap());
+    let report = outgoing(&source, 1).run(&source, &PlainThreads, passed, |_| {}).unwrap();
+    assert_eq!(report.outcome, Outcome::Failed, "{report:?}");
+    assert!(source.running.load(Ordering::SeqCst), "the guest runs on");
+    // The next move finds the old target, which lets go of what it was never granted.
+    let report = outgoing(&source, 1).run(&source, &PlainThreads, connections(&address, 1), |_| {}).unwrap();
+    assert!(report.reason.unwrap().contains("older move"));
+    let Arrived::Ended { reason } = receiving.join().unwrap() else { panic!("it ran") };
+    assert!(reason.contains("runs on"), "{reason}");
+    source.stand_still();
 }

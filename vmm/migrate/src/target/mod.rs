@@ -171,6 +171,8 @@ pub struct Target {
     index: Index,
     receiving: Option<Receiving>,
     granted: Option<Duration>,
+    /// The ledger's last record when this process started.
+    last: Option<Record>,
 }
 
 impl Target {
@@ -185,7 +187,13 @@ impl Target {
             index: Index::default(),
             receiving: None,
             granted: None,
+            last: None,
         }
+    }
+
+    /// Knows the ledger's last record, so that a source which never heard of a release is told again.
+    pub fn remembering(self, last: Option<Record>) -> Self {
+        Self { last, ..self }
     }
 
     /// Continues, without memory, from the ledger of a target that died; `None` if that says nothing about a move to here.
@@ -276,10 +284,7 @@ impl Target {
                 self.phase = Phase::Building;
                 self.outputs.push_back(TargetOutput::Build { shape, key: Key(key) });
             }
-            (Phase::Empty, FromSource::Resume { record }) => {
-                self.refuse_resume(&record);
-                self.end("its source resumes a move that is not known here".into());
-            }
+            (Phase::Empty, FromSource::Resume { record }) => self.resumed_late(&record),
             (Phase::Receiving, FromSource::Blank { disk, ranges }) => self.blank(usize::from(disk), ranges),
             (Phase::Receiving, FromSource::Final { frames, saved }) => {
                 let receiving = self.receiving.as_mut().expect("invariant: made before this phase");
@@ -289,6 +294,21 @@ impl Target {
                 }
             }
             _ => self.fail("the source speaks out of turn"),
+        }
+    }
+
+    /// A source resumes a move, and this process knows it at most from its ledger.
+    fn resumed_late(&mut self, theirs: &Record) {
+        let ours = self.last.filter(|last| last.right == Right::Released && (last.vm, last.move_id) == (theirs.vm, theirs.move_id));
+        match ours {
+            Some(Record { epoch, .. }) => {
+                self.send(&FromTarget::Released { epoch });
+                self.end(format!("epoch {epoch} was released here, and its source has been told; start again to receive a VM"));
+            }
+            None => {
+                self.refuse_resume(theirs);
+                self.end("its source resumes a move that is not known here".into());
+            }
         }
     }
 

@@ -15,6 +15,7 @@
 mod connection;
 pub mod donor;
 mod settle;
+mod site;
 mod source;
 mod spaces;
 mod streams;

@@ -13,25 +13,17 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use rebec_devices::{
-    Threads,
-    disk::{Disk, ExtentKind},
-};
+use rebec_devices::Threads;
 use rebec_migrate::{
-    Record, Space, Target, TargetInput, TargetOutput, UNIT_BYTES,
+    Record, Target, TargetInput, TargetOutput,
     frame::{Preamble, Role},
-    index::{Holder, Place},
     message::{FromSource, Shape},
-    page::{self, Key, Verdict},
-    unit::units_of,
 };
 
 use super::{
     MovingMachine,
     connection::{hang_up, read_messages, read_preamble, watch, write_control, write_preamble},
-    donor::DonorHandle,
-    spaces::Spaces,
-    streams::Receiving,
+    site::Site,
 };
 
 /// What happened and was not yet told to the engine.
@@ -70,16 +62,6 @@ struct Link {
     control: TcpStream,
     sockets: Vec<TcpStream>,
     threads: Vec<JoinHandle<()>>,
-}
-
-/// The arriving machine and the workers that write it.
-struct Site<M> {
-    machine: M,
-    spaces: Spaces,
-    key: Key,
-    donors: Vec<DonorHandle>,
-    places: Vec<SyncSender<Vec<Option<Place>>>>,
-    flush: Option<SyncSender<()>>,
 }
 
 impl Incoming {
@@ -135,19 +117,20 @@ impl Incoming {
         }
     }
 
-    /// Settles the move of a target that died: the source has to connect and hears what the ledger says.
+    /// Settles the move of a target that died before it ran: writes `released` (from
+    /// [`rebec_migrate::ledger::Decision::Release`]), then waits for the source to connect and tells it.
     ///
     /// # Errors
-    /// When the listener fails.
-    pub fn settle(self, record: Record, mut write: impl FnMut(Record) -> std::io::Result<()>) -> Result<()> {
-        let Some(mut engine) = Target::restarted(record) else { return Ok(()) };
-        settle_outputs(&mut engine, None, &mut write);
+    /// When the ledger or the listener fails.
+    pub fn settle(self, released: Record, mut write: impl FnMut(Record) -> std::io::Result<()>) -> Result<()> {
+        write(released).context("ledger: write that the VM is released")?;
+        let mut engine = Target::restarted(released).context("invariant: a released record can be settled")?;
         let (sender, events) = sync_channel(EVENTS_MAX);
         let mut link = self.accept_control(&engine, &sender)?;
         drop(sender);
         while let Ok(input) = events.recv() {
             engine.handle(self.origin.elapsed(), input);
-            settle_outputs(&mut engine, Some(&link.control), &mut write);
+            say(&mut engine, &link.control);
         }
         link.close(&events);
         Ok(())
@@ -239,13 +222,21 @@ impl Incoming {
                     TargetOutput::Build { shape, key } => match build(&shape) {
                         Ok(machine) => {
                             let ports = machine.ports();
-                            let made = self.settle_in(machine, key, link, sender)?;
-                            let holders = holders(&made);
+                            let donors = std::mem::take(&mut self.donors);
+                            let (made, started) = Site::open(machine, key, &*self.threads, donors, &link.sockets, sender)?;
+                            link.threads.extend(started);
+                            let holders = made.holders();
                             *site = Some(made);
                             TargetInput::Built { holders, ports }
                         }
                         Err(reason) => TargetInput::Unfit(reason),
                     },
+                    TargetOutput::Run { epoch } => {
+                        let site = site.as_ref().context("invariant: the machine is built first")?;
+                        // The ledger says that it runs here: if it cannot, it restarts here from its disk.
+                        site.machine.resume(epoch).context("let the VM run; start it again with `rebec-vmm run` and its ledger")?;
+                        TargetInput::Started
+                    }
                     TargetOutput::Waiting { reason } => return Ok(Turn::Waiting(reason)),
                     TargetOutput::Running { epoch } => return Ok(Turn::Running(epoch)),
                     TargetOutput::Ended { reason } => {
@@ -271,42 +262,6 @@ impl Incoming {
         }
     }
 
-    /// Starts the workers of the streams, now that there is something to write to.
-    fn settle_in<M: MovingMachine>(&mut self, machine: M, key: Key, link: &mut Link, events: &SyncSender<TargetInput>) -> Result<Site<M>> {
-        let spaces = Spaces { ram: machine.ram().clone(), disks: machine.disks().to_vec() };
-        let started = self.donors.drain(..).map(|stream| DonorHandle::start(&*self.threads, stream));
-        let donors = started.collect::<Result<Vec<_>>>()?;
-        let (flush, wanted) = sync_channel::<()>(1);
-        let (disks, told) = (spaces.disks.clone(), events.clone());
-        let flusher = move || {
-            while wanted.recv().is_ok() {
-                let flushed = flush_disks(&disks).map_or_else(|error| TargetInput::Failed(format!("{error:#}")), |()| TargetInput::Flushed);
-                if told.send(flushed).is_err() {
-                    break;
-                }
-            }
-        };
-        link.threads.push(self.threads.spawn("move-flush", Box::new(flusher))?);
-        let mut site = Site { machine, spaces, key, donors, places: vec![], flush: Some(flush) };
-        let streams = link.sockets.len();
-        for (number, socket) in link.sockets.iter().enumerate() {
-            let (sender, places) = sync_channel(1);
-            let worker = Receiving {
-                spaces: site.spaces.clone(),
-                key,
-                number,
-                streams,
-                stream: socket.try_clone()?,
-                places,
-                donors: site.donors.clone(),
-                events: events.clone(),
-            };
-            link.threads.push(self.threads.spawn(&format!("move-{number}"), Box::new(move || worker.run()))?);
-            site.places.push(sender);
-        }
-        Ok(site)
-    }
-
     /// Keeps the engine, so that a source that lost the link before it heard `RUNNING` can ask.
     fn stand_by(self, mut engine: Target, mut link: Link, mut events: Receiver<TargetInput>) -> Result<()> {
         let threads = self.threads.clone();
@@ -315,11 +270,7 @@ impl Incoming {
                 while let Ok(input) = events.recv() {
                     let is_cut = matches!(input, TargetInput::Cut(_));
                     engine.handle(self.origin.elapsed(), input);
-                    while let Some(output) = engine.poll_output() {
-                        if let TargetOutput::Control(bytes) = output {
-                            write_control(&link.control, &bytes);
-                        }
-                    }
+                    say(&mut engine, &link.control);
                     if is_cut {
                         break;
                     }
@@ -341,112 +292,6 @@ enum Turn {
     Waiting(String),
     Running(u64),
     Ended(String),
-}
-
-impl<M> Site<M> {
-    /// Nothing is left to write: the workers and donors end.
-    fn dismiss(&mut self) {
-        self.places.clear();
-        self.donors.clear();
-        self.flush = None;
-    }
-}
-
-impl<M: MovingMachine> Site<M> {
-    fn perform(&self, output: TargetOutput) -> Result<Option<TargetInput>> {
-        let input = match output {
-            TargetOutput::Index { holder, first, count } => self.index(holder, first, count)?,
-            TargetOutput::Blank { disk, ranges } => {
-                let space = Space::disk(disk);
-                ranges.into_iter().try_for_each(|(first, count)| self.spaces.clear(space, first..first + count))?;
-                TargetInput::Blanked
-            }
-            TargetOutput::Apply { stream, places } => {
-                let worker = self.places.get(stream).context("invariant: a frame came from a worker")?;
-                // The worker takes one answer a frame; if it has ended, it has said why.
-                worker.try_send(places).unwrap_or_default();
-                return Ok(None);
-            }
-            TargetOutput::Flush => {
-                if let Some(flush) = &self.flush {
-                    flush.try_send(()).unwrap_or_default();
-                }
-                return Ok(None);
-            }
-            TargetOutput::Restore(saved) => {
-                self.machine.restore(&saved).context("restore the machine")?;
-                flush_disks(&self.spaces.disks)?;
-                TargetInput::Restored
-            }
-            TargetOutput::WriteLedger(record) => match self.machine.write_ledger(record) {
-                Ok(()) => TargetInput::LedgerWritten,
-                Err(error) => TargetInput::LedgerFailed(error.to_string()),
-            },
-            TargetOutput::Run { epoch } => {
-                self.machine.resume(epoch).context("let the VM run")?;
-                TargetInput::Started
-            }
-            TargetOutput::Control(_)
-            | TargetOutput::Build { .. }
-            | TargetOutput::Waiting { .. }
-            | TargetOutput::Running { .. }
-            | TargetOutput::Ended { .. } => {
-                return Ok(None);
-            }
-        };
-        Ok(Some(input))
-    }
-
-    fn index(&self, holder: Holder, first: u64, count: u32) -> Result<TargetInput> {
-        let (next, found) = match holder {
-            Holder::Donor(number) => match self.donors.get(usize::from(number)).and_then(|donor| donor.digests(self.key, first, count)) {
-                Some(rebec_migrate::donor::Response::Digests { next, found }) => {
-                    (next, found.into_iter().map(|(offset, digest)| (first + u64::from(offset), digest)).collect())
-                }
-                _ => (None, vec![]),
-            },
-            Holder::Disk(disk) => self.index_disk(usize::from(disk), first, count)?,
-            Holder::Memory => (None, vec![]),
-        };
-        Ok(TargetInput::Indexed { next, found })
-    }
-
-    /// Judges what a disk already holds, a batch at a time; ranges that read as zeros are skipped without reading.
-    fn index_disk(&self, index: usize, first: u64, count: u32) -> Result<(Option<u64>, Vec<(u64, page::Digest)>)> {
-        const UNIT: u64 = UNIT_BYTES as u64;
-        let disk = &self.spaces.disks[index];
-        let units = units_of(disk.size_bytes());
-        let end = units.min(first + u64::from(count));
-        let (mut at, mut found, mut copy) = (first, vec![], vec![]);
-        while at < end {
-            let Some(extent) = disk.extent_at(at * UNIT)? else { break };
-            let extent_end = extent.range.end.div_ceil(UNIT).max(at + 1);
-            if extent.kind == ExtentKind::Zero {
-                // A unit that is only partly zeros belongs to the data behind it.
-                at = (extent.range.end / UNIT).max(at + 1);
-                continue;
-            }
-            let batch: Vec<u64> = (at..extent_end.min(end).min(at + 256)).collect();
-            self.spaces.read(Space::disk(index), &batch, &mut copy)?;
-            let judged = batch.iter().zip(page::judge(&self.key, &copy));
-            found.extend(
-                judged.filter_map(|(&unit, verdict)| if let Verdict::Content(digest) = verdict { Some((unit, digest)) } else { None }),
-            );
-            at += batch.len() as u64;
-        }
-        Ok((Some(at).filter(|&at| at < units), found))
-    }
-}
-
-fn flush_disks(disks: &[Arc<Disk>]) -> Result<()> {
-    disks.iter().try_for_each(|disk| disk.flush().with_context(|| format!("flush disk {}", disk.name())))
-}
-
-/// Donors before disks: the first place seen of a content counts, and memory is read faster.
-fn holders<M>(site: &Site<M>) -> Vec<Holder> {
-    let donors = (0..site.donors.len()).map(|number| Holder::Donor(number as u16));
-    let disks = (0..site.spaces.disks.len()).map(|number| Holder::Disk(number as u16));
-    donors.chain(disks).collect()
 }
 
 impl Link {
@@ -475,23 +320,16 @@ impl Link {
                 log::error!("a thread of the move panicked");
             }
         }
+        // What they said last is about connections that are gone.
+        while events.try_recv().is_ok() {}
     }
 }
 
-fn settle_outputs(engine: &mut Target, control: Option<&TcpStream>, write: &mut impl FnMut(Record) -> std::io::Result<()>) {
+/// Sends what an engine says that has nothing else to do any more.
+fn say(engine: &mut Target, control: &TcpStream) {
     while let Some(output) = engine.poll_output() {
-        match output {
-            TargetOutput::Control(bytes) => {
-                if let Some(control) = control {
-                    write_control(control, &bytes);
-                }
-            }
-            TargetOutput::WriteLedger(record) => {
-                let input =
-                    write(record).map_or_else(|error| TargetInput::LedgerFailed(error.to_string()), |()| TargetInput::LedgerWritten);
-                engine.handle(Duration::ZERO, input);
-            }
-            _ => {}
+        if let TargetOutput::Control(bytes) = output {
+            write_control(control, &bytes);
         }
     }
 }

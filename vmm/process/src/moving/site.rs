@@ -1,0 +1,182 @@
+//! The machine that arrives, and everything that writes it: stream workers, donors, the flusher. Does what the target's
+//! engine says about it.
+
+use std::{
+    net::TcpStream,
+    os::unix::net::UnixStream,
+    sync::{
+        Arc,
+        mpsc::{SyncSender, sync_channel},
+    },
+    thread::JoinHandle,
+};
+
+use anyhow::{Context, Result};
+use rebec_devices::{
+    Threads,
+    disk::{Disk, ExtentKind},
+};
+use rebec_migrate::{
+    Space, TargetInput, TargetOutput, UNIT_BYTES,
+    donor::Response,
+    index::{Holder, Place},
+    page::{self, Digest, Key, Verdict},
+    unit::units_of,
+};
+
+use super::{MovingMachine, donor::DonorHandle, spaces::Spaces, streams::Receiving};
+
+/// Where to go on, and what was found.
+type Judged = (Option<u64>, Vec<(u64, Digest)>);
+
+/// The arriving machine and the workers that write it.
+pub struct Site<M> {
+    pub machine: M,
+    spaces: Spaces,
+    key: Key,
+    donors: Vec<DonorHandle>,
+    places: Vec<SyncSender<Vec<Option<Place>>>>,
+    flush: Option<SyncSender<()>>,
+}
+
+impl<M> Site<M> {
+    /// Nothing is left to write: the workers and donors end.
+    pub fn dismiss(&mut self) {
+        self.places.clear();
+        self.donors.clear();
+        self.flush = None;
+    }
+}
+
+impl<M: MovingMachine> Site<M> {
+    /// Starts the workers, now that there is something to write to; their threads end when the streams and [`Self::dismiss`] do.
+    pub fn open(
+        machine: M,
+        key: Key,
+        threads: &dyn Threads,
+        donors: Vec<UnixStream>,
+        sockets: &[TcpStream],
+        events: &SyncSender<TargetInput>,
+    ) -> Result<(Self, Vec<JoinHandle<()>>)> {
+        let spaces = Spaces { ram: machine.ram().clone(), disks: machine.disks().to_vec() };
+        let donors = donors.into_iter().map(|stream| DonorHandle::start(threads, stream)).collect::<Result<Vec<_>>>()?;
+        let (flush, wanted) = sync_channel::<()>(1);
+        let (disks, told) = (spaces.disks.clone(), events.clone());
+        let flusher = move || {
+            while wanted.recv().is_ok() {
+                let flushed = flush_disks(&disks).map_or_else(|error| TargetInput::Failed(format!("{error:#}")), |()| TargetInput::Flushed);
+                if told.send(flushed).is_err() {
+                    break;
+                }
+            }
+        };
+        let mut started = vec![threads.spawn("move-flush", Box::new(flusher))?];
+        let mut site = Self { machine, spaces, key, donors, places: vec![], flush: Some(flush) };
+        for (number, socket) in sockets.iter().enumerate() {
+            let (sender, places) = sync_channel(1);
+            let worker = Receiving {
+                spaces: site.spaces.clone(),
+                key,
+                number,
+                streams: sockets.len(),
+                stream: socket.try_clone()?,
+                places,
+                donors: site.donors.clone(),
+                events: events.clone(),
+            };
+            started.push(threads.spawn(&format!("move-{number}"), Box::new(move || worker.run()))?);
+            site.places.push(sender);
+        }
+        Ok((site, started))
+    }
+
+    /// Who may hold contents. Donors before disks: the first place seen of a content counts, and memory is read faster.
+    pub fn holders(&self) -> Vec<Holder> {
+        let donors = (0..self.donors.len()).map(|number| Holder::Donor(number as u16));
+        let disks = (0..self.spaces.disks.len()).map(|number| Holder::Disk(number as u16));
+        donors.chain(disks).collect()
+    }
+
+    pub fn perform(&self, output: TargetOutput) -> Result<Option<TargetInput>> {
+        let input = match output {
+            TargetOutput::Index { holder, first, count } => self.index(holder, first, count)?,
+            TargetOutput::Blank { disk, ranges } => {
+                let space = Space::disk(disk);
+                ranges.into_iter().try_for_each(|(first, count)| self.spaces.clear(space, first..first + count))?;
+                TargetInput::Blanked
+            }
+            TargetOutput::Apply { stream, places } => {
+                let worker = self.places.get(stream).context("invariant: a frame came from a worker")?;
+                // The worker takes one answer a frame; if it has ended, it has said why.
+                worker.try_send(places).unwrap_or_default();
+                return Ok(None);
+            }
+            TargetOutput::Flush => {
+                if let Some(flush) = &self.flush {
+                    flush.try_send(()).unwrap_or_default();
+                }
+                return Ok(None);
+            }
+            TargetOutput::Restore(saved) => {
+                self.machine.restore(&saved).context("restore the machine")?;
+                flush_disks(&self.spaces.disks)?;
+                TargetInput::Restored
+            }
+            TargetOutput::WriteLedger(record) => match self.machine.write_ledger(record) {
+                Ok(()) => TargetInput::LedgerWritten,
+                Err(error) => TargetInput::LedgerFailed(error.to_string()),
+            },
+            TargetOutput::Control(_)
+            | TargetOutput::Build { .. }
+            | TargetOutput::Run { .. }
+            | TargetOutput::Waiting { .. }
+            | TargetOutput::Running { .. }
+            | TargetOutput::Ended { .. } => return Ok(None),
+        };
+        Ok(Some(input))
+    }
+
+    fn index(&self, holder: Holder, first: u64, count: u32) -> Result<TargetInput> {
+        let (next, found) = match holder {
+            Holder::Donor(number) => match self.donors.get(usize::from(number)).and_then(|donor| donor.digests(self.key, first, count)) {
+                Some(Response::Digests { next, found }) => {
+                    (next, found.into_iter().map(|(offset, digest)| (first + u64::from(offset), digest)).collect())
+                }
+                _ => (None, vec![]),
+            },
+            Holder::Disk(disk) => self.index_disk(usize::from(disk), first, count)?,
+            Holder::Memory => (None, vec![]),
+        };
+        Ok(TargetInput::Indexed { next, found })
+    }
+
+    /// Judges what a disk already holds, a batch at a time; ranges that read as zeros are skipped without reading.
+    fn index_disk(&self, index: usize, first: u64, count: u32) -> Result<Judged> {
+        const UNIT: u64 = UNIT_BYTES as u64;
+        let disk = &self.spaces.disks[index];
+        let units = units_of(disk.size_bytes());
+        let end = units.min(first + u64::from(count));
+        let (mut at, mut found, mut copy) = (first, vec![], vec![]);
+        while at < end {
+            let Some(extent) = disk.extent_at(at * UNIT)? else { break };
+            let extent_end = extent.range.end.div_ceil(UNIT).max(at + 1);
+            if extent.kind == ExtentKind::Zero {
+                // A unit that is only partly zeros belongs to the data behind it.
+                at = (extent.range.end / UNIT).max(at + 1);
+                continue;
+            }
+            let batch: Vec<u64> = (at..extent_end.min(end).min(at + 256)).collect();
+            self.spaces.read(Space::disk(index), &batch, &mut copy)?;
+            let judged = batch.iter().zip(page::judge(&self.key, &copy));
+            found.extend(
+                judged.filter_map(|(&unit, verdict)| if let Verdict::Content(digest) = verdict { Some((unit, digest)) } else { None }),
+            );
+            at += batch.len() as u64;
+        }
+        Ok((Some(at).filter(|&at| at < units), found))
+    }
+}
+
+fn flush_disks(disks: &[Arc<Disk>]) -> Result<()> {
+    disks.iter().try_for_each(|disk| disk.flush().with_context(|| format!("flush disk {}", disk.name())))
+}
