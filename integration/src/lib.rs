@@ -6,6 +6,7 @@
 //! it, and the tests in `integration/tests` use the same parts. Nothing here is linked into what users run.
 
 pub mod artifacts;
+pub mod bench;
 pub mod channel;
 pub mod command;
 pub mod demo;

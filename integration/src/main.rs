@@ -25,6 +25,8 @@ enum Task {
     Check,
     /// Remove what the lab has made.
     Clean(tasks::clean::Options),
+    /// Measure what has a target, beside its peers.
+    Bench(tasks::bench::Options),
     /// Boot one lab machine and a VM in it, and show the VM's console.
     Boot(tasks::boot::Options),
 }
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         Task::Test(options) => tasks::test::run(&options),
         Task::Check => tasks::check::run(),
         Task::Clean(options) => tasks::clean::run(&options),
+        Task::Bench(options) => tasks::bench::run(&options),
         Task::Boot(options) => tasks::boot::run(&options),
     };
     done.unwrap_or_else(|error| {

@@ -3,11 +3,13 @@
 //! ```text
 //! check   form: formatting, lints, documentation, and the rules in `tidy`
 //! test    behaviour: every test of the repository
+//! bench   the figures that have targets
 //! boot    one VM in one lab machine, for whoever works on the VMM
 //! clean   away with what the lab has made
 //! ```
 //! `demo` has a folder of its own.
 
+pub mod bench;
 pub mod boot;
 pub mod check;
 pub mod clean;
