@@ -224,12 +224,10 @@ fn no_command(error: clap::Error) -> NoCommand {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         return NoCommand::Answered(text);
     }
-    if error.kind() == ErrorKind::MissingSubcommand {
-        return NoCommand::Usage("say what to do: run, receive or ctl; see rebec-vmm --help".into());
-    }
     let first = text.split("\n\n").next().unwrap_or_default();
     let words: Vec<&str> = first.split_whitespace().collect();
-    let sentence = words.join(" ");
+    // clap lists hidden commands when none is given.
+    let sentence = words.join(" ").replace(", seal-self-test", "");
     NoCommand::Usage(format!("{}; see --help", sentence.strip_prefix("error: ").unwrap_or(&sentence)))
 }
 
@@ -353,7 +351,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_in_one_line_that_names_it() {
         for (line, names) in [
-            ("rebec-vmm", "run, receive or ctl"),
+            ("rebec-vmm", "run, receive, ctl]"),
             ("rebec-vmm fly", "fly"),
             ("rebec-vmm run", "--kernel"),
             ("rebec-vmm run --kernel k --colour blue", "--colour"),
