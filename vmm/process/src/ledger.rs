@@ -36,23 +36,33 @@ impl Ledger {
         self.last.as_ref()
     }
 
-    /// Makes a record durable. After an error the old record may count or the new one: only a restart tells.
+    /// Makes a record durable. After an error the record before still counts: the file is cut back to it. Should even that fail,
+    /// the record may count for whoever reads the file next, which then asks the other side before anyone runs the VM.
     pub fn write(&mut self, record: Record) -> io::Result<()> {
         if !record.may_follow(self.last.as_ref()) {
             let what = format!("{:?} at epoch {} does not follow from {:?}", record.right, record.epoch, self.last);
             return Err(io::Error::other(what));
         }
-        if let Some(file) = &mut self.file {
-            // A torn tail is overwritten, never left between records.
-            file.set_len(self.append_at)?;
-            file.seek(SeekFrom::Start(self.append_at))?;
-            file.write_all(&record.to_bytes())?;
-            file.sync_all()?;
+        if let Some(file) = &mut self.file
+            && let Err(error) = append(file, self.append_at, &record)
+        {
+            if let Err(again) = file.set_len(self.append_at).and_then(|()| file.sync_all()) {
+                log::error!("ledger: cut back a record that was not written: {again}");
+            }
+            return Err(error);
         }
         self.append_at += ledger::RECORD_BYTES as u64;
         self.last = Some(record);
         Ok(())
     }
+}
+
+/// Appends behind the last whole record: a torn tail is overwritten, never left between records.
+fn append(file: &mut File, at: u64, record: &Record) -> io::Result<()> {
+    file.set_len(at)?;
+    file.seek(SeekFrom::Start(at))?;
+    file.write_all(&record.to_bytes())?;
+    file.sync_all()
 }
 
 #[cfg(test)]
