@@ -297,7 +297,7 @@ pub(super) fn tail_of(path: &Path) -> String {
 }
 
 /// Fails if `ok` is false, saying what was expected.
-pub(super) fn expect(ok: bool, what: impl FnOnce() -> String) -> Result<()> {
+pub fn expect(ok: bool, what: impl FnOnce() -> String) -> Result<()> {
     if ok { Ok(()) } else { bail!(what()) }
 }
 

@@ -138,6 +138,11 @@ impl Vmm {
         &self.control
     }
 
+    /// The process that was started; others may be below it.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it said on standard error.
     pub fn said(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
