@@ -17,7 +17,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use crate::qemu::Accel;
+use crate::{netlab, qemu::Accel};
 
 /// Options of `cargo lab demo`.
 #[derive(Debug, Args)]
@@ -44,6 +44,10 @@ pub struct Options {
 
 /// Tells the story; the exit code says whether every verdict was right.
 pub fn run(options: &Options) -> Result<ExitCode> {
+    if options.local {
+        netlab::demo::run()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let report = story::tell(options)?;
     println!("{report}");
     if let Some(path) = &options.json {
