@@ -4,7 +4,7 @@
 //! - `unsafe` only in `vmm/kvm` and `integration/guest`;
 //! - no word that puts work off;
 //! - a relative link in a Markdown file leads to a file;
-//! - every outside dependency of the workspace has a line in `docs/dependencies.md`.
+//! - every outside dependency of the workspace has a line in `docs/dependencies.md`, is used by a member, and no line there is stale.
 
 use std::{
     fmt, fs,
@@ -130,18 +130,47 @@ fn links(name: &str, text: &str, path: &Path, faults: &mut Vec<Fault>) {
 }
 
 fn dependencies(root: &Path, faults: &mut Vec<Fault>) -> Result<()> {
-    let manifest = fs::read_to_string(root.join("Cargo.toml")).context("read Cargo.toml")?;
-    let manifest: toml::Table = manifest.parse().context("read Cargo.toml")?;
-    let described = fs::read_to_string(root.join("docs/dependencies.md")).unwrap_or_default();
-    let table = manifest.get("workspace").and_then(|workspace| workspace.get("dependencies")).and_then(toml::Value::as_table);
-    for (name, value) in table.into_iter().flatten() {
-        let ours = value.get("path").is_some();
-        if !ours && !described.contains(&format!("`{name}`")) {
-            let what = format!("dependency {name} has no line in docs/dependencies.md");
-            faults.push(Fault { path: "Cargo.toml".to_owned(), line: 0, what });
+    const DESCRIBED: &str = "docs/dependencies.md";
+    let workspace = manifest(&root.join("Cargo.toml"))?;
+    let workspace = workspace.get("workspace").and_then(toml::Value::as_table);
+    let listed = workspace.and_then(|workspace| workspace.get("dependencies")).and_then(toml::Value::as_table);
+    let members = workspace.and_then(|workspace| workspace.get("members")).and_then(toml::Value::as_array);
+    let mut used = Vec::new();
+    for member in members.into_iter().flatten().filter_map(toml::Value::as_str) {
+        used.extend(named_dependencies(&manifest(&root.join(member).join("Cargo.toml"))?));
+    }
+    let fuzz = root.join("fuzz/Cargo.toml");
+    let outside = if fuzz.exists() { named_dependencies(&manifest(&fuzz)?) } else { Vec::new() };
+
+    let described = fs::read_to_string(root.join(DESCRIBED)).unwrap_or_default();
+    let mut fault = |path: &str, line, what| faults.push(Fault { path: path.to_owned(), line, what });
+    for (name, value) in listed.into_iter().flatten() {
+        if value.get("path").is_none() && !described.contains(&format!("`{name}`:")) {
+            fault("Cargo.toml", 0, format!("dependency {name} has no line in {DESCRIBED}"));
+        }
+        if members.is_some() && !used.contains(name) {
+            fault("Cargo.toml", 0, format!("dependency {name} is used by no member"));
+        }
+    }
+    for (number, line) in (1..).zip(described.lines()) {
+        let name = line.strip_prefix("- `").and_then(|rest| rest.split_once("`:")).map(|(name, _)| name);
+        if let Some(name) =
+            name.filter(|name| !listed.is_some_and(|listed| listed.contains_key(*name)) && !outside.iter().any(|o| o == name))
+        {
+            fault(DESCRIBED, number, format!("{name} is in no manifest"));
         }
     }
     Ok(())
+}
+
+fn manifest(path: &Path) -> Result<toml::Table> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    text.parse().with_context(|| format!("read {}", path.display()))
+}
+
+fn named_dependencies(manifest: &toml::Table) -> Vec<String> {
+    let tables = ["dependencies", "dev-dependencies", "build-dependencies"].into_iter().filter_map(|key| manifest.get(key)?.as_table());
+    tables.flat_map(|table| table.keys().cloned()).collect()
 }
 
 #[cfg(test)]
@@ -180,5 +209,21 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("Cargo.toml"), "[workspace.dependencies]\nlibc = \"0.2\"\n").unwrap();
         assert_eq!(check(root.path()).unwrap()[0].to_string(), "Cargo.toml: dependency libc has no line in docs/dependencies.md");
+    }
+
+    #[test]
+    fn a_stale_line_and_an_unused_dependency_are_named() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("Cargo.toml", "[workspace]\nmembers = [\"a\"]\n[workspace.dependencies]\nlibc = \"0.2\"\nlog = \"0.4\"\n");
+        write("a/Cargo.toml", "[dev-dependencies]\nlog.workspace = true\n");
+        write("fuzz/Cargo.toml", "[dependencies]\nlibfuzzer-sys = \"0.4\"\n");
+        write("docs/dependencies.md", "- `libc`: x\n- `log`: x\n- `libfuzzer-sys`: x\n- `gone`: x\n");
+        let faults: Vec<String> = check(root.path()).unwrap().iter().map(Fault::to_string).collect();
+        assert_eq!(faults, ["Cargo.toml: dependency libc is used by no member", "docs/dependencies.md:4: gone is in no manifest"]);
     }
 }
