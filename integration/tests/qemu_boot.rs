@@ -1,0 +1,256 @@
+//! Stock Debian kernels on real KVM: they boot in every form and with every count of vCPUs, see what the machine is made of,
+//! and turn it off, restart it and crash it.
+//!
+//! One lab machine for the whole file, since it takes longer to boot than a VM in it. The guests' initramfs says what the
+//! kernel sees of its processors, devices and clocks as `fact NAME VALUE` and then does what `rebec.do` names.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rebec_lab::{
+    artifacts::{self, Artifact},
+    channel::client::Job,
+    initramfs::Initramfs,
+    progress::say,
+    provision,
+    qemu::{Lab, LabConfig, Shape, image::Share, vm},
+};
+
+/// How long a VM may take from exec to its end: five times what two busy cores were seen to need for 16 vCPUs.
+const DEADLINE: Duration = Duration::from_secs(300);
+const CMDLINE: &str = "console=ttyS0 loglevel=7 panic=-1 mitigations=off audit=0 random.trust_cpu=on";
+
+const INIT: &str = "#!/bin/sh
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+fact() { echo fact $*; }
+fact release $(uname -r)
+cd /sys/devices/system/cpu
+fact online $(cat online)
+for cpu in cpu[0-9]*; do
+    fact $cpu $(cat $cpu/topology/physical_package_id $cpu/topology/core_id $cpu/topology/thread_siblings_list)
+done
+fact siblings $(cat cpu0/topology/core_siblings_list)
+fact apicids $(grep '^apicid' /proc/cpuinfo | sed 's/.*: //')
+fact clocksource $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
+fact timers $(grep -c 'Clock Event Device: lapic' /proc/timer_list)
+fact slots $(ls /sys/bus/acpi/devices | grep -c LNRO0005)
+fact serial $(cat /sys/bus/pnp/devices/00:00/resources | grep -o 'irq.*')
+for word in $(cat /proc/cmdline); do
+    case $word in rebec.do=*) order=${word#*=};; esac
+done
+fact end
+[ $order = ask ] && read order
+case $order in
+    off) poweroff -f;;
+    reboot) reboot -f;;
+esac
+sleep 1000
+";
+
+/// What the kernel says when something of the machine is not as it should be.
+const COMPLAINTS: &[&str] = &[
+    "Firmware Bug",
+    "FW_BUG",
+    "BIOS bug",
+    "ACPI Error",
+    "ACPI BIOS Error",
+    "ACPI Warning",
+    "8254 timer not connected",
+    "IO-APIC + timer",
+    "trying to set up timer",
+    "TSC synchronization",
+    "Marking TSC unstable",
+    "soft lockup",
+    "rcu_preempt detected",
+    "hpet",
+    "not responding",
+    "do_boot_cpu failed",
+    "Kernel panic",
+    "Oops",
+    "BUG:",
+    "WARNING:",
+];
+
+struct Guest<'a> {
+    kernel: &'a str,
+    vcpus: u8,
+    memory: &'a str,
+    words: &'a str,
+}
+
+/// A VM under way, what it has said so far, and when it must be over.
+struct Running {
+    job: Job,
+    said: String,
+    errors: String,
+    end: Instant,
+}
+
+impl Running {
+    /// Waits until the console has shown `text` this many times.
+    fn wait(&mut self, text: &str, times: usize) -> Result<()> {
+        while self.said.matches(text).count() < times {
+            let over = self.job.ended().is_some();
+            self.listen();
+            if self.said.matches(text).count() >= times {
+                break;
+            }
+            ensure!(!over && Instant::now() < self.end, "{text:?} did not come {times} times: {}", self.last_words());
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Result<i32> {
+        loop {
+            let ended = self.job.ended();
+            self.listen();
+            if let Some(code) = ended {
+                return Ok(code);
+            }
+            ensure!(Instant::now() < self.end, "the VM does not end: {}", self.last_words());
+        }
+    }
+
+    fn listen(&mut self) {
+        self.job.wait_output(Duration::from_millis(500));
+        self.said += &String::from_utf8_lossy(&self.job.take_output());
+        self.errors += &String::from_utf8_lossy(&self.job.take_errors());
+    }
+
+    fn last_words(&self) -> String {
+        let last: Vec<&str> = self.said.lines().rev().take(12).collect();
+        format!("{}\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"), self.errors)
+    }
+
+    fn facts(&self) -> BTreeMap<String, String> {
+        let facts = self.said.lines().filter_map(|line| line.trim_end().strip_prefix("fact "));
+        facts.map(|fact| fact.split_once(' ').unwrap_or((fact, ""))).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    }
+}
+
+fn start(lab: &Lab, guest: &Guest<'_>) -> Result<Running> {
+    let kernel = format!("/share/kernels/{}", guest.kernel);
+    let (vcpus, cmdline) = (guest.vcpus.to_string(), format!("{CMDLINE} {}", guest.words));
+    let argv = [
+        [vm::PROGRAM, "run", "--kernel", &kernel, "--initramfs", "/share/facts.cpio", "--cmdline", &cmdline],
+        ["--memory", guest.memory, "--vcpus", &vcpus, "--serial", "stdio", "", ""],
+    ];
+    let argv: Vec<&str> = argv.concat().into_iter().filter(|word| !word.is_empty()).collect();
+    let job = lab.machines[0].start(&argv)?;
+    Ok(Running { job, said: String::new(), errors: String::new(), end: Instant::now() + DEADLINE })
+}
+
+/// Boots a guest that turns itself off, and checks what it saw.
+fn boots(lab: &Lab, guest: &Guest<'_>, release: &str) -> Result<()> {
+    let began = Instant::now();
+    let mut vm = start(lab, guest)?;
+    let code = vm.finish()?;
+    say("qemu-boot", format_args!("{} with {} vCPUs ended after {:.1} s", guest.kernel, guest.vcpus, began.elapsed().as_secs_f64()));
+    ensure!(code == 0, "exit code {code}: {}", vm.last_words());
+    ensure!(vm.errors.is_empty(), "a VM that ended well leaves words on stderr: {}", vm.errors);
+    let complaints: Vec<&str> = vm.said.lines().filter(|line| COMPLAINTS.iter().any(|bad| line.contains(bad))).collect();
+    ensure!(complaints.is_empty(), "the kernel complains: {complaints:#?}");
+
+    let facts = vm.facts();
+    let fact = |name: &str| facts.get(name).map(String::as_str).unwrap_or_default();
+    let last = guest.vcpus - 1;
+    let all = if last == 0 { "0".to_owned() } else { format!("0-{last}") };
+    let mut expected: Vec<(String, String)> = vec![
+        ("release".into(), release.into()),
+        ("online".into(), all.clone()),
+        ("siblings".into(), all),
+        ("apicids".into(), (0..=last).map(|id| id.to_string()).collect::<Vec<_>>().join(" ")),
+        ("clocksource".into(), "kvm-clock".into()),
+        ("timers".into(), guest.vcpus.to_string()),
+        // The entropy source is the only device of this machine.
+        ("slots".into(), "1".into()),
+        ("serial".into(), "irq 4".into()),
+    ];
+    expected.extend((0..=last).map(|cpu| (format!("cpu{cpu}"), format!("0 {cpu} {cpu}"))));
+    let wrong: Vec<_> =
+        expected.iter().filter(|(name, value)| fact(name) != value).map(|(name, value)| (name, value, fact(name))).collect();
+    ensure!(wrong.is_empty(), "name, expected, seen: {wrong:#?}\n{}", vm.last_words());
+    Ok(())
+}
+
+/// A guest that asks for a reset runs again in the same process; then it is told over its serial port to turn itself off.
+fn restarts(lab: &Lab, guest: &Guest<'_>) -> Result<()> {
+    let mut vm = start(lab, guest)?;
+    vm.wait("fact end", 1)?;
+    vm.job.send(b"reboot\n")?;
+    vm.wait("fact end", 2)?;
+    vm.job.send(b"off\n")?;
+    let code = vm.finish()?;
+    ensure!(code == 0 && vm.errors.is_empty(), "exit code {code}: {}", vm.last_words());
+    Ok(())
+}
+
+/// A guest that resets by a triple fault has crashed, for all that a VMM can know.
+fn crashes(lab: &Lab, guest: &Guest<'_>) -> Result<()> {
+    let mut vm = start(lab, guest)?;
+    let code = vm.finish()?;
+    ensure!(code == 1, "exit code {code}: {}", vm.last_words());
+    ensure!(vm.errors.lines().count() == 1 && vm.errors.contains("triple fault"), "on stderr: {}", vm.errors);
+    ensure!(vm.said.contains("Restarting system"), "the kernel's last words are missing: {}", vm.last_words());
+    Ok(())
+}
+
+fn write_initramfs(path: &Path) -> Result<()> {
+    let mut tree = Initramfs::with_busybox()?;
+    tree.program("init", INIT);
+    tree.write(path)
+}
+
+#[test]
+fn stock_kernels_boot_in_every_form_and_end_as_they_ask() -> Result<()> {
+    let provisions = provision::provision()?;
+    let folder = tempfile::tempdir().context("create a folder for the initramfs")?;
+    let initramfs = folder.path().join("facts.cpio");
+    write_initramfs(&initramfs)?;
+    let kernels = [("13", &provisions.guest), ("12", &provisions.guest_12), ("generic", &provisions.lab)];
+    let program = artifacts::build(Artifact::Vmm)?;
+    let mut share = Share::default().with("bin/rebec-vmm", &program).with("facts.cpio", &initramfs);
+    for (name, kernel) in kernels {
+        share = share.with(&format!("kernels/{name}.elf"), &kernel.elf).with(&format!("kernels/{name}.bzimage"), &kernel.bzimage);
+    }
+    let link = Shape::default();
+    let config = LabConfig { name: "qemu-boot", machines: &["a"], accel: None, memory_mib: 2048, vcpus: 2, share, link };
+    let mut lab = Lab::start(&provisions, &config)?;
+    lab.check_kvm()?;
+
+    let [release, release_12, release_generic] = kernels.map(|(_, kernel)| kernel.release.as_str());
+    let off = |kernel, vcpus, memory| Guest { kernel, vcpus, memory, words: "rebec.do=off" };
+    let guests = [
+        (off("13.elf", 1, "256M"), release),
+        (off("13.bzimage", 2, "256M"), release),
+        (off("12.elf", 4, "256M"), release_12),
+        (off("12.bzimage", 1, "256M"), release_12),
+        (off("generic.bzimage", 2, "3584M"), release_generic),
+        (off("13.elf", 16, "512M"), release),
+        // The APIC's timer without deadlines is measured against the PIT, whose interrupt must arrive.
+        (Guest { words: "rebec.do=off lapic=notscdeadline", ..off("12.elf", 1, "256M") }, release_12),
+    ];
+    let mut wrong = Vec::new();
+    for (guest, release) in &guests {
+        if let Err(error) = boots(&lab, guest, release) {
+            wrong.push(format!("{} with {} vCPUs, {}: {error:#}", guest.kernel, guest.vcpus, guest.words));
+            say("qemu-boot", wrong.last().map(String::as_str).unwrap_or_default());
+        }
+    }
+    if let Err(error) = restarts(&lab, &Guest { words: "rebec.do=ask", ..off("13.elf", 2, "256M") }) {
+        wrong.push(format!("restart: {error:#}"));
+    }
+    if let Err(error) = crashes(&lab, &Guest { words: "rebec.do=reboot reboot=t", ..off("13.elf", 1, "256M") }) {
+        wrong.push(format!("triple fault: {error:#}"));
+    }
+    if !wrong.is_empty() {
+        bail!("{}", wrong.join("\n"));
+    }
+    lab.succeeded();
+    Ok(())
+}
