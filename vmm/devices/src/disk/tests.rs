@@ -299,6 +299,17 @@ fn each_hostile_header_field_is_refused_before_anything_is_allocated() {
     }
 }
 
+/// Found by fuzzing: writing to such an image ended in a stack overflow.
+#[test]
+fn refcounts_that_leave_out_the_header_are_refused() {
+    let file = qcow2_file(MIB, None);
+    let mut table = [0; 8];
+    file.read_exact_at(&mut table, 48).unwrap();
+    file.write_all_at(&[0; 8], u64::from_be_bytes(table)).unwrap();
+    let said = refusal("x", &file);
+    assert!(said.starts_with("disk x: not what it says: its qcow2 refcounts leave out its own header"), "{said}");
+}
+
 #[test]
 fn tables_within_a_sparse_file_are_limited_all_the_same() {
     for (at, bytes, reason) in [(36, 5_000_000_u32, "L1 table (40000000 bytes"), (56, 200, "refcount table (13107200 bytes")] {
