@@ -23,6 +23,8 @@ enum Task {
     Test(tasks::test::Options),
     /// Check formatting, lints, documentation and the repository's rules.
     Check,
+    /// Look for inputs that break what reads bytes from outside.
+    Fuzz(tasks::fuzz::Options),
     /// Remove what the lab has made.
     Clean(tasks::clean::Options),
     /// Measure what has a target, beside its peers.
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => tasks::test::run(&options),
         Task::Check => tasks::check::run(),
+        Task::Fuzz(options) => tasks::fuzz::run(&options),
         Task::Clean(options) => tasks::clean::run(&options),
         Task::Bench(options) => tasks::bench::run(&options),
         Task::Boot(options) => tasks::boot::run(&options),

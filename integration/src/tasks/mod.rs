@@ -3,6 +3,7 @@
 //! ```text
 //! check   form: formatting, lints, documentation, and the rules in `tidy`
 //! test    behaviour: every test of the repository
+//! fuzz    hostile bytes, made up for a bounded time
 //! bench   the figures that have targets
 //! boot    one VM in one lab machine, for whoever works on the VMM
 //! clean   away with what the lab has made
@@ -13,5 +14,6 @@ pub mod bench;
 pub mod boot;
 pub mod check;
 pub mod clean;
+pub mod fuzz;
 pub mod test;
 pub mod tidy;

@@ -8,6 +8,7 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::{Context as _, Result};
 use clap::Args;
 
+use super::fuzz;
 use crate::{
     artifacts::{self, Artifact},
     command::Program,
@@ -23,8 +24,11 @@ const GROUP_DEADLINE: Duration = Duration::from_secs(2400);
 /// Options of `cargo lab test`.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Run only groups whose name contains this: `units`, or the name of a file in integration/tests.
+    /// Run only groups whose name contains this: `units`, `fuzz`, or the name of a file in integration/tests.
     group: Option<String>,
+    /// How long each fuzz target runs.
+    #[arg(long, default_value_t = fuzz::TEST_SECONDS, value_name = "N")]
+    fuzz_seconds: u64,
 }
 
 /// Runs the groups; the exit code says whether all were right.
@@ -49,6 +53,13 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             // Labs share this machine's cores: one test at a time keeps their deadlines honest.
             let args = ["test", "--quiet", "--package", "rebec-lab", "--test", &file, "--", "--test-threads=1"];
             group(&file, &args, &mut wrong);
+        }
+    }
+    if wanted("fuzz") {
+        say("test", "fuzz");
+        if let Err(error) = fuzz::run_all(options.fuzz_seconds) {
+            say("test", format_args!("fuzz: {error:#}"));
+            wrong.push("fuzz".to_owned());
         }
     }
     if wrong.is_empty() {

@@ -1,0 +1,203 @@
+//! A port of a LAN between a guest and a network that both lie, and the relay that a moved guest leaves behind.
+//!
+//! ```text
+//! input = step*
+//! step  = kind:u8 ...            0 frame of the guest with its offload, 1 datagrams, 2 what the driver takes, 3 time passes, 4 FDB entry,
+//!                               5 datagrams to the relay, 6 saved addresses come back, 7 the guest moved in here
+//! bytes of frames and datagrams = length:u16 bytes zeros:u16       so that few bytes make a long frame
+//! ```
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+use rebec_overlay::{
+    Accepts, Checksum, Fdb, Inbound, Offload, Port, PortConfig, Relay, SegmentKind, Segmentation, Wire,
+    batch::{DATAGRAMS_MAX, RUN_BYTES_MAX},
+    frame::FRAME_BYTES_MAX,
+    vxlan::{HEADER_BYTES, Vni},
+};
+use rebec_vmm_api::MacAddr;
+
+use crate::input::Input;
+
+const MINE: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
+const THEIRS: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 2]);
+const LOCAL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), 4789);
+const PEER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 4789);
+const PHYSICAL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 3), 8472);
+const MTU: u16 = 1400;
+/// Ethernet with two VLAN tags: what may stand before an IP packet.
+const LINK_BYTES_MAX: usize = 22;
+const VNI: u32 = 0x12_3456;
+/// Steps of one input: enough for any story, few enough for speed.
+const STEPS_MAX: usize = 64;
+
+/// All times of all runs are counted from here: only differences matter.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Counts what goes out and holds it to its limits.
+struct Limits {
+    datagram_bytes_max: usize,
+}
+
+impl Wire for Limits {
+    fn send(&mut self, _to: SocketAddrV4, datagrams: &[u8], stride: usize) {
+        assert!(!datagrams.is_empty() && stride > 0);
+        assert!(datagrams.len() <= RUN_BYTES_MAX && datagrams.len().div_ceil(stride) <= DATAGRAMS_MAX);
+        assert!(stride.min(datagrams.len()) <= self.datagram_bytes_max, "a datagram of {stride} bytes");
+    }
+}
+
+fn vni() -> Vni {
+    Vni::new(VNI).expect("24 bits")
+}
+
+/// Runs one input.
+pub fn run(data: &[u8]) {
+    let mut input = Input::new(data);
+    let mut now = *START;
+    let mut fdb = Fdb::default();
+    fdb.add(LOCAL, THEIRS, PEER).expect("a sound entry");
+    let mut port = Port::new(PortConfig { vni: vni(), mac: MINE, mtu: MTU });
+    let mut relay = Relay::new(vni(), MINE, PEER, now + Duration::from_secs(5));
+    let mut wire = Limits { datagram_bytes_max: HEADER_BYTES + LINK_BYTES_MAX + usize::from(MTU) };
+    for _ in 0..STEPS_MAX {
+        if input.is_empty() {
+            break;
+        }
+        match input.u8() % 8 {
+            0 => {
+                let offload = offload(&mut input);
+                port.transmit(now, &fdb, &offload, &bytes(&mut input), &mut wire);
+                if input.u8() & 1 == 0 {
+                    port.flush(&mut wire);
+                }
+            }
+            1 => receive(&mut port, now, &fdb, &mut input),
+            2 => port.set_accepts(accepts(input.u8())),
+            3 => {
+                now += Duration::from_millis(input.u16().into());
+                port.tick(now, &fdb, &mut wire);
+                assert!(port.next_deadline().is_none_or(|deadline| deadline > now), "a deadline that is over after its tick");
+            }
+            4 => {
+                let station = [MINE, THEIRS, MacAddr([0; 6]), MacAddr([2; 6])][usize::from(input.u8() % 4)];
+                if input.u8() & 1 == 0 {
+                    fdb.add(LOCAL, station, source(input.u8())).ok();
+                } else {
+                    fdb.remove(station);
+                }
+            }
+            5 => {
+                let (from, stride) = (source(input.u8()), usize::from(input.u16()));
+                // A relay passes on what it was given.
+                let mut wire = Limits { datagram_bytes_max: RUN_BYTES_MAX };
+                relay.handle(now, from, &bytes(&mut input), stride, &mut wire);
+            }
+            6 => {
+                port.restore(input.piece()).ok();
+                let saved = port.saved();
+                port.restore(&saved).expect("what was saved is taken back");
+                assert_eq!(port.saved(), saved);
+            }
+            _ => port.announce(now),
+        }
+    }
+    port.flush(&mut wire);
+}
+
+fn receive(port: &mut Port, now: Instant, fdb: &Fdb, input: &mut Input<'_>) {
+    let (from, stride) = (source(input.u8()), usize::from(input.u16()));
+    let datagrams = bytes(input);
+    let mut inbound = Inbound::new(from, datagrams.len(), stride);
+    let mut frames = 0;
+    while let Some(ready) = port.next_frame(now, fdb, &mut inbound, &datagrams) {
+        let frame = port.frame(&ready, &datagrams);
+        assert!((14..=FRAME_BYTES_MAX).contains(&frame.len()), "a frame of {} bytes", frame.len());
+        if let Checksum::Partial { start, offset } = ready.offload.checksum {
+            assert!(usize::from(start) + usize::from(offset) + 2 <= frame.len());
+        }
+        frames += 1;
+        assert!(frames <= datagrams.len(), "frames without end");
+    }
+}
+
+fn bytes(input: &mut Input<'_>) -> Vec<u8> {
+    let mut bytes = input.piece().to_vec();
+    let zeros = usize::from(input.u16());
+    bytes.resize(bytes.len() + zeros, 0);
+    bytes.truncate(FRAME_BYTES_MAX + 100);
+    bytes
+}
+
+fn source(number: u8) -> SocketAddrV4 {
+    [PEER, PHYSICAL, LOCAL, SocketAddrV4::new(Ipv4Addr::BROADCAST, 0)][usize::from(number % 4)]
+}
+
+fn accepts(bits: u8) -> Accepts {
+    Accepts { checksum: bits & 1 != 0, tcp4: bits & 2 != 0, tcp6: bits & 4 != 0, ecn: bits & 8 != 0 }
+}
+
+fn offload(input: &mut Input<'_>) -> Offload {
+    let choice = input.u8();
+    let checksum = match choice & 3 {
+        0 => Checksum::InFrame,
+        1 => Checksum::Valid,
+        _ => Checksum::Partial { start: input.u16(), offset: input.u16() },
+    };
+    let kind = match choice >> 2 & 3 {
+        0 => None,
+        1 => Some(SegmentKind::Tcp4),
+        2 => Some(SegmentKind::Tcp6),
+        _ => Some(SegmentKind::Udp),
+    };
+    let ecn = choice & 16 != 0;
+    let segmentation = kind.map(|kind| Segmentation { kind, ecn, header_bytes: input.u16(), segment_bytes: input.u16() });
+    Offload { checksum, segmentation }
+}
+
+/// A TSO frame out, its segments in, the same over IPv6, ARP, and the moves of a port.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let tcp4 =
+        hex("525400000002 525400000001 0800 45000030 abcd4000 40067af8 0a000001 0a000002 8001 1f90 00000064 00000009 50 18 0102 1425 0000
+         6162636465666768");
+    let v6 = hex("86dd 60000000 001c 06 40 fd000000000000000000000000000001 fd000000000000000000000000000002");
+    let tcp6 = [&tcp4[..12], &v6, &tcp4[34..]].concat();
+    let udp = hex(
+        "525400000002 525400000001 0800 4500002c abcd4000 401100cc 0a000001 0a000002 8001 1f90 0018 1425 6162636465666768 6162636465666768",
+    );
+    let arp = hex("ffffffffffff 525400000001 0806 0001 0800 06 04 0001 525400000001 0a000001 000000000000 0a000002");
+    let piece = |bytes: &[u8], zeros: u16| [&(bytes.len() as u16).to_le_bytes()[..], bytes, &zeros.to_le_bytes()].concat();
+    let turned = |frame: &[u8]| [&frame[6..12], &frame[..6], &frame[12..]].concat();
+    let datagram = |frame: &[u8]| [&vni().header()[..], &turned(frame)].concat();
+    // Offload: partial checksum at 34 + 16, TCP over IPv4, header of 54 bytes, segments of 5.
+    let tso4 = [0, 2 | 1 << 2, 34, 0, 16, 0, 54, 0, 5, 0];
+    let tso6 = [0, 2 | 2 << 2, 54, 0, 16, 0, 74, 0, 100, 0];
+    let uso = [0, 2 | 3 << 2, 34, 0, 6, 0, 42, 0, 7, 0];
+    let plain = [0, 0];
+    let two = [datagram(&tcp4), datagram(&tcp4)].concat();
+    let stride = (datagram(&tcp4).len() as u16).to_le_bytes();
+    let large = datagram(&tcp4);
+    vec![
+        [&tso4[..], &piece(&tcp4, 0), &[0]].concat(),
+        [&tso4[..], &piece(&tcp4, 3000), &[1]].concat(),
+        [&tso6[..], &piece(&tcp6, 3000), &[0]].concat(),
+        [&uso[..], &piece(&udp, 0), &[0]].concat(),
+        [&plain[..], &piece(&arp, 18), &[0], &[7, 3, 100, 0]].concat(),
+        [&[2, 15, 1, 0][..], &stride, &piece(&two, 0)].concat(),
+        [&[1, 1][..], &stride, &piece(&datagram(&udp), 0)].concat(),
+        [&[2, 3, 1, 0, 0xff, 0xff][..], &piece(&large, 5000)].concat(),
+        [&[1, 0, 0xff, 0xff][..], &piece(&large, 5000)].concat(),
+        [&[4, 2, 0, 1, 1, 1][..], &stride, &piece(&datagram(&arp), 18)].concat(),
+        [&[5, 0][..], &stride, &piece(&two, 0)].concat(),
+        [&plain[..], &piece(&arp, 18), &[0, 6, 0, 0, 7, 3, 0, 1]].concat(),
+    ]
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    let digits: Vec<u8> = text.chars().filter_map(|digit| digit.to_digit(16)).map(|digit| digit as u8).collect();
+    digits.chunks(2).map(|pair| pair[0] << 4 | pair.get(1).unwrap_or(&0)).collect()
+}
