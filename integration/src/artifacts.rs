@@ -30,7 +30,7 @@ impl Artifact {
     fn package_and_binary(self) -> (&'static str, &'static str) {
         match self {
             Self::Vmm => ("rebec-vmm", "rebec-vmm"),
-            Self::Agent => ("rebec-lab", "lab-agent"),
+            Self::Agent => ("rebec-lab-agent", "lab-agent"),
             Self::Workload => ("rebec-workload", "rebec-workload"),
         }
     }

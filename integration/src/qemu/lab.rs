@@ -6,13 +6,14 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::{
     Accel, Machine, Shape,
     image::{self, Share},
     machine::{MachineConfig, ORDER_DEADLINE},
     switch::Switch,
+    tsc,
 };
 use crate::{paths, progress::say, provision::Provisions};
 
@@ -47,7 +48,20 @@ pub struct Lab {
 impl Lab {
     /// Boots all machines at once and waits until each is ready, with its address set.
     pub fn start(provisions: &Provisions, config: &LabConfig<'_>) -> Result<Self> {
+        const TRIES: u32 = 3;
         let accel = Accel::choose(config.accel, provisions)?;
+        for _ in 0..TRIES {
+            match Self::start_once(provisions, config, accel)? {
+                Started::Ready(lab) => return Ok(lab),
+                Started::WrongClock(name) => {
+                    say("lab", format_args!("machine {name} measured its clock wrongly: booting again with the right frequency"));
+                }
+            }
+        }
+        bail!("lab machines measured their clocks wrongly {TRIES} times; the host is too busy")
+    }
+
+    fn start_once(provisions: &Provisions, config: &LabConfig<'_>, accel: Accel) -> Result<Started> {
         let initramfs = image::lab_initramfs(&provisions.lab)?;
         let evidence = evidence_folder(config.name)?;
         let share = evidence.join("share.img");
@@ -61,27 +75,25 @@ impl Lab {
         let mut lab = Self { machines: Vec::new(), switch, evidence, keep: true };
         say("lab", format_args!("booting {}", config.machines.join(" and ")));
         for (port, name) in config.machines.iter().enumerate() {
-            let machine = Machine::start(&MachineConfig {
-                name,
-                emulator: &provisions.emulator,
-                kernel: &provisions.lab,
-                initramfs: &initramfs,
-                accel,
-                memory_mib: config.memory_mib,
-                vcpus: config.vcpus,
-                share: Some(&share),
-                network: Some((lab.switch.socket(port), mac(port))),
-                evidence: &lab.evidence,
-            })?;
-            lab.machines.push(machine);
+            let network = Some((lab.switch.socket(port), mac(port)));
+            let (accel, initramfs, share, evidence) = (accel, &initramfs, Some(share.as_path()), lab.evidence.as_path());
+            let (emulator, kernel) = (&provisions.emulator, &provisions.lab);
+            let (memory_mib, vcpus) = (config.memory_mib, config.vcpus);
+            let machine = MachineConfig { name, emulator, kernel, initramfs, accel, memory_mib, vcpus, share, network, evidence };
+            lab.machines.push(Machine::start(&machine)?);
         }
         for (port, machine) in lab.machines.iter().enumerate() {
             machine.wait_ready(true)?;
             let wait = "until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done";
             machine.shell(&format!("{wait}; ip addr add {}/24 dev eth0 && ip link set eth0 up", address(port)))?;
+            if accel == Accel::Tcg && !tsc::learn(machine)? {
+                lab.keep = false;
+                return Ok(Started::WrongClock(machine.name().to_owned()));
+            }
+            machine.set_clock()?;
             say("lab", format_args!("machine {} is ready", machine.name()));
         }
-        Ok(lab)
+        Ok(Started::Ready(lab))
     }
 
     /// Where consoles, logs and the capture are while the lab runs.
@@ -112,6 +124,13 @@ impl Lab {
         }
         Ok(())
     }
+}
+
+/// How a start ended.
+enum Started {
+    Ready(Lab),
+    /// A machine whose kernel believes in a wrong frequency; the right one is known now.
+    WrongClock(String),
 }
 
 impl Drop for Lab {

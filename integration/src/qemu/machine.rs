@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Accel;
+use super::{Accel, tsc};
 use crate::{
     channel::client::Client,
     provision::{Emulator, Kernel},
@@ -89,7 +89,7 @@ impl Machine {
         Ok(Self { name: name.to_owned(), process, client, console, _sockets: sockets })
     }
 
-    /// Waits for the agent, mounts the share and sets the clock.
+    /// Waits for the agent and mounts the share.
     pub fn wait_ready(&self, share: bool) -> Result<()> {
         if let Err(error) = self.client.wait_ready(BOOT_DEADLINE) {
             let console = fs::read_to_string(&self.console).unwrap_or_default();
@@ -100,7 +100,6 @@ impl Machine {
             // Drivers find their devices in their own time after they are loaded; the order's deadline ends a vain wait.
             self.shell("until [ -b /dev/vda ]; do sleep 0.1; done; mount -o ro -t ext4 /dev/vda /share")?;
         }
-        self.client.set_clock()?;
         Ok(())
     }
 
@@ -147,7 +146,12 @@ fn arguments(command: &mut Command, config: &MachineConfig<'_>, port: &Path, con
     command.args(["-name", config.name, "-smp", &config.vcpus.to_string(), "-m", &config.memory_mib.to_string()]);
     command.arg("-kernel").arg(&config.kernel.bzimage).arg("-initrd").arg(config.initramfs);
     // tsc=reliable: under emulation the watchdog would call the clock unstable whenever the host is busy.
-    command.args(["-append", "console=ttyS0 loglevel=4 panic=-1 tsc=reliable no_timer_check mitigations=off audit=0 random.trust_cpu=on"]);
+    let mut cmdline =
+        "console=ttyS0 loglevel=4 panic=-1 tsc=reliable no_timer_check mitigations=off audit=0 random.trust_cpu=on".to_owned();
+    if let (Accel::Tcg, Some(khz)) = (config.accel, tsc::known_khz()) {
+        cmdline += &format!(" tsc_early_khz={khz}");
+    }
+    command.args(["-append", &cmdline]);
     command.args(["-serial", &format!("file:{}", path(console))]);
     command.args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]);
     command.args(["-chardev", &format!("socket,id=agent,path={}", path(port))]);

@@ -4,6 +4,7 @@
 //! accel     which acceleration this host can give: KVM if nesting works, else emulation with SVM
 //! image     what lab machines boot: one initramfs for all, and a shared folder as a disk
 //! machine   one QEMU process, its agent, its console; ended by Drop
+//! tsc       the frequency that emulated machines cannot measure on a busy host
 //! switch    frames between machines, over `-netdev stream` sockets, and the links' rate, delay, loss and cuts
 //! pcap      what crossed the switch, for whoever looks into a failure
 //! lab       machines, switch and a folder of evidence as one value
@@ -19,6 +20,7 @@ pub mod machine;
 pub mod orders;
 pub mod pcap;
 pub mod switch;
+pub mod tsc;
 pub mod vm;
 
 pub use accel::Accel;

@@ -2,7 +2,7 @@
 //!
 //! Started by busybox init, linked statically. At its start it loads the modules of `/lab/modules/list`; then it says
 //! Hello and serves jobs until the machine ends. It decides nothing: the host's tests do. Frames are those of
-//! `rebec_lab::channel`.
+//! `rebec_lab_agent`.
 
 use std::{
     collections::HashMap,
@@ -23,7 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rebec_lab::channel::{Frame, Kind, PAYLOAD_BYTES_MAX, PORT_NAME, PathOnly, Put, Run};
+use rebec_lab_agent::{Frame, Kind, PAYLOAD_BYTES_MAX, PORT_NAME, PathOnly, Put, Run};
 use rustix::{
     process::{Pid, Signal, kill_process_group},
     time::{ClockId, Timespec, clock_gettime, clock_settime},
