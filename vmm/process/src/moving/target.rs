@@ -55,6 +55,7 @@ pub struct Incoming {
     donors: Vec<UnixStream>,
     threads: Arc<dyn Threads>,
     origin: Instant,
+    last: Option<Record>,
 }
 
 /// The connections of one attempt and the threads on them.
@@ -67,7 +68,12 @@ struct Link {
 impl Incoming {
     /// `donors` are connections that `donate` has turned.
     pub fn new(listener: TcpListener, donors: Vec<UnixStream>, threads: Arc<dyn Threads>) -> Self {
-        Self { listener, donors, threads, origin: Instant::now() }
+        Self { listener, donors, threads, origin: Instant::now(), last: None }
+    }
+
+    /// Knows the ledger's last record: a source that never heard of a release is told again.
+    pub fn remembering(self, last: Option<Record>) -> Self {
+        Self { last, ..self }
     }
 
     /// Takes in one VM. `build` makes the machine of a shape, paused and empty, or says why it cannot be made here.
@@ -82,7 +88,7 @@ impl Incoming {
     ) -> Result<Arrived<M>> {
         let (sender, events) = sync_channel(EVENTS_MAX);
         let (first, mut link) = self.accept_move(&sender)?;
-        let mut engine = Target::new(first.move_id, usize::from(first.streams));
+        let mut engine = Target::new(first.move_id, usize::from(first.streams)).remembering(self.last);
         let mut site: Option<Site<M>> = None;
         let outcome = loop {
             match self.turn(&mut engine, &mut site, &mut link, &events, &sender, &mut build)? {
