@@ -14,7 +14,7 @@ const PAGE_ON_GIGABIT_US: f64 = 35.0;
 
 fn main() -> std::io::Result<()> {
     println!("{:<8} {:>12} {:>12} {:>12} {:>12} {:>10}", "content", "judge p/s", "pack p/s", "unpack p/s", "source p/s", "x 1 Gbit/s");
-    for (name, batch) in [("zero", vec![0; BATCH_BYTES]), ("text", text()), ("random", random())] {
+    for (name, batch) in [("zero", vec![0; BATCH_BYTES]), ("text", text()), ("random", random()), ("mixed", mixed())] {
         measure(name, &batch)?;
     }
     Ok(())
@@ -75,4 +75,11 @@ fn random() -> Vec<u8> {
         (number >> 56) as u8
     };
     std::iter::repeat_with(next).take(BATCH_BYTES).collect()
+}
+
+/// Text and random units in turn.
+fn mixed() -> Vec<u8> {
+    let (text, random) = (text(), random());
+    let units = text.chunks_exact(UNIT_BYTES).zip(random.chunks_exact(UNIT_BYTES));
+    units.enumerate().flat_map(|(number, (text, random))| if number % 2 == 0 { text } else { random }.to_vec()).collect()
 }

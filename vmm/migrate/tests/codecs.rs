@@ -166,6 +166,28 @@ fn packing_gains_where_it_can_and_costs_little_where_not() {
     }
 }
 
+/// Units whose letters only their frequencies give away lie between units that do not compress.
+#[test]
+fn what_does_not_compress_costs_its_neighbours_little() {
+    let mut word = 1_u64;
+    let mut next = || {
+        word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (word >> 56) as u8
+    };
+    let letters: Vec<u8> = (0..16 * UNIT_BYTES).map(|_| b"etaoinshrdlucmfw"[usize::from(next() % 16)]).collect();
+    let random: Vec<u8> = (0..16 * UNIT_BYTES).map(|_| next()).collect();
+    let mixed: Vec<u8> =
+        letters.chunks(UNIT_BYTES).zip(random.chunks(UNIT_BYTES)).flat_map(|(letters, random)| [letters, random].concat()).collect();
+    let packed = |units: &[u8]| {
+        let forms: Vec<Form> = units.chunks(UNIT_BYTES).map(|unit| Form::Bytes(page::digest(&KEY, unit))).collect();
+        let (_, unpacked, length) = through_the_wire(&forms, &(32..64).collect::<Vec<_>>()[..forms.len()], units);
+        assert_eq!(&unpacked, units);
+        length
+    };
+    let (apart, together) = (packed(&letters) + packed(&random), packed(&mixed));
+    assert!(together < apart + 16 * 256, "{together} bytes together, {apart} apart");
+}
+
 proptest! {
     #[test]
     fn batches_round_trip(kinds in proptest::collection::vec(0_u8..4, 1..32), fill in any::<u8>()) {
