@@ -264,7 +264,8 @@ pub(super) fn check(part: &Part, xsave_bytes: usize) -> Result<()> {
 /// A sound part.
 #[cfg(fuzzing)]
 pub(super) fn sample() -> Part {
-    let saved = SavedVcpu { cpuid: vec![Abi(kvm_cpuid_entry2::default())], xsave: vec![0; 576], msrs: vec![(0xc000_0080, 0xd01)], ..zeros() };
+    let saved =
+        SavedVcpu { cpuid: vec![Abi(kvm_cpuid_entry2::default())], xsave: vec![0; 576], msrs: vec![(0xc000_0080, 0xd01)], ..zeros() };
     Part::encode(PartKind::Vcpu, 0, VERSION, &saved)
 }
 
