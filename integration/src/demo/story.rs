@@ -31,9 +31,11 @@ const TRANSFER_KBIT: u32 = 1000;
 const PING_EVERY_MS: u64 = 10;
 const CONTROL_PING_EVERY_MS: u64 = 40;
 /// What `web` does to its disk and memory during each move.
-const DISK: Blocks = Blocks { blocks: 4096, batch: 8, batches_per_second: 5 };
-const PATTERN_MIB: u64 = 64;
-const REWRITES_PER_SECOND: u32 = 100;
+const DISK: Blocks = Blocks { blocks: 4096, batch: 4, batches_per_second: 2 };
+const PATTERN_MIB: u64 = 48;
+const REWRITES_PER_SECOND: u32 = 16;
+/// The silence may last 3 s; the rest is for draining, resuming and telling the LAN.
+const DOWNTIME_MS_MAX: &str = "1000";
 /// How long things are left alone before and after a move, to see them calm.
 const CALM: Duration = Duration::from_secs(5);
 /// A ping is judged when it is three seconds old.
@@ -151,7 +153,8 @@ impl Cast {
         let phase = format!("move {number}");
         self.phase(&phase)?;
         let link_before = self.lab.switch.passed(from, to).bytes;
-        let moving = self.web.begin_move(&self.lab, to, &["--streams", &streams.to_string()])?;
+        let options = ["--streams", &streams.to_string(), "--downtime-max-ms", DOWNTIME_MS_MAX];
+        let moving = self.web.begin_move(&self.lab, to, &options)?;
         let (code, reported) = moving.finish(MOVE_DEADLINE).with_context(|| format!("the target says: {}", arrived.said()))?;
         if code != i32::from(reported.outcome.exit_code()) {
             bail!("ctl migrate reported {:?} and ended with code {code}", reported.outcome);

@@ -21,6 +21,8 @@ use crate::{
 pub const PROGRAM: &str = "/share/bin/rebec-vmm";
 /// How long a VM may take from its start to its workload: five times what two busy cores were seen to need.
 pub const GUEST_BOOT_DEADLINE: Duration = Duration::from_secs(240);
+/// How often a move's progress is shown.
+const SHOWN_EVERY: Duration = Duration::from_secs(5);
 /// LAN of the lab's VMs.
 const VNI: u32 = 7;
 
@@ -222,14 +224,15 @@ impl Moving {
     /// Waits for the end while passing on what `ctl migrate` says. The exit code goes with the report.
     pub fn finish(self, deadline: Duration) -> Result<(i32, MoveReport)> {
         let start = std::time::Instant::now();
-        let (mut said, mut printed) = (String::new(), Vec::new());
+        let (mut said, mut printed, mut shown) = (String::new(), Vec::new(), None::<std::time::Instant>);
         loop {
             let ended = self.job.ended();
             printed.extend(self.job.take_output());
             said += &String::from_utf8_lossy(&self.job.take_errors());
             while let Some(end) = said.find(['\n', '\r']) {
                 let line: String = said.drain(..=end).collect();
-                if !line.trim().is_empty() {
+                if !line.trim().is_empty() && shown.is_none_or(|shown| shown.elapsed() > SHOWN_EVERY) {
+                    shown = Some(std::time::Instant::now());
                     say(&format!("move {}", self.name), line.trim());
                 }
             }
