@@ -141,7 +141,7 @@ impl Packer {
     /// One zstd frame of what was gathered; `None` if that gains too little.
     ///
     /// A block of zstd's has one table of byte frequencies. Where units that compress lie between units that do not, one table for both
-    /// fits neither, so a block ends where the kind changes: a third less for memory that mixes prose and keys.
+    /// fits neither, so a block ends where the kind changes.
     fn compress(&mut self) -> Option<usize> {
         // One that gains less than a sixteenth is not worth unpacking.
         let limit = self.gathered.len() - self.gathered.len() / 16;
