@@ -94,6 +94,10 @@ impl Cast {
             &LabConfig { name: "demo", machines: &MACHINES, accel, memory_mib: 1536, vcpus: machine_vcpus(), share, link: LINK },
         )?;
         lab.check_kvm()?;
+        for machine in &lab.machines {
+            // Large pages for the guests' memory: without them each 4 KiB page is an exit of the emulated processor.
+            machine.shell("echo always > /sys/kernel/mm/transparent_hugepage/shmem_enabled")?;
+        }
         let spec = |name, number| VmSpec { name, number, memory: "256M", vcpus: 1 };
         let (web, client, control) = (spec("web", 1), spec("client", 2), spec("control", 3));
         say("demo", "starting VMs web and control on machine a, client on machine b: Debian 13, 256 MiB each, on one LAN");
@@ -120,6 +124,8 @@ impl Cast {
                 TRANSFER_KBIT / 1000
             ),
         );
+        // Before there is traffic: under emulation each page touched first is as dear as a frame.
+        self.to_web.order(What::Hold { mib: PATTERN_MIB, rewrites_per_second: 0 }, WORK_DEADLINE)?;
         self.to_web.order(What::Serve { port: PORT }, WORK_DEADLINE)?;
         self.to_client.order(What::Send { to: SocketAddrV4::new(web, PORT), kbit: TRANSFER_KBIT }, WORK_DEADLINE)?;
         for (to, every_ms) in [(web, PING_EVERY_MS), (self.control.spec.address(), CONTROL_PING_EVERY_MS)] {

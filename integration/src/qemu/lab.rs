@@ -157,8 +157,42 @@ pub fn mac(port: usize) -> String {
 }
 
 fn evidence_folder(name: &str) -> Result<PathBuf> {
+    sweep(&paths::runs());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let folder = paths::runs().join(format!("{name}-{}-{}", now.as_secs(), std::process::id()));
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     Ok(folder)
+}
+
+/// Removes the shared disks, hundreds of megabytes each, of runs that were killed; their consoles stay.
+fn sweep(runs: &Path) {
+    for run in fs::read_dir(runs).into_iter().flatten().flatten() {
+        let name = run.file_name().to_string_lossy().into_owned();
+        let process = name.rsplit('-').next().unwrap_or_default();
+        if !process.is_empty() && !Path::new("/proc").join(process).exists() {
+            // Most have none.
+            fs::remove_file(run.path().join("share.img")).ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_shared_disks_of_ended_runs_are_swept() {
+        let runs = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (format!("demo-1-{}", std::process::id()), "demo-1-4194305".to_owned());
+        for run in [&ours, &theirs] {
+            fs::create_dir(runs.path().join(run)).unwrap();
+            for file in ["share.img", "a.console"] {
+                fs::write(runs.path().join(run).join(file), "x").unwrap();
+            }
+        }
+        sweep(runs.path());
+        assert!(runs.path().join(&ours).join("share.img").exists());
+        assert!(!runs.path().join(&theirs).join("share.img").exists());
+        assert!(runs.path().join(&theirs).join("a.console").exists());
+    }
 }

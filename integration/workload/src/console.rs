@@ -84,7 +84,10 @@ impl Work {
                 self.writer = Some(Writer::start(plan).map_err(|error| named(&file, &error))?);
             }
             What::VerifyDisk => return self.writer.as_mut().ok_or_else(|| missing("writer"))?.verify().map(Told::Verified),
-            What::Hold { mib, rewrites_per_second } => self.holder = Some(Holder::start(mib, rewrites_per_second, random()?)?),
+            What::Hold { mib, rewrites_per_second } => match &mut self.holder {
+                Some(holder) if holder.holds(mib) => holder.rewrite(rewrites_per_second),
+                _ => self.holder = Some(Holder::start(mib, rewrites_per_second, random()?)?),
+            },
             What::VerifyMemory => return Ok(Told::Verified(self.holder.as_mut().ok_or_else(|| missing("pattern"))?.verify())),
             What::Report => return Ok(Told::Report(Box::new(self.report()))),
         }

@@ -44,20 +44,37 @@ impl Holder {
             pages.push(page);
         }
         let held = Arc::new(Mutex::new(Held { pages, versions: vec![0; count] }));
-        let (stop, rewrites) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let thread = (rewrites_per_second > 0 && count > 0).then(|| {
-            let (held, stop, rewrites) = (Arc::clone(&held), Arc::clone(&stop), Arc::clone(&rewrites));
-            thread::spawn(move || rewrite(&held, owner, rewrites_per_second, &stop, &rewrites))
-        });
-        Ok(Self { held, owner, stop, rewrites, thread })
+        let mut holder = Self { held, owner, stop: Arc::default(), rewrites: Arc::default(), thread: None };
+        holder.rewrite(rewrites_per_second);
+        Ok(holder)
     }
 
-    /// Stops rewriting and checks every page.
-    pub fn verify(&mut self) -> Verified {
+    /// Whether this is how much it holds.
+    pub fn holds(&self, mib: u64) -> bool {
+        self.report().pages == (mib << 20) / BLOCK_BYTES as u64
+    }
+
+    /// Starts rewriting again after a verification, or at another rate.
+    pub fn rewrite(&mut self, per_second: u32) {
+        self.rest();
+        self.stop.store(false, Ordering::Relaxed);
+        self.thread = (per_second > 0 && self.report().pages > 0).then(|| {
+            let (held, stop, rewrites) = (Arc::clone(&self.held), Arc::clone(&self.stop), Arc::clone(&self.rewrites));
+            let owner = self.owner;
+            thread::spawn(move || rewrite(&held, owner, per_second, &stop, &rewrites))
+        });
+    }
+
+    fn rest(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.join().ok();
         }
+    }
+
+    /// Stops rewriting and checks every page.
+    pub fn verify(&mut self) -> Verified {
+        self.rest();
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let mut verified = Verified { checked: 0, wrong: 0, first: None };
         for (place, (page, version)) in (0..).zip(held.pages.iter().zip(&held.versions)) {
@@ -118,6 +135,12 @@ mod tests {
             thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(holder.verify(), Verified { checked: 256, wrong: 0, first: None });
+        let before = holder.report().rewrites;
+        holder.rewrite(100_000);
+        while holder.report().rewrites == before {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(holder.verify().wrong, 0);
         holder.held.lock().unwrap().pages[17][100] ^= 4;
         let found = holder.verify();
         assert_eq!((found.checked, found.wrong), (256, 1));

@@ -69,7 +69,7 @@ pub enum What {
     },
     /// Stop writing; then read all that was acknowledged from the disk.
     VerifyDisk,
-    /// Hold a pattern in memory.
+    /// Hold a pattern in memory. If one of this size is held already, go on with it at this rate.
     Hold {
         /// How much, in MiB.
         mib: u64,
