@@ -113,7 +113,7 @@ pub struct KernelImage {
 }
 
 impl KernelImage {
-    /// Reads a kernel. An ELF file keeps a duplicate of the descriptor and is read again by [`crate::load`]; the payload of a bzImage is
+    /// Reads a kernel. An ELF file keeps a duplicate of the descriptor and is read again by [`crate::load()`]; the payload of a bzImage is
     /// unpacked now and held until the image is dropped.
     ///
     /// # Errors
