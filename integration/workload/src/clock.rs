@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use crate::words::ClockReport;
 
@@ -59,7 +59,7 @@ impl Watch {
             steps_back: self.seen.steps_back.load(Ordering::Relaxed),
             longest_stall_ms: self.seen.longest_stall_ns.load(Ordering::Relaxed) / 1_000_000,
             monotonic_ns: monotonic_ns(),
-            realtime_ns: nanoseconds(ClockId::Realtime),
+            realtime_ns: realtime_ns(),
         }
     }
 }
@@ -75,6 +75,19 @@ fn look(seen: &Seen, before: u64) -> u64 {
     seen.looks.fetch_add(1, Ordering::Relaxed);
     seen.longest_stall_ns.fetch_max(now.saturating_sub(before), Ordering::Relaxed);
     now
+}
+
+/// CLOCK_REALTIME.
+pub fn realtime_ns() -> u64 {
+    nanoseconds(ClockId::Realtime)
+}
+
+/// Moves CLOCK_REALTIME.
+pub fn step(by_ns: i64) -> std::io::Result<()> {
+    let now = clock_gettime(ClockId::Realtime);
+    let ns = now.tv_sec * 1_000_000_000 + now.tv_nsec + by_ns;
+    let time = Timespec { tv_sec: ns.div_euclid(1_000_000_000), tv_nsec: ns.rem_euclid(1_000_000_000) };
+    Ok(clock_settime(ClockId::Realtime, time)?)
 }
 
 fn monotonic_ns() -> u64 {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    clock::Watch,
+    clock::{self, Watch},
     disk::{Plan, Writer},
     memory::Holder,
     ping::Pinger,
@@ -42,8 +42,8 @@ pub fn serve(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
         }
         // What is not an order is noise on the line.
         let Ok(order) = serde_json::from_slice::<Order>(&line) else { continue };
-        // A report is always fresh; anything else is done once.
-        let before = answered.iter().find(|answer| answer.id == order.id && order.what != What::Report).cloned();
+        // What tells of now is always fresh; anything else is done once.
+        let before = answered.iter().find(|answer| answer.id == order.id && !matches!(order.what, What::Report | What::Now)).cloned();
         let answer = before.unwrap_or_else(|| {
             let outcome = work.carry_out(order.what).map_or_else(|error| Outcome::Error(error.to_string()), Outcome::Ok);
             Answer { id: order.id, outcome }
@@ -89,6 +89,8 @@ impl Work {
                 _ => self.holder = Some(Holder::start(mib, rewrites_per_second, random()?)?),
             },
             What::VerifyMemory => return Ok(Told::Verified(self.holder.as_mut().ok_or_else(|| missing("pattern"))?.verify())),
+            What::Now => return Ok(Told::Now(clock::realtime_ns())),
+            What::StepClock { by_ns } => clock::step(by_ns)?,
             What::Report => return Ok(Told::Report(Box::new(self.report()))),
         }
         Ok(Told::Done)

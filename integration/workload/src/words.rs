@@ -78,6 +78,13 @@ pub enum What {
     },
     /// Stop rewriting; then check every page.
     VerifyMemory,
+    /// What is CLOCK_REALTIME? A short answer, because a long one takes long on a slow serial port.
+    Now,
+    /// Move CLOCK_REALTIME.
+    StepClock {
+        /// By so much, in nanoseconds.
+        by_ns: i64,
+    },
     /// Tell what happened so far.
     Report,
 }
@@ -108,6 +115,8 @@ pub enum Outcome {
 pub enum Told {
     /// Nothing but success.
     Done,
+    /// CLOCK_REALTIME in nanoseconds.
+    Now(u64),
     /// To verifications.
     Verified(Verified),
     /// To `report`.
