@@ -20,6 +20,9 @@ fn plain(name: &str) -> Plan<'_> {
     Plan { name, memory: "128M", load: "fill=text:3:30%,random:5:30%,zero", disk_bytes: 0, stream_mbit: 0, link_mbit: None }
 }
 
+/// Five times the half minute after which keepalive tells a target that nobody is there any more.
+const CUT_NOTICED: Duration = Duration::from_secs(150);
+
 /// A story whose move takes several seconds, because the link is slow.
 fn slow(name: &str) -> Plan<'_> {
     Plan { link_mbit: Some(50), load: "fill=random:5:60%,zero dirty=0:words:500", disk_bytes: 16 << 20, ..plain(name) }
@@ -95,8 +98,10 @@ fn runs_on(mut story: Story, moving: Child) -> Result<()> {
     ensure!(moved.code == Some(1) && moved.report.outcome == Outcome::Failed, "{moved:?}");
     ensure!(moved.report.reason.as_ref().is_some_and(|reason| !reason.is_empty()), "{moved:?}");
     ensure!(story.web.status(&story.lab.machines[0])?.state == VmState::Running);
-    let longest = story.web.console.beats().windows(2).map(|pair| pair[1].at.duration_since(pair[0].at)).max().unwrap_or_default();
-    ensure!(longest < Duration::from_secs(1), "the VM was interrupted for {longest:?}");
+    // On a busy machine a VM that nobody moves stalls too: that much is not the move's.
+    let stall = |vm: &Vmm| vm.console.beats().windows(2).map(|pair| pair[1].at.duration_since(pair[0].at)).max().unwrap_or_default();
+    let (longest, unmoved) = (stall(&story.web), stall(&story.client));
+    ensure!(longest < Duration::from_secs(1) + unmoved * 2, "the VM was interrupted for {longest:?}, an unmoved one for {unmoved:?}");
     story.check_web()?;
     story.lab.shape(None)?;
     story.move_web(&[], &[])?;
@@ -123,8 +128,10 @@ fn a_target_that_dies_before_the_grant_interrupts_nothing() -> Result<()> {
 #[test]
 fn a_link_that_is_cut_before_the_grant_interrupts_nothing() -> Result<()> {
     let mut story = Story::start(&slow("local-move-cut"))?;
-    let (moving, _target) = begin(&mut story)?;
+    let (moving, mut target) = begin(&mut story)?;
     story.lab.cut(&story.lab.machines[1])?;
+    // Each side finds out by itself, and what is left of the target lets go of the NIC's port.
+    ensure!(target.wait(CUT_NOTICED)?.code() == Some(1), "{}", target.said());
     runs_on(story, moving)
 }
 
