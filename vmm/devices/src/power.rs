@@ -6,9 +6,10 @@
 //! ```
 //!
 //! Where the block lies is the machine's business (`rebec_boot::layout`); offsets here are from its start. SLP_TYP 5 is S5, as the DSDT's
-//! `_S5` says. No event is ever raised, so the SCI stays silent. What a guest asks for is returned to whoever runs the machine.
+//! `_S5` says. No event is ever raised, so the SCI stays silent. What a guest asks for is returned to whoever runs the machine, and saved: a guest
+//! that is moved between its last instruction and the end of its machine is ended where it arrives.
 
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use rebec_vmm_saved::{Part, PartKind, SavedError};
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,10 @@ const CONTROL_END: u16 = 6;
 const RESET: u16 = 8;
 const CONTROL_SCI_EN: u16 = 1;
 const CONTROL_SLEEP_ENABLE: u16 = 1 << 13;
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
+/// How what was asked for is saved; 0 is nothing.
+const ASKED_OFF: u8 = 1;
+const ASKED_RESET: u8 = 2;
 
 /// What a guest asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,11 +43,14 @@ pub enum PowerEvent {
 #[derive(Debug, Default)]
 pub struct PowerPorts {
     enable: AtomicU16,
+    /// What the guest asked for last.
+    asked: AtomicU8,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedPower {
     enable: u16,
+    asked: u8,
 }
 
 impl PowerPorts {
@@ -72,25 +79,46 @@ impl PowerPorts {
             (CONTROL, [low, high, ..]) => {
                 let control = u16::from_le_bytes([*low, *high]);
                 if control & CONTROL_SLEEP_ENABLE != 0 && control >> 10 & 7 == SLEEP_TYPE_OFF {
-                    return Some(PowerEvent::Off);
+                    return Some(self.ask(PowerEvent::Off));
                 }
             }
-            (RESET, [RESET_VALUE, ..]) => return Some(PowerEvent::Reset),
+            (RESET, [RESET_VALUE, ..]) => return Some(self.ask(PowerEvent::Reset)),
             _ => {}
         }
         None
     }
 
-    /// Says everything.
-    pub fn save(&self) -> Part {
-        Part::encode(PartKind::Power, 0, VERSION, &SavedPower { enable: self.enable.load(Ordering::Relaxed) })
+    /// Remembers what the guest asked for, here or at another port of the machine that means the same.
+    pub fn ask(&self, event: PowerEvent) -> PowerEvent {
+        let asked = match event {
+            PowerEvent::Off => ASKED_OFF,
+            PowerEvent::Reset => ASKED_RESET,
+        };
+        self.asked.store(asked, Ordering::Relaxed);
+        event
     }
 
-    /// Takes what [`PowerPorts::save`] said. Any enable bits will do: no event is ever raised.
-    pub fn restore(&self, part: &Part) -> Result<(), SavedError> {
+    /// Says everything.
+    pub fn save(&self) -> Part {
+        let saved = SavedPower { enable: self.enable.load(Ordering::Relaxed), asked: self.asked.load(Ordering::Relaxed) };
+        Part::encode(PartKind::Power, 0, VERSION, &saved)
+    }
+
+    /// Takes what [`PowerPorts::save`] said. Any enable bits will do: no event is ever raised. Returns what the guest had asked for.
+    ///
+    /// # Errors
+    /// When the part is of another version or malformed, or asks for what does not exist.
+    pub fn restore(&self, part: &Part) -> Result<Option<PowerEvent>, SavedError> {
         let saved: SavedPower = part.decode(VERSION)?;
+        let asked = match saved.asked {
+            0 => None,
+            ASKED_OFF => Some(PowerEvent::Off),
+            ASKED_RESET => Some(PowerEvent::Reset),
+            _ => return Err(part.invalid("neither power-off nor reset was asked for")),
+        };
         self.enable.store(saved.enable, Ordering::Relaxed);
-        Ok(())
+        self.asked.store(saved.asked, Ordering::Relaxed);
+        Ok(asked)
     }
 }
 
@@ -128,10 +156,24 @@ mod tests {
         let ports = PowerPorts::new();
         assert_eq!(ports.write(2, &[0x20, 0x01]), None);
         let part = ports.save();
-        assert_eq!((part.kind, part.version, part.bytes.as_slice()), (PartKind::Power, 1, [0xa0, 0x02].as_slice()));
+        assert_eq!((part.kind, part.version, part.bytes.as_slice()), (PartKind::Power, 2, [0xa0, 0x02, 0].as_slice()));
         let other = PowerPorts::new();
-        other.restore(&part).unwrap();
+        assert_eq!(other.restore(&part).unwrap(), None);
         assert_eq!(other.save(), part);
-        assert!(other.restore(&Part { bytes: vec![0xff], ..part }).is_err());
+        for bad in [vec![0xff], vec![0xa0, 0x02], vec![0xa0, 0x02, 3]] {
+            assert!(other.restore(&Part { bytes: bad, ..part.clone() }).is_err());
+        }
+    }
+
+    #[test]
+    fn what_was_asked_for_is_asked_again_wherever_it_is_restored() {
+        for (offset, data, event, byte) in [(4, [0, 0x34].as_slice(), PowerEvent::Off, 1), (8, [1].as_slice(), PowerEvent::Reset, 2)] {
+            let ports = PowerPorts::new();
+            assert_eq!(ports.write(offset, data), Some(event));
+            assert_eq!(ports.save().bytes, [0, byte]);
+            let there = PowerPorts::new();
+            assert_eq!(there.restore(&ports.save()).unwrap(), Some(event));
+            assert_eq!(there.save(), ports.save(), "a second move takes it along");
+        }
     }
 }

@@ -55,7 +55,10 @@ pub struct Owner {
 
 /// Where the VM is, as far as this process knows.
 enum Place {
-    Arriving,
+    Arriving {
+        /// What the guest had asked for before it was saved, or asks for in its first instants here.
+        pending: Option<Event>,
+    },
     Here(Box<Held>, Stand),
     /// The move's thread has it.
     Moving {
@@ -74,8 +77,15 @@ enum Place {
 enum Stand {
     Running,
     Paused,
-    /// Its right to run was granted to the target of this move.
-    Waiting(Box<Outgoing>),
+    /// Its right to run was granted to the target of a move.
+    Waiting(Box<Wait>),
+}
+
+/// A move whose target has not said whether it runs the VM.
+struct Wait {
+    outgoing: Box<Outgoing>,
+    /// What the guest asked for last. It is decided should the VM come back; the target has it from the guest's saved state.
+    pending: Option<Event>,
 }
 
 /// What an event leads to.
@@ -93,7 +103,7 @@ impl Owner {
 
     /// Waits for a VM that a thread takes in; it comes as [`Event::Arrived`].
     pub fn of_arriving(lans: Vec<Lan>, services: Arc<Services>, events: SyncSender<Event>) -> Self {
-        Self::of_nothing(Place::Arriving, VmState::Incoming, lans, services, events)
+        Self::of_nothing(Place::Arriving { pending: None }, VmState::Incoming, lans, services, events)
     }
 
     /// Waits for a user to connect it with the target of a move that an earlier process left open.
@@ -133,22 +143,42 @@ impl Owner {
 
     fn handle(&mut self, event: Event) -> Result<Next> {
         match event {
-            Event::Control(request) => return Ok(self.answer(request)),
-            Event::Arrived(arrived) => self.place = Place::Here(arrived?, Stand::Running),
-            Event::Departed(departed) => return self.departed(*departed),
-            Event::Asked(asked) => return self.asked(*asked),
-            Event::ForwardingEnded => return Ok(Next::End(ExitCode::SUCCESS)),
-            event => return self.end_or_restart(event),
+            Event::Control(request) => Ok(self.answer(request)),
+            Event::Arrived(arrived) => self.arrived(arrived?),
+            Event::Departed(departed) => self.departed(*departed),
+            Event::Asked(asked) => self.asked(*asked),
+            Event::ForwardingEnded => Ok(Next::End(ExitCode::SUCCESS)),
+            event => self.end_or_restart(event),
         }
-        Ok(Next::Go)
+    }
+
+    fn arrived(&mut self, held: Box<Held>) -> Result<Next> {
+        let pending = match std::mem::replace(&mut self.place, Place::Here(held, Stand::Running)) {
+            Place::Arriving { pending } => pending,
+            _ => None,
+        };
+        pending.map_or(Ok(Next::Go), |event| self.end_or_restart(event))
     }
 
     /// What the guest or the user asks for that ends this machine. A move is called off first, and it is decided when the VM is back.
     fn end_or_restart(&mut self, event: Event) -> Result<Next> {
-        if let Place::Moving { canceller, pending } = &mut self.place {
-            canceller.cancel();
-            pending.get_or_insert(event);
-            return Ok(Next::Go);
+        let is_of_guest = matches!(event, Event::Power(_) | Event::Vcpu(_));
+        match &mut self.place {
+            Place::Moving { canceller, pending } => {
+                canceller.cancel();
+                pending.get_or_insert(event);
+                return Ok(Next::Go);
+            }
+            Place::Arriving { pending } if is_of_guest => {
+                pending.get_or_insert(event);
+                return Ok(Next::Go);
+            }
+            // Whoever may run the VM decides, and that may be the target: nothing is ended or started here on the guest's behalf.
+            Place::Here(_, Stand::Waiting(wait)) if is_of_guest => {
+                wait.pending.get_or_insert(event);
+                return Ok(Next::Go);
+            }
+            _ => {}
         }
         match event {
             Event::Power(PowerEvent::Reset) => self.restart().map(|()| Next::Go),
@@ -185,9 +215,9 @@ impl Owner {
                 self.last = status_of(&held, VmState::Moved, &self.lans);
                 departure::forward(held, &self.lans, outgoing.target_ports(), self.events.clone())?;
             }
-            Ok(Outcome::Waiting) => self.place = Place::Here(held, Stand::Waiting(outgoing)),
+            Ok(Outcome::Waiting) => self.place = Place::Here(held, Stand::waiting(outgoing)),
             // A move that was refused before it began may be a wait that goes on.
-            Err(_) if outgoing.is_waiting() => self.place = Place::Here(held, Stand::Waiting(outgoing)),
+            Err(_) if outgoing.is_waiting() => self.place = Place::Here(held, Stand::waiting(outgoing)),
             Ok(Outcome::Failed) | Err(_) => self.place = Place::Here(held, Stand::Running),
         }
         reply.send(match report {
@@ -315,8 +345,9 @@ impl Owner {
 
     fn lend(&mut self, thread: &SyncSender<Departure>, new: Option<Box<Outgoing>>, connections: Vec<OwnedFd>, reply: Reply) {
         self.last = self.status();
-        let (held, outgoing) = match (std::mem::replace(&mut self.place, Place::Gone), new) {
-            (Place::Here(held, Stand::Waiting(outgoing)), _) | (Place::Here(held, _), Some(outgoing)) => (held, outgoing),
+        let (held, outgoing, pending) = match (std::mem::replace(&mut self.place, Place::Gone), new) {
+            (Place::Here(held, Stand::Waiting(wait)), _) => (held, wait.outgoing, wait.pending),
+            (Place::Here(held, _), Some(outgoing)) => (held, outgoing, None),
             (place, _) => {
                 self.place = place;
                 return;
@@ -324,7 +355,7 @@ impl Owner {
         };
         let canceller = outgoing.canceller();
         match thread.send(Departure { held, outgoing, connections, reply }) {
-            Ok(()) => self.place = Place::Moving { canceller, pending: None },
+            Ok(()) => self.place = Place::Moving { canceller, pending },
             // Its thread waits for nothing else, so it is there; should it not be, the VM stays.
             Err(SendError(Departure { held, .. })) => self.place = Place::Here(held, Stand::Running),
         }
@@ -353,7 +384,7 @@ impl Owner {
     fn status(&self) -> Status {
         match &self.place {
             Place::Here(held, stand) => status_of(held, stand.state(), &self.lans),
-            Place::Arriving | Place::Gone | Place::Unsettled(_) | Place::Asking => {
+            Place::Arriving { .. } | Place::Gone | Place::Unsettled(_) | Place::Asking => {
                 Status { nets: net_status(&self.lans), ..self.last.clone() }
             }
             Place::Moving { .. } => Status { state: VmState::Moving, nets: net_status(&self.lans), ..self.last.clone() },
@@ -367,6 +398,10 @@ impl Owner {
 }
 
 impl Stand {
+    fn waiting(outgoing: Box<Outgoing>) -> Self {
+        Self::Waiting(Box::new(Wait { outgoing, pending: None }))
+    }
+
     fn state(&self) -> VmState {
         match self {
             Self::Running => VmState::Running,

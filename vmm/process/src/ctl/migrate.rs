@@ -13,7 +13,7 @@ use std::{
 
 use rebec_vmm_api::{
     MoveReport, Outcome, UnitCounts,
-    control::{Answer, Command, MigrateOptions, Progress, Status},
+    control::{Answer, Command, MigrateOptions, Progress, Status, VmState},
 };
 
 use super::{CtlError, client::Client, show};
@@ -71,8 +71,10 @@ fn connect(to: SocketAddr, count: usize) -> Result<Vec<TcpStream>, CtlError> {
 
 fn not_begun(error: &CtlError, status: &Status, to: &MigrateTo, elapsed: Duration) -> MoveReport {
     let cause = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+    // A VM that waits for its target runs on nowhere that is known here, whatever became of this attempt.
+    let outcome = if status.state == VmState::Waiting { Outcome::Waiting } else { Outcome::Failed };
     MoveReport {
-        outcome: Outcome::Failed,
+        outcome,
         reason: Some(format!("{error}{cause}")),
         total_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
         downtime_ms: 0,

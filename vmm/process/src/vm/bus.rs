@@ -63,7 +63,7 @@ impl Bus for Buses {
                 None
             }
             layout::POWER_PORT..layout::POWER_END => self.power.write(port - layout::POWER_PORT, data),
-            I8042_COMMAND if data == [I8042_PULSE_RESET] => Some(PowerEvent::Reset),
+            I8042_COMMAND if data == [I8042_PULSE_RESET] => Some(self.power.ask(PowerEvent::Reset)),
             _ => None,
         };
         if let Some(asked) = asked {

@@ -24,7 +24,10 @@ use vcpus::VcpuThreads;
 pub use build::{Host, MTU, Shape, build};
 pub use vcpus::VcpuEvent;
 
-use crate::lan::Lan;
+use crate::{
+    event::{self, Event},
+    lan::Lan,
+};
 
 /// A machine, whole.
 pub struct Vm {
@@ -107,10 +110,15 @@ impl Vm {
         self.vcpus.restore(vcpus)?;
         self.machine.restore_chips(&mut saved).context("restore the interrupt controllers")?;
         self.buses.serial.restore(&saved.take(PartKind::Serial, 0)?)?;
-        self.buses.power.restore(&saved.take(PartKind::Power, 0)?)?;
+        let asked = self.buses.power.restore(&saved.take(PartKind::Power, 0)?)?;
         for (slot, device) in (0..).zip(&self.buses.slots) {
             device.restore(&saved.take(PartKind::Virtio, slot)?)?;
         }
-        Ok(saved.finish()?)
+        saved.finish()?;
+        // Its source may have been too late to act on it.
+        if let Some(asked) = asked {
+            event::report(&self.buses.events, Event::Power(asked));
+        }
+        Ok(())
     }
 }
