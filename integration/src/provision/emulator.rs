@@ -1,8 +1,7 @@
 //! The QEMU that runs lab machines: this machine's own if it is new enough, else Debian 13's in a private folder.
 //!
-//! QEMU 7.2 (Debian 12) emulates SVM, but guests inside such machines crash at random: 6 of 13 boots ended in a double
-//! fault or a general protection fault, with flags that no instruction can make (docs/notes/qemu-lab.md). With
-//! QEMU 10 none did. Debian 13's build and its libraries are fetched by apt with signature checks, unpacked below the
+//! With QEMU 7.2 (Debian 12), three guests at once in an emulated machine, 6 of 12 boots crashed; with QEMU 10 none of 6
+//! did (docs/notes/qemu-lab.md, which also says what that does not prove). Debian 13's build and its libraries are fetched by apt with signature checks, unpacked below the
 //! cache and started through their own loader: nothing is installed, root is not needed.
 
 use std::{

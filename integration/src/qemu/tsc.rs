@@ -1,7 +1,7 @@
 //! The frequency of the time stamp counter that emulated machines see.
 //!
 //! An emulated machine's TSC is the host's, and its kernel measures the frequency against an emulated timer while it boots.
-//! On a busy host that went wrong by a factor of twelve: every clock in the machine and in its guests then runs wild.
+//! On a busy host a guest's clock was seen to run twelve times too fast, most likely because that went wrong.
 //! So the rate of a machine's clock is compared with the host's; from a wrong rate follows the right frequency, which is
 //! kept for this boot of the host and told to every later kernel (`tsc_early_khz`).
 
