@@ -16,12 +16,14 @@ pub mod console;
 pub mod demo;
 pub mod guest;
 pub mod lab;
+pub mod meddler;
 pub mod peer;
 pub mod story;
 pub mod vmm;
 
 pub use console::Console;
 pub use lab::{Machine, NetLab, clean};
+pub use meddler::{Meddler, Order, Point};
 pub use vmm::{Ctl, Moved, Vmm, VmmConfig};
 
 /// What bytes the bench guest writes and sends, to check them on the host.

@@ -203,6 +203,11 @@ impl Vmm {
         wait(&mut self.child, deadline).with_context(|| format!("vmm {}: {}", self.name, tail_of(&self.log)))
     }
 
+    /// The process that a user would send signals to.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether the process is there.
     pub fn is_alive(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
