@@ -6,7 +6,7 @@
 //!   streams: bytes as they are
 //! ```
 //! It reads the protocol with the product's own codec, and is the only part of the lab that knows it. It decides nothing by itself: a message that
-//! nobody gives an order for is dropped with the link after [`PATIENCE`].
+//! nobody gives an order for is dropped with the link after half a minute.
 
 use std::{
     io::{self, Read, Write},
