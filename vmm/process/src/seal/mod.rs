@@ -53,9 +53,11 @@ pub struct StopSignal(UnixStream);
 impl StopSignal {
     /// Returns when the process was told to end. Give it a thread.
     pub fn wait(mut self) {
-        // The end of the stream says that the parent is gone, and then this process is about to be killed.
-        if let Err(error) = self.0.read(&mut [0]) {
-            log::warn!("stop signal: {error}");
+        match self.0.read(&mut [0]) {
+            // The parent is gone and the kernel is about to kill this process. An orderly end would race with that.
+            Ok(0) => std::process::exit(1),
+            Ok(_) => {}
+            Err(error) => log::warn!("stop signal: {error}"),
         }
     }
 }
