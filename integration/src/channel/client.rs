@@ -311,11 +311,13 @@ impl Job {
         self.inner.wait(deadline, "a job", spoke).is_ok()
     }
 
-    /// Its exit code, if it has ended.
-    pub fn ended(&self) -> Option<i32> {
-        match self.inner.lock().jobs.get(&self.number)?.ended.clone()? {
-            End::Exit(code) => Some(code),
-            _ => Some(-1),
+    /// Its exit code, if it has ended. That its machine is gone is an error.
+    pub fn ended(&self) -> Result<Option<i32>> {
+        let shared = self.inner.lock();
+        match shared.jobs.get(&self.number).and_then(|job| job.ended.as_ref()) {
+            Some(End::Exit(code)) => Ok(Some(*code)),
+            Some(_) => Ok(Some(-1)),
+            None => shared.closed.as_ref().map_or(Ok(None), |why| bail!("machine {} is gone: {why}", self.inner.name)),
         }
     }
 

@@ -56,6 +56,8 @@ pub struct Machine {
     process: Child,
     client: Client,
     console: PathBuf,
+    /// What QEMU says, and how it ended if nobody asked it to.
+    said: PathBuf,
     // Held for its Drop.
     _sockets: tempfile::TempDir,
 }
@@ -86,7 +88,7 @@ impl Machine {
             }
         };
         let client = Client::new(name, stream)?;
-        Ok(Self { name: name.to_owned(), process, client, console, _sockets: sockets })
+        Ok(Self { name: name.to_owned(), process, client, console, said, _sockets: sockets })
     }
 
     /// Waits for the agent and mounts the share.
@@ -120,7 +122,10 @@ impl Machine {
 
     /// Cuts its power.
     pub fn kill(&mut self) {
-        // It may have ended by itself.
+        if let Ok(Some(status)) = self.process.try_wait() {
+            // Evidence that cannot be written must not hide what it is evidence of.
+            fs::write(&self.said, format!("QEMU ended by itself: {status}\n")).ok();
+        }
         self.process.kill().ok();
         self.process.wait().ok();
     }

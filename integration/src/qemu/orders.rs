@@ -65,7 +65,7 @@ impl Orders {
                 self.job.send(&line)?;
                 repeat_at = now + REPEAT_AFTER;
             }
-            if let Some(code) = self.job.ended() {
+            if let Some(code) = self.job.ended()? {
                 self.read_answers()?;
                 bail!("the serial port of vm {} closed (code {code}) before it answered {:?}", self.name, order.what);
             }

@@ -150,9 +150,9 @@ impl Vm {
     pub fn orders(&self, lab: &Lab, first: u64) -> Result<Orders> {
         let console = lab.evidence().join(format!("{}.console", self.spec.name));
         let connected = Orders::connect(&lab.machines[self.machine], self.spec.name, &self.spec.serial(), &console, first);
-        connected.map_err(|error| match self.ended() {
-            Some(code) => error.context(format!("rebec-vmm ended with code {code}: {}", self.said())),
-            None => error,
+        connected.map_err(|error| match self.job.ended() {
+            Ok(Some(code)) => error.context(format!("rebec-vmm ended with code {code}: {}", self.said())),
+            _ => error,
         })
     }
 
@@ -178,11 +178,6 @@ impl Vm {
         argv.extend_from_slice(options);
         let job = lab.machines[self.machine].start(&argv)?;
         Ok(Moving { job, name: self.spec.name })
-    }
-
-    /// The process's exit code, if it has ended.
-    pub fn ended(&self) -> Option<i32> {
-        self.job.ended()
     }
 
     /// Waits for the process to end by itself.
@@ -226,7 +221,7 @@ impl Moving {
         let start = std::time::Instant::now();
         let (mut said, mut printed, mut shown) = (String::new(), Vec::new(), None::<std::time::Instant>);
         loop {
-            let ended = self.job.ended();
+            let ended = self.job.ended()?;
             printed.extend(self.job.take_output());
             said += &String::from_utf8_lossy(&self.job.take_errors());
             while let Some(end) = said.find(['\n', '\r']) {

@@ -99,7 +99,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let end = options.seconds.map(Duration::from_secs);
     loop {
         // Asked first, so that what it said last is taken below.
-        let finished = job.ended();
+        let finished = job.ended()?;
         std::io::stdout().write_all(&job.take_output()).context("write to stdout")?;
         std::io::stdout().flush().context("write to stdout")?;
         std::io::stderr().write_all(&job.take_errors()).context("write to stderr")?;
