@@ -6,9 +6,13 @@
 #[cfg(test)]
 mod tests;
 
-use std::{io, ops::Range};
+use std::{io, ops::Range, os::unix::fs::FileExt};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, bitmap::AtomicBitmap, guest_memory};
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    bitmap::{AtomicBitmap, Bitmap},
+    guest_memory,
+};
 
 use crate::{
     acpi,
@@ -197,10 +201,25 @@ fn write_nonzero(ram: &GuestRam, address: u64, bytes: &[u8]) -> Result<(), guest
     while at < bytes.len() {
         let page_end = (at + (PAGE_BYTES - (address + at as u64) % PAGE_BYTES) as usize).min(bytes.len());
         if bytes[at..page_end] == ZEROS[..page_end - at] {
-            ram.write_slice(&bytes[run..at], GuestAddress(address + run as u64))?;
+            write_run(ram, address + run as u64, &bytes[run..at])?;
             run = page_end;
         }
         at = page_end;
     }
-    ram.write_slice(&bytes[run..], GuestAddress(address + run as u64))
+    write_run(ram, address + run as u64, &bytes[run..])
+}
+
+/// Writes into the file behind a region where there is one: fresh pages of it are then filled without being cleared first, and
+/// without a page fault for each.
+fn write_run(ram: &GuestRam, address: u64, bytes: &[u8]) -> Result<(), guest_memory::Error> {
+    let address = GuestAddress(address);
+    let whole = ram.to_region_addr(address).filter(|(region, at)| region.len() - at.raw_value() >= bytes.len() as u64);
+    match whole.and_then(|(region, at)| Some((region, at, region.file_offset()?))) {
+        Some((region, at, file)) if !bytes.is_empty() => {
+            file.file().write_all_at(bytes, file.start() + at.raw_value()).map_err(guest_memory::Error::IOError)?;
+            region.bitmap().mark_dirty(at.raw_value() as usize, bytes.len());
+            Ok(())
+        }
+        _ => ram.write_slice(bytes, address),
+    }
 }

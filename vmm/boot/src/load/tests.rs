@@ -1,7 +1,5 @@
 //! Loading into memory that is looked at afterwards, as a guest would find it.
 
-use vm_memory::{GuestMemoryRegion, bitmap::Bitmap};
-
 use super::*;
 use crate::kernel::samples::{ENTRY, ElfSample, TEXT, elf};
 
@@ -48,6 +46,21 @@ fn pages_of_zeros_are_never_touched() {
     let dirty = |address: u64| bitmap.dirty_at(address as usize);
     assert!(dirty(TEXT) && !dirty(TEXT + 0x1000) && dirty(TEXT + 0x2000));
     assert!(dirty(TEXT + 0x4000) && !dirty(TEXT + 0x5000), "beyond the file's bytes");
+}
+
+#[test]
+fn memory_in_a_file_holds_the_same_and_marks_the_same_pages() {
+    let path = std::env::temp_dir().join(format!("rebec-boot-ram-{}", std::process::id()));
+    let file = std::fs::File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    file.set_len(RAM + PAGE_BYTES).unwrap();
+    let range = (GuestAddress(0), RAM as usize, Some(vm_memory::FileOffset::new(file, PAGE_BYTES)));
+    let (backed, plain, kernel) = (GuestRam::from_ranges_with_files([range]).unwrap(), ram(RAM), kernel());
+    load(&backed, RAM, &config(&kernel)).unwrap();
+    load(&plain, RAM, &config(&kernel)).unwrap();
+    assert_eq!(bytes_at(&backed, 0, RAM as usize), bytes_at(&plain, 0, RAM as usize));
+    let bitmap = |ram: &GuestRam, page: u64| ram.find_region(GuestAddress(0)).unwrap().bitmap().dirty_at((page * PAGE_BYTES) as usize);
+    assert!((0..RAM / PAGE_BYTES).all(|page| bitmap(&backed, page) == bitmap(&plain, page)));
 }
 
 #[test]
