@@ -1,19 +1,23 @@
 //! What users get wrong, one by one: every mistake is one line that names the object, with exit code 1 or 2, and no panic.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::Write as _,
     net::{TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
-use rebec_lab::netlab::{
-    Machine, NetLab, Vmm, guest,
-    pattern::mix,
-    vmm::{self, SHORT},
+use anyhow::{Context as _, Result, bail, ensure};
+use rebec_lab::{
+    netlab::{
+        Machine, NetLab, Vmm, guest,
+        pattern::mix,
+        vmm::{self, SHORT},
+    },
+    provision,
 };
 
 /// Runs `rebec-vmm` with a mistake; it must end soon, say one line with every word of `names`, and exit with 1 or 2.
@@ -78,6 +82,46 @@ fn kernels_that_are_none() -> Result<()> {
     let initramfs = "/nowhere/initramfs";
     let good = files.write("good", &files.kernel)?;
     refused(machine, &["run", "--kernel", &good, "--initramfs", initramfs], &[initramfs])?;
+    lab.succeeded();
+    Ok(())
+}
+
+/// A kernel that was started from once is started from its kept form, and nothing that is no kernel is kept.
+#[test]
+fn a_kernel_cache_keeps_kernels_and_nothing_else() -> Result<()> {
+    let mut lab = NetLab::start("local-kernel-cache", &["a"])?;
+    let machine = &lab.machines[0];
+    let files = Files::new(lab.evidence())?;
+    let kernel = provision::provision()?.guest.bzimage.display().to_string();
+    let kernels = lab.evidence().join("kernels");
+    let folder = kernels.display().to_string();
+    let random = files.write("random", &noise(9, 1 << 20))?;
+    let run = |kernel| ["run", "--kernel", kernel, "--memory", "128M", "--kernel-cache", &folder];
+    refused(machine, &run(&kernel), &[&folder])?;
+    fs::create_dir(&kernels)?;
+    refused(machine, &run(&random), &[&random])?;
+    refused(machine, &["unpack", &files.write("empty", b"")?], &["empty"])?;
+    ensure!(fs::read_dir(&kernels)?.next().is_none(), "what is no kernel was kept");
+
+    let mut command = Command::new(vmm::program()?);
+    command.args(run(&kernel)).args(["--control", &lab.evidence().join("control").display().to_string()]);
+    let mut child = machine.spawn(command)?;
+    let until = Instant::now() + SHORT;
+    while !lab.evidence().join("control").exists() {
+        ensure!(Instant::now() < until && child.try_wait()?.is_none(), "the VM does not start");
+        thread::sleep(Duration::from_millis(5));
+    }
+    // Stock kernels boot for minutes on this KVM; this one is only to be started.
+    child.kill()?;
+    child.wait()?;
+    let kept: Vec<_> = fs::read_dir(&kernels)?.collect::<Result<_, _>>()?;
+    let [kept] = &kept[..] else { bail!("{} files were kept", kept.len()) };
+    let unpacked = Command::new(vmm::program()?).args(["unpack", &kernel]).output()?;
+    ensure!(unpacked.status.success() && fs::read(kept.path())? == unpacked.stdout, "what is kept is not what `unpack` writes");
+
+    // What is kept is what starts: with it cut short, nothing does.
+    File::options().write(true).open(kept.path())?.set_len(1000)?;
+    refused(machine, &run(&kernel), &[&kernel])?;
     lab.succeeded();
     Ok(())
 }
@@ -230,7 +274,7 @@ fn a_peer_that_sends_garbage_harms_nobody() -> Result<()> {
     for seed in 0..4_u64 {
         let at = (b.address(), 7100 + seed as u16);
         let listener = b.within(move || TcpListener::bind(at))??;
-        let talker = std::thread::spawn(move || {
+        let talker = thread::spawn(move || {
             while let Ok((mut stream, _)) = listener.accept() {
                 if stream.write_all(&noise(seed, 4096)).is_err() {
                     return;

@@ -59,6 +59,8 @@ The connection is plain TCP: unprotected, neither encrypted nor authenticated. L
     /// Talk to a running VM through its control socket
     #[command(arg_required_else_help = false)]
     Ctl(CtlOptions),
+    /// Write the ELF kernel inside a bzImage to standard output
+    Unpack(UnpackOptions),
     /// Seals itself and says what it can still reach, for the tests of the sandbox
     #[command(hide = true)]
     SealSelfTest(SealSelfTest),
@@ -70,6 +72,9 @@ pub struct RunOptions {
     /// Kernel: a Linux bzImage, or an ELF with a PVH entry
     #[arg(long, value_name = "FILE")]
     pub kernel: PathBuf,
+    /// Keep unpacked kernels in this folder: a bzImage that was started from before need not be unpacked again
+    #[arg(long, value_name = "DIR")]
+    pub kernel_cache: Option<PathBuf>,
     /// Initial RAM disk handed to the kernel
     #[arg(long, value_name = "FILE")]
     pub initramfs: Option<PathBuf>,
@@ -85,6 +90,14 @@ pub struct RunOptions {
     /// What both sides of a move have in common
     #[command(flatten)]
     pub shared: Shared,
+}
+
+/// Options of `unpack`.
+#[derive(Args, Debug)]
+pub struct UnpackOptions {
+    /// A Linux bzImage (a distribution's vmlinuz)
+    #[arg(value_name = "FILE")]
+    pub kernel: PathBuf,
 }
 
 /// Options of `receive`.
@@ -213,7 +226,7 @@ fn parse_from(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) 
     let checked = match &command {
         Command::Run(options) => options.shared.check(),
         Command::Receive(options) => options.shared.check().and_then(|()| check_donors(&options.donors)),
-        Command::Ctl(_) | Command::SealSelfTest(_) => Ok(()),
+        Command::Ctl(_) | Command::Unpack(_) | Command::SealSelfTest(_) => Ok(()),
     };
     checked.map(|()| command).map_err(NoCommand::Usage)
 }

@@ -21,6 +21,7 @@ mod seal;
 mod serial;
 mod services;
 mod threads;
+mod unpack;
 mod unsettled;
 mod vm;
 
@@ -57,6 +58,7 @@ fn carry_out(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Run(options) => run::run(options),
         Command::Receive(options) => receive::run(options),
         Command::Ctl(options) => Ok(ctl::run(options)?),
+        Command::Unpack(options) => unpack::run(options),
         Command::SealSelfTest(options) => seal::self_test::run(options),
     }
 }

@@ -156,6 +156,14 @@ impl KernelImage {
         self.content.len()
     }
 
+    /// Writes the ELF.
+    ///
+    /// # Errors
+    /// Of reading the file or of writing.
+    pub fn write_elf(&self, out: &mut impl io::Write) -> io::Result<()> {
+        self.content.pieces(0, self.content.len(), |_, piece| out.write_all(piece))
+    }
+
     /// Physical address of the PVH entry.
     #[must_use]
     pub fn entry(&self) -> u32 {

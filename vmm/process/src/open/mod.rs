@@ -3,8 +3,14 @@
 
 mod disks;
 mod files;
+mod kept;
 
-use std::{fs::File, net::TcpListener, os::unix::net::UnixStream, path::PathBuf};
+use std::{
+    fs::File,
+    net::TcpListener,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 
@@ -55,9 +61,18 @@ pub struct Doors {
     pub donors: Vec<UnixStream>,
 }
 
+/// Opens a kernel.
+pub fn kernel(path: &Path) -> Result<Named> {
+    files::open_read("kernel", path)
+}
+
 /// Opens what `run` names.
 pub fn for_run(options: &RunOptions) -> Result<(Opened, BootFiles)> {
-    let kernel = files::open_read("kernel", &options.kernel)?;
+    let kernel = kernel(&options.kernel)?;
+    let kernel = match &options.kernel_cache {
+        Some(folder) => kept::unpacked(kernel, folder)?,
+        None => kernel,
+    };
     let initramfs = options.initramfs.as_ref().map(|path| files::open_read("initramfs", path)).transpose()?;
     Ok((shared(&options.shared, disks::Missing::Refuse)?, BootFiles { kernel, initramfs }))
 }
