@@ -16,7 +16,14 @@ use rebec_vmm_api::{
 };
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::{control::Reply, event::Event, held::Held, lan::Lan, moving::Outgoing, threads::ServiceThreads};
+use crate::{
+    control::Reply,
+    event::Event,
+    held::Held,
+    lan::Lan,
+    moving::Outgoing,
+    threads::{ServiceThreads, WorkThreads},
+};
 
 /// How long the old place sends late frames on: longer than the seconds it takes to tell every peer.
 const FORWARD_TIME: Duration = Duration::from_secs(5);
@@ -60,7 +67,7 @@ pub fn thread(events: SyncSender<Event>) -> Result<SyncSender<Departure>> {
     let (give, take) = sync_channel::<Departure>(1);
     let body = move || {
         let Ok(Departure { held, mut outgoing, connections, reply }) = take.recv() else { return };
-        let report = outgoing.run(&*held, &ServiceThreads, connections, |progress| reply.send(ResponseBody::Progress(progress)));
+        let report = outgoing.run(&*held, &WorkThreads, connections, |progress| reply.send(ResponseBody::Progress(progress)));
         let departed = Box::new(Departed { held, outgoing, report, reply });
         // The owner is gone only when the process is ending.
         events.send(Event::Departed(departed)).unwrap_or_default();

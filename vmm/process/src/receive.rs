@@ -27,7 +27,7 @@ use crate::{
     open::{self, DiskFile},
     owner::Owner,
     services::Services,
-    threads::ServiceThreads,
+    threads::{ServiceThreads, WorkThreads},
     vm::{self, Host},
 };
 
@@ -37,7 +37,7 @@ pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
     let stop = opened.seal()?;
     let (sender, events) = sync_channel(EVENTS_MAX);
     let mut ledger = Ledger::open(opened.ledger)?;
-    let incoming = Incoming::new(doors.listener, doors.donors, Arc::new(ServiceThreads)).remembering(ledger.last().copied());
+    let incoming = Incoming::new(doors.listener, doors.donors, Arc::new(WorkThreads)).remembering(ledger.last().copied());
     let (decision, reason) = ledger::may_run(ledger.last());
     let released = match decision {
         Decision::Run { .. } => bail!("ledger: {reason}; start it with `rebec-vmm run`"),

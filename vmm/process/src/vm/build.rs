@@ -32,7 +32,7 @@ use crate::{
     event::{self, Event},
     lan::Lan,
     services::Services,
-    threads::ServiceThreads,
+    threads::{ServiceThreads, WorkThreads},
 };
 
 /// MTU of every NIC, for life: VXLAN's headers still fit a 1500-byte network (DESIGN §4).
@@ -66,7 +66,7 @@ pub fn build(shape: Shape, host: &Host) -> Result<Vm> {
     }
     let buses = Arc::new(Buses { slots, serial: serial(host, &machine)?, power: PowerPorts::new(), events: host.events.clone() });
     connect_input(host, &buses);
-    let vcpus = VcpuThreads::start(machine.take_vcpus(), &buses, &*threads, &reporter(host.events.clone()))?;
+    let vcpus = VcpuThreads::start(machine.take_vcpus(), &buses, &WorkThreads, &reporter(host.events.clone()))?;
     Ok(Vm { shape, ram, machine, vcpus, buses, disks: host.disks.clone(), lans: host.lans.clone() })
 }
 
