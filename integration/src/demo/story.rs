@@ -100,9 +100,10 @@ impl Cast {
             // Large pages for the guests' memory: without them each 4 KiB page is an exit of the emulated processor.
             machine.shell("echo always > /sys/kernel/mm/transparent_hugepage/shmem_enabled")?;
         }
-        let spec = |name, number| VmSpec { name, number, memory: "256M", vcpus: 1 };
-        let (web, client, control) = (spec("web", 1), spec("client", 2), spec("control", 3));
-        say("demo", "starting VMs web and control on machine a, client on machine b: Debian 13, 256 MiB each, on one LAN");
+        let spec = |name, number, vcpus| VmSpec { name, number, memory: "256M", vcpus };
+        // The VM that moves has clocks to compare: one watcher on each of its processors.
+        let (web, client, control) = (spec("web", 1, 2), spec("client", 2, 1), spec("control", 3, 1));
+        say("demo", "starting VMs web (2 vCPUs) and control on machine a, client on machine b: Debian 13, 256 MiB each, on one LAN");
         let web = Vm::run(&lab, 0, &web, &[(&client, 1), (&control, 0)])?;
         let control = Vm::run(&lab, 0, &control, &[(&web.spec, 0), (&client, 1)])?;
         let client = Vm::run(&lab, 1, &client, &[(&web.spec, 0), (&control.spec, 0)])?;

@@ -11,7 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::Mode;
+use rustix::{
+    fs::{CWD, Mode, RenameFlags, renameat_with},
+    io::Errno,
+};
 
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
@@ -43,14 +46,24 @@ impl Drop for SocketFile {
 }
 
 /// Creates a listening socket that only this user can connect to. A socket that a killed process left behind is replaced.
+///
+/// The socket gets its name when it listens: who sees it can connect, and nobody takes it for one that was left behind.
 pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
     let failed = |source| ListenError::Create { path: path.to_owned(), source };
     clear_way(path)?;
+    let unnamed = path.with_file_name(format!(".{:x}", std::process::id()));
     // The mode is right from the first moment; this process has one thread, so nobody else sees the mask.
     let before = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
-    let bound = UnixListener::bind(path);
+    let bound = UnixListener::bind(&unnamed);
     rustix::process::umask(before);
-    Ok((bound.map_err(failed)?, SocketFile(path.to_owned())))
+    let listener = bound.map_err(failed)?;
+    match renameat_with(CWD, &unnamed, CWD, path, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok((listener, SocketFile(path.to_owned()))),
+        Err(error) => {
+            remove(&unnamed);
+            Err(if error == Errno::EXIST { ListenError::InUse(path.to_owned()) } else { failed(error.into()) })
+        }
+    }
 }
 
 /// Removes a socket that [`listen`] created. Somebody may have done so already.
