@@ -91,10 +91,7 @@ impl Cast {
         let files = guest::files(&provisions.guest)?;
         let share = vm::share(&provisions.guest, &files, options.vmm.as_ref())?;
         let accel = options.accel;
-        let lab = Lab::start(
-            &provisions,
-            &LabConfig { name: "demo", machines: &MACHINES, accel, memory_mib: 1536, vcpus: machine_vcpus(), share, link: LINK },
-        )?;
+        let lab = Lab::start(&provisions, &LabConfig { name: "demo", machines: &MACHINES, accel, memory_mib: 1536, share, link: LINK })?;
         lab.check_kvm()?;
         for machine in &lab.machines {
             // Large pages for the guests' memory: without them each 4 KiB page is an exit of the emulated processor.
@@ -261,12 +258,6 @@ impl Cast {
         }
         Ok(report)
     }
-}
-
-/// Two machines with more processors than the host has only wait for each other.
-fn machine_vcpus() -> u8 {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    if cores >= 2 * MACHINES.len() { 2 } else { 1 }
 }
 
 fn pings_to<'a>(client: &'a Report, vm: &Vm) -> Result<&'a PingReport> {

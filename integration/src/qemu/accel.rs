@@ -36,6 +36,14 @@ impl Accel {
         }
     }
 
+    /// Processors of one machine. Emulation of several crashes guests now and then (docs/notes/qemu-lab.md).
+    pub fn processors(self) -> u8 {
+        match self {
+            Self::Kvm => 2,
+            Self::Tcg | Self::Counting => 1,
+        }
+    }
+
     /// What the user asked for, or what this host can give. Prints the choice and its reason.
     pub fn choose(asked: Option<Self>, provisions: &Provisions) -> Result<Self> {
         let (choice, reason) = match asked {

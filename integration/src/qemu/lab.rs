@@ -27,8 +27,6 @@ pub struct LabConfig<'a> {
     pub accel: Option<Accel>,
     /// Memory of each in MiB.
     pub memory_mib: u32,
-    /// Processors of each.
-    pub vcpus: u8,
     /// What each finds on `/share`.
     pub share: Share,
     /// What every link between two machines is like.
@@ -78,7 +76,7 @@ impl Lab {
             let network = Some((lab.switch.socket(port), mac(port)));
             let (accel, initramfs, share, evidence) = (accel, &initramfs, Some(share.as_path()), lab.evidence.as_path());
             let (emulator, kernel) = (&provisions.emulator, &provisions.lab);
-            let (memory_mib, vcpus) = (config.memory_mib, config.vcpus);
+            let (memory_mib, vcpus) = (config.memory_mib, accel.processors());
             let machine = MachineConfig { name, emulator, kernel, initramfs, accel, memory_mib, vcpus, share, network, evidence };
             lab.machines.push(Machine::start(&machine)?);
         }
