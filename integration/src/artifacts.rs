@@ -40,21 +40,39 @@ impl Artifact {
 pub fn build(artifact: Artifact) -> Result<PathBuf> {
     let (package, binary) = artifact.package_and_binary();
     say("build", format_args!("{binary}, static"));
-    let target = paths::lab().join("static");
+    cargo("build").args(["--package", package, "--bin", binary]).run().with_context(|| format!("build {binary}"))?;
+    let path = folder().join(TRIPLE).join("release").join(binary);
+    ensure_static(&path)?;
+    Ok(path)
+}
+
+/// Builds the unit tests of a package's library as a program.
+pub fn build_tests(package: &str) -> Result<PathBuf> {
+    say("build", format_args!("tests of {package}, static"));
+    let test = cargo("test").args(["--no-run", "--package", package, "--lib", "--message-format", "json"]);
+    let told = test.output().with_context(|| format!("build the tests of {package}"))?;
+    // One object a line; only what can be started names an executable.
+    let objects = told.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let path = objects.filter_map(|object| object["executable"].as_str().map(PathBuf::from)).next_back();
+    let path = path.with_context(|| format!("cargo named no test program of {package}"))?;
+    ensure_static(&path)?;
+    Ok(path)
+}
+
+fn folder() -> PathBuf {
+    paths::lab().join("static")
+}
+
+fn cargo(what: &str) -> Program {
     Program::new("cargo")
-        .args(["build", "--quiet", "--release", "--package", package, "--bin", binary, "--target", TRIPLE])
+        .args([what, "--quiet", "--release", "--target", TRIPLE])
         .arg("--target-dir")
-        .arg(&target)
+        .arg(folder())
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
         .folder(paths::workspace())
         .deadline(BUILD_DEADLINE)
-        .run()
-        .with_context(|| format!("build {binary}"))?;
-    let path = target.join(TRIPLE).join("release").join(binary);
-    ensure_static(&path)?;
-    Ok(path)
 }
 
 /// Refuses a program that would not start in a lab machine.

@@ -88,7 +88,7 @@ long_mode:
     push 0x1b                   # ss
     lea rax, [stack_top]
     push rax
-    push 0x2                    # rflags: interrupts off
+    push 0x3002                 # rflags: interrupts off, IOPL 3 for those who do not honour the TSS
     push 0x23                   # cs
     lea rax, [user_mode]
     push rax

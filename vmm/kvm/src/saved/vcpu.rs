@@ -15,6 +15,8 @@
 //!          MP state, events, and a note to the guest that it was stopped
 //! ```
 
+use std::ops::RangeInclusive;
+
 use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
@@ -39,6 +41,8 @@ const MSR_TSC_DEADLINE: u32 = 0x6e0;
 /// Writing these has KVM write the time of day into guest memory, where a page that was verified may lie already. A guest writes
 /// them itself whenever it wants to know; nobody reads them back.
 const MSRS_KVM_WALL_CLOCK: [u32; 2] = [0x11, 0x4b56_4d00];
+/// Hyper-V's: KVM lists them, and no guest is told that they are there (`cpuid`).
+const MSRS_HYPERV: RangeInclusive<u32> = 0x4000_0000..=0x4000_0fff;
 
 const APIC_IRR: usize = 0x200;
 const APIC_LVT_TIMER: usize = 0x320;
@@ -205,7 +209,7 @@ impl SavedVcpu {
 
 /// Whether an MSR is saved among the others.
 fn travels(index: u32) -> bool {
-    !matches!(index, MSR_TSC | MSR_TSC_DEADLINE) && !MSRS_KVM_WALL_CLOCK.contains(&index)
+    !matches!(index, MSR_TSC | MSR_TSC_DEADLINE) && !MSRS_KVM_WALL_CLOCK.contains(&index) && !MSRS_HYPERV.contains(&index)
 }
 
 /// Has a local APIC timer that ran out tick once more. When it runs out while the vCPU stands still, KVM notes the interrupt

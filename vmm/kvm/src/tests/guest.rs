@@ -15,6 +15,8 @@ pub const DONE_PORT: u16 = 0x12;
 
 const PML4: u64 = 0x1000;
 const MAPPED_GIB: u64 = 5;
+/// Behind the page tables: one of each upper level and a directory for each GiB.
+pub const PAST_TABLES: u64 = PML4 + (2 + MAPPED_GIB) * 0x1000;
 /// Accessed and dirty are set already, so that the processor's walks write nothing.
 const ENTRY_PRESENT_WRITABLE_USER: u64 = 0x67;
 const ENTRY_LARGE: u64 = 0x80;
