@@ -38,7 +38,8 @@ const BUSYBOX: &str = "/bin/busybox";
 const KERNELS: &str = "/tmp/kernels";
 const MARK: &str = "rebec-init";
 const PEER: &str = "/usr/bin/qemu-system-x86_64-microvm";
-const PEER_FIRMWARE: [&str; 2] = ["/usr/share/seabios/bios-microvm.bin", "/usr/share/qemu/bios-microvm.bin"];
+/// qboot, and the option ROMs that QEMU asks for beside it.
+const PEER_FIRMWARE: [&str; 3] = ["/usr/share/qemu/bios-microvm.bin", "/usr/share/qemu/pvh.bin", "/usr/share/qemu/linuxboot_dma.bin"];
 
 /// Says the time before and after. What is read from the clock costs a thousandth of a boot at most.
 const STOPWATCH: &str = "
@@ -163,16 +164,14 @@ fn boot(machine: &Machine, argv: &[&str]) -> Result<u64> {
 
 /// QEMU's microvm with what it needs to run elsewhere; nothing where it is not installed.
 fn peer_files() -> Result<Vec<(String, PathBuf)>> {
-    let firmware = PEER_FIRMWARE.iter().map(PathBuf::from).find(|path| path.exists());
-    let (Some(firmware), true) = (firmware, PathBuf::from(PEER).exists()) else {
-        say("bench", format_args!("{PEER} or its firmware is not installed: no peer beside our figures"));
+    let named = |path: PathBuf| (path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default(), path);
+    let mut files = vec![("qemu".to_owned(), PathBuf::from(PEER))];
+    files.extend(PEER_FIRMWARE.map(PathBuf::from).map(named));
+    if let Some((_, missing)) = files.iter().find(|(_, path)| !path.exists()) {
+        say("bench", format_args!("{} is not installed: no peer beside our figures", missing.display()));
         return Ok(Vec::new());
-    };
-    let mut files = vec![("qemu".to_owned(), PathBuf::from(PEER)), ("bios-microvm.bin".to_owned(), firmware)];
-    let libraries = Program::new("ldd").arg(PEER).output()?;
-    for path in libraries.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from) {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        files.push((name, path));
     }
+    let libraries = Program::new("ldd").arg(PEER).output()?;
+    files.extend(libraries.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).map(named));
     Ok(files)
 }

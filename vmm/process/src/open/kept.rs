@@ -4,23 +4,20 @@
 //! whole or not at all, and is unpacked by a sealed process of its own: no VM can write what another VM starts from.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::File,
     io::{self, Read},
-    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, ensure};
-use rustix::{
-    fs::{AtFlags, CWD, OFlags, linkat},
-    io::Errno,
-};
+use tempfile::NamedTempFile;
 
 use super::Named;
 
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 const THIS_PROGRAM: &str = "/proc/self/exe";
+const STDIN: &str = "/proc/self/fd/0";
 
 /// The same kernel, unpacked, from `folder`; unpacked into it now if it is not there. An ELF is what it is already.
 pub fn unpacked(kernel: Named, folder: &Path) -> Result<Named> {
@@ -53,28 +50,22 @@ fn digest(file: &File) -> io::Result<Option<blake3::Hash>> {
     Ok(Some(hasher.finalize()))
 }
 
-/// Unpacks into a file without a name, and gives it its name when all of it is on the disk.
+/// Unpacks into a file with a name of its own, and gives it the name that counts when all of it is on the disk.
 fn unpack(kernel: &Named, folder: &Path, kept: &Path) -> Result<()> {
     let what = || format!("kernel cache {}", folder.display());
-    let flags = OFlags::TMPFILE.bits() as i32;
-    let out = OpenOptions::new().write(true).mode(0o644).custom_flags(flags).open(folder);
-    let out = out.with_context(|| format!("{}: make a file; does the folder exist?", what()))?;
+    let out = NamedTempFile::new_in(folder).with_context(|| format!("{}: make a file; does the folder exist?", what()))?;
     let child = Command::new(THIS_PROGRAM)
-        .args(["unpack", &format!("/proc/self/fd/{}", io::stdin().as_raw_fd())])
+        .args(["unpack", STDIN])
         .stdin(kernel.file.try_clone().with_context(what)?)
-        .stdout(out.try_clone().with_context(what)?)
+        .stdout(out.reopen().with_context(what)?)
         .stderr(Stdio::piped())
         .output()
         .context("start `rebec-vmm unpack`")?;
     let said = String::from_utf8_lossy(&child.stderr);
     ensure!(child.status.success(), "kernel {}: unpack: {}", kernel.path.display(), said.trim().trim_start_matches("rebec-vmm: "));
-    out.sync_all().with_context(what)?;
-    let unnamed = PathBuf::from(format!("/proc/self/fd/{}", out.as_raw_fd()));
-    match linkat(CWD, &unnamed, CWD, kept, AtFlags::SYMLINK_FOLLOW) {
-        // Somebody else was faster, with the same bytes.
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(error) => return Err(error).with_context(|| format!("kernel cache {}: name the file", kept.display())),
-    }
+    out.as_file().sync_all().with_context(what)?;
+    // Somebody else may have been faster, with the same bytes.
+    out.persist(kept).with_context(|| format!("kernel cache {}: name the file", kept.display()))?;
     log::info!("kernel {}: unpacked, and kept as {}", kernel.path.display(), kept.display());
     Ok(())
 }
