@@ -18,6 +18,7 @@ const KERNEL_IP: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 9);
 #[test]
 fn a_stream_between_two_guests_arrives_whole() -> Result<()> {
     let mut lab = NetLab::start("local-lan", &["a", "b"])?;
+    lab.capture()?;
     let [a, b] = &lab.machines[..] else { unreachable!("two machines were asked for") };
     let (one, two) = ("52:54:00:00:07:01", "52:54:00:00:07:02");
     let mut sink = guest::config("64M", "vm=1 stats_ms=0 net0=ip=10.7.0.1")?;
@@ -56,6 +57,7 @@ fn exchange(kernel: &Machine, listener: TcpListener, vm: &Vmm, mark: usize) -> R
 #[test]
 fn a_kernel_vxlan_device_is_a_station_like_any_before_and_after_a_move() -> Result<()> {
     let mut lab = NetLab::start("local-lan-kernel", &["a", "b", "c"])?;
+    lab.capture()?;
     let [a, b, kernel] = &lab.machines[..] else { unreachable!("three machines were asked for") };
     let (guest_mac, kernel_mac) = ("52:54:00:00:07:01".parse()?, "52:54:00:00:07:09".parse()?);
     let place =

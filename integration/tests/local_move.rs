@@ -2,7 +2,10 @@
 //! the right to run is granted.
 
 use std::{
-    process::Child,
+    fs::{self, File},
+    os::unix::fs::symlink,
+    path::PathBuf,
+    process::{Child, Command},
     thread,
     time::{Duration, Instant},
 };
@@ -11,7 +14,7 @@ use anyhow::{Result, ensure};
 use rebec_lab::netlab::{
     Vmm, guest,
     story::{Plan, Story},
-    vmm::SHORT,
+    vmm::{LONG, SHORT},
 };
 use rebec_vmm_api::{Outcome, control::VmState};
 
@@ -28,15 +31,23 @@ fn slow(name: &str) -> Plan<'_> {
     Plan { link_mbit: Some(50), load: "fill=random:5:60%,zero dirty=0:words:500", disk_bytes: 16 << 20, ..plain(name) }
 }
 
+/// A story whose traffic is kept if it ends badly.
+fn start(plan: &Plan<'_>) -> Result<Story> {
+    let mut story = Story::start(plan)?;
+    story.lab.capture()?;
+    Ok(story)
+}
+
 #[test]
 fn an_idle_vm_moves_there_and_back() -> Result<()> {
-    let mut story = Story::start(&plain("local-move-idle"))?;
+    let mut story = start(&plain("local-move-idle"))?;
     for _ in 0..2 {
         let seen = story.move_web(&[], &[])?;
         let pages = seen.report.pages;
         ensure!(seen.report.memory_bytes == 128 << 20 && pages.compressed + pages.raw > 15_000, "{seen:?}");
         ensure!(seen.report.wire_bytes < 96 << 20, "{seen:?}");
     }
+    ensure!(story.lab.captured() > 100 << 10, "{} bytes of two moves were captured", story.lab.captured());
     story.end()
 }
 
@@ -49,7 +60,7 @@ fn a_busy_vm_moves_with_memory_disk_and_connection() -> Result<()> {
         stream_mbit: 50,
         ..plain("local-move-busy")
     };
-    let mut story = Story::start(&plan)?;
+    let mut story = start(&plan)?;
     for streams in ["1", "4", "2"] {
         let seen = story.move_web(&["--streams", streams, "--downtime-max-ms", "500"], &[])?;
         ensure!(seen.report.streams.to_string() == streams && seen.report.disk_bytes == 64 << 20, "{seen:?}");
@@ -62,11 +73,11 @@ fn a_busy_vm_moves_with_memory_disk_and_connection() -> Result<()> {
 #[test]
 fn a_donor_at_the_target_spares_the_wire() -> Result<()> {
     let like = |name| Plan { load: "fill=shared:7:80%,zero", ..plain(name) };
-    let mut alone = Story::start(&like("local-move-no-donor"))?;
+    let mut alone = start(&like("local-move-no-donor"))?;
     let plain_bytes = alone.move_web(&[], &[])?.report.wire_bytes;
     alone.end()?;
 
-    let mut story = Story::start(&like("local-move-donor"))?;
+    let mut story = start(&like("local-move-donor"))?;
     let donor = Vmm::run(&story.lab.machines[1], "donor", &guest::config("128M", "vm=9 fill=shared:7:80%,zero stats_ms=0")?)?;
     donor.console.wait("ready", SHORT)?;
     let seen = story.move_web(&[], &[donor.control().to_owned()])?;
@@ -110,7 +121,7 @@ fn runs_on(mut story: Story, moving: Child) -> Result<()> {
 
 #[test]
 fn a_move_is_cancelled_and_the_source_runs_on() -> Result<()> {
-    let mut story = Story::start(&slow("local-move-cancel"))?;
+    let mut story = start(&slow("local-move-cancel"))?;
     let (moving, mut target) = begin(&mut story)?;
     story.web.must(&story.lab.machines[0], &["cancel"])?;
     ensure!(target.wait(SHORT)?.code() == Some(1), "{}", target.said());
@@ -119,7 +130,7 @@ fn a_move_is_cancelled_and_the_source_runs_on() -> Result<()> {
 
 #[test]
 fn a_target_that_dies_before_the_grant_interrupts_nothing() -> Result<()> {
-    let mut story = Story::start(&slow("local-move-killed"))?;
+    let mut story = start(&slow("local-move-killed"))?;
     let (moving, mut target) = begin(&mut story)?;
     target.kill()?;
     runs_on(story, moving)
@@ -127,7 +138,7 @@ fn a_target_that_dies_before_the_grant_interrupts_nothing() -> Result<()> {
 
 #[test]
 fn a_link_that_is_cut_before_the_grant_interrupts_nothing() -> Result<()> {
-    let mut story = Story::start(&slow("local-move-cut"))?;
+    let mut story = start(&slow("local-move-cut"))?;
     let (moving, mut target) = begin(&mut story)?;
     story.lab.cut(&story.lab.machines[1])?;
     // Each side finds out by itself, and what is left of the target lets go of the NIC's port.
@@ -135,9 +146,45 @@ fn a_link_that_is_cut_before_the_grant_interrupts_nothing() -> Result<()> {
     runs_on(story, moving)
 }
 
+/// A file system of a MiB, gone when dropped.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: PathBuf) -> Result<Self> {
+        fs::create_dir(&at)?;
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "none"]).arg(&at).status()?;
+        ensure!(mounted.success(), "mount a tmpfs: {mounted}");
+        Ok(Self(at))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // The VMM that was killed with its story may still be on its way out.
+        Command::new("umount").arg("--lazy").arg(&self.0).status().ok();
+    }
+}
+
+#[test]
+fn a_target_whose_disk_is_full_interrupts_nothing() -> Result<()> {
+    const DISK_BYTES: u64 = 16 << 20;
+    let mut story = start(&Plan { disk_bytes: DISK_BYTES, ..slow("local-move-full") })?;
+    let small = Small::mount(story.lab.evidence().join("small"))?;
+    let disk = small.0.join("disk");
+    File::create(&disk)?.set_len(DISK_BYTES)?;
+    symlink(&disk, story.lab.evidence().join("web-1.disk"))?;
+    let (mut target, port) = story.receiver(&[])?;
+    let [a, b] = &story.lab.machines[..] else { unreachable!("a story has two machines") };
+    let moving = story.web.begin_migrate(a, b, port, &[])?;
+    ensure!(target.wait(LONG)?.code() == Some(1), "{}", target.said());
+    let said = target.said();
+    ensure!(said.contains("web-1.disk") && said.contains("No space left"), "{said}");
+    runs_on(story, moving)
+}
+
 #[test]
 fn a_target_of_another_shape_is_refused_before_the_first_page() -> Result<()> {
-    let mut story = Story::start(&Plan { disk_bytes: 16 << 20, ..plain("local-move-shape") })?;
+    let mut story = start(&Plan { disk_bytes: 16 << 20, ..plain("local-move-shape") })?;
     let [a, b] = &story.lab.machines[..] else { unreachable!("a story has two machines") };
     let mut target = Vmm::receive(b, "shapeless", 7999, &guest::config("128M", "")?)?;
     let moved = story.web.migrate(a, b, 7999, &[])?;

@@ -11,7 +11,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -20,7 +20,7 @@ use nix::sched::{CloneFlags, setns};
 use crate::{command::Program, paths, progress::say};
 
 const PREFIX: &str = "rbl-";
-/// How long one `ip` or `tc` may take on a busy host.
+/// How long one `ip`, `tc` or the start of `tcpdump` may take on a busy host.
 const SHORT: Duration = Duration::from_secs(20);
 /// What a shaped link holds back before it drops: 50 ms at its rate.
 const QUEUE: &str = "50ms";
@@ -96,14 +96,29 @@ impl NetLab {
         Ok(())
     }
 
-    /// Records what crosses the switch, headers only and bounded, as `network.pcap*` in the evidence.
+    /// Records what crosses the switch, headers only and bounded, as `network.pcap*` in the evidence. Returns when it records.
     pub fn capture(&mut self) -> Result<()> {
         let file = self.evidence.join("network.pcap");
         let mut command = Command::new("tcpdump");
-        command.args(["-i", "switch", "-p", "-n", "-s", "128", "-U", "-C", "16", "-W", "2", "-Z", "root", "-w"]).arg(file);
+        // A bridge shows passing frames only to who listens promiscuously.
+        command.args(["-i", "switch", "-n", "-s", "128", "-U", "-C", "16", "-W", "2", "-Z", "root", "-w"]).arg(file);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         self.capture = Some(self.switch.spawn(command).context("start tcpdump")?);
+        let until = Instant::now() + SHORT;
+        while !self.evidence.join("network.pcap0").exists() {
+            expect(Instant::now() < until, || "tcpdump does not record".to_owned())?;
+            thread::sleep(Duration::from_millis(5));
+        }
         Ok(())
+    }
+
+    /// How much of the network's traffic is recorded, in bytes.
+    pub fn captured(&self) -> u64 {
+        ["network.pcap0", "network.pcap1"]
+            .iter()
+            .filter_map(|name| fs::metadata(self.evidence.join(name)).ok())
+            .map(|file| file.len())
+            .sum()
     }
 
     /// Where consoles, logs and the capture are while the lab runs.

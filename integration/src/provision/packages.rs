@@ -34,6 +34,7 @@ pub const PACKAGES: &[Package] = &[
     package("kmod", "modules.dep for kernels"),
     package("e2fsprogs", "root file systems of guests"),
     package("iproute2", "the namespace lab"),
+    package("tcpdump", "captures of the namespace lab"),
     package("iperf3", "network benchmarks"),
     package("g++", "libFuzzer, in front of the fuzz targets"),
     package("debian-archive-keyring", "signatures of the kernels' archive"),

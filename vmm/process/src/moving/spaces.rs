@@ -36,7 +36,8 @@ impl Spaces {
             let neighbours = units[at..].iter().zip(units[at]..).take_while(|(unit, expected)| **unit == *expected).count();
             let offset = units[at] * UNIT;
             let length = (neighbours as u64 * UNIT).min(disk.size_bytes().saturating_sub(offset)) as usize;
-            disk.read_at(offset, &mut copy[at * UNIT_BYTES..][..length]).with_context(|| format!("disk {index}: read at {offset}"))?;
+            disk.read_at(offset, &mut copy[at * UNIT_BYTES..][..length])
+                .with_context(|| format!("disk {}: read at {offset}", disk.name()))?;
             at += neighbours;
         }
         Ok(())
@@ -50,7 +51,7 @@ impl Spaces {
         };
         let disk = self.disk(index)?;
         let length = UNIT.min(disk.size_bytes().saturating_sub(unit * UNIT)) as usize;
-        disk.write_at(unit * UNIT, &bytes[..length]).with_context(|| format!("disk {index}: write at {}", unit * UNIT))
+        disk.write_at(unit * UNIT, &bytes[..length]).with_context(|| format!("disk {}: write at {}", disk.name(), unit * UNIT))
     }
 
     /// Makes units zero without writing where nothing else was. A read-only disk must be zero there already.
@@ -63,7 +64,7 @@ impl Spaces {
             let Some(extent) = disk.extent_at(at)? else { break };
             let next = extent.range.end.min(end);
             if extent.kind == ExtentKind::Data {
-                clear_data(disk, at..next).with_context(|| format!("disk {index}: zeros at {at}"))?;
+                clear_data(disk, at..next).with_context(|| format!("disk {}: zeros at {at}", disk.name()))?;
             }
             at = next.max(at + 1);
         }
