@@ -47,6 +47,7 @@ now() { while read -r a b c d; do if [ \"$a $b\" = 'now at' ]; then t=$c; return
 now; start=$t
 timeout SECONDS \"$@\" </dev/null 2>/tmp/errors | while read -r line; do
     case $line in *MARK*) now; echo $((t - start)); break;; esac
+    echo \"$line\" >>/tmp/console
 done
 ";
 
@@ -134,7 +135,8 @@ pub fn measure(provisions: &Provisions) -> Result<Vec<BootCost>> {
     }
     for (kernel, file) in [("ELF", "/share/vmlinux"), ("bzImage", "/share/vmlinuz")].into_iter().filter(|_| !peer.is_empty()) {
         let libraries = ["/share/peer/ld-linux-x86-64.so.2", "--library-path", "/share/peer", "/share/peer/qemu", "-L", "/share/peer"];
-        let shape = ["-M", "microvm,isa-serial=on,rtc=off", "-accel", "kvm", "-cpu", "host", "-m", "256", "-nodefaults", "-no-reboot"];
+        let shape =
+            ["-M", "microvm,isa-serial=on,pit=on,pic=on,rtc=on", "-accel", "kvm", "-cpu", "host", "-m", "256", "-nodefaults", "-no-reboot"];
         let cmdline = format!("{CMDLINE} reboot=t");
         let guest = ["-nographic", "-serial", "stdio", "-kernel", file, "-initrd", "/share/init.cpio", "-append", &cmdline];
         let argv = [&libraries[..], &shape, &guest].concat();
@@ -157,8 +159,8 @@ fn boot(machine: &Machine, argv: &[&str]) -> Result<u64> {
     let said = machine.check(&all, DEADLINE)?;
     let counted = said.trim().parse();
     counted.with_context(|| {
-        let errors = machine.shell("cat /tmp/errors").unwrap_or_default();
-        format!("{}: the guest did not come to its init: {} {}", argv.join(" "), said.trim(), errors.trim())
+        let words = machine.shell("cat /tmp/errors; tail -n 20 /tmp/console").unwrap_or_default();
+        format!("{}: the guest did not come to its init: {} {}", argv.join(" "), said.trim(), words.trim())
     })
 }
 
