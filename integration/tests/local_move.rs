@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use rebec_lab::netlab::{
-    Vmm, guest,
+    NetLab, Vmm, VmmConfig, guest,
     story::{Plan, Story},
     vmm::{LONG, SHORT},
 };
@@ -180,6 +180,33 @@ fn a_target_whose_disk_is_full_interrupts_nothing() -> Result<()> {
     let said = target.said();
     ensure!(said.contains("web-1.disk") && said.contains("No space left"), "{said}");
     runs_on(story, moving)
+}
+
+#[test]
+fn a_guest_resets_where_it_has_moved_to() -> Result<()> {
+    let mut lab = NetLab::start("local-move-reset", &["a"])?;
+    let machine = &lab.machines[0];
+    let config = guest::config("64M", "fill=text:3:20%,zero stats_ms=0")?;
+    let source = Vmm::run(machine, "source", &config)?;
+    source.console.wait("hb 3 ", SHORT)?;
+    let with_kernel = Vmm::receive(machine, "with-kernel", 7001, &config)?;
+    source.migrate(machine, machine, 7001, &[])?.check()?;
+    with_kernel.console.wait("hb ", SHORT)?;
+    let mark = with_kernel.console.mark();
+    with_kernel.console.send(b"r")?;
+    with_kernel.console.wait_after(mark, "rebec-bench 1", SHORT)?;
+    with_kernel.console.wait_after(mark, "hb 3 ", SHORT)?;
+    ensure!(with_kernel.status(machine)?.epoch == 2);
+
+    let mut without = Vmm::receive(machine, "without", 7002, &VmmConfig { kernel: PathBuf::new(), ..config })?;
+    with_kernel.migrate(machine, machine, 7002, &[])?.check()?;
+    without.console.wait("hb ", SHORT)?;
+    without.console.send(b"r")?;
+    ensure!(without.wait(SHORT)?.code() == Some(1), "{}", without.said());
+    let said = without.said();
+    ensure!(said.lines().count() == 1 && said.contains("--kernel"), "{said}");
+    lab.succeeded();
+    Ok(())
 }
 
 #[test]

@@ -27,7 +27,7 @@ pub const LONG: Duration = Duration::from_secs(180);
 /// What a VM consists of: options of `rebec-vmm`, in its words.
 #[derive(Debug, Clone, Default)]
 pub struct VmmConfig {
-    /// What boots; `receive` needs none.
+    /// What boots; `receive` starts from it should the guest reset, and needs none.
     pub kernel: PathBuf,
     /// Its command line.
     pub cmdline: String,
@@ -97,6 +97,9 @@ impl Vmm {
         command.args(["receive", "--listen", &format!("{}:{port}", machine.address())]);
         for donor in &config.donors {
             command.arg("--donor").arg(donor);
+        }
+        if !config.kernel.as_os_str().is_empty() {
+            command.arg("--kernel").arg(&config.kernel).args(["--cmdline", &config.cmdline]);
         }
         Self::start(machine, name, command, config)
     }

@@ -72,15 +72,9 @@ pub struct RunOptions {
     /// Kernel: a Linux bzImage, or an ELF with a PVH entry
     #[arg(long, value_name = "FILE")]
     pub kernel: PathBuf,
-    /// Keep unpacked kernels in this folder: a bzImage that was started from before need not be unpacked again
-    #[arg(long, value_name = "DIR")]
-    pub kernel_cache: Option<PathBuf>,
-    /// Initial RAM disk handed to the kernel
-    #[arg(long, value_name = "FILE")]
-    pub initramfs: Option<PathBuf>,
-    /// Kernel command line
-    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
-    pub cmdline: String,
+    /// What goes with the kernel
+    #[command(flatten)]
+    pub boot: BootOptions,
     /// Guest memory, in whole MiB, from 16M to 1T
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub memory: MemorySize,
@@ -90,6 +84,20 @@ pub struct RunOptions {
     /// What both sides of a move have in common
     #[command(flatten)]
     pub shared: Shared,
+}
+
+/// What a kernel is started with.
+#[derive(Args, Debug)]
+pub struct BootOptions {
+    /// Keep unpacked kernels in this folder: a bzImage that was started from before need not be unpacked again
+    #[arg(long, value_name = "DIR", requires = "kernel")]
+    pub kernel_cache: Option<PathBuf>,
+    /// Initial RAM disk handed to the kernel
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initramfs: Option<PathBuf>,
+    /// Kernel command line
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, requires = "kernel")]
+    pub cmdline: String,
 }
 
 /// Options of `unpack`.
@@ -109,6 +117,12 @@ pub struct ReceiveOptions {
     /// Control socket of another VMM on this host that may hold the same content; may be repeated
     #[arg(long = "donor", value_name = "SOCKET")]
     pub donors: Vec<PathBuf>,
+    /// Kernel to start from when the guest resets; without one, a guest reset ends the VM
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// What goes with the kernel
+    #[command(flatten)]
+    pub boot: BootOptions,
     /// What both sides of a move have in common
     #[command(flatten)]
     pub shared: Shared,
@@ -345,7 +359,7 @@ mod tests {
     #[test]
     fn what_is_left_out_has_a_default() {
         let Ok(Command::Run(options)) = parse_words("rebec-vmm run --kernel k") else { panic!("not a run") };
-        assert_eq!((options.memory.bytes(), options.vcpus, options.cmdline.as_str()), (512 << 20, 1, ""));
+        assert_eq!((options.memory.bytes(), options.vcpus, options.boot.cmdline.as_str()), (512 << 20, 1, ""));
         assert_eq!(options.shared.serial, None);
     }
 

@@ -47,7 +47,7 @@ pub struct Owner {
     last: Status,
     lans: Vec<Lan>,
     services: Arc<Services>,
-    /// Missing when the VM arrived from elsewhere.
+    /// Missing when the VM arrived from elsewhere and its user named no kernel for it here.
     plan: Option<BootPlan>,
     lending: Lending,
     events: SyncSender<Event>,
@@ -102,8 +102,8 @@ impl Owner {
     }
 
     /// Waits for a VM that a thread takes in; it comes as [`Event::Arrived`].
-    pub fn of_arriving(lans: Vec<Lan>, services: Arc<Services>, events: SyncSender<Event>) -> Self {
-        Self::of_nothing(Place::Arriving { pending: None }, VmState::Incoming, lans, services, events)
+    pub fn of_arriving(lans: Vec<Lan>, services: Arc<Services>, plan: Option<BootPlan>, events: SyncSender<Event>) -> Self {
+        Self { plan, ..Self::of_nothing(Place::Arriving { pending: None }, VmState::Incoming, lans, services, events) }
     }
 
     /// Waits for a user to connect it with the target of a move that an earlier process left open.
@@ -192,9 +192,7 @@ impl Owner {
 
     fn restart(&mut self) -> Result<()> {
         let Some(plan) = &self.plan else {
-            bail!(
-                "the guest asked for a reset, and this process holds no kernel, since the VM was received: start it with `rebec-vmm run`"
-            );
+            bail!("the guest asked for a reset, and `receive` was given no --kernel to start again from: start it with `rebec-vmm run`");
         };
         if let Place::Here(held, stand) = &mut self.place {
             held.start_again(plan)?;

@@ -26,6 +26,7 @@ use crate::{
     moving::{Arrived, Incoming},
     open::{self, DiskFile},
     owner::Owner,
+    run::BootPlan,
     services::Services,
     threads::{ServiceThreads, WorkThreads},
     vm::{self, Host},
@@ -33,7 +34,8 @@ use crate::{
 
 /// Runs the command.
 pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
-    let (opened, doors) = open::for_receive(options)?;
+    let (opened, doors, files) = open::for_receive(options)?;
+    let plan = files.map(|files| BootPlan::new(files, &options.boot.cmdline));
     let stop = opened.seal()?;
     let (sender, events) = sync_channel(EVENTS_MAX);
     let mut ledger = Ledger::open(opened.ledger)?;
@@ -46,7 +48,7 @@ pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
     };
     let services = Arc::new(Services::start(opened.serial, opened.control, stop, &sender)?);
     let site = Site { kvm: opened.kvm, disks: opened.disks, lans: opened.lans, services: services.clone(), events: sender.clone() };
-    let owner = Owner::of_arriving(site.lans.clone(), services, sender.clone());
+    let owner = Owner::of_arriving(site.lans.clone(), services, plan, sender.clone());
     let take_in = move || {
         let arrived = match released {
             Some(record) => {

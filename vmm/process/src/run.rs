@@ -30,6 +30,11 @@ pub struct BootPlan {
 }
 
 impl BootPlan {
+    /// A plan from open files.
+    pub fn new(files: BootFiles, cmdline: &str) -> Self {
+        Self { files, cmdline: cmdline.to_owned() }
+    }
+
     /// Loads the kernel into a machine that has not run. The kernel's image is dropped afterwards: it is as large as the
     /// rest of this process many times over.
     pub fn boot(&self, vm: &Vm) -> Result<()> {
@@ -69,7 +74,7 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let services = Arc::new(Services::start(opened.serial, opened.control, stop, &sender)?);
     let lans = opened.lans;
     let host = Host { kvm: opened.kvm, disks, lans: lans.clone(), services: services.clone(), events: sender.clone() };
-    let plan = BootPlan { files, cmdline: options.cmdline.clone() };
+    let plan = BootPlan::new(files, &options.boot.cmdline);
     let cold = ColdStart { shape: Shape { memory: options.memory, vcpus: options.vcpus }, host, plan };
     let owner = match word {
         Word::Mine(record) => {

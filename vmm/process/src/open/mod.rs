@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    cli::{ReceiveOptions, RunOptions, Shared},
+    cli::{BootOptions, ReceiveOptions, RunOptions, Shared},
     control, ctl,
     lan::Lan,
     listen,
@@ -49,7 +49,7 @@ impl Opened {
     }
 }
 
-/// What `run` boots from.
+/// What a machine boots from.
 pub struct BootFiles {
     pub kernel: Named,
     pub initramfs: Option<Named>,
@@ -68,20 +68,26 @@ pub fn kernel(path: &Path) -> Result<Named> {
 
 /// Opens what `run` names.
 pub fn for_run(options: &RunOptions) -> Result<(Opened, BootFiles)> {
-    let kernel = kernel(&options.kernel)?;
+    let files = boot_files(&options.kernel, &options.boot)?;
+    Ok((shared(&options.shared, disks::Missing::Refuse)?, files))
+}
+
+/// Opens what `receive` names.
+pub fn for_receive(options: &ReceiveOptions) -> Result<(Opened, Doors, Option<BootFiles>)> {
+    let files = options.kernel.as_ref().map(|kernel| boot_files(kernel, &options.boot)).transpose()?;
+    let listener = TcpListener::bind(options.listen).with_context(|| format!("listen on {}", options.listen))?;
+    let donors = options.donors.iter().map(|path| ctl::donor_connection(path)).collect::<Result<_, _>>()?;
+    Ok((shared(&options.shared, disks::Missing::Create)?, Doors { listener, donors }, files))
+}
+
+fn boot_files(kernel: &Path, options: &BootOptions) -> Result<BootFiles> {
+    let kernel = self::kernel(kernel)?;
     let kernel = match &options.kernel_cache {
         Some(folder) => kept::unpacked(kernel, folder)?,
         None => kernel,
     };
     let initramfs = options.initramfs.as_ref().map(|path| files::open_read("initramfs", path)).transpose()?;
-    Ok((shared(&options.shared, disks::Missing::Refuse)?, BootFiles { kernel, initramfs }))
-}
-
-/// Opens what `receive` names.
-pub fn for_receive(options: &ReceiveOptions) -> Result<(Opened, Doors)> {
-    let listener = TcpListener::bind(options.listen).with_context(|| format!("listen on {}", options.listen))?;
-    let donors = options.donors.iter().map(|path| ctl::donor_connection(path)).collect::<Result<_, _>>()?;
-    Ok((shared(&options.shared, disks::Missing::Create)?, Doors { listener, donors }))
+    Ok(BootFiles { kernel, initramfs })
 }
 
 fn shared(options: &Shared, missing: disks::Missing) -> Result<Opened> {
