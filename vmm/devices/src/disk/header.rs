@@ -19,6 +19,9 @@ const NAME_BYTES_MAX: u32 = 1023;
 const L1_BYTES_MAX: u64 = 32 << 20;
 const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
+const EXTENSION_FEATURE_NAMES: u32 = 0x6803_f857;
+/// Of one feature: type, bit and 46 bytes of text.
+const FEATURE_NAME_BYTES: u32 = 48;
 /// Extensions read at most: real images carry three.
 const EXTENSIONS_MAX: usize = 32;
 
@@ -158,11 +161,43 @@ fn parse(file: &File, start: &[u8]) -> Result<Header, Fault> {
     if first.len() < 8 || be64(&first, 0) < 512 {
         return fault("its qcow2 refcounts leave out its own header; repair it with qemu-img check -r all".to_owned());
     }
-    let backing = read_backing(file, header, header_bytes, cluster_bytes)?;
+    let extensions = if version == 2 { Vec::new() } else { read_extensions(file, header_bytes, cluster_bytes)? };
+    let backing = read_backing(file, header, &extensions, cluster_bytes)?;
     Ok(Header { backing })
 }
 
-fn read_backing(file: &File, header: &[u8], header_bytes: u32, cluster_bytes: u64) -> Result<Option<BackingName>, Fault> {
+/// Where a header extension's data lies.
+struct Extension {
+    kind: u32,
+    at: u64,
+    bytes: u32,
+}
+
+fn read_extensions(file: &File, header_bytes: u32, cluster_bytes: u64) -> Result<Vec<Extension>, Fault> {
+    let mut found = Vec::new();
+    let mut at = u64::from(header_bytes);
+    loop {
+        let head = read_up_to(file, at, 8)?;
+        if head.len() < 8 || at + 8 > cluster_bytes {
+            return Ok(found);
+        }
+        let extension = Extension { kind: be32(&head, 0), at: at + 8, bytes: be32(&head, 4) };
+        if extension.kind == 0 {
+            return Ok(found);
+        }
+        // imago 0.2.6 panics on a name that is cut short.
+        if extension.kind == EXTENSION_FEATURE_NAMES && !extension.bytes.is_multiple_of(FEATURE_NAME_BYTES) {
+            return Err(Fault::Content(format!("its qcow2 table of feature names has {} bytes", extension.bytes)));
+        }
+        if found.len() == EXTENSIONS_MAX {
+            return Err(Fault::Content(format!("its qcow2 header has more than {EXTENSIONS_MAX} extensions")));
+        }
+        at = extension.at + u64::from(extension.bytes).next_multiple_of(8);
+        found.push(extension);
+    }
+}
+
+fn read_backing(file: &File, header: &[u8], extensions: &[Extension], cluster_bytes: u64) -> Result<Option<BackingName>, Fault> {
     let (offset, length) = (be64(header, 8), be32(header, 16));
     if offset == 0 {
         return Ok(None);
@@ -173,32 +208,18 @@ fn read_backing(file: &File, header: &[u8], header_bytes: u32, cluster_bytes: u6
     }
     let name = read_up_to(file, offset, length as usize)?;
     let name = String::from_utf8(name).map_err(|_| Fault::Content("the name of its backing image is no text".to_owned()))?;
-    let format = if be32(header, 4) == 2 { None } else { read_backing_format(file, header_bytes, cluster_bytes)? };
+    let named = extensions.iter().find(|extension| extension.kind == EXTENSION_BACKING_FORMAT);
+    let format = named.map(|extension| read_backing_format(file, extension)).transpose()?;
     Ok(Some(BackingName { name, format }))
 }
 
-fn read_backing_format(file: &File, header_bytes: u32, cluster_bytes: u64) -> Result<Option<ImageFormat>, Fault> {
-    let mut at = u64::from(header_bytes);
-    for _ in 0..EXTENSIONS_MAX {
-        let extension = read_up_to(file, at, 8)?;
-        if extension.len() < 8 || at + 8 > cluster_bytes {
-            break;
-        }
-        let (kind, length) = (be32(&extension, 0), be32(&extension, 4));
-        if kind == 0 {
-            break;
-        }
-        if kind == EXTENSION_BACKING_FORMAT {
-            let text = read_up_to(file, at + 8, length.min(16) as usize)?;
-            return match text.as_slice() {
-                b"raw" | b"file" | b"host_device" => Ok(Some(ImageFormat::Raw)),
-                b"qcow2" => Ok(Some(ImageFormat::Qcow2)),
-                other => Err(Fault::Content(format!("its backing image has the unsupported format {:?}", String::from_utf8_lossy(other)))),
-            };
-        }
-        at += 8 + u64::from(length).next_multiple_of(8);
+fn read_backing_format(file: &File, extension: &Extension) -> Result<ImageFormat, Fault> {
+    let text = read_up_to(file, extension.at, extension.bytes.min(16) as usize)?;
+    match text.as_slice() {
+        b"raw" | b"file" | b"host_device" => Ok(ImageFormat::Raw),
+        b"qcow2" => Ok(ImageFormat::Qcow2),
+        other => Err(Fault::Content(format!("its backing image has the unsupported format {:?}", String::from_utf8_lossy(other)))),
     }
-    Ok(None)
 }
 
 fn read_up_to(file: &File, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {

@@ -310,6 +310,24 @@ fn refcounts_that_leave_out_the_header_are_refused() {
     assert!(said.starts_with("disk x: not what it says: its qcow2 refcounts leave out its own header"), "{said}");
 }
 
+/// Found by fuzzing: such a table of feature names was read past its end.
+#[test]
+fn extensions_that_make_no_sense_are_refused() {
+    for (bytes, count, reason) in [(49_u32, 1, "table of feature names has 49 bytes"), (48, 33, "more than 32 extensions")] {
+        let file = qcow2_file(MIB, None);
+        let mut at = [0; 4];
+        file.read_exact_at(&mut at, 100).unwrap();
+        let mut at = u64::from(u32::from_be_bytes(at));
+        for _ in 0..count {
+            file.write_all_at(&[0x6803_f857_u32.to_be_bytes(), bytes.to_be_bytes()].concat(), at).unwrap();
+            at += 8 + u64::from(bytes).next_multiple_of(8);
+        }
+        file.write_all_at(&[0; 8], at).unwrap();
+        let said = refusal("x", &file);
+        assert!(said.starts_with("disk x: not what it says: ") && said.contains(reason), "{said}");
+    }
+}
+
 #[test]
 fn tables_within_a_sparse_file_are_limited_all_the_same() {
     for (at, bytes, reason) in [(36, 5_000_000_u32, "L1 table (40000000 bytes"), (56, 200, "refcount table (13107200 bytes")] {
