@@ -498,7 +498,7 @@ fn a_vm_moves_on_and_comes_back_with_the_same_ledgers() -> Result<()> {
 fn a_terminated_source_calls_the_move_off() -> Result<()> {
     stories("local-handover-sigterm", &[Point::Have], |mut story, point| {
         let (_meddler, moving) = story.through_meddler(point)?;
-        let id = story.vmm(0)?.id();
+        let id = story.vmm(0)?.process();
         ensure!(Command::new("kill").args(["-TERM", &id.to_string()]).status()?.success());
         ensure!(story.end_migrate(moving)? == 1);
         let ended = story.sides[0].as_mut().context("the source")?.wait(SHORT)?;

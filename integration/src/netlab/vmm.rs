@@ -141,7 +141,7 @@ impl Vmm {
         &self.control
     }
 
-    /// The process that was started; others may be below it.
+    /// The process that was started, which a user would send signals to; others may be below it.
     pub fn process(&self) -> u32 {
         self.child.id()
     }
@@ -204,11 +204,6 @@ impl Vmm {
     /// Waits for the process to end.
     pub fn wait(&mut self, deadline: Duration) -> Result<ExitStatus> {
         wait(&mut self.child, deadline).with_context(|| format!("vmm {}: {}", self.name, tail_of(&self.log)))
-    }
-
-    /// The process that a user would send signals to.
-    pub fn id(&self) -> u32 {
-        self.child.id()
     }
 
     /// Whether the process is there.
