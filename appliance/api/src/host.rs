@@ -1,0 +1,64 @@
+//! Hosts: `GET /v1/hosts` and `GET /v1/hosts/{name}`; `POST /v1/hosts/{name}/drain` and `/declare-dead`.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A host as the asked one knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostInfo {
+    /// Its name, unique in the pool: `HOST` or, where two chose one name, `HOST-` and the first digits of its key.
+    pub name: String,
+    /// Its domain.
+    pub domain: String,
+    /// Its key, 64 hexadecimal digits.
+    pub key: String,
+    /// Whether it answers.
+    pub state: HostState,
+    /// Since when it has not been heard, in seconds; 0 when it answers.
+    pub silent_s: u64,
+    /// Where it is reached.
+    pub addresses: Vec<String>,
+    /// Why no VM can run there; none where they can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_kvm: Option<String>,
+    /// Processors.
+    pub cpus: u32,
+    /// Memory that VMs may have, all of them together.
+    pub memory_bytes: u64,
+    /// Memory that VMs have.
+    pub memory_used_bytes: u64,
+    /// Room for disks and parts.
+    pub disk_bytes: u64,
+    /// Room taken or promised.
+    pub disk_used_bytes: u64,
+    /// VMs there.
+    pub vms: u32,
+    /// Whether its state survives a reboot.
+    pub durable: bool,
+    /// Version of Rebec.
+    pub version: String,
+    /// Whether it is the host that answers this request.
+    pub this: bool,
+}
+
+/// Whether a host answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostState {
+    /// It answers and takes VMs.
+    Ready,
+    /// It answers and takes none: it is being emptied.
+    Draining,
+    /// It does not answer.
+    Silent,
+    /// An operator has declared it dead.
+    Dead,
+}
+
+/// `POST /v1/hosts/{name}/declare-dead`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeclareDead {
+    /// Why the operator knows that it does not run: kept for audit.
+    pub reason: String,
+}

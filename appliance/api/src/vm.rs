@@ -1,0 +1,166 @@
+//! VMs: `GET /v1/vms`, `POST /v1/vms` (a job), `GET /v1/vms/{name}`, `DELETE /v1/vms/{name}`,
+//! `POST /v1/vms/{name}/start` (a job), `/stop`, `/move` (a job).
+//!
+//! `GET /v1/vms/{name}/logs?tail=BYTES&follow=true` is the console's text. `GET /v1/vms/{name}/console` with
+//! `Connection: Upgrade, Upgrade: rebec-stream` becomes the console itself, raw bytes both ways; it ends when the VM leaves
+//! the host, and the next request finds it at its new one. `GET /v1/vms/{name}/forward/{port}` upgrades to a TCP connection
+//! into the guest.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// The protocol a console or forwarding request upgrades to.
+pub const STREAM_UPGRADE: &str = "rebec-stream";
+
+/// `POST /v1/vms`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewVm {
+    /// Its name.
+    pub name: String,
+    /// The image it starts from.
+    pub image: String,
+    /// Guest memory, in whole MiB.
+    #[serde(default = "NewVm::default_memory_bytes")]
+    pub memory_bytes: u64,
+    /// Virtual processors, 1 to 16.
+    #[serde(default = "NewVm::default_vcpus")]
+    pub vcpus: u8,
+    /// LANs, one NIC each, in this order.
+    #[serde(default)]
+    pub lans: Vec<String>,
+    /// Only on this host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// Only in this domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// Added to the image's kernel command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cmdline: Option<String>,
+    /// For a NoCloud seed disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// For a NoCloud seed disk: keys that may log in.
+    #[serde(default)]
+    pub ssh_keys: Vec<String>,
+    /// What happens when its host is lost.
+    #[serde(default)]
+    pub on_host_loss: OnHostLoss,
+}
+
+impl NewVm {
+    /// 512 MiB.
+    pub fn default_memory_bytes() -> u64 {
+        512 << 20
+    }
+
+    /// One.
+    pub fn default_vcpus() -> u8 {
+        1
+    }
+}
+
+/// What happens to a VM when its host is lost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnHostLoss {
+    /// Only its host, or an operator who declares the host dead, may start it again.
+    #[default]
+    Hold,
+    /// Its keeper starts it elsewhere once the host's lease has ended.
+    Restart,
+}
+
+/// A VM as the asked host knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmInfo {
+    /// Its name.
+    pub name: String,
+    /// 32 hexadecimal digits.
+    pub id: String,
+    /// Where it is in its life.
+    pub state: VmState,
+    /// More about the state: for whom it waits, why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The host that runs it, or ran it last.
+    pub host: String,
+    /// That host's domain.
+    pub domain: String,
+    /// Its ownership counter.
+    pub epoch: u64,
+    /// The image it started from.
+    pub image: String,
+    /// Guest memory.
+    pub memory_bytes: u64,
+    /// Virtual processors.
+    pub vcpus: u8,
+    /// NICs.
+    pub nics: Vec<NicInfo>,
+    /// The host that keeps its desired record.
+    pub home: String,
+    /// What happens when its host is lost.
+    pub on_host_loss: OnHostLoss,
+    /// When it was created, in seconds since 1970.
+    pub created: u64,
+    /// The VMM's process on its host; 0 when none runs.
+    pub pid: u32,
+}
+
+/// Where a VM is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmState {
+    /// Its parts are being gathered, or its VMM is starting.
+    Starting,
+    /// Its vCPUs run.
+    Running,
+    /// Paused by request.
+    Paused,
+    /// It runs, and a move is under way.
+    Moving,
+    /// The right to run it was granted and not yet taken up; `reason` says for whom it waits.
+    Waiting,
+    /// It does not run; `start` starts it from its disk.
+    Stopped,
+    /// It ended by itself, with an error; `start` starts it from its disk.
+    Failed,
+    /// Its host does not answer.
+    Lost,
+}
+
+/// One NIC of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NicInfo {
+    /// The LAN.
+    pub lan: String,
+    /// The NIC's address.
+    pub mac: String,
+    /// Its address on the LAN.
+    #[schema(value_type = String)]
+    pub address: Ipv4Addr,
+}
+
+/// `POST /v1/vms/{name}/move`. Without a host, the best one is taken.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MoveVm {
+    /// To this host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// To some host of this domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// Parallel streams, 1 to 16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streams: Option<u8>,
+    /// Longest pause that is accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub downtime_ms_max: Option<u32>,
+    /// Highest rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth_mbit_max: Option<u32>,
+}
