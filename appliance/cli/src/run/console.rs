@@ -13,7 +13,7 @@ use std::{
 use rebec_api::vm::{VmInfo, VmState};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, split},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
     time::sleep,
 };
@@ -50,11 +50,13 @@ pub async fn run(session: &Session, name: &str) -> Result<(), Failure> {
     let at = path(&["vms", name, "console"]);
     let mut stream = open(session, name, &at).await?;
     session.say(&format!("console of vm {name}; Ctrl-] leaves it"));
+    let refuse = |error: io::Error| Failure::Here(format!("terminal: {error}"));
+    let mut endings = Endings::catch().map_err(refuse)?;
+    let raw = RawMode::enter().map_err(refuse)?;
     let mut keys = Some(keys());
-    let raw = RawMode::enter().map_err(|error| Failure::Here(format!("terminal: {error}")))?;
     let left = tokio::select! {
         left = sit(session, name, &at, &mut stream, &mut keys) => left,
-        () = told_to_end() => Ok("interrupted".to_owned()),
+        () = endings.any() => Ok("interrupted".to_owned()),
     };
     drop(raw);
     eprintln!();
@@ -121,12 +123,13 @@ async fn next_keys(keys: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>
 
 /// The VM's next stream, wherever it runs now; none when it has ended or the user has left.
 async fn again(session: &Session, name: &str, at: &str, keys: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Result<Option<Raw>, Failure> {
+    let mut why = String::new();
     for _ in 0..ABSENCE_MAX {
         tokio::select! {
             opened = open(session, name, at) => match opened {
                 Ok(stream) => return Ok(Some(stream)),
                 Err(Failure::Waiting(why)) => return Err(Failure::Waiting(why)),
-                Err(_) => {}
+                Err(failure) => why = format!(" ({failure})"),
             },
             true = left(keys) => return Ok(None),
         }
@@ -140,7 +143,7 @@ async fn again(session: &Session, name: &str, at: &str, keys: &mut Option<mpsc::
             true = left(keys) => return Ok(None),
         }
     }
-    Err(Failure::Here(format!("vm `{name}`: its console has not come back; `rebec vm show {name}` says where it is")))
+    Err(Failure::Here(format!("vm `{name}`: its console has not come back{why}; `rebec vm show {name}` says where it is")))
 }
 
 /// Whether the user leaves while nobody listens; other keys are for nobody.
@@ -174,15 +177,21 @@ fn ended(vm: &VmInfo) -> String {
     }
 }
 
-/// Ends when the process is told to: the terminal is given back first.
-async fn told_to_end() {
-    let wait = async |kind| match signal(kind) {
-        Ok(mut told) => told.recv().await,
-        Err(_) => std::future::pending().await,
-    };
-    tokio::select! {
-        _ = wait(SignalKind::terminate()) => {}
-        _ = wait(SignalKind::hangup()) => {}
-        _ = wait(SignalKind::interrupt()) => {}
+/// The signals that ask a process to end. They are caught from here on: the terminal is given back first.
+struct Endings([Signal; 3]);
+
+impl Endings {
+    fn catch() -> io::Result<Self> {
+        let [terminate, hangup, interrupt] = [SignalKind::terminate(), SignalKind::hangup(), SignalKind::interrupt()].map(signal);
+        Ok(Self([terminate?, hangup?, interrupt?]))
+    }
+
+    async fn any(&mut self) {
+        let [terminate, hangup, interrupt] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+            _ = interrupt.recv() => {}
+        }
     }
 }

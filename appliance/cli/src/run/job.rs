@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use rebec_api::job::{Job, JobState};
+use rebec_api::{
+    ErrorCode,
+    job::{Job, JobState},
+};
 use tokio::time::sleep;
 
 use super::{progress::Meter, session::Session};
@@ -63,6 +66,7 @@ async fn to_the_end(client: &Client, mut job: Job, meter: &mut Meter) -> Result<
         }
         silent = if heard { 0 } else { silent + 1 };
         match broke {
+            Err(error) if forgotten(&error) => return Err(lost(&job)),
             Err(error) if !error.unreachable() || silent >= ATTEMPTS_MAX => return Err(error.into()),
             _ if silent >= ATTEMPTS_MAX => return Err(Failure::LeftAlone(job.id)),
             _ => sleep(ATTEMPT_PERIOD).await,
@@ -70,9 +74,22 @@ async fn to_the_end(client: &Client, mut job: Job, meter: &mut Meter) -> Result<
         match client.get(&at).await {
             Ok(now) => job = now,
             Err(error) if error.unreachable() => {}
+            Err(error) if forgotten(&error) => return Err(lost(&job)),
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+fn forgotten(error: &ClientError) -> bool {
+    matches!(error, ClientError::Refused(refusal) if refusal.code == ErrorCode::NotFound)
+}
+
+/// Jobs live as long as the agent that does them.
+fn lost(job: &Job) -> Failure {
+    Failure::Here(format!(
+        "{}: the agent has started anew since and does not know job {} any more; look at what it was about",
+        job.what, job.id
+    ))
 }
 
 async fn events(client: &Client, at: &str, mut heard: impl FnMut(Job)) -> Result<(), ClientError> {
