@@ -5,7 +5,7 @@ use std::{convert::Infallible, path::PathBuf, sync::Arc};
 use http_body_util::{Empty, StreamBody};
 use hyper::{body::Frame, server::conn::http1, service::service_fn};
 use rebec_api::{ErrorCode, image::Part, job::JobState, pool::PoolStatus};
-use rustls::{ServerConfig, pki_types::PrivateKeyDer};
+use rustls::ServerConfig;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, UnixListener},
@@ -140,23 +140,26 @@ async fn a_refusal_keeps_its_words_and_another_answer_is_named() {
 }
 
 #[tokio::test]
-async fn an_answer_without_end_is_cut_off() {
+async fn an_answer_that_is_too_long_is_cut_off() {
     let (_place, client) = agent(|_| async {
-        let endless = StreamBody::new(Endless);
-        Response::new(endless.boxed_unsync())
+        let long = StreamBody::new(Long(0));
+        Response::new(long.boxed_unsync())
     });
     let error = client.get::<PoolStatus>("/v1/pool").await.unwrap_err();
     assert!(error.to_string().contains("longer than 16 MiB"), "{error}");
 }
 
-/// Zeroes for ever.
-struct Endless;
+/// Blanks, somewhat more than is read.
+struct Long(usize);
 
-impl futures_util::Stream for Endless {
+impl futures_util::Stream for Long {
     type Item = Result<Frame<Bytes>, Infallible>;
 
-    fn poll_next(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<Option<Self::Item>> {
-        std::task::Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&[b' '; 65_536])))))
+    fn poll_next(mut self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<Option<Self::Item>> {
+        const BLANKS: &[u8] = &[b' '; 65_536];
+        self.0 += BLANKS.len();
+        let more = self.0 < ANSWER_BYTES_MAX + (1 << 20);
+        std::task::Poll::Ready(more.then(|| Ok(Frame::data(Bytes::from_static(BLANKS)))))
     }
 }
 
@@ -242,18 +245,31 @@ async fn a_request_becomes_a_stream() {
     assert!(matches!(refused, ClientError::Refused(_)), "{refused}");
 }
 
-/// An agent behind TLS that says who asked; its host's key is in the target.
-async fn agent_behind_tls(versions: &[&'static rustls::SupportedProtocolVersion]) -> Target {
-    let keys = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
-    let certificate = rcgen::CertificateParams::new(vec!["other.example.org".to_owned()]).unwrap().self_signed(&keys).unwrap();
-    let key = HostKey(keys.public_key_raw().try_into().unwrap());
-    let secret = PrivateKeyDer::try_from(keys.serialize_der()).unwrap();
+/// Shows one certificate and signs with one key, whether or not they belong together.
+#[derive(Debug)]
+struct Shown(Arc<rustls::sign::CertifiedKey>);
+
+impl rustls::server::ResolvesServerCert for Shown {
+    fn resolve(&self, _: rustls::server::ClientHello<'_>) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+}
+
+/// An agent behind TLS that says who asked; the key of its certificate is in the target. One that is not honest shows
+/// a certificate that it has seen, and signs with a key of its own.
+async fn agent_behind_tls(honest: bool) -> Target {
+    let generate = || rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    let (shown, own) = (generate(), generate());
+    let certificate = rcgen::CertificateParams::new(vec!["other.example.org".to_owned()]).unwrap().self_signed(&shown).unwrap();
+    let key = HostKey(shown.public_key_raw().try_into().unwrap());
+    let secret = if honest { &shown } else { &own }.serialize_der();
+    let signs = rustls::crypto::ring::sign::any_eddsa_type(&secret.into()).unwrap();
+    let resolver = Shown(Arc::new(rustls::sign::CertifiedKey::new(vec![certificate.der().clone()], signs)));
     let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(versions)
+        .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], secret)
-        .unwrap();
+        .with_cert_resolver(Arc::new(resolver));
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let authority = listener.local_addr().unwrap().to_string();
@@ -275,14 +291,14 @@ async fn agent_behind_tls(versions: &[&'static rustls::SupportedProtocolVersion]
 
 #[tokio::test]
 async fn the_holder_of_the_named_key_is_talked_to() {
-    let target = agent_behind_tls(&[&rustls::version::TLS13]).await;
+    let target = agent_behind_tls(true).await;
     let said: Option<String> = Client::new(target).get("/v1/pool").await.unwrap();
     assert_eq!(said.as_deref(), Some("Bearer t1"));
 }
 
 #[tokio::test]
 async fn the_holder_of_another_key_is_not() {
-    let Target::Remote(remote) = agent_behind_tls(&[&rustls::version::TLS13]).await else { unreachable!() };
+    let Target::Remote(remote) = agent_behind_tls(true).await else { unreachable!() };
     let found: String = remote.key.0.iter().map(|byte| format!("{byte:02x}")).collect();
     let mut key = remote.key;
     key.0[31] ^= 1;
@@ -290,6 +306,13 @@ async fn the_holder_of_another_key_is_not() {
     let error = client.get::<Option<String>>("/v1/pool").await.unwrap_err();
     assert!(matches!(error, ClientError::OtherKey { .. }), "{error:?}");
     assert!(error.to_string().contains(&found) && error.to_string().contains("--fingerprint"), "{error}");
+}
+
+#[tokio::test]
+async fn a_certificate_without_its_key_is_worth_nothing() {
+    let client = Client::new(agent_behind_tls(false).await);
+    let error = client.get::<Option<String>>("/v1/pool").await.unwrap_err();
+    assert!(matches!(error, ClientError::OtherKey { .. }), "{error:?}");
 }
 
 #[tokio::test]

@@ -78,8 +78,8 @@ fn due(said: &mut Option<(Instant, String)>, line: &str, now: Instant) -> bool {
 fn style(progress: &JobProgress) -> ProgressStyle {
     let template = match (progress.done_bytes, progress.total_bytes) {
         (0, 0) => "{spinner} {prefix}: {wide_msg}",
-        (_, 0) => "{spinner} {prefix}: {msg} {binary_bytes}",
-        _ => "{spinner} {prefix}: {msg} [{bar:30}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}",
+        (_, 0) => "{spinner} {prefix}: {binary_bytes} {wide_msg}",
+        _ => "{spinner} {prefix} [{bar:20}] {binary_bytes} of {binary_total_bytes}  {wide_msg}",
     };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     style.progress_chars("=> ").tick_chars("|/-\\ ")
