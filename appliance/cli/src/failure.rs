@@ -4,7 +4,7 @@ use std::io;
 
 use rebec_api::{ApiError, job::Job};
 
-use crate::{client::ClientError, text::printable};
+use crate::{client::ClientError, talk, text::printable};
 
 /// The exit codes, as `--help` lists them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl Failure {
         if matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe) {
             return Exit::Failed;
         }
-        eprint!("{}", self.text());
+        talk::raw(&self.text());
         self.exit()
     }
 

@@ -8,14 +8,19 @@ pub mod args;
 pub mod client;
 mod failure;
 mod run;
+mod talk;
 pub mod text;
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use self::{
     args::{Command, NoCommand},
     client::Target,
-    failure::Exit,
+    failure::{Exit, Failure},
 };
 
 /// Carries out one command line and says how it ended.
@@ -26,12 +31,12 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok((cli, target))
     });
     let exit = match parsed {
-        Err(NoCommand::Answered(text)) => {
-            print!("{text}");
-            Exit::Done
-        }
+        Err(NoCommand::Answered(text)) => match io::stdout().write_all(text.as_bytes()) {
+            Ok(()) => Exit::Done,
+            Err(error) => Failure::Output(error).tell(),
+        },
         Err(NoCommand::Usage(message)) => {
-            eprintln!("rebec: {message}");
+            talk::say(&format!("rebec: {message}"));
             Exit::Usage
         }
         Ok((cli, target)) => match cli.command {

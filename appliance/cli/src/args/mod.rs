@@ -35,12 +35,12 @@ the other side of a move.";
 #[derive(Parser, Debug)]
 #[command(name = "rebec", version, about = ABOUT, after_help = AFTER, disable_help_subcommand = true, arg_required_else_help = false)]
 pub struct Cli {
-    /// Which agent is asked
-    #[command(flatten)]
-    pub agent: AgentOptions,
     /// Print answers as JSON
     #[arg(long, global = true)]
     pub json: bool,
+    /// Which agent is asked
+    #[command(flatten)]
+    pub agent: AgentOptions,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
@@ -68,31 +68,31 @@ pub struct AgentOptions {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Found, join, see or leave a pool
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = false)]
     Pool(PoolCommand),
     /// Domains of the pool
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = false)]
     Domain(DomainCommand),
     /// Hosts of the pool
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = false)]
     Host(HostCommand),
     /// Invitations that are open
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = false)]
     Invitation(InvitationCommand),
     /// Images: what a VM starts from
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = false)]
     Image(ImageCommand),
     /// LANs: the private networks of VMs
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = false)]
     Lan(LanCommand),
     /// Virtual machines
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = false)]
     Vm(VmCommand),
     /// Tokens that let a client in over TCP
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = false)]
     Token(TokenCommand),
     /// Long work and its progress
-    #[command(subcommand)]
+    #[command(subcommand, arg_required_else_help = false)]
     Job(JobCommand),
     /// Write what is needed to look into a problem to a tar file; no keys, tickets or tokens are in it
     SupportBundle(BundleOptions),

@@ -118,9 +118,10 @@ fn which_agent_may_stand_before_and_after_the_command() {
 #[test]
 fn what_is_wrong_is_said_in_one_line_that_names_it() {
     for (line, names) in [
-        ("rebec", "subcommand"),
+        ("rebec", "[subcommands: pool, domain"),
         ("rebec fly", "fly"),
-        ("rebec pool", "pool"),
+        ("rebec pool", "[subcommands: init, join"),
+        ("rebec vm", "[subcommands: run, ls"),
         ("rebec pool init lab", "--domain"),
         ("rebec pool join", "TICKET"),
         ("rebec pool join @", "file's name"),

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     client::{Raw, path},
     failure::Failure,
+    talk,
     text::printable,
 };
 
@@ -59,7 +60,7 @@ pub async fn run(session: &Session, name: &str) -> Result<(), Failure> {
         () = endings.any() => Ok("interrupted".to_owned()),
     };
     drop(raw);
-    eprintln!();
+    talk::raw("\n");
     session.say(&format!("console of vm {name}: {}", left?));
     Ok(())
 }

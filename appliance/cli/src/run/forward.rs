@@ -15,7 +15,7 @@ use super::{session::Session, vm::get};
 use crate::{
     client::{Client, path},
     failure::Failure,
-    text::printable,
+    talk,
 };
 
 /// Connections at a time; more wait in the listener's queue.
@@ -49,12 +49,12 @@ async fn serve(listener: &TcpListener, client: &Client, at: &Rc<str>) -> std::co
                 tokio::task::spawn_local(async move {
                     let Ok(_permit) = permit.acquire().await else { return };
                     if let Err(why) = carry(&client, &at, stream).await {
-                        eprintln!("rebec: {}", printable(&why));
+                        talk::say(&format!("rebec: {why}"));
                     }
                 });
             }
             Err(error) => {
-                eprintln!("rebec: accept: {error}");
+                talk::say(&format!("rebec: accept: {error}"));
                 sleep(REST).await;
             }
         }

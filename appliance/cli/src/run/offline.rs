@@ -4,7 +4,11 @@ use std::{fs, io, path::Path};
 
 use clap_complete::Shell;
 
-use crate::{args, failure::Exit, failure::Failure};
+use crate::{
+    args,
+    failure::{Exit, Failure},
+    talk,
+};
 
 /// Prints the completion script of a shell.
 pub fn completion(shell: Shell) -> Exit {
@@ -21,7 +25,7 @@ pub fn man(folder: &Path) -> Exit {
     let written = fs::create_dir_all(folder).and_then(|()| clap_mangen::generate_to(args::definition(), folder));
     match written {
         Ok(()) => {
-            eprintln!("manual pages are in {}; `man -l {}` reads the first", folder.display(), folder.join("rebec.1").display());
+            talk::say(&format!("manual pages are in {0}; `man -l {0}/rebec.1` reads the first", folder.display()));
             Exit::Done
         }
         Err(error) => Failure::Here(format!("write manual pages into {}: {error}", folder.display())).tell(),

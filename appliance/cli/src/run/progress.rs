@@ -8,7 +8,10 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use rebec_api::job::JobProgress;
 
-use crate::text::{printable, report};
+use crate::{
+    talk,
+    text::{printable, report},
+};
 
 /// Between two lines where they cannot replace each other.
 const PLAIN_PERIOD: Duration = Duration::from_secs(1);
@@ -46,7 +49,7 @@ impl Meter {
             None => {
                 let line = report::progress(progress);
                 if due(&mut self.said, &line, Instant::now()) {
-                    eprintln!("{}: {line}", printable(what));
+                    talk::say(&format!("{what}: {line}"));
                 }
             }
         }

@@ -14,6 +14,7 @@ use crate::{
     args::Patience,
     client::{Answer, Client},
     failure::Failure,
+    talk,
     text::printable,
 };
 
@@ -55,7 +56,7 @@ impl Session {
 
     /// Says something to the person at the terminal.
     pub fn say(&self, text: &str) {
-        eprintln!("{}", printable(text));
+        talk::say(text);
     }
 
     /// Sees a change through: a job is followed to its end. `done` says that it was done.

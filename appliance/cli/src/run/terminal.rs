@@ -9,6 +9,8 @@ use std::{
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 use tokio::sync::mpsc;
 
+use crate::talk;
+
 /// One read of the keyboard: a paste comes in such pieces.
 const PIECE_BYTES: usize = 4096;
 /// Pieces that wait for a slow link; then the terminal holds the rest.
@@ -54,7 +56,7 @@ fn restore() {
     if let Some(before) = before
         && let Err(error) = tcsetattr(io::stdin(), OptionalActions::Drain, &before)
     {
-        eprintln!("rebec: the terminal could not be given back ({error}); type `reset`");
+        talk::say(&format!("rebec: the terminal could not be given back ({error}); type `reset`"));
     }
 }
 

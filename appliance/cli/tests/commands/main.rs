@@ -145,6 +145,17 @@ fn nobody_there_is_exit_code_three_and_nonsense_two() {
 }
 
 #[test]
+fn whoever_stops_reading_does_no_harm() {
+    let closed = || std::io::pipe().unwrap().1;
+    let run =
+        |words: &[&str]| Command::new(env!("CARGO_BIN_EXE_rebec")).args(words).stdout(closed()).stderr(closed()).status().unwrap().code();
+    assert_eq!(run(&["--help"]), Some(1));
+    assert_eq!(run(&["completion", "bash"]), Some(1));
+    assert_eq!(run(&["fly"]), Some(2));
+    assert_eq!(run(&["--socket", "/nowhere/s", "vm", "ls"]), Some(3));
+}
+
+#[test]
 fn lists_are_tables_or_json_and_empty_ones_say_what_to_do() {
     let agent = Agent::start(|line, _, _| match line {
         "GET /v1/vms" => ok(&json!([vm("running", "a1")])),
