@@ -11,6 +11,7 @@ pub mod job;
 pub mod lan;
 pub mod pool;
 pub mod screen;
+pub mod token;
 pub mod vm;
 
 pub use error::{ApiError, ErrorCode};

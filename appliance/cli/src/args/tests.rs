@@ -1,0 +1,166 @@
+//! Every command line is understood, and a wrong one gives one line that names what is wrong.
+
+use clap::CommandFactory as _;
+use rebec_api::vm::OnHostLoss;
+
+use super::{values::TextFrom, *};
+
+fn parse(line: &str) -> Cli {
+    match parse_from(line.split_whitespace()) {
+        Ok(cli) => cli,
+        Err(no) => panic!("`{line}` gave {no:?}"),
+    }
+}
+
+fn refused(line: &str) -> String {
+    match parse_from(line.split_whitespace()) {
+        Err(NoCommand::Usage(message)) => message,
+        other => panic!("`{line}` gave {other:?}"),
+    }
+}
+
+#[test]
+fn the_definitions_are_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_command_line_is_understood() {
+    for line in [
+        "pool init lab --domain alpha",
+        "pool join rebec1abc",
+        "pool join @/run/ticket",
+        "pool join -",
+        "pool status --json",
+        "pool leave",
+        "domain invite beta --uses 2 --valid 30m",
+        "domain ls",
+        "host ls",
+        "host show a1",
+        "host invite --uses 3 --valid 7d",
+        "host drain a1",
+        "host declare-dead a1 --reason unplugged",
+        "invitation ls",
+        "invitation revoke i1",
+        "image import debian --kernel k --initramfs i --cmdline quiet --disk d",
+        "image ls",
+        "image rm debian",
+        "lan create office --range 10.5.0.0/24",
+        "lan create office",
+        "lan ls",
+        "lan show office",
+        "lan rm office",
+        "vm run web --image debian",
+        "vm ls",
+        "vm show web",
+        "vm console web",
+        "vm logs web --follow --tail 64K",
+        "vm logs -f web",
+        "vm stop web",
+        "vm start web --detach",
+        "vm start web --wait",
+        "vm rm web",
+        "vm move web",
+        "vm move web --domain beta -d",
+        "vm forward web 22",
+        "vm forward web 80 --listen [::1]:8080",
+        "token create laptop",
+        "token ls",
+        "token rm laptop",
+        "job ls",
+        "job show j1",
+        "support-bundle --out -",
+        "completion bash",
+        "man /tmp/man",
+    ] {
+        parse(&format!("rebec {line}"));
+    }
+}
+
+#[test]
+fn a_full_run_and_a_full_move() {
+    let line = "rebec vm run web --image debian --memory 2G --vcpus 4 --lan a --lan b --host a1 --cmdline quiet --hostname web \
+                --ssh-key k.pub --ssh-key l.pub --on-host-loss restart --detach";
+    let Command::Vm(VmCommand::Run(run)) = parse(line).command else { panic!("not a run") };
+    assert_eq!((run.name.as_str(), run.image.as_str(), run.memory.bytes(), run.vcpus), ("web", "debian", 2 << 30, 4));
+    assert_eq!((run.lans.len(), run.ssh_keys.len(), run.patience.detach), (2, 2, true));
+    assert_eq!(OnHostLoss::from(run.on_host_loss), OnHostLoss::Restart);
+    let line = "rebec vm move web --to b1 --streams 4 --downtime-max-ms 50 --bandwidth-max-mbit 100";
+    let Command::Vm(VmCommand::Move(options)) = parse(line).command else { panic!("not a move") };
+    assert_eq!((options.to.as_deref(), options.streams), (Some("b1"), Some(4)));
+    assert_eq!((options.downtime_max_ms, options.bandwidth_max_mbit, options.patience.detach), (Some(50), Some(100), false));
+}
+
+#[test]
+fn what_is_left_out_has_a_default() {
+    let Command::Vm(VmCommand::Run(run)) = parse("rebec vm run web --image debian").command else { panic!("not a run") };
+    assert_eq!((run.memory.bytes(), run.vcpus, run.patience.detach), (512 << 20, 1, false));
+    assert_eq!(OnHostLoss::from(run.on_host_loss), OnHostLoss::Hold);
+    let Command::Host(HostCommand::Invite { terms }) = parse("rebec host invite").command else { panic!("not an invitation") };
+    assert_eq!((terms.uses, terms.valid.0), (1, 86_400));
+    let Command::Vm(VmCommand::Forward { listen, .. }) = parse("rebec vm forward web 22").command else { panic!("not a forward") };
+    assert!(listen.ip().is_loopback() && listen.port() == 0);
+    let Command::Pool(PoolCommand::Join { ticket }) = parse("rebec pool join @t").command else { panic!("not a join") };
+    assert_eq!(ticket, TextFrom::File("t".into()));
+}
+
+#[test]
+fn which_agent_may_stand_before_and_after_the_command() {
+    let before = parse("rebec --socket /a --json vm ls");
+    let after = parse("rebec vm ls --json --socket /a");
+    assert_eq!(before.agent, after.agent);
+    assert!(before.json && after.json);
+    let key = "0f".repeat(32);
+    let elsewhere = parse(&format!("rebec vm ls --host-url https://10.0.0.1:7117 --fingerprint {key} --token-file t"));
+    assert_eq!(elsewhere.agent.fingerprint, Some(HostKey([15; 32])));
+}
+
+#[test]
+fn what_is_wrong_is_said_in_one_line_that_names_it() {
+    for (line, names) in [
+        ("rebec", "[subcommands: pool, domain"),
+        ("rebec fly", "fly"),
+        ("rebec pool", "[subcommands: init, join"),
+        ("rebec vm", "[subcommands: run, ls"),
+        ("rebec pool init lab", "--domain"),
+        ("rebec pool join", "TICKET"),
+        ("rebec pool join @", "file's name"),
+        ("rebec domain invite", "NAME"),
+        ("rebec host invite --uses 0", "--uses"),
+        ("rebec host invite --valid soon", "30m, 24h or 7d"),
+        ("rebec host declare-dead a1", "--reason"),
+        ("rebec image import debian", "--kernel"),
+        ("rebec vm run web", "--image"),
+        ("rebec vm run --image debian", "NAME"),
+        ("rebec vm run web --image d --memory 15M", "15M"),
+        ("rebec vm run web --image d --vcpus 17", "17"),
+        ("rebec vm run web --image d --on-host-loss pray", "pray"),
+        ("rebec vm run web --image d --host a --domain b", "--domain"),
+        ("rebec vm run web --image d --lan a --lan a", "--lan `a`"),
+        ("rebec vm run web --image d --wait --detach", "--detach"),
+        ("rebec vm move web --to a --domain b", "--domain"),
+        ("rebec vm move web --streams 17", "17"),
+        ("rebec vm move web --downtime-max-ms 0", "--downtime-max-ms"),
+        ("rebec vm forward web", "PORT"),
+        ("rebec vm forward web 0", "0"),
+        ("rebec vm forward web 65536", "65536"),
+        ("rebec vm forward web 22 --listen here", "here"),
+        ("rebec vm logs web --tail all", "4096, 64K or 1M"),
+        ("rebec vm ls --colour blue", "--colour"),
+        ("rebec vm ls --socket /a --host-url https://b", "--host-url"),
+        ("rebec vm ls --fingerprint 12", "64 hexadecimal digits"),
+        ("rebec completion dos", "dos"),
+    ] {
+        let message = refused(line);
+        assert!(message.contains(names), "`{line}`: {message}");
+        assert!(!message.contains('\n') && !message.contains("error:") && message.len() < 250, "`{line}`: {message}");
+    }
+}
+
+#[test]
+fn help_lists_every_noun_and_the_exit_codes() {
+    let Err(NoCommand::Answered(help)) = parse_from(["rebec", "--help"]) else { panic!("no help") };
+    for word in ["pool", "domain", "host", "invitation", "image", "lan", "vm", "token", "job", "support-bundle", "Exit codes"] {
+        assert!(help.contains(word), "{word} is missing:\n{help}");
+    }
+}

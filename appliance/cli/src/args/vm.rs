@@ -1,0 +1,174 @@
+//! The command line of VMs.
+
+use std::net::SocketAddr;
+
+use clap::{Args, Subcommand, ValueEnum};
+use rebec_api::vm::OnHostLoss;
+use rebec_vmm_api::MemorySize;
+
+use super::values::Bytes;
+
+/// `rebec vm ...`
+#[derive(Subcommand, Debug)]
+pub enum VmCommand {
+    /// Create a VM and start it
+    Run(Box<RunOptions>),
+    /// List the VMs
+    Ls,
+    /// Show one VM
+    Show {
+        /// The VM
+        name: String,
+    },
+    /// Sit at the console of a VM; Ctrl-] leaves it
+    Console {
+        /// The VM
+        name: String,
+    },
+    /// Print what a VM wrote to its console
+    Logs {
+        /// The VM
+        name: String,
+        /// Go on printing what it writes
+        #[arg(long, short)]
+        follow: bool,
+        /// Only the last BYTES, as in 4096 or 64K
+        #[arg(long, value_name = "BYTES")]
+        tail: Option<Bytes>,
+    },
+    /// End a VM as if its power were cut; its disk stays
+    Stop {
+        /// The VM
+        name: String,
+    },
+    /// Start a VM that does not run, from its disk
+    Start {
+        /// The VM
+        name: String,
+        /// Whether to wait
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Remove a VM that does not run, and its disk
+    Rm {
+        /// The VM
+        name: String,
+    },
+    /// Move a VM to another host while it runs
+    Move(MoveOptions),
+    /// Lead a local port to a TCP port of a VM, until Ctrl-C
+    Forward {
+        /// The VM
+        name: String,
+        /// TCP port of the guest
+        #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+        port: u16,
+        /// Where to listen [default: 127.0.0.1 and a port that is free]
+        #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", hide_default_value = true)]
+        listen: SocketAddr,
+    },
+}
+
+/// Whether a command ends when its work does.
+#[derive(Args, Debug, Clone, Copy, Default)]
+pub struct Patience {
+    /// Wait until it is done (the default)
+    #[arg(long, conflicts_with = "detach")]
+    pub wait: bool,
+    /// Print the job's name and do not wait
+    #[arg(long, short)]
+    pub detach: bool,
+}
+
+/// Options of `vm run`.
+#[derive(Args, Debug)]
+pub struct RunOptions {
+    /// The VM's name
+    pub name: String,
+    /// The image it starts from
+    #[arg(long)]
+    pub image: String,
+    /// Guest memory, in whole MiB, as in 512M or 4G
+    #[arg(long, value_name = "SIZE", default_value = "512M")]
+    pub memory: MemorySize,
+    /// Virtual CPUs, from 1 to 16
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub vcpus: u8,
+    /// LAN to attach a NIC to; may be repeated
+    #[arg(long = "lan", value_name = "LAN")]
+    pub lans: Vec<String>,
+    /// Only on this host [default: the one that suits best]
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Only on a host of this domain
+    #[arg(long, conflicts_with = "host")]
+    pub domain: Option<String>,
+    /// Added to the image's kernel command line
+    #[arg(long, value_name = "TEXT")]
+    pub cmdline: Option<String>,
+    /// The guest's name for itself, told by a NoCloud seed disk (cloud-init)
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Public key that may log in, or a file of such keys, told by a NoCloud seed disk; may be repeated
+    #[arg(long = "ssh-key", value_name = "FILE|KEY")]
+    pub ssh_keys: Vec<String>,
+    /// What happens when the VM's host is lost: hold it until the host is back, or restart it elsewhere
+    #[arg(long, value_name = "WHAT", default_value = "hold")]
+    pub on_host_loss: HostLoss,
+    /// Whether to wait
+    #[command(flatten)]
+    pub patience: Patience,
+}
+
+impl RunOptions {
+    pub(super) fn check(&self) -> Result<(), String> {
+        let twice = self.lans.iter().enumerate().find(|(index, lan)| self.lans[..*index].contains(lan));
+        match twice {
+            Some((_, lan)) => Err(format!("--lan `{lan}` is given twice; one NIC on a LAN is enough")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `--on-host-loss`.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostLoss {
+    /// Only its host, or an operator who declares the host dead, starts it again
+    Hold,
+    /// Its keeper starts it elsewhere
+    Restart,
+}
+
+impl From<HostLoss> for OnHostLoss {
+    fn from(loss: HostLoss) -> Self {
+        match loss {
+            HostLoss::Hold => Self::Hold,
+            HostLoss::Restart => Self::Restart,
+        }
+    }
+}
+
+/// Options of `vm move`.
+#[derive(Args, Debug)]
+pub struct MoveOptions {
+    /// The VM
+    pub name: String,
+    /// To this host [default: the one that suits best]
+    #[arg(long, value_name = "HOST")]
+    pub to: Option<String>,
+    /// To the host of this domain that suits best
+    #[arg(long, conflicts_with = "to")]
+    pub domain: Option<String>,
+    /// Parallel streams, from 1 to 16
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub streams: Option<u8>,
+    /// Longest pause of the VM that is accepted; the switch waits until less is predicted
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=600_000))]
+    pub downtime_max_ms: Option<u32>,
+    /// Highest rate of the move [default: as fast as the link]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub bandwidth_max_mbit: Option<u32>,
+    /// Whether to wait
+    #[command(flatten)]
+    pub patience: Patience,
+}

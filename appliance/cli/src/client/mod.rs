@@ -1,0 +1,234 @@
+//! Requests to an agent: HTTP/1.1 on its Unix socket, or on TCP with TLS 1.3 pinned to the key of its host.
+//!
+//! ```text
+//! Target (which agent) -> connect (socket, TLS) -> one HTTP connection per request -> JSON, a stream, or raw bytes both ways
+//! ```
+//!
+//! Every answer has a limit, and every failure a place: which agent, and whether it was reached at all ([`ClientError`]).
+
+mod connect;
+mod error;
+mod pin;
+pub mod sse;
+mod target;
+mod upload;
+
+#[cfg(test)]
+mod tests;
+
+use std::{io, time::Duration};
+
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited, combinators::UnsyncBoxBody};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header,
+};
+use hyper_util::rt::TokioIo;
+use rebec_api::{ApiError, job::Job, vm::STREAM_UPGRADE};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::timeout;
+
+pub use self::{
+    error::ClientError,
+    target::{Remote, Target},
+    upload::Upload,
+};
+
+/// Largest answer that is read whole: ten thousand VMs, and then some.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Longest wait for an answer; what takes longer is a job.
+const ANSWER_TIME: Duration = Duration::from_secs(120);
+
+/// A request's body: nothing, JSON, or a file.
+type Body = UnsyncBoxBody<Bytes, io::Error>;
+/// A connection whose bytes belong to the caller.
+pub type Raw = TokioIo<hyper::upgrade::Upgraded>;
+
+/// One agent that can be asked.
+#[derive(Debug, Clone)]
+pub struct Client {
+    target: Target,
+}
+
+/// What an agent answers to a request that changes something.
+#[derive(Debug)]
+pub enum Answer {
+    /// It is done; null where there is nothing to say.
+    Done(serde_json::Value),
+    /// It has begun.
+    Job(Job),
+}
+
+impl Client {
+    /// A client of this agent. Nothing is connected yet.
+    pub fn new(target: Target) -> Self {
+        Self { target }
+    }
+
+    /// Asks for something.
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let (_, bytes) = self.whole(Method::GET, path, empty()).await?;
+        self.parse(path, &bytes)
+    }
+
+    /// Asks for a change, described by `body`.
+    pub async fn post(&self, path: &str, body: &impl Serialize) -> Result<Answer, ClientError> {
+        let text = serde_json::to_vec(body).expect("invariant: the API's types have string keys only");
+        self.change(Method::POST, path, Full::from(text).map_err(|never| match never {}).boxed_unsync()).await
+    }
+
+    /// Asks for a change that its path says all about.
+    pub async fn post_empty(&self, path: &str) -> Result<Answer, ClientError> {
+        self.change(Method::POST, path, empty()).await
+    }
+
+    /// Asks to remove something.
+    pub async fn delete(&self, path: &str) -> Result<Answer, ClientError> {
+        self.change(Method::DELETE, path, empty()).await
+    }
+
+    /// Opens a body that is read as it comes.
+    pub async fn open(&self, path: &str) -> Result<Incoming, ClientError> {
+        let request = self.request(Method::GET, path, empty())?;
+        Ok(self.refuse(self.in_time(self.send(request)).await?).await?.into_body())
+    }
+
+    /// Turns a request into a connection of raw bytes.
+    pub async fn upgrade(&self, path: &str) -> Result<Raw, ClientError> {
+        let mut request = self.request(Method::GET, path, empty())?;
+        request.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
+        request.headers_mut().insert(header::UPGRADE, header::HeaderValue::from_static(STREAM_UPGRADE));
+        let response = self.refuse(self.in_time(self.send(request)).await?).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(self.strange(path, "it did not open a stream"));
+        }
+        Ok(TokioIo::new(hyper::upgrade::on(response).await.map_err(|error| self.cut(&error))?))
+    }
+
+    /// Puts a file; `watch` hears now and then how many bytes have left.
+    pub async fn put<T: DeserializeOwned>(&self, path: &str, upload: Upload, watch: impl FnMut(u64)) -> Result<T, ClientError> {
+        let sent = upload.sent();
+        let request = self.request(Method::PUT, path, upload.boxed_unsync())?;
+        let work = async {
+            let response = self.refuse(self.send(request).await?).await?;
+            self.collect(path, response.into_body()).await
+        };
+        let bytes = sent.watch(work, watch).await.unwrap_or_else(|| Err(self.late()))?;
+        self.parse(path, &bytes)
+    }
+
+    /// Reads the next piece of an opened body; none at its end.
+    pub async fn next(&self, body: &mut Incoming) -> Result<Option<Bytes>, ClientError> {
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame.map_err(|error| self.cut(&error))?.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn change(&self, method: Method, path: &str, body: Body) -> Result<Answer, ClientError> {
+        let (status, bytes) = self.whole(method, path, body).await?;
+        if status == StatusCode::ACCEPTED {
+            return Ok(Answer::Job(self.parse(path, &bytes)?));
+        }
+        Ok(Answer::Done(if bytes.is_empty() { serde_json::Value::Null } else { self.parse(path, &bytes)? }))
+    }
+
+    async fn whole(&self, method: Method, path: &str, body: Body) -> Result<(StatusCode, Bytes), ClientError> {
+        let request = self.request(method, path, body)?;
+        self.in_time(async {
+            let response = self.refuse(self.send(request).await?).await?;
+            Ok((response.status(), self.collect(path, response.into_body()).await?))
+        })
+        .await
+    }
+
+    fn request(&self, method: Method, path: &str, body: Body) -> Result<Request<Body>, ClientError> {
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, self.target.authority());
+        if let Some(token) = self.target.token() {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        request
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(body)
+            .map_err(|error| self.strange(path, &format!("the request cannot be written: {error}")))
+    }
+
+    async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
+        let stream = connect::connect(&self.target).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.cut(&error))?;
+        // The connection ends with its request; how it ended is told by the request.
+        tokio::spawn(async move { drop(connection.with_upgrades().await) });
+        sender.send_request(request).await.map_err(|error| self.cut(&error))
+    }
+
+    /// Lets through what is not a refusal.
+    async fn refuse(&self, response: Response<Incoming>) -> Result<Response<Incoming>, ClientError> {
+        let status = response.status();
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(response);
+        }
+        let bytes = self.collect("", response.into_body()).await.unwrap_or_default();
+        Err(serde_json::from_slice::<ApiError>(&bytes)
+            .map_or_else(|_| ClientError::Unsaid { place: self.target.to_string(), status: status.as_u16() }, ClientError::Refused))
+    }
+
+    async fn collect(&self, path: &str, body: Incoming) -> Result<Bytes, ClientError> {
+        match Limited::new(body, ANSWER_BYTES_MAX).collect().await {
+            Ok(collected) => Ok(collected.to_bytes()),
+            Err(error) if error.is::<LengthLimitError>() => {
+                Err(self.strange(path, &format!("its answer is longer than {} MiB", ANSWER_BYTES_MAX >> 20)))
+            }
+            Err(error) => Err(self.cut(&*error)),
+        }
+    }
+
+    async fn in_time<T>(&self, work: impl Future<Output = Result<T, ClientError>>) -> Result<T, ClientError> {
+        timeout(ANSWER_TIME, work).await.unwrap_or_else(|_| Err(self.late()))
+    }
+
+    /// Reads part of an answer to `path`.
+    pub fn parse<T: DeserializeOwned>(&self, path: &str, bytes: &[u8]) -> Result<T, ClientError> {
+        serde_json::from_slice(bytes).map_err(|error| self.strange(path, &error.to_string()))
+    }
+
+    /// An answer to `path` that is none of this API.
+    pub fn strange(&self, path: &str, why: &str) -> ClientError {
+        ClientError::Strange { place: self.target.to_string(), path: path.to_owned(), why: why.to_owned() }
+    }
+
+    fn late(&self) -> ClientError {
+        ClientError::Cut { place: self.target.to_string(), why: format!("no answer for {} s", ANSWER_TIME.as_secs()) }
+    }
+
+    fn cut(&self, error: &(dyn std::error::Error + 'static)) -> ClientError {
+        ClientError::Cut { place: self.target.to_string(), why: root_cause(error) }
+    }
+}
+
+/// hyper wraps what matters in several layers.
+fn root_cause(mut error: &(dyn std::error::Error + 'static)) -> String {
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+fn empty() -> Body {
+    Full::default().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A path below `/v1`; names may hold anything.
+pub fn path(segments: &[&str]) -> String {
+    segments.iter().fold("/v1".to_owned(), |path, segment| path + "/" + &escaped(segment))
+}
+
+fn escaped(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_~.".contains(&byte);
+    // A segment of dots alone would name the folder above.
+    let dots = !text.is_empty() && text.bytes().all(|byte| byte == b'.');
+    text.bytes().map(|byte| if plain(byte) && !dots { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}

@@ -1,0 +1,49 @@
+//! `rebec`: what a user types becomes requests to an agent, and what the agent answers becomes text.
+//!
+//! The road: [`args`] parses the command line, [`client`] carries requests to the agent on its Unix socket or over TLS,
+//! [`run`] holds one file per noun of the command line, [`text`] turns answers into tables and lines. Nothing is decided
+//! here: the agent decides, and its reasons are shown. Data goes to standard output, talk to standard error.
+
+pub mod args;
+pub mod client;
+mod failure;
+mod run;
+mod talk;
+pub mod text;
+
+use std::{
+    ffi::OsString,
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use self::{
+    args::{Command, NoCommand},
+    client::Target,
+    failure::{Exit, Failure},
+};
+
+/// Carries out one command line and says how it ended.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let parsed = args::parse_from(arguments).and_then(|cli| {
+        let target = Target::choose(&cli.agent, environment).map_err(NoCommand::Usage)?;
+        Ok((cli, target))
+    });
+    let exit = match parsed {
+        Err(NoCommand::Answered(text)) => match io::stdout().write_all(text.as_bytes()) {
+            Ok(()) => Exit::Done,
+            Err(error) => Failure::Output(error).tell(),
+        },
+        Err(NoCommand::Usage(message)) => {
+            talk::say(&format!("rebec: {message}"));
+            Exit::Usage
+        }
+        Ok((cli, target)) => match cli.command {
+            Command::Completion(shell) => run::offline::completion(shell.shell),
+            Command::Man(folder) => run::offline::man(&folder.folder),
+            command => run::with_agent(command, target, cli.json),
+        },
+    };
+    ExitCode::from(exit.code())
+}

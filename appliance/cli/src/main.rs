@@ -1,0 +1,7 @@
+//! `rebec`: the program's door. What it does lives in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    rebec_cli::main(std::env::args_os())
+}

@@ -1,0 +1,36 @@
+//! `rebec host`.
+
+use rebec_api::host::{DeclareDead, HostInfo};
+
+use super::{pool, session::Session};
+use crate::{
+    args::HostCommand,
+    client::path,
+    failure::Failure,
+    text::{lists, shows},
+};
+
+/// `rebec host ...`
+pub async fn run(session: &Session, command: HostCommand) -> Result<(), Failure> {
+    let client = &session.client;
+    match command {
+        HostCommand::Ls => {
+            let hosts: Vec<HostInfo> = client.get(&path(&["hosts"])).await?;
+            session.list(
+                &hosts,
+                "no hosts: this one belongs to no pool; `rebec pool init` founds one, `rebec pool join` enters one",
+                lists::hosts,
+            )
+        }
+        HostCommand::Show { name } => session.show(&client.get::<HostInfo>(&path(&["hosts", &name])).await?, shows::host),
+        HostCommand::Invite { terms } => pool::invite(session, None, terms).await,
+        HostCommand::Drain { name } => {
+            let done = format!("host {name} runs no VMs any more and gets no new ones");
+            session.finish(client.post_empty(&path(&["hosts", &name, "drain"])).await?, &done).await
+        }
+        HostCommand::DeclareDead { name, reason } => {
+            let done = format!("host {name} is declared dead; its VMs may be started elsewhere with `rebec vm start`");
+            session.finish(client.post(&path(&["hosts", &name, "declare-dead"]), &DeclareDead { reason }).await?, &done).await
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! `rebec image`. An import puts each file into the depot first and then gives them a name together, so that an import that
+//! is cut off leaves no image behind.
+
+use std::path::Path;
+
+use rebec_api::{
+    image::{ImageInfo, NewImage, Part},
+    job::JobProgress,
+};
+
+use super::{
+    progress::Meter,
+    session::{Session, parse},
+};
+use crate::{
+    args::{ImageCommand, ImportOptions},
+    client::{ClientError, Upload, path},
+    failure::Failure,
+    text::{lists, size},
+};
+
+/// `rebec image ...`
+pub async fn run(session: &Session, command: ImageCommand) -> Result<(), Failure> {
+    let client = &session.client;
+    match command {
+        ImageCommand::Import(options) => import(session, options).await,
+        ImageCommand::Ls => {
+            let images: Vec<ImageInfo> = client.get(&path(&["images"])).await?;
+            session.list(&images, "no images; `rebec image import NAME --kernel FILE` makes one", lists::images)
+        }
+        ImageCommand::Rm { name } => {
+            session.finish(client.delete(&path(&["images", &name])).await?, &format!("image {name} is removed")).await
+        }
+    }
+}
+
+async fn import(session: &Session, options: ImportOptions) -> Result<(), Failure> {
+    // All files are opened before the first is sent: a slip in the last name costs nothing.
+    let open = |path: &Path| Upload::open(path);
+    let kernel = open(&options.kernel)?;
+    let initramfs = options.initramfs.as_deref().map(open).transpose()?;
+    let disk = options.disk.as_deref().map(open).transpose()?;
+    let known: Vec<ImageInfo> = session.client.get(&path(&["images"])).await?;
+    if known.iter().any(|image| image.name == options.name) {
+        return Err(Failure::Here(format!("image `{0}` exists already; choose another name, or `rebec image rm {0}` first", options.name)));
+    }
+    let kernel = put(session, "kernel", kernel).await?;
+    let initramfs = match initramfs {
+        Some(upload) => Some(put(session, "initramfs", upload).await?),
+        None => None,
+    };
+    let disk = match disk {
+        Some(upload) => Some(put(session, "disk", upload).await?),
+        None => None,
+    };
+    let image = NewImage { name: options.name, kernel, initramfs, cmdline: options.cmdline, disk };
+    let made: ImageInfo = parse(session.settle(session.client.post(&path(&["images"]), &image).await?).await?)?;
+    if session.json {
+        return session.show(&made, |_| String::new());
+    }
+    let parts = [Some(&made.kernel), made.initramfs.as_ref(), made.disk.as_ref()];
+    let stored = parts.into_iter().flatten().map(|part| part.bytes).fold(0, u64::saturating_add);
+    session.say(&format!(
+        "image {} is imported ({}); `rebec vm run NAME --image {}` starts a VM from it",
+        made.name,
+        size(stored),
+        made.name
+    ));
+    Ok(())
+}
+
+async fn put(session: &Session, what: &str, upload: Upload) -> Result<Part, Failure> {
+    let (total_bytes, sent) = (upload.len(), upload.sent());
+    let mut meter = Meter::new();
+    let show = |done_bytes| {
+        let phase = if done_bytes < total_bytes { "sending" } else { "storing" };
+        meter.show(what, &JobProgress { phase: phase.to_owned(), done_bytes, total_bytes });
+    };
+    let part: Part = session.client.put(&path(&["parts"]), upload, show).await?;
+    if part.bytes != total_bytes || sent.digest() != Some(part.digest.as_str()) {
+        let why = format!("{what}: what arrived is not what was sent; import it again");
+        return Err(ClientError::File(why).into());
+    }
+    Ok(part)
+}

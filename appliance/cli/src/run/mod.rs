@@ -1,0 +1,58 @@
+//! Carries out command lines: one file per noun. Each asks the agent, and prints what it answered.
+
+mod console;
+mod forward;
+mod host;
+mod image;
+mod job;
+mod lan;
+mod logs;
+pub mod offline;
+mod pool;
+mod progress;
+mod session;
+mod support;
+mod terminal;
+mod token;
+mod travel;
+mod vm;
+
+use crate::{
+    args::{Command, VmCommand},
+    client::{Client, Target},
+    failure::{Exit, Failure},
+    run::session::Session,
+};
+
+/// Carries out a command that asks an agent.
+pub fn with_agent(command: Command, target: Target, json: bool) -> Exit {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::Here(format!("start: {error}")).tell(),
+    };
+    let session = Session { client: Client::new(target), json };
+    let done = runtime.block_on(carry_out(&session, command));
+    // A thread may still read the terminal; the process ends without it.
+    runtime.shutdown_background();
+    done.map_or_else(|failure| failure.tell(), |()| Exit::Done)
+}
+
+async fn carry_out(session: &Session, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Pool(command) => pool::pool(session, command).await,
+        Command::Domain(command) => pool::domain(session, command).await,
+        Command::Invitation(command) => pool::invitation(session, command).await,
+        Command::Host(command) => host::run(session, command).await,
+        Command::Image(command) => image::run(session, command).await,
+        Command::Lan(command) => lan::run(session, command).await,
+        Command::Vm(VmCommand::Console { name }) => console::run(session, &name).await,
+        Command::Vm(VmCommand::Logs { name, follow, tail }) => logs::run(session, &name, follow, tail).await,
+        Command::Vm(VmCommand::Forward { name, port, listen }) => forward::run(session, &name, port, listen).await,
+        Command::Vm(VmCommand::Move(options)) => travel::run(session, &options).await,
+        Command::Vm(command) => vm::run(session, command).await,
+        Command::Token(command) => token::run(session, command).await,
+        Command::Job(command) => job::run(session, command).await,
+        Command::SupportBundle(options) => support::run(session, &options).await,
+        Command::Completion(_) | Command::Man(_) => Ok(()),
+    }
+}

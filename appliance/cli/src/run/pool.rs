@@ -1,0 +1,74 @@
+//! `rebec pool`, `rebec domain` and `rebec invitation`.
+
+use rebec_api::pool::{DomainInfo, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus};
+
+use super::session::{Session, now, parse};
+use crate::{
+    args::{DomainCommand, InvitationCommand, InviteOptions, PoolCommand},
+    client::path,
+    failure::Failure,
+    text::{count, lists, printable, shows, until},
+};
+
+/// `rebec pool ...`
+pub async fn pool(session: &Session, command: PoolCommand) -> Result<(), Failure> {
+    let client = &session.client;
+    match command {
+        PoolCommand::Init { name, domain } => {
+            let done = format!("pool {name} is founded, with domain {domain}; `rebec host invite` prints a ticket for the next host");
+            session.finish(client.post(&path(&["pool"]), &InitPool { name, domain }).await?, &done).await
+        }
+        PoolCommand::Join { ticket } => {
+            let ticket = ticket.read("ticket").map_err(Failure::Usage)?;
+            let value = session.settle(client.post(&path(&["pool", "join"]), &JoinPool { ticket }).await?).await?;
+            if session.json {
+                return session.show(&value, |_| String::new());
+            }
+            let status: PoolStatus = client.get(&path(&["pool"])).await?;
+            session.say(&status.join);
+            Ok(())
+        }
+        PoolCommand::Status => session.show(&client.get::<PoolStatus>(&path(&["pool"])).await?, shows::pool),
+        PoolCommand::Leave => session.finish(client.post_empty(&path(&["pool", "leave"])).await?, "this host has left its pool").await,
+    }
+}
+
+/// `rebec domain ...`
+pub async fn domain(session: &Session, command: DomainCommand) -> Result<(), Failure> {
+    match command {
+        DomainCommand::Invite { name, terms } => invite(session, Some(name), terms).await,
+        DomainCommand::Ls => {
+            let domains: Vec<DomainInfo> = session.client.get(&path(&["domains"])).await?;
+            session.list(&domains, "no domains: this host belongs to no pool; `rebec pool init` founds one", lists::domains)
+        }
+    }
+}
+
+/// Prints a ticket. The ticket alone goes to standard output, for a file or a pipe.
+pub async fn invite(session: &Session, domain: Option<String>, terms: InviteOptions) -> Result<(), Failure> {
+    let noun = if domain.is_some() { "domains" } else { "hosts" };
+    let request = Invite { domain, uses: terms.uses, valid_s: terms.valid.0 };
+    let invited: Invited = parse(session.settle(session.client.post(&path(&[noun, "invite"]), &request).await?).await?)?;
+    session.show(&invited, |invited| printable(&invited.ticket) + "\n")?;
+    if !session.json {
+        let Invited { id, expires, uses, .. } = &invited;
+        let ends = until(*expires, now());
+        let uses = count(u64::from(*uses), "host");
+        session.say(&format!("invitation {id}: for {uses}, ends {ends}; type there: rebec pool join TICKET"));
+    }
+    Ok(())
+}
+
+/// `rebec invitation ...`
+pub async fn invitation(session: &Session, command: InvitationCommand) -> Result<(), Failure> {
+    match command {
+        InvitationCommand::Ls => {
+            let open: Vec<Invitation> = session.client.get(&path(&["invitations"])).await?;
+            session.list(&open, "no invitations are open; `rebec host invite` makes one", |open| lists::invitations(open, now()))
+        }
+        InvitationCommand::Revoke { id } => {
+            let done = format!("invitation {id} is revoked; its ticket admits nobody any more");
+            session.finish(session.client.delete(&path(&["invitations", &id])).await?, &done).await
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! `rebec vm run|ls|show|stop|start|rm`.
+
+use rebec_api::vm::{NewVm, VmInfo, VmState};
+use serde_json::Value;
+
+use super::session::{Session, now, parse};
+use crate::{
+    args::{RunOptions, VmCommand, values::ssh_keys},
+    client::path,
+    failure::Failure,
+    text::{lists, shows},
+};
+
+/// `rebec vm ...`, but for what has a file of its own.
+pub async fn run(session: &Session, command: VmCommand) -> Result<(), Failure> {
+    let client = &session.client;
+    match command {
+        VmCommand::Run(options) => create(session, *options).await,
+        VmCommand::Ls => {
+            let vms: Vec<VmInfo> = client.get(&path(&["vms"])).await?;
+            session.list(&vms, "no VMs; `rebec vm run NAME --image IMAGE` starts one", |vms| lists::vms(vms, now()))
+        }
+        VmCommand::Show { name } => session.show(&get(session, &name).await?, |vm| shows::vm(vm, now())),
+        VmCommand::Start { name, patience } => {
+            let answer = client.post_empty(&path(&["vms", &name, "start"])).await;
+            let started = match answer {
+                Ok(answer) => session.settle_unless(answer, patience).await,
+                Err(error) => Err(error.into()),
+            };
+            match unless_waiting(session, &name, started).await? {
+                Some(value) => arrived(session, &name, value).await,
+                None => Ok(()),
+            }
+        }
+        VmCommand::Stop { name } => {
+            let stopped = match client.post_empty(&path(&["vms", &name, "stop"])).await {
+                Ok(answer) => {
+                    session.finish(answer, &format!("vm {name} is stopped; `rebec vm start {name}` starts it from its disk")).await
+                }
+                Err(error) => Err(error.into()),
+            };
+            unless_waiting(session, &name, stopped).await
+        }
+        VmCommand::Rm { name } => {
+            session.finish(client.delete(&path(&["vms", &name])).await?, &format!("vm {name} is removed, and its disk")).await
+        }
+        VmCommand::Console { .. } | VmCommand::Logs { .. } | VmCommand::Move(_) | VmCommand::Forward { .. } => Ok(()),
+    }
+}
+
+/// The VM as the agent knows it.
+pub async fn get(session: &Session, name: &str) -> Result<VmInfo, Failure> {
+    Ok(session.client.get(&path(&["vms", name])).await?)
+}
+
+async fn create(session: &Session, options: RunOptions) -> Result<(), Failure> {
+    let mut keys = Vec::new();
+    for value in &options.ssh_keys {
+        keys.extend(ssh_keys(value).map_err(Failure::Usage)?);
+    }
+    let request = NewVm {
+        name: options.name.clone(),
+        image: options.image,
+        memory_bytes: options.memory.bytes(),
+        vcpus: options.vcpus,
+        lans: options.lans,
+        host: options.host,
+        domain: options.domain,
+        cmdline: options.cmdline,
+        hostname: options.hostname,
+        ssh_keys: keys,
+        on_host_loss: options.on_host_loss.into(),
+    };
+    let answer = session.client.post(&path(&["vms"]), &request).await?;
+    match session.settle_unless(answer, options.patience).await? {
+        Some(value) => arrived(session, &options.name, value).await,
+        None => Ok(()),
+    }
+}
+
+/// Says where a VM is that was started.
+async fn arrived(session: &Session, name: &str, made: Value) -> Result<(), Failure> {
+    let vm: VmInfo = if made.is_null() { get(session, name).await? } else { parse(made)? };
+    if session.json {
+        return session.show(&vm, |_| String::new());
+    }
+    session.say(&shows::whereabouts(&vm));
+    Ok(())
+}
+
+/// A refusal because the VM's ownership waits is told apart from other failures, with for whom it waits.
+pub async fn unless_waiting<T>(session: &Session, name: &str, outcome: Result<T, Failure>) -> Result<T, Failure> {
+    let Err(failure) = outcome else { return outcome };
+    if matches!(failure, Failure::LeftAlone(_) | Failure::Output(_)) {
+        return Err(failure);
+    }
+    match get(session, name).await {
+        Ok(vm) if vm.state == VmState::Waiting => Err(Failure::Waiting(waiting(&vm))),
+        _ => Err(failure),
+    }
+}
+
+/// For whom a VM waits.
+pub fn waiting(vm: &VmInfo) -> String {
+    let why = vm.reason.as_deref().unwrap_or("for the other side of its move");
+    format!("vm `{}` waits: {why}; it runs on by itself once that side answers, and `rebec vm show {}` says how it is", vm.name, vm.name)
+}

@@ -1,0 +1,108 @@
+//! The tables of the `ls` commands.
+
+use rebec_api::{
+    host::{HostInfo, HostState},
+    image::ImageInfo,
+    job::Job,
+    lan::{LanInfo, PortInfo},
+    pool::{DomainInfo, Invitation},
+    token::Token,
+    vm::VmInfo,
+};
+
+use super::{age, report::percent, size, span, table::table, until, word};
+
+/// `vm ls`.
+pub fn vms(vms: &[VmInfo], now: u64) -> String {
+    let row = |vm: &VmInfo| {
+        let addresses: Vec<String> = vm.nics.iter().map(|nic| nic.address.to_string()).collect();
+        let at = format!("{}/{}", vm.domain, vm.host);
+        let memory = size(vm.memory_bytes);
+        let state = word(&vm.state);
+        [vm.name.clone(), state, at, vm.image.clone(), memory, vm.vcpus.to_string(), addresses.join(","), age(vm.created, now)]
+    };
+    table(["NAME", "STATE", "HOST", "IMAGE", "MEMORY", "VCPUS", "ADDRESS", "AGE"], &rows(vms, row))
+}
+
+/// `host ls`. A star marks the host that answered.
+pub fn hosts(hosts: &[HostInfo]) -> String {
+    let row = |host: &HostInfo| {
+        let name = format!("{}{}", host.name, if host.this { "*" } else { "" });
+        let used = |used: u64, all: u64| format!("{} of {}", size(used), size(all));
+        let memory = used(host.memory_used_bytes, host.memory_bytes);
+        let disk = used(host.disk_used_bytes, host.disk_bytes);
+        [name, host.domain.clone(), host_state(host), host.vms.to_string(), host.cpus.to_string(), memory, disk, host.version.clone()]
+    };
+    table(["NAME", "DOMAIN", "STATE", "VMS", "CPUS", "MEMORY USED", "DISK USED", "VERSION"], &rows(hosts, row))
+}
+
+/// A host's state, with how long it has been silent or why it runs no VMs.
+pub fn host_state(host: &HostInfo) -> String {
+    match host.state {
+        HostState::Silent => format!("silent {}", span(host.silent_s)),
+        HostState::Ready if host.no_kvm.is_some() => "ready, no KVM".to_owned(),
+        state => word(&state),
+    }
+}
+
+/// `domain ls`. A star marks the domain of the host that answered.
+pub fn domains(domains: &[DomainInfo]) -> String {
+    let row = |domain: &DomainInfo| {
+        let name = format!("{}{}", domain.name, if domain.own { "*" } else { "" });
+        [name, domain.hosts.to_string(), domain.key.clone()]
+    };
+    table(["NAME", "HOSTS", "KEY"], &rows(domains, row))
+}
+
+/// `invitation ls`.
+pub fn invitations(invitations: &[Invitation], now: u64) -> String {
+    let row = |open: &Invitation| {
+        let admits = open.founds.as_ref().map_or_else(|| "hosts".to_owned(), |domain| format!("domain {domain}"));
+        [open.id.clone(), admits, open.uses_left.to_string(), until(open.expires, now)]
+    };
+    table(["ID", "ADMITS", "USES LEFT", "EXPIRES"], &rows(invitations, row))
+}
+
+/// `image ls`.
+pub fn images(images: &[ImageInfo]) -> String {
+    let row = |image: &ImageInfo| {
+        let parts = [Some(&image.kernel), image.initramfs.as_ref(), image.disk.as_ref()];
+        let stored: u64 = parts.into_iter().flatten().map(|part| part.bytes).fold(0, u64::saturating_add);
+        let disk = image.disk.as_ref().map(|_| size(image.disk_bytes)).unwrap_or_default();
+        [image.name.clone(), size(stored), disk, image.vms.to_string(), image.held_by.join(",")]
+    };
+    table(["NAME", "STORED", "DISK", "VMS", "HELD BY"], &rows(images, row))
+}
+
+/// `lan ls`.
+pub fn lans(lans: &[LanInfo]) -> String {
+    let row = |lan: &LanInfo| {
+        let ports = lan.ports.len().to_string();
+        [lan.name.clone(), lan.range.clone(), lan.vni.to_string(), lan.mtu.to_string(), ports, lan.home.clone()]
+    };
+    table(["NAME", "RANGE", "VNI", "MTU", "PORTS", "HOME"], &rows(lans, row))
+}
+
+/// The ports of `lan show`.
+pub fn ports(ports: &[PortInfo]) -> String {
+    let row = |port: &PortInfo| [port.vm.clone(), port.address.to_string(), port.mac.clone(), port.host.clone(), port.endpoint.clone()];
+    table(["VM", "ADDRESS", "MAC", "HOST", "ENDPOINT"], &rows(ports, row))
+}
+
+/// `job ls`.
+pub fn jobs(jobs: &[Job]) -> String {
+    let row = |job: &Job| {
+        let how = job.error.as_ref().map_or_else(|| job.progress.phase.clone(), |error| error.message.clone());
+        [job.id.clone(), word(&job.state), percent(&job.progress), job.what.clone(), how]
+    };
+    table(["ID", "STATE", "DONE", "WHAT", "HOW"], &rows(jobs, row))
+}
+
+/// `token ls`.
+pub fn tokens(tokens: &[Token], now: u64) -> String {
+    table(["NAME", "AGE"], &rows(tokens, |token: &Token| [token.name.clone(), age(token.created, now)]))
+}
+
+fn rows<T, const COLUMNS: usize>(things: &[T], row: impl Fn(&T) -> [String; COLUMNS]) -> Vec<[String; COLUMNS]> {
+    things.iter().map(row).collect()
+}

@@ -1,0 +1,121 @@
+//! What the `show` and `status` commands print: a name and a value a line.
+
+use rebec_api::{
+    host::HostInfo,
+    job::Job,
+    lan::LanInfo,
+    pool::PoolStatus,
+    vm::{OnHostLoss, VmInfo},
+};
+
+use super::{
+    age, count,
+    lists::{host_state, ports},
+    report::percent,
+    size,
+    table::pairs,
+    word,
+};
+
+/// `vm show`.
+pub fn vm(vm: &VmInfo, now: u64) -> String {
+    let mut lines = vec![("name", vm.name.clone()), ("state", word(&vm.state))];
+    lines.extend(vm.reason.iter().map(|reason| ("", reason.clone())));
+    lines.extend([
+        ("host", format!("{} (domain {})", vm.host, vm.domain)),
+        ("home", vm.home.clone()),
+        ("epoch", vm.epoch.to_string()),
+        ("image", vm.image.clone()),
+        ("memory", size(vm.memory_bytes)),
+        ("vcpus", vm.vcpus.to_string()),
+    ]);
+    let nics = vm.nics.iter().enumerate();
+    lines.extend(nics.map(|(index, nic)| (if index == 0 { "lans" } else { "" }, format!("{} {} {}", nic.lan, nic.address, nic.mac))));
+    let loss = match vm.on_host_loss {
+        OnHostLoss::Hold => "held until its host is back",
+        OnHostLoss::Restart => "started again elsewhere",
+    };
+    lines.extend([("when its host is lost", loss.to_owned()), ("age", age(vm.created, now))]);
+    lines.extend((vm.pid != 0).then(|| ("process", vm.pid.to_string())));
+    lines.push(("id", vm.id.clone()));
+    pairs(&lines)
+}
+
+/// One sentence on where a VM is and how it is reached.
+pub fn whereabouts(vm: &VmInfo) -> String {
+    let addresses: Vec<String> = vm.nics.iter().map(|nic| format!("{} on {}", nic.address, nic.lan)).collect();
+    let at = format!("vm {} is {} on {}", vm.name, word(&vm.state), vm.host);
+    if addresses.is_empty() { at } else { format!("{at}: {}", addresses.join(", ")) }
+}
+
+/// `host show`.
+pub fn host(host: &HostInfo) -> String {
+    let used = |used: u64, all: u64| format!("{} of {} used", size(used), size(all));
+    let mut lines = vec![
+        ("name", host.name.clone()),
+        ("domain", host.domain.clone()),
+        ("state", host_state(host)),
+        ("key", host.key.clone()),
+        ("version", host.version.clone()),
+        ("vms", host.no_kvm.as_ref().map_or_else(|| host.vms.to_string(), |why| format!("none can run: {why}"))),
+        ("cpus", host.cpus.to_string()),
+        ("memory for VMs", used(host.memory_used_bytes, host.memory_bytes)),
+        ("disk", used(host.disk_used_bytes, host.disk_bytes)),
+        ("state survives", if host.durable { "a reboot".to_owned() } else { "until the next reboot only".to_owned() }),
+    ];
+    let addresses = host.addresses.iter().enumerate();
+    lines.extend(addresses.map(|(index, address)| (if index == 0 { "addresses" } else { "" }, address.clone())));
+    pairs(&lines)
+}
+
+/// `pool status`.
+pub fn pool(status: &PoolStatus) -> String {
+    let domain = status.domain.as_ref().map(|domain| format!(" (domain {domain})")).unwrap_or_default();
+    let mut lines = vec![("host", format!("{}{domain}", status.host))];
+    match &status.pool {
+        Some(pool) => lines.extend([
+            ("pool", pool.clone()),
+            ("key", status.key.clone().unwrap_or_default()),
+            ("domains", status.domains.to_string()),
+            ("hosts", format!("{} known, {} answering", status.hosts, status.hosts_reachable)),
+            ("vms", status.vms.to_string()),
+        ]),
+        None => lines.push(("pool", "none".to_owned())),
+    }
+    lines.push(("join", status.join.clone()));
+    pairs(&lines)
+}
+
+/// `lan show`: the LAN, and its ports as a table.
+pub fn lan(lan: &LanInfo) -> String {
+    let mut text = pairs(&[
+        ("name", lan.name.clone()),
+        ("range", lan.range.clone()),
+        ("vni", lan.vni.to_string()),
+        ("mtu", lan.mtu.to_string()),
+        ("home", lan.home.clone()),
+        ("id", lan.id.clone()),
+        ("ports", count(lan.ports.len().try_into().unwrap_or(u64::MAX), "port")),
+    ]);
+    if !lan.ports.is_empty() {
+        text.push('\n');
+        text.push_str(&ports(&lan.ports));
+    }
+    text
+}
+
+/// `job show`.
+pub fn job(job: &Job) -> String {
+    let mut lines = vec![
+        ("id", job.id.clone()),
+        ("what", job.what.clone()),
+        ("state", word(&job.state)),
+        ("phase", job.progress.phase.clone()),
+        ("done", percent(&job.progress)),
+    ];
+    if let Some(error) = &job.error {
+        lines.push(("error", error.message.clone()));
+        lines.extend(error.details.iter().map(|detail| ("", detail.clone())));
+    }
+    pairs(&lines)
+}
