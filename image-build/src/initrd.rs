@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! plain   cpio of the kernel modules, compressed one by one as Debian ships them; padded to a multiple of 4
-//! zstd    cpio of folders, programs and configuration
+//! zstd    cpio of folders, programs, configuration and lists of modules
 //! ```
 //! Compressing compressed modules again saves next to nothing and costs every boot the time to unpack them twice.
 //!
@@ -36,11 +36,12 @@ pub struct Programs<'a> {
 
 /// The initrd's bytes.
 pub fn build(modules: &Files, programs: Programs<'_>, version: &str) -> Result<Vec<u8>> {
-    let mut plain = Tree::default();
+    let (mut plain, mut tree) = (Tree::default(), Tree::default());
     for (name, path) in modules {
-        plain.data(name, fs::read(path).with_context(|| format!("read {}", path.display()))?);
+        let packed = name.ends_with(".xz");
+        let target = if packed { &mut plain } else { &mut tree };
+        target.data(name, fs::read(path).with_context(|| format!("read {}", path.display()))?);
     }
-    let mut tree = Tree::default();
     for folder in FOLDERS {
         tree.folder(folder);
     }

@@ -12,8 +12,9 @@ use anyhow::{Context as _, Result};
 
 use crate::kernel::{self, Kernel};
 
-/// Folders below `lib/modules/<release>/` that a machine without a desktop never needs, by size. Simple framebuffers and
-/// the display adapters of virtual machines and of servers' management controllers stay.
+/// Folders below `lib/modules/<release>/` that a host without a desktop never needs: sound, cameras, radio, large display adapters,
+/// file systems of clusters and of flash chips, servers inside the kernel. Simple framebuffers and the display adapters of virtual
+/// machines and of servers' management controllers stay.
 const DENIED: &[&str] = &[
     "kernel/sound/",
     "kernel/drivers/media/",
@@ -45,7 +46,45 @@ const DENIED: &[&str] = &[
     "kernel/net/rose/",
     "kernel/drivers/atm/",
     "kernel/net/atm/",
+    "kernel/drivers/net/ieee802154/",
+    "kernel/net/mac802154/",
+    "kernel/net/ieee802154/",
+    "kernel/net/6lowpan/",
+    "kernel/net/nfc/",
+    "kernel/drivers/nfc/",
     "kernel/drivers/accessibility/",
+    "kernel/drivers/input/touchscreen/",
+    "kernel/drivers/usb/gadget/",
+    "kernel/drivers/usb/serial/",
+    "kernel/drivers/target/",
+    "kernel/drivers/nvme/target/",
+    "kernel/drivers/infiniband/",
+    "kernel/drivers/block/drbd/",
+    "kernel/drivers/block/rnbd/",
+    "kernel/net/tipc/",
+    "kernel/net/sctp/",
+    "kernel/net/dccp/",
+    "kernel/net/rds/",
+    "kernel/net/smc/",
+    "kernel/net/rxrpc/",
+    "kernel/net/batman-adv/",
+    "kernel/net/ceph/",
+    "kernel/net/netfilter/ipvs/",
+    "kernel/net/netfilter/ipset/",
+    "kernel/fs/afs/",
+    "kernel/fs/bcachefs/",
+    "kernel/fs/ceph/",
+    "kernel/fs/dlm/",
+    "kernel/fs/f2fs/",
+    "kernel/fs/gfs2/",
+    "kernel/fs/jffs2/",
+    "kernel/fs/jfs/",
+    "kernel/fs/nfsd/",
+    "kernel/fs/ocfs2/",
+    "kernel/fs/orangefs/",
+    "kernel/fs/reiserfs/",
+    "kernel/fs/smb/",
+    "kernel/fs/ubifs/",
 ];
 
 /// Files beside the modules that depmod reads.
