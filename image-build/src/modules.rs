@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use crate::kernel::{self, Kernel};
+use crate::{
+    command::Program,
+    kernel::{self, Kernel},
+};
 
 /// Folders below `lib/modules/<release>/` that a host without a desktop never needs: sound, cameras, radio, large display adapters,
 /// file systems of clusters and of flash chips, servers inside the kernel. Simple framebuffers and the display adapters of virtual
@@ -85,6 +88,51 @@ const DENIED: &[&str] = &[
     "kernel/fs/reiserfs/",
     "kernel/fs/smb/",
     "kernel/fs/ubifs/",
+    // Drivers of old display adapters: the text console and the firmware's framebuffer need none of them.
+    "kernel/drivers/video/fbdev/",
+    // It writes every key pressed into the kernel's log.
+    "kernel/drivers/input/evbug",
+];
+
+/// Kept all the same: others need them.
+const KEPT: &[&str] = &["kernel/drivers/video/fbdev/core/"];
+/// Modules that nearly every machine loads at boot are shipped unpacked, inside the compressed archive: the kernel unpacks xz slowly,
+/// which took seconds of an emulated machine's boot.
+const UNPACKED: &[&str] = &[
+    "kvm",
+    "kvm-amd",
+    "kvm-intel",
+    "irqbypass",
+    "ccp",
+    "ext4",
+    "jbd2",
+    "mbcache",
+    "crc16",
+    "scsi_mod",
+    "scsi_common",
+    "sd_mod",
+    "libata",
+    "libahci",
+    "ahci",
+    "virtio_net",
+    "virtio_blk",
+    "net_failover",
+    "failover",
+    "evdev",
+    "psmouse",
+    "tun",
+    "vxlan",
+    "udp_tunnel",
+    "ip6_udp_tunnel",
+    "fuse",
+    "loop",
+    "i2c-i801",
+    "usbcore",
+    "usb-common",
+    "xhci-hcd",
+    "xhci-pci",
+    "nvme",
+    "nvme-core",
 ];
 
 /// Files beside the modules that depmod reads.
@@ -108,9 +156,18 @@ pub fn stage(kernel: &Kernel, stage: &Path) -> Result<Files> {
         if wanted || READ_BY_DEPMOD.contains(&name.as_str()) {
             let target = folder.join(&name);
             fs::create_dir_all(target.parent().unwrap_or(&folder)).with_context(|| format!("create {}", folder.display()))?;
-            fs::copy(path, &target).with_context(|| format!("copy {}", path.display()))?;
-            if wanted {
-                files.insert(format!("{home}/{name}"), target);
+            match name.strip_suffix(".xz").filter(|name| unpacked(name)) {
+                Some(name) => {
+                    let target = folder.join(name);
+                    unpack(path, &target)?;
+                    files.insert(format!("{home}/{name}"), target);
+                }
+                None => {
+                    fs::copy(path, &target).with_context(|| format!("copy {}", path.display()))?;
+                    if wanted {
+                        files.insert(format!("{home}/{name}"), target);
+                    }
+                }
             }
         }
     }
@@ -122,7 +179,18 @@ pub fn stage(kernel: &Kernel, stage: &Path) -> Result<Files> {
 }
 
 fn denied(name: &str) -> bool {
-    DENIED.iter().any(|folder| name.starts_with(folder))
+    let below = |folders: &[&str]| folders.iter().any(|folder| name.starts_with(folder));
+    below(DENIED) && !below(KEPT)
+}
+
+fn unpacked(name: &str) -> bool {
+    let module = name.rsplit('/').next().and_then(|file| file.strip_suffix(".ko"));
+    module.is_some_and(|module| UNPACKED.contains(&module))
+}
+
+fn unpack(packed: &Path, target: &Path) -> Result<()> {
+    let output = fs::File::create(target).with_context(|| format!("create {}", target.display()))?;
+    Program::new("xz").arg("-dc").arg(packed).stdout(output).into_file()
 }
 
 fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
@@ -150,6 +218,8 @@ mod tests {
         for kept in ["kernel/drivers/net/ethernet/intel/e1000e/e1000e.ko.xz", "kernel/drivers/gpu/drm/virtio/virtio-gpu.ko.xz"] {
             assert!(!denied(kept), "{kept}");
         }
-        assert!(DENIED.iter().all(|folder| folder.ends_with('/') && folder.starts_with("kernel/")));
+        assert!(denied("kernel/drivers/video/fbdev/cirrusfb.ko.xz") && !denied("kernel/drivers/video/fbdev/core/fb_sys_fops.ko.xz"));
+        assert!(DENIED.iter().all(|folder| folder.starts_with("kernel/")));
+        assert!(unpacked("kernel/arch/x86/kvm/kvm.ko") && !unpacked("kernel/drivers/net/dummy.ko"));
     }
 }

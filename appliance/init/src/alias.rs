@@ -8,72 +8,59 @@
 //! ```
 //! Pure: text in, names of files out.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
 
 /// How far soft dependencies of soft dependencies are followed.
 const SOFT_DEPTH_MAX: usize = 8;
+const ALIAS: &str = "alias ";
+const LINE_BYTES_USUAL: usize = 50;
 
-/// The files, ready to be asked.
+/// The files, ready to be asked. Texts are kept as they are and lines found by position: a short-lived process reads them too.
 #[derive(Debug, Default)]
 pub struct Index {
-    /// Aliases without wildcards.
-    exact: HashMap<String, Vec<String>>,
-    /// Patterns by what comes before their first colon; under "" where that has wildcards itself.
-    patterns: HashMap<String, Vec<(String, String)>>,
-    /// Module name to its file and the files it needs.
-    files: HashMap<String, (String, Vec<String>)>,
+    alias: String,
+    /// Pattern and module of each line, as positions in `alias`.
+    patterns: Vec<[Range<usize>; 2]>,
+    dep: String,
+    /// Module name to its line in `dep`.
+    files: HashMap<String, Range<usize>>,
     soft: HashMap<String, Vec<String>>,
     builtin: HashSet<String>,
 }
 
 impl Index {
-    /// Reads the four files' texts. Lines that make no sense are passed over.
-    pub fn parse(alias: &str, dep: &str, softdep: &str, builtin: &str) -> Self {
-        let mut index = Self::default();
-        for line in alias.lines() {
-            let mut words = line.split_whitespace();
-            let (Some("alias"), Some(pattern), Some(module)) = (words.next(), words.next(), words.next()) else { continue };
-            let (pattern, module) = (normal(pattern), module.to_owned());
-            if !pattern.contains(['*', '?', '[']) {
-                index.exact.entry(pattern).or_default().push(module);
-                continue;
-            }
-            let bus = pattern.split_once(':').map_or("", |(bus, _)| bus);
-            let bus = if bus.contains(['*', '?', '[']) { "" } else { bus };
-            index.patterns.entry(bus.to_owned()).or_default().push((pattern, module));
+    /// Takes the four files' texts. Lines that make no sense are passed over.
+    pub fn parse(alias: String, dep: String, softdep: &str, builtin: &str) -> Self {
+        let mut patterns = Vec::with_capacity(alias.len() / LINE_BYTES_USUAL);
+        for (start, line) in positions(&alias) {
+            let Some((pattern, module)) = line.strip_prefix(ALIAS).and_then(|rest| rest.rsplit_once(' ')) else { continue };
+            let pattern_start = start + ALIAS.len();
+            let module_start = start + line.len() - module.len();
+            patterns.push([pattern_start..pattern_start + pattern.len(), module_start..start + line.len()]);
         }
-        for line in dep.lines() {
-            let Some((file, needs)) = line.split_once(':') else { continue };
-            let needs = needs.split_whitespace().map(str::to_owned).collect();
-            index.files.insert(name_of(file), (file.to_owned(), needs));
-        }
+        let of = |(start, line): (usize, &str)| Some((name_of(line.split_once(':')?.0), start..start + line.len()));
+        let files = positions(&dep).filter_map(of).collect();
+        let mut soft: HashMap<String, Vec<String>> = HashMap::new();
         for line in softdep.lines() {
             let mut words = line.split_whitespace();
             let (Some("softdep"), Some(module)) = (words.next(), words.next()) else { continue };
             let before = words.skip_while(|word| *word != "pre:").skip(1).take_while(|word| *word != "post:");
-            index.soft.entry(normal(module)).or_default().extend(before.map(str::to_owned));
+            soft.entry(module.replace('-', "_")).or_default().extend(before.map(str::to_owned));
         }
-        index.builtin = builtin.lines().map(name_of).collect();
-        index
+        let builtin = builtin.lines().map(name_of).collect();
+        Self { alias, patterns, dep, files, soft, builtin }
     }
 
     /// Module names that an alias or a module's own name stands for.
-    pub fn names(&self, wanted: &str) -> Vec<&str> {
-        let wanted = normal(wanted);
-        let mut names: Vec<&str> = self.exact.get(&wanted).into_iter().flatten().map(String::as_str).collect();
-        let bus = wanted.split_once(':').map_or("", |(bus, _)| bus);
-        for key in [bus, ""] {
-            let matching = self.patterns.get(key).into_iter().flatten().filter(|(pattern, _)| matches(pattern, &wanted));
-            names.extend(matching.map(|(_, module)| module.as_str()));
-            if bus.is_empty() {
-                break;
-            }
-        }
-        if let Some((name, _)) = self.files.get_key_value(&wanted) {
-            names.push(name);
-        }
+    pub fn names(&self, wanted: &str) -> Vec<String> {
+        let matching = self.patterns.iter().filter(|[pattern, _]| matches(&self.alias[pattern.clone()], wanted));
+        let mut names: Vec<String> = matching.map(|[_, module]| self.alias[module.clone()].replace('-', "_")).collect();
+        names.extend(Some(wanted.replace('-', "_")).filter(|name| self.files.contains_key(name)));
         let mut seen = HashSet::new();
-        names.retain(|name| seen.insert(*name));
+        names.retain(|name| seen.insert(name.clone()));
         names
     }
 
@@ -89,17 +76,14 @@ impl Index {
             return;
         }
         for name in self.names(wanted) {
-            let name = normal(name);
-            let Some((file, needs)) = self.files.get(&name).filter(|_| !self.builtin.contains(&name)) else { continue };
-            if files.contains(&file.as_str()) {
-                continue;
-            }
+            let Some(line) = self.files.get(&name).filter(|_| !self.builtin.contains(&name)) else { continue };
+            let Some((file, needs)) = self.dep[line.clone()].split_once(':').filter(|(file, _)| !files.contains(file)) else { continue };
             // modules.dep lists needs closest first: loading goes the other way round.
-            for needed in needs.iter().rev().chain([file]) {
+            for needed in needs.split_whitespace().rev().chain([file]) {
                 for soft in self.soft.get(&name_of(needed)).into_iter().flatten() {
                     self.gather(soft, depth + 1, files);
                 }
-                if !files.contains(&needed.as_str()) {
+                if !files.contains(&needed) {
                     files.push(needed);
                 }
             }
@@ -113,21 +97,16 @@ pub fn name_of(file: &str) -> String {
     name.split(".ko").next().unwrap_or(name).replace('-', "_")
 }
 
-/// Hyphens and underscores are one, except between brackets.
-fn normal(text: &str) -> String {
-    let mut inside = false;
-    let letter = |letter: char| {
-        match letter {
-            '[' => inside = true,
-            ']' => inside = false,
-            _ => {}
-        }
-        if letter == '-' && !inside { '_' } else { letter }
-    };
-    text.chars().map(letter).collect()
+/// Lines without their ends, each with its position.
+fn positions(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    text.split_inclusive('\n').scan(0, |next, line| {
+        let start = *next;
+        *next += line.len();
+        Some((start, line.trim_end_matches('\n')))
+    })
 }
 
-/// fnmatch(3) without flags, for ASCII patterns; linear in the text for each star.
+/// fnmatch(3) without flags, for ASCII patterns; hyphens and underscores are one, except between brackets.
 fn matches(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut at, mut read) = (0, 0);
@@ -165,7 +144,10 @@ fn one(pattern: &[u8], byte: u8) -> Option<usize> {
             let ranges = set.windows(3).any(|range| range[1] == b'-' && (range[0]..=range[2]).contains(&byte));
             (ranges || set.contains(&byte)).then_some(end + 1)
         }
-        letter => (*letter == byte).then_some(1),
+        letter => {
+            let same = |byte: u8| if byte == b'-' { b'_' } else { byte };
+            (same(*letter) == same(byte)).then_some(1)
+        }
     }
 }
 
@@ -173,7 +155,7 @@ fn one(pattern: &[u8], byte: u8) -> Option<usize> {
 mod tests {
     use super::*;
 
-    const ALIAS: &str = "# Aliases extracted from modules themselves.\nalias pci:v00001AF4d*sv*sd*bc*sc*i* virtio_pci\n\
+    const ALIASES: &str = "# Aliases extracted from modules themselves.\nalias pci:v00001AF4d*sv*sd*bc*sc*i* virtio_pci\n\
                          alias pci:v*d*sv*sd*bc0Csc03i30* xhci_pci\nalias fs-ext4 ext4\nalias crypto-crc32c crc32c_generic\n\
                          alias crypto-crc32c crc32c-intel\nalias dmi*:bvn*:svnAcme* acme_laptop\nalias usb:v0B95p772[B-D]d* asix\n";
     const DEP: &str = "kernel/fs/ext4/ext4.ko.xz: kernel/fs/jbd2/jbd2.ko.xz kernel/fs/mbcache.ko.xz\nkernel/fs/jbd2/jbd2.ko.xz:\n\
@@ -182,7 +164,7 @@ mod tests {
     const SOFT: &str = "softdep ext4 pre: crypto-crc32c\nsoftdep a pre: a\nsoftdep jbd2 pre: crypto-crc32c post: xhci-pci\n";
 
     fn index() -> Index {
-        Index::parse(ALIAS, DEP, SOFT, "kernel/drivers/virtio/virtio_pci.ko\n")
+        Index::parse(ALIASES.to_owned(), DEP.to_owned(), SOFT, "kernel/drivers/virtio/virtio_pci.ko\n")
     }
 
     #[test]
@@ -218,10 +200,14 @@ mod tests {
 
     #[test]
     fn patterns_match_as_fnmatch_does() {
-        for (pattern, text) in [("a*c", "abbc"), ("*", ""), ("a?c", "abc"), ("*b*d*", "abcd"), ("x[0-9a]", "x7"), ("a**", "a")] {
+        for (pattern, text) in
+            [("a*c", "abbc"), ("*", ""), ("a?c", "abc"), ("*b*d*", "abcd"), ("x[0-9a]", "x7"), ("a**", "a"), ("crc-t10", "crc_t10")]
+        {
             assert!(matches(pattern, text), "{pattern} {text}");
         }
-        for (pattern, text) in [("a*c", "abb"), ("a", ""), ("a?", "a"), ("", "a"), ("x[0-9]", "xa"), ("x[0-9", "x1"), ("ab", "a")] {
+        for (pattern, text) in
+            [("a*c", "abb"), ("a", ""), ("a?", "a"), ("", "a"), ("x[0-9]", "xa"), ("x[0-9", "x1"), ("ab", "a"), ("[a_]", "-")]
+        {
             assert!(!matches(pattern, text), "{pattern} {text}");
         }
     }

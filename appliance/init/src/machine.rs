@@ -121,13 +121,15 @@ impl Machine {
             }
         };
         devices.load_present();
-        devices.load(&ALWAYS);
         let mut volumes = Volumes::default();
         devices.settle(QUIET, DISKS_DEADLINE, || {
             volumes = Volumes::find();
             (options.state_in_ram || volumes.has_state()) && (options.ticket.is_some() || volumes.has_seed())
         });
-        let served = std::thread::Builder::new().name("devices".to_owned()).spawn(move || devices.serve());
+        let served = std::thread::Builder::new().name("devices".to_owned()).spawn(move || {
+            devices.load(&ALWAYS);
+            devices.serve();
+        });
         if let Err(error) = served {
             self.notes.push(format!("devices that come later get no driver: {error}"));
         }
