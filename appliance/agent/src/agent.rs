@@ -90,7 +90,8 @@ impl Agent {
         self.identity.key()
     }
 
-    /// Reads the book; none where this host belongs to no pool.
+    /// Reads the book; none where this host belongs to no pool. The book is locked meanwhile: `read` asks the agent nothing
+    /// that reads the book too.
     pub fn book<T>(&self, read: impl FnOnce(&Book) -> T) -> Option<T> {
         lock(&self.book).as_ref().map(read)
     }

@@ -21,4 +21,4 @@ mod screen;
 mod store;
 mod vm;
 
-pub use run::{Options, run};
+pub use run::{MESH_PORT, Options, run};

@@ -46,6 +46,8 @@ pub struct JoinQuestion {
     name: String,
     /// The root key of the domain it would found.
     domain_key: Key,
+    /// Its membership in that domain, signed with that key.
+    member: Signed,
 }
 
 /// Its answer.
@@ -169,17 +171,18 @@ fn admit_new(agent: &Arc<Agent>, joiner: Key, question: &JoinQuestion) -> Result
     let secret = agent.identity.get(role).map_err(|error| failed(&error))?;
     let secret =
         secret.ok_or_else(|| ApiError::new(ErrorCode::Forbidden, "the issuer no longer holds the root key; ask for a new ticket"))?;
-    let signed = match &kept.founds {
+    let secret = secret.as_signing_key();
+    let records = match &kept.founds {
         Some(name) => {
             let body = DomainBody { name: name.clone(), key: question.domain_key };
-            agent.sign(Kind::Domain, id_of_key(&body.key), Some(Body::Domain(body)), secret.as_signing_key())?
+            vec![agent.sign(Kind::Domain, id_of_key(&body.key), Some(Body::Domain(body)), secret)?, question.member.clone()]
         }
         None => {
             let body = MemberBody { host: joiner, name: question.name.clone(), dead: None };
-            agent.sign(Kind::Member, host_id(&joiner), Some(Body::Member(body)), secret.as_signing_key())?
+            vec![agent.sign(Kind::Member, host_id(&joiner), Some(Body::Member(body)), secret)?]
         }
     };
-    agent.announce(vec![signed]);
+    agent.announce(records);
     log::info!("host {} ({}) was admitted", question.name, joiner.short());
     Ok(kept.founds)
 }
@@ -202,17 +205,14 @@ async fn attempt(agent: &Arc<Agent>, ticket: &Ticket, issuer: &Peer) -> Result<(
     agent.identity.forget().map_err(|error| failed(&error))?;
     let domain = agent.identity.make(Role::Domain).map_err(|error| failed(&error))?;
     let domain = domain.as_signing_key();
-    let question = JoinQuestion { secret: ticket.secret, name: agent.own_name(), domain_key: public(domain) };
+    let member = MemberBody { host: agent.key(), name: agent.own_name(), dead: None };
+    let member = agent.sign(Kind::Member, host_id(&agent.key()), Some(Body::Member(member)), domain)?;
+    let question = JoinQuestion { secret: ticket.secret, name: agent.own_name(), domain_key: public(domain), member };
     let answer: JoinAnswer = agent.mesh.ask(issuer, "/internal/join", &question).await.map_err(|error| hint_clock(error, ticket))?;
-    let founds = answer.founds.is_some();
-    agent.enter(ticket.pool, answer.records).map_err(|error| failed(&error))?;
-    if founds {
-        let member = MemberBody { host: agent.key(), name: agent.own_name(), dead: None };
-        let signed = agent.sign(Kind::Member, host_id(&agent.key()), Some(Body::Member(member)), domain)?;
-        agent.announce(vec![signed]);
-    } else {
+    if answer.founds.is_none() {
         agent.identity.forget().map_err(|error| failed(&error))?;
     }
+    agent.enter(ticket.pool, answer.records).map_err(|error| failed(&error))?;
     agent.heard(issuer.key);
     run::publish_host(agent);
     joined(agent);

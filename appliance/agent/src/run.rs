@@ -21,6 +21,9 @@ use crate::{
 /// Between two looks whether the host's own facts have changed.
 const FACTS_PERIOD: Duration = Duration::from_secs(2);
 
+/// Where others reach an agent when nobody says otherwise.
+pub const MESH_PORT: u16 = 7116;
+
 /// What the user says.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -51,6 +54,7 @@ pub struct Options {
 /// # Errors
 /// When something it needs cannot be opened.
 pub fn run(options: Options) -> Result<()> {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info,iroh=warn,noq=warn")).format_target(false).init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start the runtime")?;
     runtime.block_on(serve(options))
 }

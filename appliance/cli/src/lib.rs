@@ -40,6 +40,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Exit::Usage
         }
         Ok((cli, target)) => match cli.command {
+            Command::Agent(options) => run::serve::agent(*options, cli.agent.socket),
             Command::Completion(shell) => run::offline::completion(shell.shell),
             Command::Man(folder) => run::offline::man(&folder.folder),
             command => run::with_agent(command, target, cli.json),

@@ -244,6 +244,8 @@ pub struct NicBody {
     pub mac: [u8; 6],
     /// Its address on the LAN.
     pub address: Ipv4Addr,
+    /// Length of the LAN's prefix.
+    pub prefix: u8,
 }
 
 /// A VM as it is, by the host that holds its epoch.

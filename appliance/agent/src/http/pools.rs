@@ -30,6 +30,7 @@ fn pool_status(agent: &Agent) -> PoolStatus {
         Join::Joined { .. } => "joined".to_owned(),
         Join::Refused { reason } => format!("refused: {reason}"),
     };
+    let host = agent.own_name();
     let known = agent.book(|book| {
         let hosts = view::hosts(book);
         let reachable = hosts.iter().filter(|host| agent.answers(&host.key)).count() as u32;
@@ -38,7 +39,7 @@ fn pool_status(agent: &Agent) -> PoolStatus {
         PoolStatus {
             pool: view::pool_name(book).map(str::to_owned),
             key: Some(book.pool().to_string()),
-            host: agent.own_name(),
+            host: host.clone(),
             domain: domains.iter().find(|domain| Some(domain.body.key) == own).map(|domain| domain.name.clone()),
             domains: domains.len() as u32,
             hosts: hosts.len() as u32,
@@ -50,7 +51,7 @@ fn pool_status(agent: &Agent) -> PoolStatus {
     known.unwrap_or_else(|| PoolStatus {
         pool: None,
         key: None,
-        host: agent.own_name(),
+        host,
         domain: None,
         domains: 0,
         hosts: 0,

@@ -75,7 +75,7 @@ async fn wait_for(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> anyhow::Result<Proce
     let how = Beginning::Arrive(&donors);
     let mut child = process::spawn(&agent.options.vmm, &vm.folder, &vm.kept(), &agent.depot, &peers, &how)?;
     process::wait_ready(&mut child, &vm.folder).await?;
-    vm.fdb(|fdb| *fdb = peers.into_iter().collect());
+    vm.fdb(|fdb| *fdb = peers.into_iter().take(process::PEERS_MAX).collect());
     Ok(Process::Child(child))
 }
 

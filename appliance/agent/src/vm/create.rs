@@ -97,7 +97,7 @@ async fn nic(agent: &Arc<Agent>, name: &str, others: &[NicBody]) -> Result<NicBo
         let mut used = used;
         used.extend(others.iter().filter(|nic| nic.lan == id).map(|nic| nic.address));
         if let Some(address) = lan::free_address(&body, agent.key(), &used) {
-            return Ok(NicBody { lan: id, vni: body.vni, mac: lan::mac_of(address), address });
+            return Ok(NicBody { lan: id, vni: body.vni, mac: lan::mac_of(address), address, prefix: body.prefix });
         }
         lease(agent, id, home).await?;
     }

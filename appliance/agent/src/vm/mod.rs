@@ -22,7 +22,6 @@ pub mod start;
 pub mod watch;
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddrV4,
     path::{Path, PathBuf},
     sync::Mutex,
@@ -35,7 +34,6 @@ use rebec_pool::{
     key::Id,
     record::{Kind, SeenBody, SeenState, VmBody},
 };
-use rebec_vmm_api::MacAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::{Agent, lock};
@@ -91,7 +89,7 @@ pub struct LocalVm {
 struct Inner {
     kept: Kept,
     seen: SeenBody,
-    fdb: BTreeMap<MacAddr, SocketAddrV4>,
+    fdb: ports::Stations,
 }
 
 impl LocalVm {
@@ -106,7 +104,12 @@ impl LocalVm {
             memory_bytes: kept.body.memory_bytes,
             pid: 0,
         };
-        Self { folder, console, change: tokio::sync::Mutex::default(), inner: Mutex::new(Inner { kept, seen, fdb: BTreeMap::new() }) }
+        Self {
+            folder,
+            console,
+            change: tokio::sync::Mutex::default(),
+            inner: Mutex::new(Inner { kept, seen, fdb: ports::Stations::new() }),
+        }
     }
 
     /// What is kept of it.
@@ -172,7 +175,7 @@ impl LocalVm {
     }
 
     /// What the VMM's ports were told last.
-    pub fn fdb<T>(&self, change: impl FnOnce(&mut BTreeMap<MacAddr, SocketAddrV4>) -> T) -> T {
+    pub fn fdb<T>(&self, change: impl FnOnce(&mut ports::Stations) -> T) -> T {
         change(&mut lock(&self.inner).fdb)
     }
 }

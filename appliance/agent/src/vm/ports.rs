@@ -1,6 +1,11 @@
 //! Where the other stations of a VM's LANs are: told to its VMM whenever the book says so.
 
-use std::{collections::BTreeMap, net::SocketAddrV4, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Result;
 use rebec_pool::{
@@ -17,17 +22,29 @@ const SETTLE: Duration = Duration::from_millis(5);
 /// A VMM that was not told is told again after this time.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Where a station is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Its VXLAN endpoint.
+    pub endpoint: SocketAddrV4,
+    /// Its address on the LAN.
+    pub address: Ipv4Addr,
+}
+
+/// Stations and where they are.
+pub type Stations = BTreeMap<MacAddr, Place>;
+
 /// The stations of all LANs that a VM is on, but for its own, and where they are.
-pub fn neighbours(agent: &Agent, body: &VmBody) -> Vec<(MacAddr, SocketAddrV4)> {
+pub fn neighbours(agent: &Agent, body: &VmBody) -> Stations {
     let found = agent.book(|book| {
-        let mut stations = vec![];
+        let mut stations = Stations::new();
         for vm in view::vms(book) {
             let Some(seen) = view::seen(book, vm.id) else { continue };
             for (nic, endpoint) in vm.body.nics.iter().zip(&seen.body.endpoints) {
                 let shared = body.nics.iter().any(|own| own.lan == nic.lan);
                 let own = body.nics.iter().any(|own| own.lan == nic.lan && own.mac == nic.mac);
                 if shared && !own {
-                    stations.push((MacAddr(nic.mac), *endpoint));
+                    stations.insert(MacAddr(nic.mac), Place { endpoint: *endpoint, address: nic.address });
                 }
             }
         }
@@ -68,19 +85,21 @@ pub async fn run(agent: Arc<Agent>) {
 
 /// Tells one VMM what it does not know yet.
 async fn tell(agent: &Agent, vm: &Arc<LocalVm>) -> Result<()> {
-    let wanted: BTreeMap<MacAddr, SocketAddrV4> = neighbours(agent, &vm.kept().body).into_iter().collect();
+    let wanted = neighbours(agent, &vm.kept().body);
     let told = vm.fdb(|fdb| fdb.clone());
-    let news: Vec<_> = wanted.iter().filter(|(mac, endpoint)| told.get(mac) != Some(endpoint)).map(|(mac, at)| (*mac, *at)).collect();
-    if news.is_empty() {
+    let news = wanted.iter().filter(|(mac, place)| told.get(mac) != Some(place));
+    let news = news.map(|(mac, place)| Command::FdbAdd { mac: *mac, endpoint: place.endpoint, ip: Some(place.address) });
+    let gone = told.keys().filter(|mac| !wanted.contains_key(mac)).map(|mac| Command::FdbRemove { mac: *mac });
+    let commands: Vec<_> = news.chain(gone).collect();
+    if commands.is_empty() {
         return Ok(());
     }
     let path = vm.control();
-    let sent = news.clone();
     tokio::task::spawn_blocking(move || {
         let mut control = Control::connect(&path)?;
-        sent.into_iter().try_for_each(|(mac, endpoint)| control.tell(Command::FdbAdd { mac, endpoint }))
+        commands.into_iter().try_for_each(|command| control.tell(command))
     })
     .await??;
-    vm.fdb(|fdb| fdb.extend(news));
+    vm.fdb(|fdb| *fdb = wanted);
     Ok(())
 }

@@ -13,9 +13,11 @@ use rebec_vmm_api::MacAddr;
 use rustix::event::{PollFd, PollFlags, poll};
 use tokio::{process::Child, sync::oneshot};
 
-use super::{Kept, control::Control};
+use super::{Kept, control::Control, ports::Stations};
 use crate::depot::Depot;
 
+/// Stations that are told on the command line; the others follow over the control socket.
+pub const PEERS_MAX: usize = 64;
 /// UDP ports of a host that LANs use.
 const UDP_PORTS: std::ops::Range<u16> = 20_000..30_000;
 /// How long a VMM may take until its control socket answers: it unpacks a kernel and allocates memory.
@@ -50,14 +52,7 @@ pub fn loopback_port() -> Result<u16> {
 }
 
 /// Starts the VMM of a VM whose folder is ready.
-pub fn spawn(
-    vmm: &Path,
-    folder: &Path,
-    kept: &Kept,
-    depot: &Depot,
-    peers: &[(MacAddr, SocketAddrV4)],
-    how: &Beginning<'_>,
-) -> Result<Child> {
+pub fn spawn(vmm: &Path, folder: &Path, kept: &Kept, depot: &Depot, peers: &Stations, how: &Beginning<'_>) -> Result<Child> {
     let log = File::options().create(true).append(true).open(folder.join("vmm.log")).context("open vmm.log")?;
     let mut command = tokio::process::Command::new(vmm);
     match how {
@@ -85,8 +80,8 @@ pub fn spawn(
         command.arg("--disk").arg(format!("{},ro", folder.join("seed.img").display()));
     }
     for (nic, endpoint) in kept.body.nics.iter().zip(&kept.endpoints) {
-        let mut net = format!("vni={},mac={},local={endpoint}", nic.vni, MacAddr(nic.mac));
-        peers.iter().for_each(|(mac, at)| net.push_str(&format!(",peer={mac}@{at}")));
+        let mut net = format!("vni={},mac={},local={endpoint},ip={}/{}", nic.vni, MacAddr(nic.mac), nic.address, nic.prefix);
+        peers.iter().take(PEERS_MAX).for_each(|(mac, place)| net.push_str(&format!(",peer={mac}@{}@{}", place.endpoint, place.address)));
         command.arg("--net").arg(net);
     }
     command.arg("--serial").arg(format!("unix:{}", folder.join("console.sock").display()));

@@ -138,6 +138,7 @@ pub async fn begin(agent: &Arc<Agent>, vm: &Arc<LocalVm>, reporter: &Reporter) -
     let started = boot(agent, vm).await;
     match started {
         Ok(process) => {
+            watch::look(agent, vm).await;
             watch::spawn(agent, vm, process);
             Ok(())
         }
@@ -162,7 +163,7 @@ pub async fn boot(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<Process> {
     let peers = ports::neighbours(agent, &vm.kept().body);
     let mut child = process::spawn(&agent.options.vmm, &vm.folder, &vm.kept(), &agent.depot, &peers, &Beginning::Boot)?;
     process::wait_ready(&mut child, &vm.folder).await?;
-    vm.fdb(|fdb| *fdb = peers.into_iter().collect());
+    vm.fdb(|fdb| *fdb = peers.into_iter().take(process::PEERS_MAX).collect());
     Ok(Process::Child(child))
 }
 

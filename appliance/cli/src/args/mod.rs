@@ -1,5 +1,6 @@
 //! The command line: what a user writes becomes a [`Cli`], or one line that says what is wrong with it. Nothing is opened here.
 
+pub mod agent;
 mod nouns;
 pub mod values;
 mod vm;
@@ -94,6 +95,8 @@ pub enum Command {
     /// Long work and its progress
     #[command(subcommand, arg_required_else_help = false)]
     Job(JobCommand),
+    /// Run the agent of this host: it owns the host's VMs, disks and part of the pool
+    Agent(Box<agent::ServeOptions>),
     /// Write what is needed to look into a problem to a tar file; no keys, tickets or tokens are in it
     SupportBundle(BundleOptions),
     /// Print the completion script of a shell

@@ -10,6 +10,7 @@ mod logs;
 pub mod offline;
 mod pool;
 mod progress;
+pub mod serve;
 mod session;
 mod support;
 mod terminal;
@@ -53,6 +54,7 @@ async fn carry_out(session: &Session, command: Command) -> Result<(), Failure> {
         Command::Token(command) => token::run(session, command).await,
         Command::Job(command) => job::run(session, command).await,
         Command::SupportBundle(options) => support::run(session, &options).await,
-        Command::Completion(_) | Command::Man(_) => Ok(()),
+        // These three ask nobody; the caller has carried them out.
+        Command::Agent(_) | Command::Completion(_) | Command::Man(_) => Ok(()),
     }
 }

@@ -1,0 +1,44 @@
+//! `rebec agent`: what the program that runs on every host is told.
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use clap::Args;
+use rebec_vmm_api::MemorySize;
+
+/// Options of `agent`.
+#[derive(Args, Debug)]
+pub struct ServeOptions {
+    /// Folder for everything that survives a restart: keys, records, disks, images
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/rebec")]
+    pub state: PathBuf,
+    /// UDP port that other hosts reach this one at
+    #[arg(long, value_name = "N", default_value_t = rebec_agent::MESH_PORT)]
+    pub port: u16,
+    /// Address that LANs and other hosts use [default: this host's first]
+    #[arg(long, value_name = "IP")]
+    pub address: Option<Ipv4Addr>,
+    /// Name in the pool [default: the machine's host name]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Memory that VMs may have, all together [default: all but 256 MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<MemorySize>,
+    /// The program that runs one VM
+    #[arg(long, value_name = "FILE", default_value = "rebec-vmm")]
+    pub vmm: PathBuf,
+    /// File with a ticket to join with, if this host belongs to no pool
+    #[arg(long, value_name = "FILE")]
+    pub join_file: Option<PathBuf>,
+    /// State is lost at a reboot: say so to the pool
+    #[arg(long)]
+    pub volatile: bool,
+    /// Keep the status screen's file here
+    #[arg(long, value_name = "FILE")]
+    pub screen: Option<PathBuf>,
+    /// Bring the machine's network links up: DHCP, or --ip
+    #[arg(long)]
+    pub bring_up_links: bool,
+    /// A fixed address in place of DHCP
+    #[arg(long, value_name = "ADDRESS/LENGTH[,GATEWAY]", requires = "bring_up_links")]
+    pub ip: Option<String>,
+}

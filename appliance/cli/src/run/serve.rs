@@ -1,0 +1,39 @@
+//! `rebec agent`: becomes the agent of this host.
+
+use std::{fs, path::PathBuf};
+
+use rebec_agent::Options;
+
+use crate::{
+    args::agent::ServeOptions,
+    failure::{Exit, Failure},
+};
+
+/// Runs the agent until a signal ends it.
+pub fn agent(options: ServeOptions, socket: Option<PathBuf>) -> Exit {
+    let ticket = match options.join_file.as_ref().map(fs::read_to_string) {
+        None => None,
+        Some(Ok(text)) => Some(text),
+        // A ticket that is not there yet is no reason for a host to stay silent: its screen and its log say what is missing.
+        Some(Err(error)) => {
+            eprintln!("rebec agent: --join-file: {error}; join later with `rebec pool join`");
+            None
+        }
+    };
+    let run = rebec_agent::run(Options {
+        state: options.state,
+        socket: socket.unwrap_or_else(|| rebec_api::SOCKET.into()),
+        port: options.port,
+        vmm: options.vmm,
+        name: options.name,
+        address: options.address,
+        memory_bytes: options.memory.map(rebec_vmm_api::MemorySize::bytes),
+        durable: !options.volatile,
+        screen: options.screen,
+        ticket,
+    });
+    match run {
+        Ok(()) => Exit::Done,
+        Err(error) => Failure::Here(format!("agent: {error:#}")).tell(),
+    }
+}
