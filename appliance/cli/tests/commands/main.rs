@@ -1,5 +1,7 @@
 //! `rebec` as its users run it: command lines against an agent that answers what the test wants, and what comes out.
 
+#![expect(clippy::unwrap_used, reason = "tests and their helpers")]
+
 mod agent;
 
 use std::{
