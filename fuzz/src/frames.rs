@@ -1,7 +1,7 @@
 //! A port of a LAN between a guest and a network that both lie, and the relay that a moved guest leaves behind.
 //!
 //! ```text
-//! input = step*
+//! input = lease:u8 step*         the lowest bit: whether the port tells its guest an address by DHCP
 //! step  = kind:u8 ...            0 frame of the guest with its offload, 1 datagrams, 2 what the driver takes, 3 time passes, 4 FDB entry,
 //!                               5 datagrams to the relay, 6 saved addresses come back, 7 the guest moved in here
 //! bytes of frames and datagrams = length:u16 bytes zeros:u16       so that few bytes make a long frame
@@ -16,10 +16,11 @@ use std::{
 use rebec_overlay::{
     Accepts, Checksum, Fdb, Inbound, Offload, Port, PortConfig, Relay, SegmentKind, Segmentation, Wire,
     batch::{DATAGRAMS_MAX, RUN_BYTES_MAX},
+    checksum::Sum,
     frame::FRAME_BYTES_MAX,
     vxlan::{HEADER_BYTES, Vni},
 };
-use rebec_vmm_api::MacAddr;
+use rebec_vmm_api::{Lease, MacAddr};
 
 use crate::input::Input;
 
@@ -61,7 +62,10 @@ pub fn run(data: &[u8]) {
     let mut now = *START;
     let mut fdb = Fdb::default();
     fdb.add(LOCAL, THEIRS, PEER).expect("a sound entry");
-    let mut port = Port::new(PortConfig { vni: vni(), mac: MINE, mtu: MTU });
+    fdb.add_address(THEIRS, Ipv4Addr::new(10, 0, 0, 2)).expect("a sound address");
+    let gateway = Some(Ipv4Addr::new(10, 0, 0, 254));
+    let lease = (input.u8() & 1 == 1).then(|| Lease::new(Ipv4Addr::new(10, 0, 0, 1), 24, gateway, gateway).expect("a sound lease"));
+    let mut port = Port::new(PortConfig { vni: vni(), mac: MINE, mtu: MTU, lease });
     let mut relay = Relay::new(vni(), MINE, PEER, now + Duration::from_secs(5));
     let mut wire = Limits { datagram_bytes_max: HEADER_BYTES + LINK_BYTES_MAX + usize::from(MTU) };
     for _ in 0..STEPS_MAX {
@@ -74,6 +78,7 @@ pub fn run(data: &[u8]) {
                 port.transmit(now, &fdb, &offload, &bytes(&mut input), &mut wire);
                 if input.u8() & 1 == 0 {
                     port.flush(&mut wire);
+                    take_answers(&mut port, now, &fdb);
                 }
             }
             1 => receive(&mut port, now, &fdb, &mut input),
@@ -85,8 +90,11 @@ pub fn run(data: &[u8]) {
             }
             4 => {
                 let station = [MINE, THEIRS, MacAddr([0; 6]), MacAddr([2; 6])][usize::from(input.u8() % 4)];
-                if input.u8() & 1 == 0 {
+                let choice = input.u8();
+                if choice & 1 == 0 {
                     fdb.add(LOCAL, station, source(input.u8())).ok();
+                } else if choice & 2 == 0 {
+                    fdb.add_address(station, Ipv4Addr::new(10, 0, 0, input.u8())).ok();
                 } else {
                     fdb.remove(station);
                 }
@@ -110,6 +118,7 @@ pub fn run(data: &[u8]) {
 }
 
 fn receive(port: &mut Port, now: Instant, fdb: &Fdb, input: &mut Input<'_>) {
+    take_answers(port, now, fdb);
     let (from, stride) = (source(input.u8()), usize::from(input.u16()));
     let datagrams = bytes(input);
     let mut inbound = Inbound::new(from, datagrams.len(), stride);
@@ -122,6 +131,24 @@ fn receive(port: &mut Port, now: Instant, fdb: &Fdb, input: &mut Input<'_>) {
         }
         frames += 1;
         assert!(frames <= datagrams.len(), "frames without end");
+    }
+}
+
+/// Each is a whole frame for the guest that says of itself how long it is.
+fn take_answers(port: &mut Port, now: Instant, fdb: &Fdb) {
+    while port.has_answer() {
+        let ready = port.next_frame(now, fdb, &mut Inbound::empty(), &[]).expect("an answer was promised");
+        let frame = port.frame(&ready, &[]);
+        assert_eq!(ready.offload, Offload::default());
+        match frame[12..14] {
+            [8, 6] => assert_eq!((frame.len(), &frame[..6]), (42, &MINE.0[..])),
+            _ => {
+                let ip = &frame[14..34];
+                assert_eq!(usize::from(u16::from_be_bytes([ip[2], ip[3]])), frame.len() - 14);
+                let sum = Sum::default().bytes(&ip[12..]).word(17).word((frame.len() - 34) as u16).bytes(&frame[34..]);
+                assert!(Sum::default().bytes(ip).is_right() && sum.is_right(), "checksums of an answer");
+            }
+        }
     }
 }
 
@@ -181,7 +208,18 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let two = [datagram(&tcp4), datagram(&tcp4)].concat();
     let stride = (datagram(&tcp4).len() as u16).to_le_bytes();
     let large = datagram(&tcp4);
-    vec![
+    let udp_bytes = 8 + 236 + 4 + 13 + 1;
+    let header = [68_u16, 67, udp_bytes, 0].map(u16::to_be_bytes).concat();
+    let discover = hex("ffffffffffff 525400000001 0800");
+    let discover =
+        [&discover[..], &[0x45, 0], &(20 + udp_bytes).to_be_bytes(), &hex("00000000 40110000 00000000 ffffffff"), &header].concat();
+    let client = [&hex("010106003903f326")[..], &[0; 20], &MINE.0, &[0; 202]].concat();
+    let dhcp = |kind: u8, option: &[u8]| [&discover[..], &client, &hex("63825363"), &[53, 1, kind], option, &[255]].concat();
+    let offer = [&plain[..], &piece(&dhcp(1, &hex("3d080152540000000102")), 0), &[0]].concat();
+    let accept = [&plain[..], &piece(&dhcp(3, &hex("32040a000001 3602 0001")), 0), &[0]].concat();
+    let steps = vec![
+        offer,
+        accept,
         [&tso4[..], &piece(&tcp4, 0), &[0]].concat(),
         [&tso4[..], &piece(&tcp4, 3000), &[1]].concat(),
         [&tso6[..], &piece(&tcp6, 3000), &[0]].concat(),
@@ -194,7 +232,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         [&[4, 2, 0, 1, 1, 1][..], &stride, &piece(&datagram(&arp), 18)].concat(),
         [&[5, 0][..], &stride, &piece(&two, 0)].concat(),
         [&plain[..], &piece(&arp, 18), &[0, 6, 0, 0, 7, 3, 0, 1]].concat(),
-    ]
+    ];
+    steps.into_iter().map(|steps| [&[1], &steps[..]].concat()).collect()
 }
 
 fn hex(text: &str) -> Vec<u8> {

@@ -333,6 +333,10 @@ impl FramePort for Port {
         Ok(Some(ReceivedFrame { header, frame: &self.lent }))
     }
 
+    fn has_answer(&self) -> bool {
+        false
+    }
+
     fn descriptor(&self) -> BorrowedFd<'_> {
         self.wire.readable.as_fd()
     }

@@ -6,7 +6,7 @@
 //! base        ext4: busybox and `rebec-workload`, which owns the serial console; the same bytes for the same programs
 //! overlay     qcow2 over the base, one for each VM, in which all that it writes ends
 //! ```
-//! Words on the kernel command line: `rebec.name=NAME`, `rebec.ip=ADDRESS/LENGTH`, `rebec.shell` for a shell instead of the workload.
+//! Words on the kernel command line: `rebec.name=NAME`, `rebec.ip=dhcp` or `=ADDRESS/LENGTH`, `rebec.shell` for a shell instead of the workload.
 
 use std::{
     fs,
@@ -61,6 +61,7 @@ shell=
 for word in $(cat /proc/cmdline); do
     case $word in
         rebec.name=*) hostname ${word#*=};;
+        rebec.ip=dhcp) ip link set eth0 up && udhcpc -q -f -n -i eth0 -s /bound;;
         rebec.ip=*) ip addr add ${word#*=} dev eth0 && ip link set eth0 up;;
         rebec.shell) shell=yes;;
     esac
@@ -68,6 +69,15 @@ done
 [ -n \"$shell\" ] && setsid cttyhack sh
 /bin/rebec-workload console
 poweroff -f
+";
+
+/// What the DHCP client runs with what it was told in its environment.
+const BOUND: &str = "#!/bin/sh
+[ \"$1\" = bound ] || exit 0
+ip link set eth0 mtu $mtu
+ip addr add $ip/$mask dev eth0
+[ -z \"$router\" ] || ip route add default via $router
+echo \"dhcp $ip/$mask mtu $mtu from $serverid for $lease s\"
 ";
 
 /// Files a lab machine needs to run a VM.
@@ -115,6 +125,7 @@ pub fn overlay(path: &Path, backing: &str) -> Result<()> {
 fn system(workload: &Path) -> Result<Initramfs> {
     let mut tree = Initramfs::with_busybox()?;
     tree.program("start", START);
+    tree.program("bound", BOUND);
     tree.host_file("bin/rebec-workload", workload)?;
     Ok(tree)
 }

@@ -8,14 +8,14 @@
 pub mod artifacts;
 pub mod bench;
 pub mod channel;
-pub mod command;
 pub mod demo;
 pub mod guest;
 pub mod initramfs;
 pub mod modules;
 pub mod netlab;
 pub mod paths;
-pub mod progress;
 pub mod provision;
 pub mod qemu;
 pub mod tasks;
+
+pub use rebec_image_build::{command, progress};

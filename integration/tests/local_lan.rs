@@ -60,8 +60,9 @@ fn a_kernel_vxlan_device_is_a_station_like_any_before_and_after_a_move() -> Resu
     lab.capture()?;
     let [a, b, kernel] = &lab.machines[..] else { unreachable!("three machines were asked for") };
     let (guest_mac, kernel_mac) = ("52:54:00:00:07:01".parse()?, "52:54:00:00:07:09".parse()?);
-    let place =
-        |machine: &Machine| -> Result<Peer> { Ok(Peer { mac: guest_mac, endpoint: format!("{}:4790", machine.address()).parse()? }) };
+    let place = |machine: &Machine| -> Result<Peer> {
+        Ok(Peer { mac: guest_mac, endpoint: format!("{}:4790", machine.address()).parse()?, ip: None })
+    };
     let port =
         |machine: &Machine| format!("vni=7,mac={guest_mac},local={}:4790,peer={kernel_mac}@{}:4789", machine.address(), kernel.address());
     peer::kernel_vxlan(kernel, 7, 4789, kernel_mac, KERNEL_IP)?;

@@ -10,11 +10,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-
-use super::{
+use rebec_image_build::{
     archive::Archive,
     lock::{Lock, Locked},
 };
+
 use crate::{command::Program, paths, progress::say};
 
 /// The oldest version that was seen to run guests reliably.
@@ -49,7 +49,7 @@ pub fn ensure(lock: &mut Lock) -> Result<Emulator> {
 
 /// Downloads the package with all it needs, and unpacks it.
 fn fetch(before: Option<&Locked>, folder: &impl Fn(&Locked) -> PathBuf, lock: &mut Lock) -> Result<Locked> {
-    let archive = Archive::open(SUITE)?;
+    let archive = Archive::open(&paths::cache(), SUITE)?;
     let newest = archive.newest(PACKAGE)?;
     let locked = match before {
         Some(before) if before.sha256 == newest.sha256 => before.clone(),

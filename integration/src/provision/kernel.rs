@@ -15,11 +15,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-
-use super::{
-    archive::{Archive, Candidate, sha256},
-    lock::{Lock, Locked},
+use rebec_image_build::{
+    lock::Lock,
+    package::{Store, Wanted},
 };
+
 use crate::{command::Program, paths, progress::say};
 
 /// What a kernel is for.
@@ -46,19 +46,14 @@ impl KernelRole {
         }
     }
 
-    fn suite(self) -> &'static str {
-        match self {
-            Self::Lab | Self::Guest => "trixie",
-            Self::Guest12 => "bookworm",
-        }
-    }
-
     /// The package that always depends on the newest kernel of its flavour.
-    fn metapackage(self) -> &'static str {
-        match self {
-            Self::Lab => "linux-image-amd64",
-            Self::Guest | Self::Guest12 => "linux-image-cloud-amd64",
-        }
+    fn wanted(self) -> Wanted {
+        let (suite, package) = match self {
+            Self::Lab => ("trixie", "linux-image-amd64"),
+            Self::Guest => ("trixie", "linux-image-cloud-amd64"),
+            Self::Guest12 => ("bookworm", "linux-image-cloud-amd64"),
+        };
+        Wanted { suite, package, follow: Some("linux-image-") }
     }
 }
 
@@ -79,108 +74,23 @@ pub struct Kernel {
 
 /// Brings the kernel of a role: from the cache, or from the archive.
 pub fn ensure(role: KernelRole, lock: &mut Lock) -> Result<Kernel> {
-    let locked = lock.get(role.name()).cloned();
-    let locked = match locked {
-        Some(locked) if package_file(&locked).exists() => locked,
-        Some(locked) => match fetch_locked(&locked)? {
-            Some(()) => locked,
-            None => resolve(role, Some(&locked), lock)?,
-        },
-        None => resolve(role, None, lock)?,
-    };
+    let store = Store::open(&paths::cache())?;
+    let before = lock.get(role.name()).cloned();
+    let locked = store.ensure(role.wanted(), before.as_ref())?;
+    if before.as_ref() != Some(&locked) {
+        lock.set(role.name(), locked.clone())?;
+    }
     if locked.unlocked {
         say("provision", format_args!("{} {} is not locked: review integration/lock.toml", locked.name, locked.version));
     }
-    unpack(&locked).with_context(|| format!("unpack {} {}", locked.name, locked.version))
-}
-
-fn package_file(locked: &Locked) -> PathBuf {
-    paths::cache().join(format!("{}.deb", locked.sha256))
-}
-
-/// Downloads a locked package; none if the archive no longer has exactly that file.
-fn fetch_locked(locked: &Locked) -> Result<Option<()>> {
-    let archive = Archive::open(&locked.suite)?;
-    let mut candidate = archive.exact(&locked.name, &locked.version)?;
-    if candidate.is_none() {
-        archive.refresh()?;
-        candidate = archive.exact(&locked.name, &locked.version)?;
+    let kernel = rebec_image_build::kernel::unpack(&store, &locked)?;
+    let elf = kernel.home.join("vmlinux");
+    if !elf.exists() {
+        let whole = elf.with_extension("new");
+        unpack_elf(&kernel.bzimage, &whole)?;
+        fs::rename(&whole, &elf).with_context(|| format!("write {}", elf.display()))?;
     }
-    match candidate {
-        Some(candidate) if candidate.sha256 == locked.sha256 => fetch(&archive, &candidate, locked).map(Some),
-        _ => Ok(None),
-    }
-}
-
-fn fetch(archive: &Archive, candidate: &Candidate, locked: &Locked) -> Result<()> {
-    say("provision", format_args!("downloading {} {}", candidate.name, candidate.version));
-    let file = archive.download(candidate)?;
-    fs::rename(&file, package_file(locked)).with_context(|| format!("keep {}", file.display()))
-}
-
-/// Finds the newest kernel, downloads it and writes it into the lock file.
-fn resolve(role: KernelRole, before: Option<&Locked>, lock: &mut Lock) -> Result<Locked> {
-    let archive = Archive::open(role.suite())?;
-    let meta = archive.newest(role.metapackage())?;
-    let name = meta.depends.split([',', ' ']).find(|word| word.starts_with("linux-image-"));
-    let name = name.with_context(|| format!("package {} {} depends on no kernel", meta.name, meta.version))?;
-    let candidate = archive.newest(name)?;
-    let locked = Locked {
-        suite: role.suite().to_owned(),
-        name: candidate.name.clone(),
-        version: candidate.version.clone(),
-        sha256: candidate.sha256.clone(),
-        unlocked: true,
-    };
-    if let Some(before) = before {
-        let gone = format!("{} {} is gone from the archive", before.name, before.version);
-        say("provision", format_args!("{gone}; using {} {} (sha256 {})", locked.name, locked.version, locked.sha256));
-    }
-    fetch(&archive, &candidate, &locked)?;
-    lock.set(role.name(), locked.clone())?;
-    Ok(locked)
-}
-
-fn unpack(locked: &Locked) -> Result<Kernel> {
-    let home = paths::cache().join(&locked.sha256);
-    if !home.join("complete").exists() {
-        say("provision", format_args!("unpacking {} {}", locked.name, locked.version));
-        let package = package_file(locked);
-        if sha256(&package)? != locked.sha256 {
-            fs::remove_file(&package).with_context(|| format!("remove {}", package.display()))?;
-            bail!("{} had other bytes than its digest says and was removed; run this again", package.display());
-        }
-        if home.exists() {
-            fs::remove_dir_all(&home).with_context(|| format!("remove {}", home.display()))?;
-        }
-        Program::new("dpkg-deb").arg("--extract").arg(&package).arg(&home).quiet()?;
-        // Debian 13 ships modules below /usr/lib, Debian 12 below /lib.
-        let merged = home.join("usr/lib/modules");
-        if merged.exists() {
-            fs::create_dir_all(home.join("lib")).context("create lib")?;
-            fs::rename(merged, home.join("lib/modules")).context("move modules to lib")?;
-        }
-        let release = release_in(&home)?;
-        fs::rename(home.join("boot").join(format!("vmlinuz-{release}")), home.join("vmlinuz")).context("find the kernel")?;
-        unpack_elf(&home.join("vmlinuz"), &home.join("vmlinux"))?;
-        Program::new("depmod").arg("-b").arg(&home).arg(&release).quiet()?;
-        fs::write(home.join("complete"), "").context("mark as complete")?;
-    }
-    let release = release_in(&home)?;
-    Ok(Kernel {
-        modules: home.join("lib/modules").join(&release),
-        release,
-        version: locked.version.clone(),
-        bzimage: home.join("vmlinuz"),
-        elf: home.join("vmlinux"),
-    })
-}
-
-fn release_in(home: &Path) -> Result<String> {
-    let folder = home.join("lib/modules");
-    let mut entries = fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?;
-    let entry = entries.next().context("the package holds no modules")?.with_context(|| format!("read {}", folder.display()))?;
-    Ok(entry.file_name().to_string_lossy().into_owned())
+    Ok(Kernel { release: kernel.release, version: locked.version, bzimage: kernel.bzimage, elf, modules: kernel.modules })
 }
 
 /// Takes the ELF out of a bzImage (boot protocol 2.08: payload_offset at 0x248, payload_length at 0x24c).

@@ -2,20 +2,17 @@
 //!
 //! ```text
 //! packages   Debian packages of this machine, each with its reason -> apt-get, or the one command to type
-//! archive    the machine's own apt sources with another suite, in a private apt root with signature checks
 //! emulator   a QEMU whose emulated SVM can be relied on
-//! lock       integration/lock.toml: name, version and SHA-256 of every kernel package
 //! kernel     package -> bzImage, vmlinux ELF, modules with modules.dep, in the cache under the package's digest
 //! ```
-//! No mirror is named anywhere: what the machine itself is configured to use is used.
+//! Packages, archive and lock file (`integration/lock.toml`) are those of `rebec_image_build`. No mirror is named anywhere: what the machine itself is configured to use is used.
 
-pub mod archive;
 pub mod emulator;
 pub mod kernel;
-pub mod lock;
 pub mod packages;
 
 use anyhow::{Context as _, Result};
+use rebec_image_build::lock::Lock;
 use rustix::fs::FlockOperation;
 
 pub use emulator::Emulator;
@@ -40,7 +37,7 @@ pub fn provision() -> Result<Provisions> {
     packages::ensure()?;
     std::fs::create_dir_all(paths::cache()).with_context(|| format!("create {}", paths::cache().display()))?;
     let _one_at_a_time = exclusive("provision")?;
-    let mut lock = lock::Lock::load()?;
+    let mut lock = Lock::load(&paths::workspace().join("integration/lock.toml"))?;
     let emulator = emulator::ensure(&mut lock)?;
     let mut kernels = Vec::new();
     for role in KernelRole::ALL {

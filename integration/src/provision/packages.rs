@@ -38,6 +38,10 @@ pub const PACKAGES: &[Package] = &[
     package("iperf3", "network benchmarks"),
     package("g++", "libFuzzer, in front of the fuzz targets"),
     package("debian-archive-keyring", "signatures of the kernels' archive"),
+    package("xorriso", "the appliance's ISO"),
+    package("mtools", "the files in its EFI system partition"),
+    package("dosfstools", "the file system of its EFI system partition"),
+    package("ovmf", "UEFI firmware of lab machines"),
 ];
 
 /// How long the package manager may take: downloads on a slow line included.

@@ -101,7 +101,7 @@ impl Vm {
         guest::overlay(&disk, "/share/guest/base.raw")?;
         host.put_file(&spec.disk(), &disk, 0o600, ORDER_DEADLINE)?;
         fs::remove_file(&disk).with_context(|| format!("remove {}", disk.display()))?;
-        let cmdline = format!("{} rebec.name={} rebec.ip={}/24", guest::CMDLINE, spec.name, spec.address());
+        let cmdline = format!("{} rebec.name={} rebec.ip=dhcp", guest::CMDLINE, spec.name);
         let mut argv = words(&["run", "--kernel", "/share/guest/vmlinux", "--initramfs", "/share/guest/initramfs"]);
         argv.extend(words(&["--cmdline", &cmdline, "--memory", spec.memory, "--vcpus", &spec.vcpus.to_string()]));
         Self::start(lab, machine, spec, peers, argv, "run")
@@ -132,9 +132,9 @@ impl Vm {
 
     fn start(lab: &Lab, machine: usize, spec: &VmSpec, peers: &[(&VmSpec, usize)], argv: Vec<String>, role: &str) -> Result<Self> {
         let host = &lab.machines[machine];
-        let mut net = format!("vni={VNI},mac={},local={}", spec.mac(), spec.endpoint(machine));
+        let mut net = format!("vni={VNI},mac={},local={},ip={}/24", spec.mac(), spec.endpoint(machine), spec.address());
         for (peer, place) in peers {
-            net += &format!(",peer={}@{}", peer.mac(), peer.endpoint(*place));
+            net += &format!(",peer={}@{}@{}", peer.mac(), peer.endpoint(*place), peer.address());
         }
         let mut all = words(&["env", "REBEC_LOG=info", PROGRAM]);
         all.extend(argv);

@@ -131,8 +131,8 @@ fn vmm_arguments(options: &Options) -> Vec<String> {
     add(&["/share/bin/rebec-vmm", "run", "--kernel", kernel, "--initramfs", "/share/guest/initramfs"]);
     let mut cmdline = format!("{} rebec.name=guest", guest::CMDLINE);
     if options.net {
-        cmdline += " rebec.ip=10.77.0.1/24";
-        add(&["--net", "vni=7,mac=52:54:00:77:00:01,local=10.0.0.1:4790"]);
+        cmdline += " rebec.ip=dhcp";
+        add(&["--net", "vni=7,mac=52:54:00:77:00:01,local=10.0.0.1:4790,ip=10.77.0.1/24"]);
     }
     add(&["--cmdline", format!("{cmdline} {}", options.append).trim()]);
     add(&["--memory", &options.memory, "--vcpus", &options.vcpus.to_string()]);

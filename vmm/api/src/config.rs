@@ -1,8 +1,12 @@
 //! The values a user writes: memory sizes, disks, network ports, serial ports. Parsed once, never checked again.
 
-use std::{net::SocketAddrV4, path::PathBuf, str::FromStr};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    path::PathBuf,
+    str::FromStr,
+};
 
-use crate::mac::MacAddr;
+use crate::{lease::Lease, mac::MacAddr};
 
 /// Why a value on the command line was refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -14,7 +18,7 @@ pub enum ConfigError {
     #[error("disk `{0}`: expected FILE or FILE,ro")]
     Disk(String),
     /// A port with a missing or malformed part.
-    #[error("net `{text}`: {what}; expected vni=N,mac=MAC,local=IP:PORT[,peer=MAC@IP:PORT]...")]
+    #[error("net `{text}`: {what}; expected {form}", form = NetConfig::FORM)]
     Net {
         /// What was written.
         text: String,
@@ -104,14 +108,19 @@ pub struct Peer {
     pub mac: MacAddr,
     /// The VXLAN endpoint behind which it lives.
     pub endpoint: SocketAddrV4,
+    /// Its own IPv4 address, if ARP for it is to be answered here.
+    pub ip: Option<Ipv4Addr>,
 }
 
 impl FromStr for Peer {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (mac, endpoint) = text.split_once('@').ok_or_else(|| format!("peer `{text}`: expected MAC@IP:PORT"))?;
+        let (mac, place) = text.split_once('@').ok_or_else(|| format!("peer `{text}`: expected MAC@IP:PORT or MAC@IP:PORT@ADDRESS"))?;
+        let (endpoint, ip) = place.split_once('@').map_or((place, None), |(endpoint, ip)| (endpoint, Some(ip)));
+        let ip = ip.map(|ip| ip.parse().map_err(|_| format!("peer address `{ip}`: expected an IPv4 address"))).transpose()?;
         Ok(Self {
+            ip,
             mac: mac.parse().map_err(|error| format!("{error}"))?,
             endpoint: endpoint.parse().map_err(|_| format!("peer endpoint `{endpoint}`: expected IPv4:PORT"))?,
         })
@@ -127,6 +136,8 @@ pub struct NetConfig {
     pub mac: MacAddr,
     /// Where this port's UDP socket listens.
     pub local: SocketAddrV4,
+    /// What the guest is told by DHCP; without it, its questions go to the LAN.
+    pub lease: Option<Lease>,
     /// Forwarding entries known from the start.
     pub peers: Vec<Peer>,
 }
@@ -134,6 +145,9 @@ pub struct NetConfig {
 impl NetConfig {
     /// Entries one port may be given on the command line.
     pub const PEERS_MAX: usize = 1024;
+    /// How one is written.
+    pub const FORM: &str =
+        "vni=N,mac=MAC,local=IP:PORT[,ip=ADDRESS/LENGTH[,gateway=ADDRESS][,dns=ADDRESS]][,peer=MAC@IP:PORT[@ADDRESS]]...";
 }
 
 impl FromStr for NetConfig {
@@ -142,6 +156,8 @@ impl FromStr for NetConfig {
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let fail = |what: String| ConfigError::Net { text: text.to_owned(), what };
         let (mut vni, mut mac, mut local, mut peers) = (None, None, None, Vec::new());
+        let (mut ip, mut gateway, mut dns) = (None, None, None);
+        let address = |key: &str, value: &str| value.parse().map_err(|_| fail(format!("{key} `{value}` is not an IPv4 address")));
         for item in text.split(',') {
             let (key, value) = item.split_once('=').ok_or_else(|| fail(format!("`{item}` has no value")))?;
             let doubled = match key {
@@ -160,6 +176,9 @@ impl FromStr for NetConfig {
                     let endpoint = value.parse().map_err(|_| fail(format!("local `{value}` is not IPv4:PORT")))?;
                     local.replace(endpoint).is_some()
                 }
+                "ip" => ip.replace(parse_network(value).ok_or_else(|| fail(format!("ip `{value}` is not IPv4/LENGTH")))?).is_some(),
+                "gateway" => gateway.replace(address(key, value)?).is_some(),
+                "dns" => dns.replace(address(key, value)?).is_some(),
                 "peer" => {
                     if peers.len() == Self::PEERS_MAX {
                         return Err(fail(format!("more than {} peers", Self::PEERS_MAX)));
@@ -173,13 +192,24 @@ impl FromStr for NetConfig {
                 return Err(fail(format!("`{key}` is given twice")));
             }
         }
+        let lease = match ip {
+            Some((ip, bits)) => Some(Lease::new(ip, bits, gateway, dns).map_err(|error| fail(error.to_string()))?),
+            None if gateway.or(dns).is_some() => return Err(fail("gateway and dns go with ip, which is missing".into())),
+            None => None,
+        };
         Ok(Self {
             vni: vni.ok_or_else(|| fail("vni is missing".into()))?,
             mac: mac.ok_or_else(|| fail("mac is missing".into()))?,
             local: local.ok_or_else(|| fail("local is missing".into()))?,
+            lease,
             peers,
         })
     }
+}
+
+fn parse_network(text: &str) -> Option<(Ipv4Addr, u8)> {
+    let (address, bits) = text.split_once('/')?;
+    Some((address.parse().ok()?, bits.parse().ok()?))
 }
 
 /// One `--serial`: where the guest's first serial port leads.
@@ -233,13 +263,27 @@ mod tests {
     fn a_port_names_what_is_wrong_with_it() {
         let net: NetConfig = "vni=7,mac=52:54:00:00:00:01,local=10.0.0.1:4789,peer=52:54:00:00:00:02@10.0.0.2:4790".parse().unwrap();
         assert_eq!(net.vni, 7);
-        assert_eq!(net.peers[0].endpoint.port(), 4790);
+        assert_eq!((net.lease, net.peers[0].endpoint.port(), net.peers[0].ip), (None, 4790, None));
+        let text = "vni=7,mac=52:54:00:00:00:01,local=10.0.0.1:4789,ip=10.7.0.5/24,gateway=10.7.0.1,dns=9.9.9.9,\
+                    peer=52:54:00:00:00:02@10.0.0.2:4790@10.7.0.6";
+        let net: NetConfig = text.parse().unwrap();
+        let [address, gateway, dns, peer] = ["10.7.0.5", "10.7.0.1", "9.9.9.9", "10.7.0.6"].map(|text| text.parse::<Ipv4Addr>().unwrap());
+        assert_eq!(net.lease, Some(Lease::new(address, 24, Some(gateway), Some(dns)).unwrap()));
+        assert_eq!(net.peers[0].ip, Some(peer));
         for (text, what) in [
             ("vni=7,mac=52:54:00:00:00:01", "local is missing"),
             ("vni=16777216,mac=52:54:00:00:00:01,local=1.2.3.4:1", "not a number below"),
             ("vni=1,vni=2,mac=52:54:00:00:00:01,local=1.2.3.4:1", "given twice"),
             ("vni=1,mac=53:54:00:00:00:01,local=1.2.3.4:1", "group address"),
             ("vni=1,colour=blue", "`colour` is not known"),
+            ("ip=10.7.0.5", "not IPv4/LENGTH"),
+            ("ip=10.7.0.5/33", "the length of its network's prefix"),
+            ("ip=10.7.0.0/24", "the address of a host"),
+            ("ip=10.7.0.5/24,ip=10.7.0.5/24", "`ip` is given twice"),
+            ("ip=10.7.0.5/24,gateway=10.8.0.1", "gateway 10.8.0.1"),
+            ("ip=10.7.0.5/24,gateway=here", "gateway `here` is not an IPv4 address"),
+            ("dns=10.7.0.1", "go with ip"),
+            ("peer=52:54:00:00:00:02@10.0.0.2:4790@host", "peer address `host`"),
         ] {
             let error = text.parse::<NetConfig>().unwrap_err().to_string();
             assert!(error.contains(what), "{error}");

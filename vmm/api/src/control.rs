@@ -9,7 +9,7 @@
 //! client  {"id":3,"do":"donate"}                                 after its ok the connection speaks the donor protocol
 //! ```
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 
@@ -68,6 +68,14 @@ pub enum Command {
         mac: MacAddr,
         /// Its VXLAN endpoint.
         endpoint: SocketAddrV4,
+        /// Its own IPv4 address: ARP for it is answered at the port. Left out, what was said of it before still counts.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ip: Option<Ipv4Addr>,
+    },
+    /// Tell every port of this VM to forget a MAC.
+    FdbRemove {
+        /// The station.
+        mac: MacAddr,
     },
     /// Move the VM over the connections passed with the request: the first for control, the others as streams.
     Migrate(MigrateOptions),
@@ -243,7 +251,12 @@ mod tests {
         let parsed: Request = serde_json::from_str(r#"{"id":2,"do":"migrate","streams":2}"#).unwrap();
         assert_eq!(parsed.command, migrate);
         let fdb: Request = serde_json::from_str(r#"{"id":3,"do":"fdb-add","mac":"52:54:00:00:00:01","endpoint":"10.0.0.2:4789"}"#).unwrap();
-        assert!(matches!(fdb.command, Command::FdbAdd { .. }));
+        assert!(matches!(fdb.command, Command::FdbAdd { ip: None, .. }));
+        assert_eq!(line(&fdb), r#"{"id":3,"do":"fdb-add","mac":"52:54:00:00:00:01","endpoint":"10.0.0.2:4789"}"#);
+        let text = r#"{"id":3,"do":"fdb-add","mac":"52:54:00:00:00:01","endpoint":"10.0.0.2:4789","ip":"10.7.0.5"}"#;
+        assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
+        let text = r#"{"id":4,"do":"fdb-remove","mac":"52:54:00:00:00:01"}"#;
+        assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
         let error =
             Response { id: 4, body: ResponseBody::Error(ControlError { code: ErrorCode::Busy, message: "a move is under way".into() }) };
         assert_eq!(serde_json::to_string(&error).unwrap(), r#"{"id":4,"error":{"code":"busy","message":"a move is under way"}}"#);

@@ -9,7 +9,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use rebec_vmm_api::MacAddr;
+use rebec_vmm_api::{MacAddr, lease::is_host};
 
 use crate::frame::{ARP, ETHERNET_BYTES, Ethernet, ICMPV6, Ip, Version};
 
@@ -142,10 +142,7 @@ impl GuestAddresses {
 /// An address that one station can hold.
 fn is_station(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(address) => {
-            let [first, ..] = address.octets();
-            first != 0 && first < 224 && !address.is_loopback()
-        }
+        IpAddr::V4(address) => is_host(address),
         IpAddr::V6(address) => !address.is_unspecified() && !address.is_loopback() && !address.is_multicast(),
     }
 }

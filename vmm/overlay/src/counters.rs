@@ -18,6 +18,10 @@ pub enum Reason {
     FloodCut,
     /// From the guest: more segments than one frame may become.
     GuestSegments,
+    /// From the guest: a DHCP message to this port that makes no sense.
+    GuestDhcp,
+    /// From the guest: a question to this port while it does not take the answers to earlier ones.
+    AnswersFull,
     /// To the network: datagrams that the driver could not send (no room, no route). Counted by the driver.
     SendRefused,
     /// From the network: too short for a VXLAN and an Ethernet header.
@@ -42,7 +46,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, in the order of [`Counters::dropped`].
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::GuestShort,
         Self::GuestOversize,
         Self::GuestSource,
@@ -50,6 +54,8 @@ impl Reason {
         Self::NoPeer,
         Self::FloodCut,
         Self::GuestSegments,
+        Self::GuestDhcp,
+        Self::AnswersFull,
         Self::SendRefused,
         Self::WireShort,
         Self::WireNoVni,
@@ -72,6 +78,8 @@ impl Reason {
             Self::NoPeer => "no_peer",
             Self::FloodCut => "flood_cut",
             Self::GuestSegments => "guest_segments",
+            Self::GuestDhcp => "guest_dhcp",
+            Self::AnswersFull => "answers_full",
             Self::SendRefused => "send_refused",
             Self::WireShort => "wire_short",
             Self::WireNoVni => "wire_no_vni",
@@ -89,7 +97,7 @@ impl Reason {
 /// One port's counters. Frames are the guest's, a large one counted once; datagrams are the wire's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Frames taken from the guest and sent.
+    /// Frames taken from the guest and sent, or answered here.
     pub tx_frames: u64,
     /// Datagrams they became, copies included.
     pub tx_datagrams: u64,
@@ -101,6 +109,8 @@ pub struct Counters {
     pub relayed: u64,
     /// Frames flooded, because their destination is a group or not known.
     pub flooded: u64,
+    /// Frames that ended here: DHCP, and ARP for what is known.
+    pub answered: u64,
     /// Drops, indexed by [`Reason`].
     pub dropped: [u64; Reason::ALL.len()],
 }

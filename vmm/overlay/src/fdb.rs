@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rebec_vmm_api::MacAddr;
+use rebec_vmm_api::{MacAddr, lease::is_host};
 
 /// Stations in one snapshot: a LAN of some thousands, 64 KiB of table.
 pub const ENTRIES_MAX: usize = 4096;
@@ -37,6 +37,9 @@ pub enum FdbError {
     /// Port 0 or an address that no datagram is sent to.
     #[error("endpoint {0} cannot be sent to: give a unicast IPv4 address and a port")]
     Endpoint(SocketAddrV4),
+    /// No station has this address, or there is none to have it.
+    #[error("address {0} of MAC {1}: give the unicast IPv4 address of a station that is in the forwarding database")]
+    Address(Ipv4Addr, MacAddr),
     /// The table is at its limit.
     #[error("the forwarding database holds {ENTRIES_MAX} stations, its limit: remove some first")]
     Full,
@@ -46,6 +49,8 @@ pub enum FdbError {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fdb {
     stations: BTreeMap<[u8; 6], SocketAddrV4>,
+    /// Whose address it is; at most one of each station.
+    addresses: BTreeMap<Ipv4Addr, [u8; 6]>,
     physical: Vec<SocketAddrV4>,
     flood: Vec<SocketAddrV4>,
     flood_cut: usize,
@@ -82,11 +87,31 @@ impl Fdb {
         Ok(())
     }
 
-    /// Forgets a station. Whether it was there.
+    /// Says which address a known station has. It had no other, and nobody else has it: the last word counts.
+    pub fn add_address(&mut self, station: MacAddr, address: Ipv4Addr) -> Result<(), FdbError> {
+        if !is_host(address) || !self.stations.contains_key(&station.0) {
+            return Err(FdbError::Address(address, station));
+        }
+        self.addresses.retain(|_, owner| *owner != station.0);
+        self.addresses.insert(address, station.0);
+        Ok(())
+    }
+
+    /// Forgets a station and its address, or, for [`ANY_STATION`], every physical endpoint. Whether anything was there.
     pub fn remove(&mut self, station: MacAddr) -> bool {
-        let removed = self.stations.remove(&station.0).is_some();
+        let removed = if station == ANY_STATION {
+            !std::mem::take(&mut self.physical).is_empty()
+        } else {
+            self.addresses.retain(|_, owner| *owner != station.0);
+            self.stations.remove(&station.0).is_some()
+        };
         self.gather_flood();
         removed
+    }
+
+    /// Whose address this is.
+    pub fn station_with(&self, address: Ipv4Addr) -> Option<MacAddr> {
+        self.addresses.get(&address).map(|station| MacAddr(*station))
     }
 
     /// Where a station lives.

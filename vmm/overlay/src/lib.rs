@@ -5,7 +5,7 @@
 //! time and the control thread's forwarding database in. The modules are in the order in which a frame travels:
 //!
 //! ```text
-//! transmit  guest frame + Offload -> frame (views) -> addresses (what is the guest's own) -> fdb (where to) -> segment (cut, checksum)
+//! transmit  guest frame + Offload -> frame (views) -> addresses (what is the guest's own) -> local (ARP and DHCP answered here) -> fdb (where to) -> segment (cut, checksum)
 //!           -> vxlan (header) -> batch (equal stride, one sendmsg a run) -> Wire
 //! receive   datagrams of one recvmsg -> vxlan -> port (switch, learn) -> join (segments of one flow) -> guest frame + Offload
 //! moved     datagrams of one recvmsg -> relay -> Wire                       the old place, for some seconds
@@ -19,9 +19,11 @@ pub mod announce;
 pub mod batch;
 pub mod checksum;
 pub mod counters;
+pub mod dhcp;
 pub mod fdb;
 pub mod frame;
 pub mod join;
+pub mod local;
 pub mod offload;
 pub mod port;
 pub mod relay;

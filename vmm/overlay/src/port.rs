@@ -1,7 +1,7 @@
 //! The switch of one port: decides what becomes of each frame of its guest and of each datagram of the others.
 //!
 //! ```text
-//! from the guest    source is the NIC's? -> known station: its endpoint | group or unknown: every endpoint -> cut, complete, batch
+//! from the guest    source is the NIC's? -> a question that is answered here? -> known station: its endpoint | group or unknown: every endpoint -> cut, complete, batch
 //! from the network  our LAN? for the guest or for all? not our own voice? -> learn (physical endpoints only) -> join -> the guest
 //! ```
 //!
@@ -9,13 +9,14 @@
 //! could not reach it, and others would be told lies.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddrV4,
     ops::Range,
     slice,
     time::{Duration, Instant},
 };
 
-use rebec_vmm_api::MacAddr;
+use rebec_vmm_api::{Lease, MacAddr};
 
 use crate::{
     addresses::{GuestAddresses, SavedAddressesError},
@@ -25,10 +26,14 @@ use crate::{
     fdb::{Fdb, Learned},
     frame::{Ethernet, FRAME_BYTES_MAX, Ip, Tcp},
     join::{Joiner, known_checksum, write_large_headers},
+    local::{self, Local},
     offload::{Accepts, Checksum, Offload, SegmentKind, Segmentation},
     segment::{Plan, complete},
     vxlan::{self, HEADER_BYTES, Vni},
 };
+
+/// Answers that wait for the guest to take them: more than any system asks at once.
+const ANSWERS_MAX: usize = 16;
 
 /// What a port is, for life.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +44,8 @@ pub struct PortConfig {
     pub mac: MacAddr,
     /// Largest IP packet that the guest exchanges.
     pub mtu: u16,
+    /// What the guest is told by DHCP; without it, its questions go to the LAN.
+    pub lease: Option<Lease>,
 }
 
 /// The datagrams of one receive call, and how far they have been looked at.
@@ -78,6 +85,7 @@ pub struct Ready {
 enum Place {
     Datagram(Range<usize>),
     Joiner(usize),
+    Answer,
 }
 
 /// The announcement under way.
@@ -99,6 +107,9 @@ pub struct Port {
     joiner: Joiner,
     /// A large frame that the guest takes only in pieces: where it lies among the datagrams, and how far it is cut.
     cutting: Option<(Range<usize>, Plan)>,
+    /// What this port has to say itself, and what it said last.
+    answers: VecDeque<Vec<u8>>,
+    answer: Vec<u8>,
     counters: Counters,
 }
 
@@ -114,6 +125,8 @@ impl Port {
             batch: Batch::default(),
             joiner: Joiner::default(),
             cutting: None,
+            answers: VecDeque::new(),
+            answer: Vec::new(),
             counters: Counters::default(),
         }
     }
@@ -148,6 +161,15 @@ impl Port {
             return Err(Reason::GuestOversize);
         }
         self.guest.observe(self.config.mac, frame, &ethernet);
+        match local::look(&self.config, fdb, frame, &ethernet) {
+            Local::Pass => {}
+            Local::Answer(answer) => return self.keep_answer(answer),
+            Local::Silence => {
+                self.counters.answered += 1;
+                return Ok(());
+            }
+            Local::Malformed => return Err(Reason::GuestDhcp),
+        }
         let known = fdb.endpoint(ethernet.destination).or_else(|| self.learned.endpoint(now, ethernet.destination));
         let to = match &known {
             Some(endpoint) => slice::from_ref(endpoint),
@@ -161,6 +183,15 @@ impl Port {
             self.counters.flooded += 1;
             self.counters.drop_many(Reason::FloodCut, fdb.flood_cut() as u64);
         }
+        Ok(())
+    }
+
+    fn keep_answer(&mut self, answer: Vec<u8>) -> Result<(), Reason> {
+        if self.answers.len() >= ANSWERS_MAX {
+            return Err(Reason::AnswersFull);
+        }
+        self.answers.push_back(answer);
+        self.counters.answered += 1;
         Ok(())
     }
 
@@ -204,8 +235,18 @@ impl Port {
 
     // ---- from the network ----
 
-    /// The next frame for the guest among `datagrams`, which are what `inbound` was made of.
+    /// Whether [`Self::next_frame`] has something to say whatever the network brings.
+    pub fn has_answer(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
+    /// The next frame for the guest: an answer of this port, or one among `datagrams`, which are what `inbound` was made of.
     pub fn next_frame(&mut self, now: Instant, fdb: &Fdb, inbound: &mut Inbound, datagrams: &[u8]) -> Option<Ready> {
+        if let Some(answer) = self.answers.pop_front() {
+            self.answer = answer;
+            self.counters.rx_frames += 1;
+            return Some(Ready { offload: Offload::default(), place: Place::Answer });
+        }
         loop {
             if let Some(ready) = self.next_cut(datagrams) {
                 return Some(ready);
@@ -229,6 +270,7 @@ impl Port {
         match &ready.place {
             Place::Datagram(range) => &datagrams[range.clone()],
             Place::Joiner(bytes) => self.joiner.frame(*bytes),
+            Place::Answer => &self.answer,
         }
     }
 

@@ -50,7 +50,7 @@ fn station(number: u8) -> MacAddr {
 }
 
 fn config(number: u8) -> PortConfig {
-    PortConfig { vni: Vni::new(42).unwrap(), mac: station(number), mtu: 1400 }
+    PortConfig { vni: Vni::new(42).unwrap(), mac: station(number), mtu: 1400, lease: None }
 }
 
 /// What one port put on the wire.

@@ -6,7 +6,7 @@
 use std::{
     collections::HashSet,
     ffi::OsString,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     path::{Path, PathBuf},
 };
 
@@ -134,8 +134,9 @@ pub struct Shared {
     /// Disk image, raw or qcow2; `,ro` makes it read-only; may be repeated. `receive` creates a missing one
     #[arg(long = "disk", value_name = "FILE[,ro]")]
     pub disks: Vec<DiskConfig>,
-    /// NIC and its port on a VXLAN LAN; may be repeated, and so may peer=
-    #[arg(long = "net", value_name = "vni=N,mac=MAC,local=IP:PORT[,peer=MAC@IP:PORT]...")]
+    /// NIC and its port on a VXLAN LAN; may be repeated, and so may peer=. With ip= the port tells the guest its address by DHCP;
+    /// with an address after peer='s endpoint it answers ARP for that station
+    #[arg(long = "net", value_name = NetConfig::FORM)]
     pub nets: Vec<NetConfig>,
     /// Where the guest's first serial port leads; unix: listens at PATH [default: nowhere]
     #[arg(long, value_name = "stdio|file:PATH|unix:PATH")]
@@ -183,7 +184,16 @@ pub enum CtlRequest {
         mac: MacAddr,
         /// Its VXLAN endpoint
         #[arg(value_name = "IP:PORT")]
-        endpoint: std::net::SocketAddrV4,
+        endpoint: SocketAddrV4,
+        /// Its own IPv4 address: ARP for it is answered at the port
+        #[arg(value_name = "ADDRESS")]
+        ip: Option<Ipv4Addr>,
+    },
+    /// Tell the VM's ports to forget a MAC address
+    FdbRemove {
+        /// The station; 00:00:00:00:00:00 for every physical machine
+        #[arg(value_name = "MAC")]
+        mac: MacAddr,
     },
     /// Move the VM, memory and disks, to a waiting `rebec-vmm receive`
     #[command(after_help = "\
@@ -367,7 +377,17 @@ mod tests {
     fn receive_and_every_ctl_request() {
         let line = "rebec-vmm receive --listen 0.0.0.0:7000 --donor /a --donor /b --disk d --control /c";
         assert!(matches!(parse_words(line), Ok(Command::Receive(options)) if options.donors.len() == 2));
-        for request in ["status", "status --json", "pause", "resume", "stop", "cancel", "fdb-add 52:54:00:00:00:01 10.0.0.1:4789"] {
+        for request in [
+            "status",
+            "status --json",
+            "pause",
+            "resume",
+            "stop",
+            "cancel",
+            "fdb-add 52:54:00:00:00:01 10.0.0.1:4789",
+            "fdb-add 52:54:00:00:00:01 10.0.0.1:4789 10.7.0.5",
+            "fdb-remove 52:54:00:00:00:01",
+        ] {
             assert!(matches!(parse_words(&format!("rebec-vmm ctl /c {request}")), Ok(Command::Ctl(_))), "{request}");
         }
         let line = "rebec-vmm ctl /c migrate --to 10.0.0.2:7000 --streams 16 --downtime-max-ms 50 --bandwidth-max-mbit 100";
@@ -401,6 +421,8 @@ mod tests {
             ("rebec-vmm ctl /c migrate", "--to"),
             ("rebec-vmm ctl /c migrate --to 1.2.3.4:1 --streams 17", "17"),
             ("rebec-vmm ctl /c fdb-add 52:54 1.2.3.4:1", "52:54"),
+            ("rebec-vmm ctl /c fdb-add 52:54:00:00:00:01 1.2.3.4:1 1.2.3", "1.2.3"),
+            ("rebec-vmm ctl /c fdb-remove 52:54", "52:54"),
         ] {
             let message = refused(line);
             assert!(message.contains(names), "`{line}`: {message}");

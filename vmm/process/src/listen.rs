@@ -51,7 +51,11 @@ impl Drop for SocketFile {
 pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
     let failed = |source| ListenError::Create { path: path.to_owned(), source };
     clear_way(path)?;
-    let unnamed = path.with_file_name(format!(".{:x}", std::process::id()));
+    let unnamed = unnamed(path);
+    // No other process has this number: a socket there was left by one that was killed before it gave it a name.
+    if std::fs::symlink_metadata(&unnamed).is_ok_and(|metadata| metadata.file_type().is_socket()) {
+        remove(&unnamed);
+    }
     // The mode is right from the first moment; this process has one thread, so nobody else sees the mask.
     let before = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
     let bound = UnixListener::bind(&unnamed);
@@ -64,6 +68,11 @@ pub fn listen(path: &Path) -> Result<(UnixListener, SocketFile), ListenError> {
             Err(if error == Errno::EXIST { ListenError::InUse(path.to_owned()) } else { failed(error.into()) })
         }
     }
+}
+
+/// Where a socket stands until it listens.
+fn unnamed(path: &Path) -> PathBuf {
+    path.with_file_name(format!(".{:x}", std::process::id()))
 }
 
 /// Removes a socket that [`listen`] created. Somebody may have done so already.
@@ -109,6 +118,17 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         drop(second);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_an_earlier_process_of_this_number_left_is_no_obstacle() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        drop(UnixListener::bind(unnamed(&path)).unwrap());
+        assert!(unnamed(&path).exists(), "as if it had been killed between bind and rename");
+        let (_listener, _file) = listen(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+        assert!(!unnamed(&path).exists());
     }
 
     #[test]

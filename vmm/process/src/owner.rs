@@ -21,7 +21,9 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rebec_devices::power::PowerEvent;
 use rebec_migrate::Record;
+use rebec_overlay::FdbError;
 use rebec_vmm_api::{
+    Peer,
     control::{Answer, Command, ControlError, ErrorCode, MigrateOptions, NetStatus, ResponseBody, Status, VmState},
     report::Outcome,
 };
@@ -261,10 +263,8 @@ impl Owner {
             Command::Status => Ok(Answer::Status(self.status())),
             Command::Pause => self.pause(),
             Command::Resume => self.resume(),
-            Command::FdbAdd { mac, endpoint } => {
-                let added = self.lans.iter().try_for_each(|lan| lan.fdb_add(mac, endpoint));
-                added.map(|()| Answer::Done).map_err(|error| failed(error.to_string()))
-            }
+            Command::FdbAdd { mac, endpoint, ip } => self.edit_fdb(|lan| lan.fdb_add(&Peer { mac, endpoint, ip })),
+            Command::FdbRemove { mac } => self.edit_fdb(|lan| lan.fdb_remove(mac)),
             Command::Cancel => self.cancel(),
             Command::Migrate(options) => {
                 self.migrate(options, descriptors, reply);
@@ -281,6 +281,10 @@ impl Owner {
         };
         reply.send(answer.map_or_else(ResponseBody::Error, ResponseBody::Ok));
         Next::Go
+    }
+
+    fn edit_fdb(&self, edit: impl FnMut(&Lan) -> Result<(), FdbError>) -> Result<Answer, ControlError> {
+        self.lans.iter().try_for_each(edit).map(|()| Answer::Done).map_err(|error| failed(error.to_string()))
     }
 
     fn pause(&mut self) -> Result<Answer, ControlError> {

@@ -55,6 +55,7 @@ pub struct BackingName {
 /// What is needed of a qcow2 header.
 #[derive(Debug)]
 pub(super) struct Header {
+    pub(super) cluster_bytes: u64,
     pub(super) backing: Option<BackingName>,
 }
 
@@ -163,7 +164,7 @@ fn parse(file: &File, start: &[u8]) -> Result<Header, Fault> {
     }
     let extensions = if version == 2 { Vec::new() } else { read_extensions(file, header_bytes, cluster_bytes)? };
     let backing = read_backing(file, header, &extensions, cluster_bytes)?;
-    Ok(Header { backing })
+    Ok(Header { cluster_bytes, backing })
 }
 
 /// Where a header extension's data lies.

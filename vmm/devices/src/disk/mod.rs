@@ -17,10 +17,12 @@
 mod dirty;
 mod extent;
 mod header;
+mod zeros;
 
 use std::{
     fs::File,
     io,
+    ops::Range,
     os::unix::fs::FileExt,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
@@ -83,6 +85,8 @@ pub struct Disk {
     image: RwLock<Image>,
     /// The raw file once more, to ask the host where its holes are.
     raw: Option<File>,
+    /// What the format's tables tell apart: a cluster of qcow2, a byte of a raw disk.
+    cluster_bytes: u64,
     dirty: DirtyMap,
 }
 
@@ -103,14 +107,15 @@ impl Disk {
         for (file, format) in backing.into_iter().zip(chain).rev() {
             lower = Some(Arc::new(open_image(file, format, lower, true).map_err(file_error("open its backing image"))?));
         }
-        let (format, raw) = match header {
-            Some(_) => (ImageFormat::Qcow2, None),
-            None => (ImageFormat::Raw, Some(file.try_clone().map_err(file_error("open"))?)),
+        let (format, raw, cluster_bytes) = match header {
+            Some(header) => (ImageFormat::Qcow2, None, header.cluster_bytes),
+            None => (ImageFormat::Raw, Some(file.try_clone().map_err(file_error("open"))?), 1),
         };
         let image = open_image(file, format, lower, read_only).map_err(file_error("open"))?;
         let bytes = image.size();
         header::check_size(name, bytes)?;
-        Ok(Self { name: name.to_owned(), bytes, read_only, format, image: RwLock::new(image), raw, dirty: DirtyMap::default() })
+        let (name, image, dirty) = (name.to_owned(), RwLock::new(image), DirtyMap::default());
+        Ok(Self { name, bytes, read_only, format, image, raw, cluster_bytes, dirty })
     }
 
     /// Makes an empty qcow2 image in an empty file that is open for reading and writing. Open it with [`Disk::open`] afterwards.
@@ -165,16 +170,32 @@ impl Disk {
     /// Makes a range read as zeros, its space kept.
     pub fn zero_at(&self, offset: u64, bytes: u64) -> io::Result<()> {
         self.check_change(offset, bytes)?;
-        self.changing(offset, bytes, || self.shared().write_zeroes(offset, bytes))
+        let range = offset..offset + bytes;
+        self.changing(offset, bytes, || self.zero_with(&range, |whole| self.shared().write_zeroes(whole.start, whole.end - whole.start)))
     }
 
     /// Makes a range read as zeros and gives its space back to the host where the format can.
     pub fn discard_at(&self, offset: u64, bytes: u64) -> io::Result<()> {
         self.check_change(offset, bytes)?;
-        self.changing(offset, bytes, || match self.exclusive().discard_to_zero(offset, bytes) {
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.shared().write_zeroes(offset, bytes),
-            done => done,
+        let range = offset..offset + bytes;
+        self.changing(offset, bytes, || {
+            self.zero_with(&range, |whole| self.exclusive().discard_to_zero(whole.start, whole.end - whole.start))
         })
+    }
+
+    /// `clear` makes whole clusters zero; the ends are written, and all of it where the format has no zero clusters (qcow2 version 2).
+    fn zero_with(&self, range: &Range<u64>, clear: impl FnOnce(&Range<u64>) -> io::Result<()>) -> io::Result<()> {
+        let mut whole = zeros::whole_clusters(range, self.cluster_bytes, self.bytes);
+        if !whole.is_empty() {
+            match clear(&whole) {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => whole = range.start..range.start,
+                done => done?,
+            }
+        }
+        for part in [range.start..whole.start, whole.end..range.end] {
+            zeros::write(&self.shared(), self.raw.as_ref(), part)?;
+        }
+        Ok(())
     }
 
     /// Everything written so far is on the host's disk when this returns.

@@ -26,6 +26,17 @@ fn qcow2_file(bytes: u64, backing: Option<(&str, ImageFormat)>) -> File {
     file
 }
 
+fn qcow2_with(bytes: u64, cluster_bytes: usize, backing: bool) -> File {
+    let file = tempfile::tempfile().unwrap();
+    let storage = imago::file::File::try_from(file.try_clone().unwrap()).unwrap();
+    let mut builder = Qcow2::<imago::file::File>::create_builder(storage).size(bytes).cluster_size(cluster_bytes);
+    if backing {
+        builder = builder.backing("base".to_owned(), "raw".to_owned());
+    }
+    builder.create().unwrap();
+    file
+}
+
 fn open(file: &File, backing: &[&File]) -> Disk {
     let copy = |file: &File| file.try_clone().unwrap();
     Disk::open("d", copy(file), backing.iter().map(|file| copy(file)).collect(), false).unwrap()
@@ -75,6 +86,90 @@ fn both_formats_keep_what_is_written_across_a_reopen() {
         assert!(disk.read_at(u64::MAX, &mut [0; 512]).is_err());
         assert!(disk.discard_at(MIB, 512).is_err());
     }
+}
+
+/// Found by fuzzing: where the disk is smaller than a cluster, zeros beside data ended in an underflow within imago.
+#[test]
+fn zeros_leave_what_stands_beside_them() {
+    for bytes in [512, 1024, 65_024, 65_536, 66_048, 100 * 1024] {
+        let file_of_format = |raw: bool| if raw { raw_file(&vec![0; bytes as usize]) } else { qcow2_file(bytes, None) };
+        for (raw, discard) in [(true, false), (true, true), (false, false), (false, true)] {
+            for range in [0..512, bytes / 1024 * 512..bytes / 1024 * 512 + 512, bytes - 512..bytes, 0..bytes, 512.min(bytes - 512)..bytes] {
+                let disk = open(&file_of_format(raw), &[]);
+                disk.write_at(0, &vec![7; bytes as usize]).unwrap();
+                let length = range.end - range.start;
+                if discard { disk.discard_at(range.start, length) } else { disk.zero_at(range.start, length) }.unwrap();
+                let mut expected = vec![7; bytes as usize];
+                expected[range.start as usize..range.end as usize].fill(0);
+                assert!(content(&disk, 0, bytes as usize) == expected, "{range:?} of {bytes}, raw {raw}, discard {discard}");
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..Default::default() })]
+    /// Whatever is written, zeroed and discarded, with clusters of one sector and of many: the disk is the bytes.
+    #[test]
+    fn a_disk_reads_as_a_plain_array_does(
+        sectors in 1_u64..300,
+        cluster_bits in 9_u32..17,
+        backing in any::<bool>(),
+        changes in proptest::collection::vec((0..3_u8, any::<u64>(), any::<u64>()), 1..40),
+    ) {
+        let bytes = sectors * SECTOR_BYTES;
+        let base = raw_file(&vec![9; bytes as usize]);
+        let below = [&base];
+        let disk = open(&qcow2_with(bytes, 1 << cluster_bits, backing), &below[..usize::from(backing)]);
+        let mut expected = vec![if backing { 9 } else { 0 }; bytes as usize];
+        for (kind, at, length) in changes {
+            let start = at % sectors;
+            let range = start * SECTOR_BYTES..(start + 1 + length % (sectors - start)) * SECTOR_BYTES;
+            let (value, length) = (if kind == 0 { at as u8 | 1 } else { 0 }, range.end - range.start);
+            match kind {
+                0 => disk.write_at(range.start, &vec![value; length as usize]).unwrap(),
+                1 => disk.zero_at(range.start, length).unwrap(),
+                _ => disk.discard_at(range.start, length).unwrap(),
+            }
+            expected[range.start as usize..range.end as usize].fill(value);
+        }
+        prop_assert!(content(&disk, 0, bytes as usize) == expected);
+    }
+}
+
+/// A move's streams write neighbours of one cluster at the same time.
+#[test]
+fn zeros_beside_another_thread_s_write_leave_it() {
+    const CLUSTERS: u64 = 2000;
+    const CLUSTER_BYTES: u64 = 8192;
+    let disk = open(&qcow2_with(CLUSTERS * CLUSTER_BYTES, CLUSTER_BYTES as usize, false), &[]);
+    let together = std::sync::Barrier::new(2);
+    let each = |change: &dyn Fn(u64)| {
+        for cluster in 0..CLUSTERS {
+            together.wait();
+            change(cluster * CLUSTER_BYTES);
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| each(&|at| disk.write_at(at, &[7; 4096]).unwrap()));
+        scope.spawn(|| each(&|at| disk.zero_at(at + 4096, 4096).unwrap()));
+    });
+    let lost = (0..CLUSTERS).filter(|cluster| content(&disk, cluster * CLUSTER_BYTES, 4096) != [7; 4096]).count();
+    assert_eq!(lost, 0);
+}
+
+#[test]
+fn version_2_has_no_zero_clusters_and_gets_zeros_all_the_same() {
+    let file = qcow2_file(MIB, None);
+    file.write_all_at(&2_u32.to_be_bytes(), 4).unwrap();
+    let disk = open(&file, &[]);
+    disk.write_at(0, &[7; 200_000]).unwrap();
+    disk.zero_at(512, 100_000).unwrap();
+    disk.discard_at(150_016, MIB - 150_016).unwrap();
+    assert_eq!(content(&disk, 0, 512), [7; 512]);
+    assert!(content(&disk, 512, 100_000) == [0; 100_000]);
+    assert!(content(&disk, 100_512, 49_504) == [7; 49_504]);
+    assert!(content(&disk, 150_016, 898_560) == [0; 898_560]);
 }
 
 #[test]
@@ -341,9 +436,7 @@ fn tables_within_a_sparse_file_are_limited_all_the_same() {
 
 /// A small image with data, a zero cluster and a backing name: its tables are what a hostile image changes.
 fn image_to_spoil() -> Vec<u8> {
-    let file = tempfile::tempfile().unwrap();
-    let storage = imago::file::File::try_from(file.try_clone().unwrap()).unwrap();
-    Qcow2::<imago::file::File>::create_builder(storage).size(64 * 1024).cluster_size(512).create().unwrap();
+    let file = qcow2_with(64 * 1024, 512, false);
     {
         let disk = open(&file, &[]);
         disk.write_at(0, &[1; 8192]).unwrap();

@@ -18,6 +18,9 @@ pub(crate) struct Wire {
     pub(crate) sent: Vec<(NetHeader, Vec<u8>)>,
     pub(crate) flushes: usize,
     pub(crate) incoming: VecDeque<(NetHeader, Vec<u8>)>,
+    /// What is sent comes back, as an answer of the port itself.
+    pub(crate) echo: bool,
+    pub(crate) answers: VecDeque<(NetHeader, Vec<u8>)>,
     pub(crate) offloads: Option<Offloads>,
     pub(crate) announced: usize,
     pub(crate) ticks: usize,
@@ -71,6 +74,9 @@ impl FramePort for MemoryPort {
         if wire.refuse {
             return Err(io::ErrorKind::HostUnreachable.into());
         }
+        if wire.echo {
+            wire.answers.push_back((*header, frame.to_vec()));
+        }
         wire.sent.push((*header, frame.to_vec()));
         Ok(())
     }
@@ -85,13 +91,18 @@ impl FramePort for MemoryPort {
         if wire.refuse {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
-        let Some((header, frame)) = wire.incoming.pop_front() else {
+        let answer = wire.answers.pop_front();
+        let Some((header, frame)) = answer.or_else(|| wire.incoming.pop_front()) else {
             let mut count = [0; 8];
             let _empty = rustix::io::read(&self.end.readable, &mut count);
             return Ok(None);
         };
         self.lent = frame;
         Ok(Some(ReceivedFrame { header, frame: &self.lent }))
+    }
+
+    fn has_answer(&self) -> bool {
+        !self.end.lock().answers.is_empty()
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {

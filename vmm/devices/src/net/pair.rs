@@ -115,7 +115,9 @@ impl Pair {
             if stop.requested() {
                 return Ok(());
             }
-            if progress == RxProgress::More || more_to_send {
+            // What the guest has just sent may have an answer at once. Without buffers to take it the guest's kick wakes us.
+            let answered = progress == RxProgress::Idle && self.station.port.has_answer();
+            if progress == RxProgress::More || more_to_send || answered {
                 continue;
             }
             // While the guest has no buffers, a readable port would wake us for nothing.

@@ -44,6 +44,8 @@ pub trait FramePort: Send {
     /// The next frame for the guest; `None` means nothing now. Called only while the guest has buffers: without them frames wait in
     /// the port (and its socket drops what exceeds its buffer).
     fn receive(&mut self) -> io::Result<Option<ReceivedFrame<'_>>>;
+    /// Whether [`FramePort::receive`] has a frame that [`FramePort::descriptor`] does not tell of: an answer of the port itself.
+    fn has_answer(&self) -> bool;
     /// Readable when [`FramePort::receive`] may yield something.
     fn descriptor(&self) -> BorrowedFd<'_>;
     /// The queues run for the first time after a move or restore: say where the guest is now (gratuitous ARP, unsolicited ND).

@@ -180,6 +180,32 @@ fn a_tso_frame_of_64_kib_passes_both_ways() {
     assert_eq!((card.count(|c| &c.tx_dropped), card.count(|c| &c.rx_dropped)), (0, 0));
 }
 
+/// No descriptor becomes readable by an answer, and a guest that waits for it kicks nothing.
+#[test]
+fn an_answer_of_the_port_itself_arrives_without_being_waited_for() {
+    let mut card = Card::new(FEATURES, false);
+    card.wire.lock().echo = true;
+    for round in 1..=20_u8 {
+        // The first answers wait for buffers, the others for nothing.
+        let ask = |card: &mut Card| {
+            let address = card.offer(1, HEADER_BYTES as u32 + 60);
+            card.ram.write_slice(&[&NetHeader::default().to_bytes(0)[..], &[round; 60]].concat(), GuestAddress(address)).unwrap();
+            card.kick(1);
+            card.wait_used(1, 1);
+        };
+        if round == 1 {
+            ask(&mut card);
+        }
+        let buffer = card.offer(RX, 1536);
+        card.kick(RX);
+        if round > 1 {
+            ask(&mut card);
+        }
+        let written = card.wait_used(RX, 1);
+        assert_eq!(card.memory(buffer, written[0] as usize)[HEADER_BYTES..], [round; 60]);
+    }
+}
+
 #[test]
 fn the_buffers_of_a_frame_are_shown_at_once() {
     let mut card = Card::new(FEATURES, false);

@@ -96,7 +96,8 @@ pub fn run(options: &CtlOptions) -> Result<ExitCode, CtlError> {
         CtlRequest::Resume => ("resume", Command::Resume),
         CtlRequest::Stop => ("stop", Command::Stop),
         CtlRequest::Cancel => ("cancel", Command::Cancel),
-        CtlRequest::FdbAdd { mac, endpoint } => ("fdb-add", Command::FdbAdd { mac: *mac, endpoint: *endpoint }),
+        CtlRequest::FdbAdd { mac, endpoint, ip } => ("fdb-add", Command::FdbAdd { mac: *mac, endpoint: *endpoint, ip: *ip }),
+        CtlRequest::FdbRemove { mac } => ("fdb-remove", Command::FdbRemove { mac: *mac }),
     };
     match client.ask(what, command)? {
         Answer::Done => Ok(ExitCode::SUCCESS),

@@ -83,6 +83,7 @@ fn every_simple_request_reaches_the_owner_in_its_words() {
         }
     });
     let (mac, endpoint) = ("52:54:00:00:00:01".parse().unwrap(), "10.0.0.1:4789".parse().unwrap());
+    let ip = Some("10.7.0.5".parse().unwrap());
     for (request, command) in [
         (CtlRequest::Status { json: false }, Command::Status),
         (CtlRequest::Status { json: true }, Command::Status),
@@ -90,7 +91,9 @@ fn every_simple_request_reaches_the_owner_in_its_words() {
         (CtlRequest::Resume, Command::Resume),
         (CtlRequest::Stop, Command::Stop),
         (CtlRequest::Cancel, Command::Cancel),
-        (CtlRequest::FdbAdd { mac, endpoint }, Command::FdbAdd { mac, endpoint }),
+        (CtlRequest::FdbAdd { mac, endpoint, ip: None }, Command::FdbAdd { mac, endpoint, ip: None }),
+        (CtlRequest::FdbAdd { mac, endpoint, ip }, Command::FdbAdd { mac, endpoint, ip }),
+        (CtlRequest::FdbRemove { mac }, Command::FdbRemove { mac }),
     ] {
         assert_eq!(ctl(&path, request).unwrap(), ExitCode::SUCCESS);
         assert_eq!(heard.recv().unwrap(), command);

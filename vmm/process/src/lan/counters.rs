@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rebec_overlay::{Counters, Reason};
 
-const PLAIN: usize = 6;
+const PLAIN: usize = 7;
 
 /// Each value is right by itself; two may stem from different bursts.
 #[derive(Debug, Default)]
@@ -16,8 +16,8 @@ pub struct SharedCounters {
 impl SharedCounters {
     /// Publishes.
     pub fn store(&self, counters: &Counters) {
-        let Counters { tx_frames, tx_datagrams, rx_frames, rx_datagrams, relayed, flooded, dropped } = *counters;
-        let plain = [tx_frames, tx_datagrams, rx_frames, rx_datagrams, relayed, flooded];
+        let Counters { tx_frames, tx_datagrams, rx_frames, rx_datagrams, relayed, flooded, answered, dropped } = *counters;
+        let plain = [tx_frames, tx_datagrams, rx_frames, rx_datagrams, relayed, flooded, answered];
         for (shared, value) in self.plain.iter().zip(plain).chain(self.dropped.iter().zip(dropped)) {
             shared.store(value, Ordering::Relaxed);
         }
@@ -25,8 +25,17 @@ impl SharedCounters {
 
     /// Reads.
     pub fn load(&self) -> Counters {
-        let [tx_frames, tx_datagrams, rx_frames, rx_datagrams, relayed, flooded] = self.plain.each_ref().map(value);
-        Counters { tx_frames, tx_datagrams, rx_frames, rx_datagrams, relayed, flooded, dropped: self.dropped.each_ref().map(value) }
+        let [tx_frames, tx_datagrams, rx_frames, rx_datagrams, relayed, flooded, answered] = self.plain.each_ref().map(value);
+        Counters {
+            tx_frames,
+            tx_datagrams,
+            rx_frames,
+            rx_datagrams,
+            relayed,
+            flooded,
+            answered,
+            dropped: self.dropped.each_ref().map(value),
+        }
     }
 }
 

@@ -27,7 +27,7 @@ use arc_swap::ArcSwap;
 pub use forwarder::Forwarder;
 pub use port::LanPort;
 use rebec_overlay::{Counters, Fdb, FdbError, PortConfig, Relay, vxlan::Vni};
-use rebec_vmm_api::{MacAddr, NetConfig};
+use rebec_vmm_api::{MacAddr, NetConfig, Peer};
 
 use self::counters::SharedCounters;
 
@@ -90,15 +90,10 @@ impl Lan {
         };
         let mut fdb = Fdb::default();
         for peer in &config.peers {
-            fdb.add(local, peer.mac, peer.endpoint).map_err(|source| LanError::Peer {
-                mac,
-                peer: peer.mac,
-                endpoint: peer.endpoint,
-                source,
-            })?;
+            add_to(&mut fdb, local, peer).map_err(|source| LanError::Peer { mac, peer: peer.mac, endpoint: peer.endpoint, source })?;
         }
         Ok(Self {
-            config: PortConfig { vni, mac, mtu },
+            config: PortConfig { vni, mac, mtu, lease: config.lease },
             vni: config.vni,
             local,
             socket: Arc::new(socket),
@@ -129,13 +124,25 @@ impl Lan {
 
     /// Says where a station lives, from the next frame on. An entry for the NIC itself is accepted and has no effect: `fdb-add` tells every
     /// port of a VM the same.
-    pub fn fdb_add(&self, station: MacAddr, endpoint: SocketAddrV4) -> Result<(), FdbError> {
-        if station == self.config.mac {
+    pub fn fdb_add(&self, peer: &Peer) -> Result<(), FdbError> {
+        if peer.mac == self.config.mac {
             return Ok(());
         }
-        // The control thread is the only writer, so nothing is lost between load and store.
+        self.edit_fdb(|fdb| add_to(fdb, self.local, peer))
+    }
+
+    /// Forgets a station, if it is known.
+    pub fn fdb_remove(&self, station: MacAddr) -> Result<(), FdbError> {
+        self.edit_fdb(|fdb| {
+            fdb.remove(station);
+            Ok(())
+        })
+    }
+
+    /// The control thread is the only writer, so nothing is lost between load and store.
+    fn edit_fdb(&self, edit: impl FnOnce(&mut Fdb) -> Result<(), FdbError>) -> Result<(), FdbError> {
         let mut fdb = Fdb::clone(&self.fdb.load());
-        fdb.add(self.local, station, endpoint)?;
+        edit(&mut fdb)?;
         self.fdb.store(Arc::new(fdb));
         Ok(())
     }
@@ -150,4 +157,9 @@ impl Lan {
     pub fn counters(&self) -> Counters {
         self.counters.load()
     }
+}
+
+fn add_to(fdb: &mut Fdb, local: SocketAddrV4, peer: &Peer) -> Result<(), FdbError> {
+    fdb.add(local, peer.mac, peer.endpoint)?;
+    peer.ip.map_or(Ok(()), |ip| fdb.add_address(peer.mac, ip))
 }

@@ -92,6 +92,10 @@ impl FramePort for LanPort {
         Ok(Some(ReceivedFrame { header: header(&ready.offload), frame }))
     }
 
+    fn has_answer(&self) -> bool {
+        self.port.has_answer()
+    }
+
     fn descriptor(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -1,6 +1,6 @@
 //! Host programs, run with a deadline and errors that name them.
 //!
-//! Every program the lab starts on the host goes through here or is owned by a value whose `Drop` ends it.
+//! Every program that the image build or the lab starts on the host goes through here or is owned by a value whose `Drop` ends it.
 
 use std::{
     ffi::OsStr,

@@ -1,6 +1,6 @@
 //! Packages of another Debian release, from the archive this machine is configured to use.
 //!
-//! The machine's own sources are read, their suite replaced, and the result put into a private apt root under the cache:
+//! The machine's own sources are read, their suite replaced, and the result put into a private apt root under a cache folder:
 //! lists, state and downloads there, the machine's own configuration (proxies included) and its Debian keyring as they
 //! are. Signatures are checked as always: a repository that is not signed by that keyring fails. Nothing of the machine
 //! is changed, and root is not needed.
@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{command::Program, paths, progress::say};
+use crate::{command::Program, progress::say};
 
 /// Debian's keys, from package debian-archive-keyring.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -40,9 +40,9 @@ pub struct Candidate {
 }
 
 impl Archive {
-    /// Opens a release, such as `trixie`, and fetches its lists if that has not happened yet.
-    pub fn open(suite: &str) -> Result<Self> {
-        let archive = Self { root: paths::cache().join("apt").join(suite), suite: suite.to_owned() };
+    /// Opens a release, such as `trixie`, below `cache`, and fetches its lists if that has not happened yet.
+    pub fn open(cache: &Path, suite: &str) -> Result<Self> {
+        let archive = Self { root: cache.join("apt").join(suite), suite: suite.to_owned() };
         if !archive.root.join("ready").exists() {
             archive.refresh()?;
         }
@@ -176,7 +176,7 @@ fn sources_for(suite: &str) -> Result<String> {
 fn os_codename() -> Result<String> {
     let text = fs::read_to_string("/etc/os-release").context("read /etc/os-release")?;
     let codename = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
-    codename.map(|name| name.trim_matches('"').to_owned()).context("/etc/os-release names no release; the lab needs a Debian machine")
+    codename.map(|name| name.trim_matches('"').to_owned()).context("/etc/os-release names no release; a Debian machine is needed")
 }
 
 /// Addresses of binary archives that serve this release's main component, from one file of either format.

@@ -1,4 +1,4 @@
-//! What the lab tells a person while it works: one line a step on stderr, with the seconds since the start.
+//! What the image build and the lab tell a person while they work: one line a step on stderr, with the seconds since the start.
 //!
 //! Results go to stdout and are printed by whoever has them; this is talk only.
 

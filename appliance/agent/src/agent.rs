@@ -1,0 +1,297 @@
+//! What an agent knows and owns, shared by everything it does.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::Result;
+use rebec_api::{ApiError, ErrorCode, screen::Join};
+use rebec_pool::{
+    Body, Book, Key, Record, Signed,
+    key::Id,
+    record::{Kind, RecordKey, id_of_key},
+    view,
+};
+use tokio::sync::watch;
+
+use crate::{
+    depot::Depot,
+    identity::Identity,
+    jobs::Jobs,
+    mesh::{Mesh, Peer, exchange},
+    run::Options,
+    store::Store,
+    vm::LocalVm,
+};
+
+/// A host that has not been heard for this long is silent.
+const SILENT_AFTER: Duration = Duration::from_secs(7);
+
+/// The agent of a host.
+pub struct Agent {
+    /// Given by the user.
+    pub options: Options,
+    /// Keys.
+    pub identity: Identity,
+    /// What survives.
+    pub store: Store,
+    /// Other agents.
+    pub mesh: Mesh,
+    /// Long work.
+    pub jobs: Jobs,
+    /// Parts.
+    pub depot: Depot,
+    /// VMs that are here.
+    pub vms: Mutex<BTreeMap<Id, Arc<LocalVm>>>,
+    /// Serialises what checks the room of this host and then takes it.
+    pub admission: tokio::sync::Mutex<()>,
+    /// How far this host is with its pool.
+    pub join: watch::Sender<Join>,
+    /// Grows with every change of the book.
+    pub changed: watch::Sender<u64>,
+    book: Mutex<Option<Book>>,
+    heard: Mutex<HashMap<Key, Heard>>,
+    own: Weak<Self>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    last: Option<Instant>,
+    since: Instant,
+}
+
+impl Agent {
+    /// Takes everything that was opened.
+    pub fn new(options: Options, identity: Identity, store: Store, mesh: Mesh, depot: Depot) -> Result<Arc<Self>> {
+        let book = store.book()?;
+        let jobs = Jobs::new(identity.key().short());
+        Ok(Arc::new_cyclic(|own| Self {
+            options,
+            identity,
+            store,
+            mesh,
+            jobs,
+            depot,
+            vms: Mutex::default(),
+            admission: tokio::sync::Mutex::default(),
+            join: watch::Sender::new(Join::Alone),
+            changed: watch::Sender::new(0),
+            book: Mutex::new(book),
+            heard: Mutex::default(),
+            own: own.clone(),
+        }))
+    }
+
+    /// This host's key.
+    pub fn key(&self) -> Key {
+        self.identity.key()
+    }
+
+    /// Reads the book; none where this host belongs to no pool.
+    pub fn book<T>(&self, read: impl FnOnce(&Book) -> T) -> Option<T> {
+        lock(&self.book).as_ref().map(read)
+    }
+
+    /// Reads the book, or says that there is none.
+    pub fn pool<T>(&self, read: impl FnOnce(&Book) -> T) -> Result<T, ApiError> {
+        self.book(read).ok_or_else(|| {
+            ApiError::new(
+                ErrorCode::Conflict,
+                "this host belongs to no pool yet; make one with `rebec pool init`, or join one with `rebec pool join`",
+            )
+        })
+    }
+
+    /// Enters a pool whose first records are known.
+    pub fn enter(&self, pool: Key, records: Vec<Signed>) -> Result<()> {
+        let mut book = Book::new(pool);
+        for signed in &records {
+            book.merge(signed.clone())?;
+        }
+        self.store.enter(pool, &records)?;
+        *lock(&self.book) = Some(book);
+        self.bump();
+        Ok(())
+    }
+
+    /// Forgets the pool.
+    pub fn forget_pool(&self) -> Result<()> {
+        self.store.leave()?;
+        self.identity.forget()?;
+        *lock(&self.book) = None;
+        self.join.send_replace(Join::Alone);
+        self.bump();
+        Ok(())
+    }
+
+    /// Takes in records from others. Returns those that were new.
+    pub fn merge(&self, records: Vec<Signed>) -> Vec<Signed> {
+        let mut new = vec![];
+        if let Some(book) = lock(&self.book).as_mut() {
+            for signed in records {
+                match book.merge(signed.clone()) {
+                    Ok(true) => new.push(signed),
+                    Ok(false) => {}
+                    Err(error) => log::debug!("a record was not believed: {error}"),
+                }
+            }
+        }
+        if !new.is_empty() {
+            if let Err(error) = self.store.put(&new) {
+                log::error!("{error:#}");
+            }
+            self.bump();
+        }
+        new
+    }
+
+    /// Writes one of this host's own records and tells everybody.
+    pub fn publish(&self, kind: Kind, id: Id, body: Option<Body>) -> Result<Signed, ApiError> {
+        let secret = self.identity.host().as_signing_key().clone();
+        let signed = self.sign(kind, id, body, &secret)?;
+        self.announce(vec![signed.clone()]);
+        Ok(signed)
+    }
+
+    /// Signs a record with any key that this host holds, at its next version.
+    pub fn sign(&self, kind: Kind, id: Id, body: Option<Body>, secret: &ed25519_dalek::SigningKey) -> Result<Signed, ApiError> {
+        let key = RecordKey { kind, id, writer: rebec_pool::key::public(secret) };
+        let version = self.book(|book| book.next_version(&key)).unwrap_or(1);
+        Record::sign(kind, id, version, body, secret).map_err(|error| ApiError::new(ErrorCode::Failed, format!("{kind:?} record: {error}")))
+    }
+
+    /// Takes in own records and tells everybody.
+    pub fn announce(&self, records: Vec<Signed>) {
+        let new = self.merge(records);
+        if !new.is_empty()
+            && let Some(own) = self.own.upgrade()
+        {
+            exchange::spread(&own, new);
+        }
+    }
+
+    fn bump(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// The other hosts of the pool.
+    pub fn peers(&self) -> Vec<Peer> {
+        let own = self.key();
+        let peers = self.book(|book| {
+            let others = view::hosts(book).into_iter().filter(|host| host.key != own && host.member.dead.is_none());
+            others.map(|host| peer_of(&host)).collect()
+        });
+        peers.unwrap_or_default()
+    }
+
+    /// One host of the pool.
+    pub fn peer(&self, key: &Key) -> Option<Peer> {
+        self.book(|book| view::hosts(book).iter().find(|host| host.key == *key).map(peer_of)).flatten()
+    }
+
+    /// The name of a host, as people know it.
+    pub fn name_of(&self, key: &Key) -> String {
+        self.peer(key).map_or_else(|| key.short(), |peer| peer.name)
+    }
+
+    /// A host has answered.
+    pub fn heard(&self, key: Key) {
+        let now = Instant::now();
+        let before = lock(&self.heard).insert(key, Heard { last: Some(now), since: now });
+        if before.is_none_or(|before| before.last.is_none_or(|last| now - last > SILENT_AFTER)) {
+            self.bump();
+        }
+    }
+
+    /// A host has not. Returns whether that is news.
+    pub fn unheard(&self, key: Key) -> bool {
+        let mut heard = lock(&self.heard);
+        let known = heard.contains_key(&key);
+        let entry = heard.entry(key).or_insert(Heard { last: None, since: Instant::now() });
+        let age = entry.last.map(|last| last.elapsed());
+        !known || age.is_some_and(|age| age > SILENT_AFTER && age < SILENT_AFTER + exchange::PERIOD * 2)
+    }
+
+    /// Whether a host answers.
+    pub fn answers(&self, key: &Key) -> bool {
+        *key == self.key() || self.silence(key).is_none()
+    }
+
+    /// For how long a host has not been heard; none where it answers.
+    pub fn silence(&self, key: &Key) -> Option<Duration> {
+        let heard = lock(&self.heard);
+        let Some(heard) = heard.get(key) else { return Some(Duration::ZERO) };
+        let silence = heard.last.unwrap_or(heard.since).elapsed();
+        (heard.last.is_none() || silence > SILENT_AFTER).then_some(silence)
+    }
+
+    /// A VM that is here.
+    pub fn local_vm(&self, id: &Id) -> Option<Arc<LocalVm>> {
+        lock(&self.vms).get(id).cloned()
+    }
+
+    /// All VMs that are here.
+    pub fn local_vms(&self) -> Vec<Arc<LocalVm>> {
+        lock(&self.vms).values().cloned().collect()
+    }
+
+    /// The address that this host's ports have.
+    pub fn underlay(&self) -> Option<Ipv4Addr> {
+        self.options.address.or_else(|| crate::facts::addresses().into_iter().next())
+    }
+
+    /// Where the mesh endpoint is reached.
+    pub fn mesh_addresses(&self) -> Vec<SocketAddr> {
+        let port = self.mesh.port();
+        let mut addresses = match self.options.address {
+            Some(address) => vec![address],
+            None => crate::facts::addresses(),
+        };
+        addresses.truncate(rebec_pool::ticket::ADDRESSES_MAX);
+        addresses.into_iter().map(|address| SocketAddr::from((address, port))).collect()
+    }
+
+    /// The name this host has or would take.
+    pub fn own_name(&self) -> String {
+        let known = self.book(|book| book.membership(&self.key()).map(|(_, member)| member.name.clone())).flatten();
+        known.or_else(|| self.options.name.clone()).unwrap_or_else(crate::facts::hostname)
+    }
+}
+
+fn peer_of(host: &view::HostView<'_>) -> Peer {
+    let addresses = host.body.map(|body| body.addresses.clone()).unwrap_or_default();
+    Peer { key: host.key, name: host.name.clone(), addresses }
+}
+
+/// A lock whose holder cannot leave it in a half-changed state.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Seconds since 1970.
+pub fn now_s() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The id of a host's own records.
+pub fn host_id(key: &Key) -> Id {
+    id_of_key(key)
+}
+
+/// Random bits for ids and secrets.
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while filled < N {
+        // Up to 256 bytes come whole once the kernel is seeded (getrandom(2)).
+        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(count) => filled += count,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => panic!("invariant: the kernel has randomness: {error}"),
+        }
+    }
+    bytes
+}

@@ -1,0 +1,58 @@
+//! What this host is: processors, memory, room, and whether KVM works.
+
+use std::{fs, net::Ipv4Addr, path::Path, thread::available_parallelism};
+
+/// Memory that is left to the host itself.
+const HOST_MEMORY_BYTES: u64 = 256 << 20;
+
+/// Why no VM can run here; none where they can.
+pub fn no_kvm() -> Option<String> {
+    match fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => None,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Some("/dev/kvm is missing: enable virtualisation (AMD-V or VT-x) in the firmware setup".into())
+        }
+        Err(error) => Some(format!("/dev/kvm cannot be opened: {error}")),
+    }
+}
+
+/// Processors.
+pub fn cpus() -> u32 {
+    available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
+}
+
+/// Memory for VMs: all but what the host keeps.
+pub fn memory_bytes() -> u64 {
+    meminfo("MemTotal:").saturating_sub(HOST_MEMORY_BYTES)
+}
+
+fn meminfo(field: &str) -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(field));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib << 10)
+}
+
+/// Room on the file system of a folder: all of it, and what is free.
+pub fn disk_bytes(folder: &Path) -> (u64, u64) {
+    rustix::fs::statvfs(folder).map_or((0, 0), |stat| (stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
+}
+
+/// The name a host takes when it is given none.
+pub fn hostname() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let name: String = name.split('.').next().unwrap_or_default().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+    if name.is_empty() { "host".into() } else { name.to_ascii_lowercase() }
+}
+
+/// This host's IPv4 addresses that others may reach.
+pub fn addresses() -> Vec<Ipv4Addr> {
+    let Ok(all) = nix::ifaddrs::getifaddrs() else { return vec![] };
+    let addresses = all.filter(|interface| interface.flags.contains(nix::net::if_::InterfaceFlags::IFF_UP));
+    let addresses = addresses.filter_map(|interface| interface.address?.as_sockaddr_in().map(nix::sys::socket::SockaddrIn::ip));
+    addresses.filter(|address| !address.is_loopback() && !address.is_link_local()).collect()
+}
+
+/// A boot of this machine: state of an earlier one is not running now.
+pub fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}

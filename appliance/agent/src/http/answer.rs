@@ -1,0 +1,68 @@
+//! Answers: JSON, errors with codes, and bodies that are refused with a sentence.
+
+use axum::{
+    extract::{FromRequest, Request, rejection::JsonRejection},
+    http::{StatusCode, Uri},
+    response::{IntoResponse, Response},
+};
+use rebec_api::{ApiError, ErrorCode};
+use serde::de::DeserializeOwned;
+
+/// An error as an answer.
+pub struct Failure(pub ApiError);
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Self {
+        Self(error)
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self(crate::vm::failed(&error))
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, axum::Json(self.0)).into_response()
+    }
+}
+
+/// What handlers return.
+pub type Answer<T> = Result<axum::Json<T>, Failure>;
+
+/// A JSON body whose refusal is an [`ApiError`] too.
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        match axum::Json::from_request(request, state).await {
+            Ok(axum::Json(value)) => Ok(Self(value)),
+            Err(rejection) => Err(refuse(&rejection)),
+        }
+    }
+}
+
+fn refuse(rejection: &JsonRejection) -> Failure {
+    let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
+    let text = rejection.body_text();
+    let text = text.strip_prefix("Failed to deserialize the JSON body into the target type: ").unwrap_or(&text);
+    Failure(ApiError::new(code, format!("the body of the request: {text}")))
+}
+
+/// No such path.
+pub async fn no_route(uri: Uri) -> Failure {
+    Failure(ApiError::new(ErrorCode::NotFound, format!("this API has no {}; GET /v1/openapi.json lists what it has", uri.path())))
+}
+
+/// No such method on this path.
+pub async fn no_method(uri: Uri) -> Failure {
+    Failure(ApiError::new(
+        ErrorCode::BadRequest,
+        format!("{} does not take this method; GET /v1/openapi.json lists what it takes", uri.path()),
+    ))
+}

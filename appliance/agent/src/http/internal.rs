@@ -1,0 +1,190 @@
+//! `/internal`: what agents ask each other.
+
+use std::{io::SeekFrom, sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    extract::{Extension, Path, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use rebec_api::{
+    ApiError, ErrorCode,
+    job::{Job, JobProgress},
+};
+use rebec_pool::{
+    Key, Signed,
+    key::{Digest, Id},
+    record::Kind,
+    view,
+};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+
+use super::{
+    Caller,
+    answer::{Answer, Failure, Json},
+    vms,
+};
+use crate::{
+    agent::Agent,
+    mesh::exchange::{self, News, Question},
+    pool::{self, JoinAnswer, JoinQuestion},
+    vm::{
+        arrive::{self, Offer},
+        create::{self, LeaseQuestion, StartOrder},
+        start,
+    },
+};
+
+/// How long a question about a job waits for news.
+const WAIT: Duration = Duration::from_secs(5);
+/// A part is sent in pieces of this size.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// The agent that asks; users are not let in here.
+fn asker(caller: Caller) -> Result<Key, ApiError> {
+    match caller {
+        Caller::Agent(key) => Ok(key),
+        Caller::User => Err(ApiError::new(ErrorCode::Forbidden, "/internal is for agents")),
+    }
+}
+
+/// `POST /internal/join`
+pub async fn join(
+    State(agent): State<Arc<Agent>>,
+    Extension(caller): Extension<Caller>,
+    Json(question): Json<JoinQuestion>,
+) -> Answer<JoinAnswer> {
+    Ok(axum::Json(pool::admit(&agent, asker(caller)?, &question)?))
+}
+
+/// `POST /internal/leave`
+pub async fn leave(State(agent): State<Arc<Agent>>, Extension(caller): Extension<Caller>) -> Result<(), Failure> {
+    Ok(pool::dismiss(&agent, asker(caller)?)?)
+}
+
+/// `POST /internal/exchange`
+pub async fn exchange(
+    State(agent): State<Arc<Agent>>,
+    Extension(caller): Extension<Caller>,
+    Json(question): Json<Question>,
+) -> Answer<exchange::Answer> {
+    agent.heard(asker(caller)?);
+    let answer = exchange::answer(&agent, &question);
+    Ok(axum::Json(answer.ok_or_else(|| ApiError::new(ErrorCode::Conflict, "this host belongs to no pool"))?))
+}
+
+/// `POST /internal/records`
+pub async fn records(State(agent): State<Arc<Agent>>, Json(news): Json<News>) -> Answer<()> {
+    agent.merge(news.records);
+    Ok(axum::Json(()))
+}
+
+/// `POST /internal/leases`: the LAN's record, in which the asker now has a part of the range.
+pub async fn leases(
+    State(agent): State<Arc<Agent>>,
+    Extension(caller): Extension<Caller>,
+    Json(question): Json<LeaseQuestion>,
+) -> Answer<Vec<Signed>> {
+    create::grant(&agent, question.lan, asker(caller)?)?;
+    let records = agent.pool(|book| {
+        let keys: Vec<_> = book.of_kind(Kind::Lan).filter(|lan| lan.key.id == question.lan).map(|lan| lan.key.clone()).collect();
+        book.pick(&keys, usize::MAX)
+    })?;
+    Ok(axum::Json(records))
+}
+
+/// `POST /internal/starts`: a job whose result is how the VM is.
+pub async fn starts(State(agent): State<Arc<Agent>>, Json(order): Json<StartOrder>) -> Result<Response, Failure> {
+    agent.merge(order.records);
+    let (_, body) = start::desired(&agent, order.vm)?;
+    let (job, reporter) = agent.jobs.begin(format!("start VM {}", body.name));
+    let worker = agent.clone();
+    tokio::spawn(async move {
+        let outcome = start::start(&worker, order.vm, &reporter).await;
+        reporter.end(outcome.map(|()| seen_of(&worker, order.vm)));
+    });
+    Ok((StatusCode::ACCEPTED, axum::Json(job)).into_response())
+}
+
+fn seen_of(agent: &Agent, vm: Id) -> serde_json::Value {
+    let records = agent.book(|book| {
+        let keys: Vec<_> = book.of_kind(Kind::Seen).filter(|seen| seen.key.id == vm).map(|seen| seen.key.clone()).collect();
+        book.pick(&keys, usize::MAX)
+    });
+    serde_json::to_value(records.unwrap_or_default()).unwrap_or_default()
+}
+
+/// `POST /internal/removals`
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Removal {
+    /// The VM.
+    pub vm: Id,
+}
+
+/// `POST /internal/removals`: from the VM's home.
+pub async fn removals(State(agent): State<Arc<Agent>>, Extension(caller): Extension<Caller>, Json(removal): Json<Removal>) -> Answer<()> {
+    let asker = asker(caller)?;
+    let home = agent.pool(|book| view::vms(book).into_iter().find(|vm| vm.id == removal.vm).map(|vm| vm.home))?;
+    if home != Some(asker) {
+        return Err(ApiError::new(ErrorCode::Forbidden, "only a VM's home host has it removed").into());
+    }
+    vms::remove_here(&agent, removal.vm)?;
+    Ok(axum::Json(()))
+}
+
+/// `POST /internal/arrivals`: a job.
+pub async fn arrivals(
+    State(agent): State<Arc<Agent>>,
+    Extension(caller): Extension<Caller>,
+    Json(offer): Json<Offer>,
+) -> Result<Response, Failure> {
+    let from = asker(caller)?;
+    let (job, reporter) = agent.jobs.begin(format!("make ready for VM {}", offer.vm.short()));
+    let worker = agent.clone();
+    tokio::spawn(async move {
+        let outcome = arrive::prepare(&worker, from, offer, &reporter).await;
+        reporter.end(outcome.map(|()| serde_json::Value::Null));
+    });
+    Ok((StatusCode::ACCEPTED, axum::Json(job)).into_response())
+}
+
+/// `POST /internal/jobs/wait`
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobQuestion {
+    id: String,
+    /// What the asker has seen already.
+    seen: JobProgress,
+}
+
+/// `POST /internal/jobs/wait`: the job once it has something to say.
+pub async fn wait_job(State(agent): State<Arc<Agent>>, Json(question): Json<JobQuestion>) -> Answer<Job> {
+    let mut job = agent.jobs.get(&question.id).ok_or_else(|| ApiError::not_found("job", &question.id, "rebec job ls"))?;
+    let news = job.wait_for(|job| job.state != rebec_api::job::JobState::Running || job.progress != question.seen);
+    // A job without news is told as it is.
+    tokio::time::timeout(WAIT, news).await.map(|_| ()).unwrap_or_default();
+    let now = job.borrow().clone();
+    Ok(axum::Json(now))
+}
+
+/// `GET /internal/parts/{digest}`, with a range that goes to the end.
+pub async fn part(State(agent): State<Arc<Agent>>, Path(digest): Path<String>, headers: HeaderMap) -> Result<Response, Failure> {
+    let digest: Digest = digest.parse().map_err(|error| ApiError::new(ErrorCode::BadRequest, format!("part: {error}")))?;
+    let from =
+        headers.get(header::RANGE).and_then(|range| range.to_str().ok()?.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<u64>().ok());
+    let missing = |_| ApiError::new(ErrorCode::NotFound, format!("part {} is not in this host's depot", digest.short()));
+    let mut file = tokio::fs::File::open(agent.depot.path(&digest)).await.map_err(missing)?;
+    file.seek(SeekFrom::Start(from.unwrap_or(0))).await.map_err(missing)?;
+    let pieces = futures_util::stream::try_unfold(file, |mut file| async {
+        let mut piece = bytes::BytesMut::with_capacity(PIECE_BYTES);
+        let count = file.read_buf(&mut piece).await?;
+        Ok::<_, std::io::Error>((count > 0).then(|| (Frame::data(piece.freeze()), file)))
+    });
+    let status = if from.is_some() { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
+    Ok((status, Body::new(StreamBody::new(pieces))).into_response())
+}

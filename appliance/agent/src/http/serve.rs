@@ -1,0 +1,71 @@
+//! Where requests come in: a Unix socket, and streams of the mesh.
+
+use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use axum::{Extension, Router};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+};
+
+use super::Caller;
+
+/// How long a client may take for the head of its request.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+/// Connections to the Unix socket at a time; others wait.
+const CONNECTIONS_MAX: usize = 256;
+
+/// Takes requests on a Unix socket until the task is dropped.
+pub async fn unix(path: &Path, router: Router) -> Result<()> {
+    let listener = listen(path).await?;
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let place = places.clone().acquire_owned().await?;
+        let (stream, _) = listener.accept().await.context("accept on the API socket")?;
+        let router = router.clone();
+        tokio::spawn(async move {
+            connection(stream, router, Caller::User).await;
+            drop(place);
+        });
+    }
+}
+
+/// A socket that a killed agent left is replaced; one that answers is not.
+async fn listen(path: &Path) -> Result<UnixListener> {
+    if UnixStream::connect(path).await.is_ok() {
+        bail!("{}: another agent listens here; stop that one, or give this one its own --socket", path.display());
+    }
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    }
+    let unnamed = path.with_extension("new");
+    for stale in [path, &unnamed] {
+        match std::fs::remove_file(stale) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("remove {}", stale.display())),
+        }
+    }
+    let listener = UnixListener::bind(&unnamed).with_context(|| format!("listen on {}", path.display()))?;
+    std::fs::set_permissions(&unnamed, std::fs::Permissions::from_mode(0o600))?;
+    // It has its name only now that it listens.
+    std::fs::rename(&unnamed, path)?;
+    Ok(listener)
+}
+
+/// Serves one connection or stream to its end.
+pub async fn connection(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, router: Router, caller: Caller) {
+    let service = TowerToHyperService::new(router.layer(Extension(caller)));
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(64 << 10);
+    if let Err(error) = server.serve_connection(TokioIo::new(io), service).with_upgrades().await {
+        log::debug!("a connection of {caller:?}: {error}");
+    }
+}

@@ -1,0 +1,215 @@
+//! The book in the words of the API.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use rebec_api::{
+    host::{HostInfo, HostState},
+    image::{ImageInfo, Part},
+    lan::{LanInfo, PortInfo},
+    pool::DomainInfo,
+    vm::{NicInfo, OnHostLoss, VmInfo, VmState},
+};
+use rebec_pool::{
+    Book, Key,
+    record::{PartRef, SeenState, VmBody},
+    view,
+};
+use rebec_vmm_api::MacAddr;
+
+use crate::{agent::Agent, vm::start};
+
+/// Names of keys and ids, looked up once for a whole list.
+struct Names {
+    hosts: BTreeMap<Key, String>,
+    domains: BTreeMap<Key, String>,
+}
+
+impl Names {
+    fn new(book: &Book) -> Self {
+        let hosts = view::hosts(book).into_iter().map(|host| (host.key, host.name)).collect();
+        let domains = view::domains(book).into_iter().map(|domain| (domain.body.key, domain.name)).collect();
+        Self { hosts, domains }
+    }
+
+    fn host(&self, key: &Key) -> String {
+        self.hosts.get(key).cloned().unwrap_or_else(|| key.short())
+    }
+
+    fn domain_of(&self, book: &Book, host: &Key) -> String {
+        let domain = book.membership(host).map(|(domain, _)| domain);
+        domain.and_then(|key| self.domains.get(&key).cloned()).unwrap_or_default()
+    }
+}
+
+/// The domains.
+pub fn domains(agent: &Agent, book: &Book) -> Vec<DomainInfo> {
+    let own = book.membership(&agent.key()).map(|(domain, _)| domain);
+    let hosts = view::hosts(book);
+    let shown = view::domains(book).into_iter().map(|domain| DomainInfo {
+        key: domain.body.key.to_string(),
+        hosts: hosts.iter().filter(|host| host.domain == domain.body.key).count() as u32,
+        own: own == Some(domain.body.key),
+        name: domain.name,
+    });
+    shown.collect()
+}
+
+/// The hosts.
+pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
+    let names = Names::new(book);
+    let mut load: BTreeMap<Key, (u32, u64)> = BTreeMap::new();
+    for vm in view::vms(book) {
+        if let Some(seen) = view::seen(book, vm.id) {
+            let entry = load.entry(seen.holder).or_default();
+            entry.0 += 1;
+            if !matches!(seen.body.state, SeenState::Stopped | SeenState::Failed) {
+                entry.1 += seen.body.memory_bytes;
+            }
+        }
+    }
+    let shown = view::hosts(book).into_iter().map(|host| {
+        let silence = if host.key == agent.key() { None } else { agent.silence(&host.key) };
+        let body = host.body;
+        let (vms, memory_used_bytes) = load.get(&host.key).copied().unwrap_or_default();
+        HostInfo {
+            domain: names.domains.get(&host.domain).cloned().unwrap_or_default(),
+            key: host.key.to_string(),
+            state: match (&host.member.dead, silence, body.is_some_and(|body| body.draining)) {
+                (Some(_), _, _) => HostState::Dead,
+                (None, Some(_), _) => HostState::Silent,
+                (None, None, true) => HostState::Draining,
+                (None, None, false) => HostState::Ready,
+            },
+            silent_s: silence.unwrap_or(Duration::ZERO).as_secs(),
+            addresses: body.map(|body| body.addresses.iter().map(ToString::to_string).collect()).unwrap_or_default(),
+            no_kvm: body.and_then(|body| body.no_kvm.clone()),
+            cpus: body.map_or(0, |body| body.cpus),
+            memory_bytes: body.map_or(0, |body| body.memory_bytes),
+            memory_used_bytes,
+            disk_bytes: body.map_or(0, |body| body.disk_bytes),
+            disk_used_bytes: body.map_or(0, |body| body.disk_used_bytes),
+            vms,
+            durable: body.is_some_and(|body| body.durable),
+            version: body.map(|body| body.version.clone()).unwrap_or_default(),
+            this: host.key == agent.key(),
+            name: host.name,
+        }
+    });
+    shown.collect()
+}
+
+/// The images.
+pub fn images(book: &Book) -> Vec<ImageInfo> {
+    let (hosts, vms) = (view::hosts(book), view::vms(book));
+    let shown = view::images(book).into_iter().map(|image| {
+        let parts = start::parts(image.body);
+        let held = hosts.iter().filter(|host| host.body.is_some_and(|body| parts.iter().all(|part| body.parts.contains(&part.digest))));
+        ImageInfo {
+            kernel: part(&image.body.kernel),
+            initramfs: image.body.initramfs.as_ref().map(part),
+            cmdline: image.body.cmdline.clone(),
+            disk: image.body.disk.as_ref().map(|disk| part(&disk.part)),
+            disk_bytes: image.body.disk.map_or(0, |disk| disk.virtual_bytes),
+            held_by: held.map(|host| host.name.clone()).collect(),
+            vms: vms.iter().filter(|vm| vm.body.image == *image.body).count() as u32,
+            name: image.name,
+        }
+    });
+    shown.collect()
+}
+
+fn part(part: &PartRef) -> Part {
+    Part { digest: part.digest.to_string(), bytes: part.bytes }
+}
+
+/// The LANs.
+pub fn lans(book: &Book) -> Vec<LanInfo> {
+    let (names, vms) = (Names::new(book), view::vms(book));
+    let shown = view::lans(book).into_iter().map(|lan| {
+        let mut ports = vec![];
+        for vm in &vms {
+            let seen = view::seen(book, vm.id);
+            for (index, nic) in vm.body.nics.iter().enumerate().filter(|(_, nic)| nic.lan == lan.id) {
+                let endpoint = seen.and_then(|seen| seen.body.endpoints.get(index).copied());
+                ports.push(PortInfo {
+                    vm: vm.name.clone(),
+                    host: seen.map(|seen| names.host(&seen.holder)).unwrap_or_default(),
+                    mac: MacAddr(nic.mac).to_string(),
+                    address: nic.address,
+                    endpoint: endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
+                });
+            }
+        }
+        LanInfo {
+            id: lan.id.to_string(),
+            vni: lan.body.vni,
+            range: format!("{}/{}", lan.body.network, lan.body.prefix),
+            mtu: lan.body.mtu,
+            home: names.host(&lan.home),
+            ports,
+            name: lan.name,
+        }
+    });
+    shown.collect()
+}
+
+/// The VMs.
+pub fn vms(agent: &Agent, book: &Book) -> Vec<VmInfo> {
+    let names = Names::new(book);
+    let lans: BTreeMap<_, _> = view::lans(book).into_iter().map(|lan| (lan.id, lan.name)).collect();
+    let shown = view::vms(book).into_iter().map(|vm| {
+        let seen = view::seen(book, vm.id);
+        let holder = seen.map_or(vm.home, |seen| seen.holder);
+        let lost = !agent.answers(&holder);
+        let (state, reason) = match seen {
+            Some(seen) if lost => {
+                let silence = agent.silence(&holder).unwrap_or_default().as_secs();
+                (
+                    VmState::Lost,
+                    Some(format!("host {} has not been heard for {silence} s; it was {:?}", names.host(&holder), seen.body.state)),
+                )
+            }
+            Some(seen) => (state_of(seen.body.state), seen.body.reason.clone()),
+            None => (VmState::Stopped, Some("it has not been started yet".into())),
+        };
+        VmInfo {
+            id: vm.id.to_string(),
+            state,
+            reason,
+            host: seen.map(|seen| names.host(&seen.holder)).unwrap_or_default(),
+            domain: names.domain_of(book, &holder),
+            epoch: seen.map_or(0, |seen| seen.body.epoch),
+            image: vm.body.image_name.clone(),
+            memory_bytes: vm.body.memory_bytes,
+            vcpus: vm.body.vcpus,
+            nics: nics(vm.body, &lans),
+            home: names.host(&vm.home),
+            on_host_loss: if vm.body.restart { OnHostLoss::Restart } else { OnHostLoss::Hold },
+            created: vm.body.created,
+            pid: seen.map_or(0, |seen| seen.body.pid),
+            name: vm.name,
+        }
+    });
+    shown.collect()
+}
+
+fn nics(body: &VmBody, lans: &BTreeMap<rebec_pool::key::Id, String>) -> Vec<NicInfo> {
+    let nics = body.nics.iter().map(|nic| NicInfo {
+        lan: lans.get(&nic.lan).cloned().unwrap_or_else(|| nic.lan.short()),
+        mac: MacAddr(nic.mac).to_string(),
+        address: nic.address,
+    });
+    nics.collect()
+}
+
+fn state_of(state: SeenState) -> VmState {
+    match state {
+        SeenState::Starting => VmState::Starting,
+        SeenState::Running => VmState::Running,
+        SeenState::Paused => VmState::Paused,
+        SeenState::Moving => VmState::Moving,
+        SeenState::Waiting => VmState::Waiting,
+        SeenState::Stopped => VmState::Stopped,
+        SeenState::Failed => VmState::Failed,
+    }
+}

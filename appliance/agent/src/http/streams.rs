@@ -1,0 +1,150 @@
+//! What is no question and answer: a console, its text as it grows, a stream of a move.
+
+use std::{convert::Infallible, sync::Arc};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{Extension, Path, Query, State},
+    http::{HeaderMap, Request, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use futures_util::{StreamExt, stream};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use hyper_util::rt::TokioIo;
+use rebec_api::{ApiError, ErrorCode, vm::STREAM_UPGRADE};
+use serde::Deserialize;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::broadcast::error::RecvError,
+};
+
+use super::{Caller, answer::Failure, forward, vms};
+use crate::{
+    agent::Agent,
+    vm::{LocalVm, arrive},
+};
+
+/// Of the console's text, what is shown where nobody says how much.
+const TAIL_BYTES: usize = 64 << 10;
+/// The text before it that a new console begins with.
+const CONSOLE_TAIL_BYTES: usize = 2 << 10;
+/// Buffered on a stream of a move, each way.
+const RELAY_BYTES: usize = 256 << 10;
+
+/// `?tail=BYTES&follow=true`
+#[derive(Debug, Deserialize)]
+pub struct LogQuery {
+    tail: Option<usize>,
+    #[serde(default)]
+    follow: bool,
+}
+
+/// `GET /v1/vms/{name}/logs`
+pub async fn logs(
+    State(agent): State<Arc<Agent>>,
+    Path(name): Path<String>,
+    Query(query): Query<LogQuery>,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    let vm = match vms::local_or_holder(&agent, &name)? {
+        Ok(vm) => vm,
+        Err(holder) => return Ok(forward::to(&agent, &holder, request).await?.into_response()),
+    };
+    let listener = query.follow.then(|| vm.console.listen());
+    let tail = vm.console.tail(query.tail.unwrap_or(TAIL_BYTES));
+    let type_of_text = [(header::CONTENT_TYPE, "text/plain; charset=utf-8")];
+    let Some(listener) = listener else { return Ok((type_of_text, tail).into_response()) };
+    let first = stream::once(async { Ok::<_, Infallible>(Frame::data(Bytes::from(tail))) });
+    // The VM is held: its console ends with it.
+    let later = stream::unfold((listener, vm), |(mut listener, vm)| async {
+        loop {
+            match listener.recv().await {
+                Ok(bytes) => return Some((Ok(Frame::data(bytes)), (listener, vm))),
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    });
+    Ok((type_of_text, Body::new(StreamBody::new(first.chain(later)))).into_response())
+}
+
+/// `GET /v1/vms/{name}/console`
+pub async fn console(State(agent): State<Arc<Agent>>, Path(name): Path<String>, request: Request<Body>) -> Result<Response, Failure> {
+    require_upgrade(request.headers())?;
+    let vm = match vms::local_or_holder(&agent, &name)? {
+        Ok(vm) => vm,
+        Err(holder) => return Ok(forward::to(&agent, &holder, request).await?.into_response()),
+    };
+    let mut request = request;
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        match upgrade.await {
+            Ok(stream) => converse(&agent, &vm, TokioIo::new(stream)).await,
+            Err(error) => log::debug!("console of VM {name}: {error}"),
+        }
+    });
+    Ok(switching())
+}
+
+fn require_upgrade(headers: &HeaderMap) -> Result<(), ApiError> {
+    if headers.get(header::UPGRADE).is_some_and(|value| value == STREAM_UPGRADE) {
+        return Ok(());
+    }
+    Err(ApiError::new(ErrorCode::BadRequest, format!("this needs `Connection: Upgrade` and `Upgrade: {STREAM_UPGRADE}`")))
+}
+
+fn switching() -> Response {
+    let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, STREAM_UPGRADE)];
+    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+}
+
+/// Until the client leaves or the VM does.
+async fn converse(agent: &Arc<Agent>, vm: &Arc<LocalVm>, stream: TokioIo<hyper::upgrade::Upgraded>) {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let (mut said, typed) = (vm.console.listen(), vm.console.input());
+    let mut changed = agent.changed.subscribe();
+    let mut buffer = [0; 4096];
+    if writer.write_all(&vm.console.tail(CONSOLE_TAIL_BYTES)).await.is_err() {
+        return;
+    }
+    loop {
+        tokio::select! {
+            said = said.recv() => match said {
+                Ok(bytes) => if writer.write_all(&bytes).await.is_err() { return },
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return,
+            },
+            count = reader.read(&mut buffer) => match count {
+                Ok(count) if count > 0 => {
+                    // A guest that reads nothing makes its user wait, nobody else.
+                    if typed.send(Bytes::copy_from_slice(&buffer[..count])).await.is_err() { return }
+                }
+                _ => return,
+            },
+            _ = changed.changed() => if vm.seen().pid == 0 || vm.kept().want == crate::vm::Want::Gone { return },
+        }
+    }
+}
+
+/// `GET /internal/arrivals/{id}/stream`
+pub async fn arrival(
+    State(agent): State<Arc<Agent>>,
+    Extension(_): Extension<Caller>,
+    Path(id): Path<String>,
+    mut request: Request<Body>,
+) -> Result<Response, Failure> {
+    require_upgrade(request.headers())?;
+    let id = id.parse().map_err(|error| ApiError::new(ErrorCode::BadRequest, format!("arrival: {error}")))?;
+    let mut near = arrive::connect(&agent, id).await?;
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        if let Ok(far) = upgrade.await {
+            let mut far = TokioIo::new(far);
+            if let Err(error) = tokio::io::copy_bidirectional_with_sizes(&mut far, &mut near, RELAY_BYTES, RELAY_BYTES).await {
+                log::debug!("a stream of a move ended: {error}");
+            }
+        }
+    });
+    Ok(switching())
+}

@@ -1,0 +1,24 @@
+//! The agent of a host: owns its VMMs, disks, mesh and API. Modules in the order a command travels:
+//!
+//! ```text
+//! http (Unix socket, TLS, mesh) -> pool (what is wanted is now durable) -> vm (VMMs and their control sockets)
+//!                                  mesh (the same HTTP, to other agents; records exchanged)
+//! ```
+//!
+//! The agent may be killed at any time: VMMs outlive it, and a new agent adopts them through their control sockets.
+
+mod agent;
+mod depot;
+mod facts;
+mod http;
+mod identity;
+mod invitations;
+mod jobs;
+mod mesh;
+mod pool;
+mod run;
+mod screen;
+mod store;
+mod vm;
+
+pub use run::{Options, run};

@@ -1,0 +1,123 @@
+//! `rebec agent`: opens what the agent owns, starts what it does, and ends in order. VMs run on.
+
+use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use rebec_pool::{Body, record::Kind};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    agent::{Agent, host_id},
+    depot::Depot,
+    facts,
+    http::{self, Caller, serve},
+    identity::Identity,
+    mesh::{Mesh, exchange},
+    pool, screen,
+    store::Store,
+    vm::{adopt, ports},
+};
+
+/// Between two looks whether the host's own facts have changed.
+const FACTS_PERIOD: Duration = Duration::from_secs(2);
+
+/// What the user says.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Everything that survives.
+    pub state: PathBuf,
+    /// The API's Unix socket.
+    pub socket: PathBuf,
+    /// The mesh's UDP port.
+    pub port: u16,
+    /// `rebec-vmm`.
+    pub vmm: PathBuf,
+    /// The name this host would like.
+    pub name: Option<String>,
+    /// The address that its ports and its mesh endpoint have.
+    pub address: Option<Ipv4Addr>,
+    /// Memory that VMs may have, where it is not all but what the host keeps.
+    pub memory_bytes: Option<u64>,
+    /// Whether the state folder survives a reboot.
+    pub durable: bool,
+    /// The status screen's file.
+    pub screen: Option<PathBuf>,
+    /// A ticket to join with when this host belongs to no pool.
+    pub ticket: Option<String>,
+}
+
+/// Runs until a signal ends it.
+///
+/// # Errors
+/// When something it needs cannot be opened.
+pub fn run(options: Options) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start the runtime")?;
+    runtime.block_on(serve(options))
+}
+
+async fn serve(options: Options) -> Result<()> {
+    std::fs::create_dir_all(&options.state).with_context(|| format!("create {}", options.state.display()))?;
+    let state = options.state.canonicalize().context("the state folder's path")?;
+    let options = Options { state, ..options };
+    let store = Store::open(&options.state)?;
+    let identity = Identity::open(&options.state)?;
+    let depot = Depot::open(&options.state)?;
+    let mesh = Mesh::open(identity.host().clone(), options.port).await?;
+    let agent = Agent::new(options, identity, store, mesh, depot)?;
+    log::info!("host {} ({}), state in {}", agent.own_name(), agent.key().short(), agent.options.state.display());
+    adopt::all(&agent).await?;
+    publish_host(&agent);
+    pool::joined(&agent);
+    let router = http::router(agent.clone());
+    let serve_stream = {
+        let router = router.clone();
+        move |key, stream| {
+            tokio::spawn(serve::connection(stream, router.clone(), Caller::Agent(key)));
+        }
+    };
+    let accepting = agent.clone();
+    tokio::spawn(async move { accepting.mesh.accept(serve_stream).await });
+    tokio::spawn(exchange::run(agent.clone()));
+    tokio::spawn(ports::run(agent.clone()));
+    tokio::spawn(watch_facts(agent.clone()));
+    if let Some(path) = agent.options.screen.clone() {
+        tokio::spawn(screen::run(agent.clone(), path));
+    }
+    if let Some(ticket) = agent.options.ticket.clone() {
+        tokio::spawn(pool::join_unattended(agent.clone(), ticket));
+    }
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        ended = serve::unix(&agent.options.socket, router) => ended?,
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    agent.mesh.close().await;
+    Ok(())
+}
+
+/// Tells the pool what this host is, if that is news.
+pub fn publish_host(agent: &Arc<Agent>) {
+    let id = host_id(&agent.key());
+    let body = Body::Host(pool::host_body(agent));
+    let news = agent.book(|book| book.is_member(&agent.key()) && book.get(Kind::Host, id, agent.key()) != Some(&body));
+    if news == Some(true)
+        && let Err(error) = agent.publish(Kind::Host, id, Some(body))
+    {
+        log::error!("{error}");
+    }
+}
+
+/// Addresses, room and KVM change without anybody saying so.
+async fn watch_facts(agent: Arc<Agent>) {
+    let mut underlay = facts::addresses();
+    loop {
+        tokio::time::sleep(FACTS_PERIOD).await;
+        let now = facts::addresses();
+        if now != underlay {
+            log::info!("addresses: {now:?}");
+            underlay = now;
+        }
+        publish_host(&agent);
+    }
+}

@@ -1,0 +1,118 @@
+//! What survives the agent: records, invitations, and which pool this host belongs to. One redb file; it is also the lock that
+//! keeps a second agent away from the same state folder.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow};
+use rebec_pool::{Book, Key, Record, Signed, record::RecordKey};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Serialize, de::DeserializeOwned};
+
+const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
+const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
+const POOL: &str = "pool";
+
+/// The open file.
+pub struct Store {
+    db: Database,
+}
+
+impl Store {
+    /// Opens or makes it.
+    pub fn open(state: &Path) -> Result<Self> {
+        let path = state.join("records.redb");
+        let db = Database::create(&path).map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => {
+                anyhow!("{}: another agent uses this state folder; stop that one, or give this one its own with --state", path.display())
+            }
+            other => anyhow!(other).context(format!("open {}", path.display())),
+        })?;
+        let store = Self { db };
+        store.write("make its tables", |tx| {
+            tx.open_table(RECORDS)?;
+            tx.open_table(FACTS)?;
+            Ok(())
+        })?;
+        Ok(store)
+    }
+
+    /// The book as it was left; none where the host belongs to no pool.
+    pub fn book(&self) -> Result<Option<Book>> {
+        let Some(pool) = self.fact::<Key>(POOL)? else { return Ok(None) };
+        let read = || -> Result<Vec<Signed>, redb::Error> {
+            let table = self.db.begin_read()?.open_table(RECORDS)?;
+            let values: Result<Vec<_>, _> = table.iter()?.map(|entry| entry.map(|(_, value)| value.value().to_vec())).collect();
+            Ok(values?.iter().filter_map(|bytes| postcard::from_bytes(bytes).ok()).collect())
+        };
+        let mut stored = read().context("store: read the records")?;
+        // Stored in the order of keys; believed in the order of authority, in which each finds those that allow it.
+        stored.sort_by_cached_key(|signed| signed.open().map(|record| record.key).ok());
+        let mut book = Book::new(pool);
+        for signed in stored {
+            if let Err(error) = book.merge(signed) {
+                log::warn!("store: left out {error}");
+            }
+        }
+        Ok(Some(book))
+    }
+
+    /// Enters a pool, with the records known so far.
+    pub fn enter(&self, pool: Key, records: &[Signed]) -> Result<()> {
+        self.set_fact(POOL, &pool)?;
+        self.put(records)
+    }
+
+    /// Forgets the pool and all its records.
+    pub fn leave(&self) -> Result<()> {
+        self.write("leave the pool", |tx| {
+            tx.open_table(FACTS)?.retain(|_, _| false)?;
+            tx.open_table(RECORDS)?.retain(|_, _| false)?;
+            Ok(())
+        })
+    }
+
+    /// Writes records, all or none.
+    pub fn put(&self, records: &[Signed]) -> Result<()> {
+        let mut rows = vec![];
+        for signed in records {
+            let Record { key, .. } = signed.open()?;
+            rows.push((postcard::to_stdvec::<RecordKey>(&key)?, postcard::to_stdvec(signed)?));
+        }
+        self.write("write records", |tx| {
+            let mut table = tx.open_table(RECORDS)?;
+            for (key, value) in &rows {
+                table.insert(key.as_slice(), value.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A named fact of this host.
+    pub fn fact<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
+        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
+            let table = self.db.begin_read()?.open_table(FACTS)?;
+            Ok(table.get(name)?.map(|value| value.value().to_vec()))
+        };
+        let bytes = read().with_context(|| format!("store: read {name}"))?;
+        bytes.map(|bytes| serde_json::from_slice(&bytes).with_context(|| format!("store: understand {name}"))).transpose()
+    }
+
+    /// Writes a named fact.
+    pub fn set_fact<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
+        let bytes = serde_json::to_vec(value)?;
+        self.write(name, |tx| {
+            tx.open_table(FACTS)?.insert(name, bytes.as_slice())?;
+            Ok(())
+        })
+    }
+
+    fn write(&self, what: &str, change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>) -> Result<()> {
+        let attempt = || -> Result<(), redb::Error> {
+            let tx = self.db.begin_write()?;
+            change(&tx)?;
+            tx.commit()?;
+            Ok(())
+        };
+        attempt().with_context(|| format!("store: {what}"))
+    }
+}

@@ -1,0 +1,98 @@
+//! A VM arrives from another host: its parts are gathered, an empty layer made, a VMM started that waits; then each stream of
+//! the move is joined to it. Whether it runs here is decided by the two VMMs and their ledgers alone.
+
+use std::{net::Ipv4Addr, path::PathBuf, sync::Arc};
+
+use rebec_api::{ApiError, ErrorCode};
+use rebec_pool::{Key, Signed, key::Id, record::SeenState};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
+
+use super::{
+    Kept, LocalVm, Want, failed, ports,
+    process::{self, Beginning, Process},
+    start, watch,
+};
+use crate::{agent::Agent, facts, jobs::Reporter};
+
+/// VMs of this host that are asked for content.
+const DONORS_MAX: usize = 4;
+
+/// `POST /internal/arrivals`: a job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Offer {
+    /// The VM.
+    pub vm: Id,
+    /// Records it needs here.
+    pub records: Vec<Signed>,
+    /// The ownership counter at the source.
+    pub epoch: u64,
+}
+
+/// Makes ready for a VM that `from` sends.
+pub async fn prepare(agent: &Arc<Agent>, from: Key, offer: Offer, reporter: &Reporter) -> Result<(), ApiError> {
+    agent.merge(offer.records);
+    let (home, body) = start::desired(agent, offer.vm)?;
+    let name = body.name.clone();
+    start::gather(agent, &body.image, agent.peer(&from).as_slice(), reporter).await?;
+    let _admission = agent.admission.lock().await;
+    if let Some(vm) = agent.local_vm(&offer.vm) {
+        return match vm.kept().want {
+            // An earlier attempt: its VMM still waits and takes the next.
+            Want::Arriving => Ok(()),
+            Want::Running | Want::Stopped | Want::Gone => {
+                Err(ApiError::new(ErrorCode::Conflict, format!("host {} still has VM {name}; try again in a moment", agent.own_name())))
+            }
+        };
+    }
+    start::require_room(agent, &body, 0)?;
+    let vm = start::place_here(agent, Kept::new(offer.vm, home, body, Want::Arriving))?;
+    match wait_for(agent, &vm).await {
+        Ok(process) => {
+            watch::spawn(agent, &vm, process);
+            Ok(())
+        }
+        Err(error) => {
+            watch::remove(agent, &vm);
+            Err(failed(&error))
+        }
+    }
+}
+
+async fn wait_for(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> anyhow::Result<Process> {
+    let kept = vm.kept();
+    start::make_disks(agent, &vm.folder, &kept)?;
+    let endpoints = start::free_endpoints(agent, kept.body.nics.len())?;
+    let listen = process::loopback_port()?;
+    vm.keep(|kept| {
+        kept.endpoints = endpoints;
+        kept.listen = listen;
+        kept.boot = facts::boot_id();
+    })?;
+    let peers = ports::neighbours(agent, &kept.body);
+    let donors = donors(agent, &kept);
+    let how = Beginning::Arrive(&donors);
+    let mut child = process::spawn(&agent.options.vmm, &vm.folder, &vm.kept(), &agent.depot, &peers, &how)?;
+    process::wait_ready(&mut child, &vm.folder).await?;
+    vm.fdb(|fdb| *fdb = peers.into_iter().collect());
+    Ok(Process::Child(child))
+}
+
+/// Running VMs of the same home host: their content is within the same trust.
+fn donors(agent: &Agent, arriving: &Kept) -> Vec<PathBuf> {
+    let donors = agent.local_vms().into_iter().filter(|vm| {
+        let kept = vm.kept();
+        kept.id != arriving.id && kept.home == arriving.home && kept.want == Want::Running && vm.seen().state == SeenState::Running
+    });
+    donors.map(|vm| vm.control()).take(DONORS_MAX).collect()
+}
+
+/// A connection to the VMM that waits, for one stream of the move.
+pub async fn connect(agent: &Agent, id: Id) -> Result<TcpStream, ApiError> {
+    let vm = agent.local_vm(&id).filter(|vm| vm.kept().listen != 0);
+    let vm = vm.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("VM {} does not arrive here", id.short())))?;
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, vm.kept().listen)).await;
+    let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+    stream.map_err(|error| ApiError::new(ErrorCode::Unreachable, format!("VM {}: its waiting VMM: {error}", vm.name())))
+}

@@ -1,0 +1,117 @@
+//! The agent's end of a VMM's control socket (docs/formats/control.md). Blocking: callers run it where that is allowed.
+
+use std::{
+    io::{IoSlice, Read, Write},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use rebec_vmm_api::{
+    MoveReport,
+    control::{Answer, Command, DESCRIPTORS_MAX, Hello, LINE_BYTES_MAX, PROTOCOL, Progress, Request, Response, ResponseBody, Status},
+};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+/// A VMM answers in milliseconds; one that is stopped in a debugger does not hang its agent.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+
+/// A connection to a VMM.
+pub struct Control {
+    stream: UnixStream,
+    read: Vec<u8>,
+    last_id: u64,
+}
+
+impl Control {
+    /// Connects and checks who answers.
+    pub fn connect(path: &Path) -> Result<Self> {
+        let stream = UnixStream::connect(path).with_context(|| format!("connect to {}", path.display()))?;
+        stream.set_read_timeout(Some(ANSWER_TIME))?;
+        stream.set_write_timeout(Some(ANSWER_TIME))?;
+        let mut control = Self { stream, read: vec![], last_id: 0 };
+        let hello: Hello = serde_json::from_slice(&control.line()?).context("the VMM's hello")?;
+        if hello.protocol != PROTOCOL {
+            bail!("the VMM speaks control protocol {}, this agent {PROTOCOL}", hello.protocol);
+        }
+        Ok(control)
+    }
+
+    /// The VMM's process.
+    pub fn pid(&self) -> Result<u32> {
+        let credentials = rustix::net::sockopt::socket_peercred(&self.stream).context("ask who holds the control socket")?;
+        Ok(credentials.pid.as_raw_nonzero().get().unsigned_abs())
+    }
+
+    /// How the VM is.
+    pub fn status(&mut self) -> Result<Status> {
+        match self.ask(Command::Status, &[], |_| {})? {
+            Answer::Status(status) => Ok(status),
+            Answer::Done | Answer::Moved(_) => bail!("the VMM answered something else than its status"),
+        }
+    }
+
+    /// A command without an answer of its own.
+    pub fn tell(&mut self, command: Command) -> Result<()> {
+        self.ask(command, &[], |_| {}).map(|_| ())
+    }
+
+    /// Moves the VM over connected streams; takes as long as it takes.
+    pub fn migrate(&mut self, command: Command, streams: &[BorrowedFd<'_>], heard: impl FnMut(&Progress)) -> Result<MoveReport> {
+        self.stream.set_read_timeout(None)?;
+        match self.ask(command, streams, heard)? {
+            Answer::Moved(report) => Ok(report),
+            Answer::Done | Answer::Status(_) => bail!("the VMM answered something else than the report of a move"),
+        }
+    }
+
+    fn ask(&mut self, command: Command, descriptors: &[BorrowedFd<'_>], mut heard: impl FnMut(&Progress)) -> Result<Answer> {
+        self.last_id += 1;
+        let mut line = serde_json::to_vec(&Request { id: self.last_id, command })?;
+        line.push(b'\n');
+        self.send(&line, descriptors).context("send to the VMM")?;
+        loop {
+            let response: Response = serde_json::from_slice(&self.line()?).context("the VMM's answer")?;
+            match response.body {
+                ResponseBody::Ok(answer) => return Ok(answer),
+                ResponseBody::Error(error) => return Err(error.into()),
+                ResponseBody::Progress(progress) => heard(&progress),
+            }
+        }
+    }
+
+    fn send(&mut self, line: &[u8], descriptors: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+        if descriptors.is_empty() {
+            return self.stream.write_all(line);
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+        let sent = sendmsg(self.stream.as_fd(), &[IoSlice::new(line)], &mut ancillary, SendFlags::NOSIGNAL)?;
+        self.stream.write_all(&line[sent..])
+    }
+
+    fn line(&mut self) -> Result<Vec<u8>> {
+        let mut chunk = [0; 4096];
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let rest = self.read.split_off(end + 1);
+                let mut line = std::mem::replace(&mut self.read, rest);
+                line.pop();
+                return Ok(line);
+            }
+            if self.read.len() > LINE_BYTES_MAX {
+                bail!("the VMM sent a line of more than {LINE_BYTES_MAX} bytes");
+            }
+            match self.stream.read(&mut chunk).context("read from the VMM")? {
+                0 => bail!("the VMM closed its control socket"),
+                count => self.read.extend_from_slice(&chunk[..count]),
+            }
+        }
+    }
+}

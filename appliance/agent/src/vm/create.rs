@@ -1,0 +1,217 @@
+//! `vm run`: a record is written here, its home; a host is chosen; that host starts the VM.
+
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+
+use rebec_api::{ApiError, ErrorCode, vm::NewVm};
+use rebec_pool::{
+    Body, Key,
+    key::{Id, Name},
+    lan,
+    place::{Candidate, Choice, Want, choose},
+    record::{ImageBody, Kind, LanBody, NicBody, RangeLease, SeenState, VmBody},
+    view,
+};
+use rebec_vmm_api::MemorySize;
+use serde::{Deserialize, Serialize};
+
+use super::{depart, seed, start};
+use crate::{
+    agent::{Agent, now_s, random},
+    http::names,
+    jobs::Reporter,
+};
+
+/// LANs one VM may be on.
+const LANS_MAX: usize = 8;
+/// Most virtual processors.
+const VCPUS_MAX: u8 = 16;
+
+/// `POST /internal/leases`: addresses of a LAN for the asking host.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseQuestion {
+    /// The LAN.
+    pub lan: Id,
+}
+
+/// Checks what was asked for and writes the VM's record.
+pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, VmBody), ApiError> {
+    names::check("VM", &new.name)?;
+    let bad = |what: String| Err(ApiError::new(ErrorCode::BadRequest, what));
+    if MemorySize::from_bytes(new.memory_bytes).is_err() {
+        return bad(format!("memory of {} bytes: expected whole MiB from 16 MiB to 1 TiB", new.memory_bytes));
+    }
+    if !(1..=VCPUS_MAX).contains(&new.vcpus) {
+        return bad(format!("{} vCPUs: expected 1 to {VCPUS_MAX}", new.vcpus));
+    }
+    if new.lans.len() > LANS_MAX {
+        return bad(format!("{} LANs: at most {LANS_MAX}", new.lans.len()));
+    }
+    let taken = agent.pool(|book| view::vms(book).iter().any(|vm| vm.name == new.name))?;
+    if taken {
+        return Err(ApiError::new(
+            ErrorCode::Conflict,
+            format!("VM `{}` exists already; choose another name, or `rebec vm rm {}`", new.name, new.name),
+        ));
+    }
+    let image = image(agent, &new.image)?;
+    let wants_seed = new.hostname.is_some() || !new.ssh_keys.is_empty();
+    let seed = wants_seed.then(|| seed::texts(&new.name, new.hostname.as_deref(), &new.ssh_keys)).transpose()?;
+    let mut nics: Vec<NicBody> = vec![];
+    for name in &new.lans {
+        nics.push(nic(agent, name, &nics).await?);
+    }
+    let cmdline = match &new.cmdline {
+        Some(more) => format!("{} {more}", image.cmdline).trim().to_owned(),
+        None => image.cmdline.clone(),
+    };
+    let body = VmBody {
+        name: new.name.clone(),
+        image_name: new.image.clone(),
+        image,
+        memory_bytes: new.memory_bytes,
+        vcpus: new.vcpus,
+        cmdline,
+        nics,
+        seed,
+        restart: new.on_host_loss == rebec_api::vm::OnHostLoss::Restart,
+        created: now_s(),
+    };
+    let id: Id = Name(random());
+    agent.publish(Kind::Vm, id, Some(Body::Vm(body.clone())))?;
+    Ok((id, body))
+}
+
+fn image(agent: &Agent, name: &str) -> Result<ImageBody, ApiError> {
+    let found = agent.pool(|book| view::images(book).into_iter().find(|image| image.name == name).map(|image| image.body.clone()))?;
+    found.ok_or_else(|| ApiError::not_found("image", name, "rebec image ls"))
+}
+
+/// A NIC on a LAN, with an address of those that this host may give out.
+async fn nic(agent: &Arc<Agent>, name: &str, others: &[NicBody]) -> Result<NicBody, ApiError> {
+    let found = agent.pool(|book| view::lans(book).into_iter().find(|lan| lan.name == name).map(|lan| (lan.id, lan.home)))?;
+    let (id, home) = found.ok_or_else(|| ApiError::not_found("LAN", name, "rebec lan ls"))?;
+    for _ in 0..2 {
+        let (body, used) = agent.pool(|book| (lan_body(book.get(Kind::Lan, id, home)), used_addresses(book, id)))?;
+        let body = body.ok_or_else(|| ApiError::not_found("LAN", name, "rebec lan ls"))?;
+        let mut used = used;
+        used.extend(others.iter().filter(|nic| nic.lan == id).map(|nic| nic.address));
+        if let Some(address) = lan::free_address(&body, agent.key(), &used) {
+            return Ok(NicBody { lan: id, vni: body.vni, mac: lan::mac_of(address), address });
+        }
+        lease(agent, id, home).await?;
+    }
+    Err(ApiError::new(ErrorCode::Refused, format!("LAN {name}: no address is free; make a LAN with a larger --range")))
+}
+
+fn lan_body(body: Option<&Body>) -> Option<LanBody> {
+    if let Some(Body::Lan(lan)) = body { Some(lan.clone()) } else { None }
+}
+
+fn used_addresses(book: &rebec_pool::Book, lan: Id) -> BTreeSet<Ipv4Addr> {
+    let vms = view::vms(book);
+    vms.iter().flat_map(|vm| vm.body.nics.iter().filter(|nic| nic.lan == lan).map(|nic| nic.address)).collect()
+}
+
+/// Gets addresses of a LAN from its home.
+async fn lease(agent: &Arc<Agent>, lan: Id, home: Key) -> Result<(), ApiError> {
+    if home == agent.key() {
+        return grant(agent, lan, home);
+    }
+    let peer =
+        agent.peer(&home).ok_or_else(|| ApiError::new(ErrorCode::Unreachable, "the LAN's home host is not known here yet; try again"))?;
+    let records: Vec<rebec_pool::Signed> = agent.mesh.ask(&peer, "/internal/leases", &LeaseQuestion { lan }).await?;
+    agent.merge(records);
+    Ok(())
+}
+
+/// Gives a host a part of the range of a LAN that is at home here.
+pub fn grant(agent: &Agent, id: Id, host: Key) -> Result<(), ApiError> {
+    let body = agent.pool(|book| lan_body(book.get(Kind::Lan, id, agent.key())))?;
+    let mut body = body.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("LAN {} is not at home here", id.short())))?;
+    let lease: RangeLease = lan::next_lease(&body, host).ok_or_else(|| {
+        ApiError::new(ErrorCode::Refused, format!("LAN {}: all addresses are handed out; make a LAN with a larger --range", body.name))
+    })?;
+    body.leases.push(lease);
+    agent.publish(Kind::Lan, id, Some(Body::Lan(body))).map(|_| ())
+}
+
+/// Chooses a host for a VM.
+pub fn place(agent: &Agent, body: &VmBody, host: Option<&str>, domain: Option<&str>, leaves: Option<Key>) -> Result<Choice, ApiError> {
+    let host = host.map(|name| names::host(agent, name)).transpose()?;
+    let domain = domain.map(|name| names::domain(agent, name)).transpose()?;
+    let own = agent.key();
+    let (candidates, home_domain) = agent.pool(|book| (candidates(agent, book), book.membership(&own).map(|(domain, _)| domain)))?;
+    let want = Want {
+        memory_bytes: body.memory_bytes,
+        disk_bytes: start::disk_bytes(&body.image),
+        host,
+        domain,
+        leaves,
+        parts: start::parts(&body.image).iter().map(|part| part.digest).collect(),
+        home_domain,
+    };
+    choose(&want, &candidates).map_err(|details| {
+        let message = format!("VM {} fits on no host that is in question", body.name);
+        ApiError { code: ErrorCode::Refused, message, details }
+    })
+}
+
+/// Every host of the pool, as far as placing goes.
+fn candidates(agent: &Agent, book: &rebec_pool::Book) -> Vec<Candidate> {
+    let mut used: std::collections::BTreeMap<Key, u64> = std::collections::BTreeMap::new();
+    for vm in view::vms(book) {
+        if let Some(seen) = view::seen(book, vm.id)
+            && !matches!(seen.body.state, SeenState::Stopped | SeenState::Failed)
+        {
+            *used.entry(seen.holder).or_default() += seen.body.memory_bytes;
+        }
+    }
+    let hosts = view::hosts(book).into_iter().filter(|host| host.member.dead.is_none());
+    let candidates = hosts.filter_map(|host| {
+        let body = host.body?;
+        Some(Candidate {
+            key: host.key,
+            name: host.name,
+            domain: host.domain,
+            answers: agent.answers(&host.key),
+            draining: body.draining,
+            no_kvm: body.no_kvm.clone(),
+            memory_free_bytes: body.memory_bytes.saturating_sub(used.get(&host.key).copied().unwrap_or(0)),
+            disk_free_bytes: body.disk_bytes.saturating_sub(body.disk_used_bytes),
+            parts: body.parts.clone(),
+        })
+    });
+    candidates.collect()
+}
+
+/// Has the chosen host start a VM that this host has the record of.
+pub async fn start_at(agent: &Arc<Agent>, id: Id, chosen: &Choice, reporter: &Reporter) -> Result<(), ApiError> {
+    if chosen.key == agent.key() {
+        return start::start(agent, id, reporter).await;
+    }
+    let peer = agent.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
+    let records = agent.pool(|book| {
+        let keys: Vec<_> =
+            book.of_kind(Kind::Lan).chain(book.of_kind(Kind::Vm).filter(|vm| vm.key.id == id)).map(|record| record.key.clone()).collect();
+        book.pick(&keys, 1 << 20)
+    })?;
+    let order = StartOrder { vm: id, records };
+    let job = agent.mesh.ask(&peer, "/internal/starts", &order).await?;
+    let seen: serde_json::Value = depart::follow(agent, &peer, job, reporter).await?;
+    // The chosen host's word on how the VM is comes with its answer, so that whoever asks next is not told less.
+    if let Ok(records) = serde_json::from_value(seen) {
+        agent.merge(records);
+    }
+    Ok(())
+}
+
+/// `POST /internal/starts`: a job.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartOrder {
+    /// The VM.
+    pub vm: Id,
+    /// Records it needs here.
+    pub records: Vec<rebec_pool::Signed>,
+}

@@ -1,0 +1,192 @@
+//! A VM leaves for another host. The agent makes the other side ready, opens the streams and passes their ends to the VMM;
+//! from then on the two VMMs talk, and the agents only carry bytes. A right to run that waits for the other side is
+//! brought there again and again, as long as this agent and its VMM live.
+
+use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use axum::{
+    body::Body,
+    http::{Request, StatusCode, header},
+};
+use rebec_api::{
+    ApiError, ErrorCode,
+    job::{Job, JobState},
+    vm::{MoveVm, STREAM_UPGRADE},
+};
+use rebec_pool::record::{Kind, SeenState};
+use rebec_vmm_api::{
+    MoveReport, Outcome,
+    control::{Command, MigrateOptions, Progress},
+};
+
+use super::{LocalVm, Want, arrive::Offer, control::Control, failed, watch};
+use crate::{
+    agent::Agent,
+    jobs::Reporter,
+    mesh::{Peer, read_answer},
+};
+
+/// Streams of a move where nobody says otherwise.
+const STREAMS: u8 = 2;
+/// Buffered on a stream, each way, beside the sockets' own.
+const RELAY_BYTES: usize = 256 << 10;
+/// Between two tries to bring a granted right to the other side.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Moves a VM that runs here.
+pub async fn depart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, wish: &MoveVm, reporter: &Reporter) -> Result<MoveReport, ApiError> {
+    let name = vm.name();
+    let Ok(_change) = vm.change.try_lock() else {
+        return Err(ApiError::new(ErrorCode::Conflict, format!("VM {name} is being started, stopped or moved; wait until that is done")));
+    };
+    let streams = wish.streams.unwrap_or(STREAMS);
+    if !(1..=MigrateOptions::STREAMS_MAX).contains(&streams) {
+        return Err(ApiError::new(ErrorCode::BadRequest, format!("streams {streams}: from 1 to {}", MigrateOptions::STREAMS_MAX)));
+    }
+    make_ready(agent, vm, to, reporter).await?;
+    let options = MigrateOptions {
+        streams,
+        downtime_ms_max: wish.downtime_ms_max.unwrap_or_else(MigrateOptions::default_downtime_ms),
+        bandwidth_mbit_max: wish.bandwidth_mbit_max,
+    };
+    vm.keep(|kept| kept.to = Some(to.key)).map_err(|error| failed(&error))?;
+    vm.say(agent, |seen| seen.state = SeenState::Moving);
+    let report = attempt(agent, vm, to, options, reporter).await;
+    match &report {
+        Ok(report) if report.outcome == Outcome::Moved => left(vm),
+        Ok(report) if report.outcome == Outcome::Waiting => {
+            let reason = format!("the right to run it waits for host {}: {}", to.name, report.reason.clone().unwrap_or_default());
+            vm.say(agent, |seen| {
+                seen.state = SeenState::Waiting;
+                seen.reason = Some(reason);
+            });
+            tokio::spawn(insist(agent.clone(), vm.clone(), to.clone(), options));
+        }
+        Ok(_) | Err(_) => watch::look(agent, vm).await,
+    }
+    report.map_err(|error| failed(&error))
+}
+
+/// The other side gathers what the VM needs and starts a VMM that waits.
+async fn make_ready(agent: &Arc<Agent>, vm: &LocalVm, to: &Peer, reporter: &Reporter) -> Result<(), ApiError> {
+    let kept = vm.kept();
+    reporter.progress(format!("host {} makes ready", to.name), 0, 0);
+    let records = agent.pool(|book| {
+        let mut keys: Vec<_> = book.of_kind(Kind::Lan).map(|record| record.key.clone()).collect();
+        keys.extend(book.of_kind(Kind::Vm).filter(|record| record.key.id == kept.id).map(|record| record.key.clone()));
+        book.pick(&keys, 1 << 20)
+    })?;
+    let offer = Offer { vm: kept.id, records, epoch: kept.epoch };
+    let job: Job = agent.mesh.ask(to, "/internal/arrivals", &offer).await?;
+    follow(agent, to, job, reporter).await.map(|_| ())
+}
+
+/// Waits for a job of another host, whose progress becomes this one's.
+pub async fn follow(agent: &Arc<Agent>, host: &Peer, job: Job, reporter: &Reporter) -> Result<serde_json::Value, ApiError> {
+    let mut job = job;
+    loop {
+        match job.state {
+            JobState::Running => {}
+            JobState::Done => return Ok(job.result.unwrap_or_default()),
+            JobState::Failed => {
+                return Err(job.error.unwrap_or_else(|| ApiError::new(ErrorCode::Failed, format!("host {}: the job failed", host.name))));
+            }
+        }
+        let progress = job.progress.clone();
+        reporter.progress(progress.phase, progress.done_bytes, progress.total_bytes);
+        let seen = serde_json::json!({ "id": job.id, "seen": job.progress });
+        job = agent.mesh.ask(host, "/internal/jobs/wait", &seen).await?;
+    }
+}
+
+/// One attempt: streams to the other side, the VMM in between.
+async fn attempt(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, options: MigrateOptions, reporter: &Reporter) -> Result<MoveReport> {
+    let mut ends = vec![];
+    for _ in 0..=options.streams {
+        ends.push(open_stream(agent, vm, to).await?);
+    }
+    let path = vm.control();
+    let (told, mut heard) = tokio::sync::watch::channel(None::<Progress>);
+    let moving = tokio::task::spawn_blocking(move || {
+        use std::os::fd::AsFd;
+        let passed: Vec<_> = ends.iter().map(AsFd::as_fd).collect();
+        Control::connect(&path)?.migrate(Command::Migrate(options), &passed, |progress| {
+            told.send_replace(Some(progress.clone()));
+        })
+    });
+    while heard.changed().await.is_ok() {
+        if let Some(progress) = heard.borrow_and_update().clone() {
+            let done = progress.total_units.saturating_sub(progress.remaining_units) * 4096;
+            reporter.progress(words(&progress), done, progress.total_units * 4096);
+        }
+    }
+    moving.await?
+}
+
+fn words(progress: &Progress) -> String {
+    format!(
+        "{}, round {}: {:.1} MiB sent, {} Mbit/s, pause {} ms if it were now",
+        progress.phase,
+        progress.round,
+        progress.wire_bytes as f64 / 1048576.0,
+        progress.applied_mbit,
+        progress.predicted_ms
+    )
+}
+
+/// One stream: a socket for the VMM, whose other end is carried over the mesh to the VMM that waits.
+async fn open_stream(agent: &Arc<Agent>, vm: &LocalVm, to: &Peer) -> Result<UnixStream> {
+    let request = Request::get(format!("/internal/arrivals/{}/stream", vm.id()))
+        .header(header::CONNECTION, "upgrade")
+        .header(header::UPGRADE, STREAM_UPGRADE)
+        .body(Body::empty())?;
+    let mut response = agent.mesh.request(to, request).await?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let _: serde_json::Value = read_answer(to, response).await?;
+        anyhow::bail!("host {} did not open a stream", to.name);
+    }
+    let upgraded = hyper::upgrade::on(&mut response).await.context("open a stream of the move")?;
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    let mut ours = tokio::net::UnixStream::from_std(ours)?;
+    tokio::spawn(async move {
+        let mut upgraded = hyper_util::rt::TokioIo::new(upgraded);
+        if let Err(error) = tokio::io::copy_bidirectional_with_sizes(&mut ours, &mut upgraded, RELAY_BYTES, RELAY_BYTES).await {
+            log::debug!("a stream of a move ended: {error}");
+        }
+    });
+    Ok(theirs)
+}
+
+fn left(vm: &LocalVm) {
+    // The folder goes when the VMM, which forwards late frames for a moment, has ended.
+    if let Err(error) = vm.keep(|kept| kept.want = Want::Gone) {
+        log::error!("vm {}: {error:#}", vm.name());
+    }
+}
+
+/// Brings the right to run to the other side until it has taken or released it.
+pub async fn insist(agent: Arc<Agent>, vm: Arc<LocalVm>, to: Peer, options: MigrateOptions) {
+    let _change = vm.change.lock().await;
+    let (_, reporter) = agent.jobs.begin(format!("bring VM {} to host {}", vm.name(), to.name));
+    loop {
+        tokio::time::sleep(RETRY).await;
+        if vm.seen().state != SeenState::Waiting {
+            break;
+        }
+        match attempt(&agent, &vm, &to, options, &reporter).await {
+            Ok(report) if report.outcome == Outcome::Moved => {
+                left(&vm);
+                break;
+            }
+            Ok(report) if report.outcome == Outcome::Waiting => {}
+            Ok(_) => {
+                watch::look(&agent, &vm).await;
+                break;
+            }
+            Err(error) => log::debug!("vm {}: {error:#}", vm.name()),
+        }
+    }
+    reporter.end(Ok(serde_json::Value::Null));
+}

@@ -1,0 +1,205 @@
+//! VMs of this host. Each is a folder, a VMM process and a task that watches it:
+//!
+//! ```text
+//! vms/ID/vm.json       what it is, what is wanted, where its ports are: enough for a new agent
+//!        disk.qcow2    its copy-on-write layer over the image's disk
+//!        seed.img      its NoCloud seed disk
+//!        ledger        who may run it (docs/formats/ledger.md)
+//!        control.sock, console.sock      the VMM's
+//!        console.log, vmm.log            what the guest and the VMM said
+//! ```
+
+pub mod adopt;
+pub mod arrive;
+pub mod console;
+pub mod control;
+pub mod create;
+pub mod depart;
+pub mod ports;
+pub mod process;
+pub mod seed;
+pub mod start;
+pub mod watch;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddrV4,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use anyhow::{Context, Result};
+use rebec_api::{ApiError, ErrorCode};
+use rebec_pool::{
+    Body, Key,
+    key::Id,
+    record::{Kind, SeenBody, SeenState, VmBody},
+};
+use rebec_vmm_api::MacAddr;
+use serde::{Deserialize, Serialize};
+
+use crate::agent::{Agent, lock};
+
+/// What is wanted of a VM here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Want {
+    /// It runs.
+    Running,
+    /// It does not.
+    Stopped,
+    /// It arrives from another host.
+    Arriving,
+    /// It runs at another host; what is left here goes once its VMM has ended.
+    Gone,
+}
+
+/// `vm.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Kept {
+    /// Its id.
+    pub id: Id,
+    /// Its home host.
+    pub home: Key,
+    /// Its desired record.
+    pub body: VmBody,
+    /// What is wanted of it.
+    pub want: Want,
+    /// The boot of this machine in which its VMM was last started.
+    pub boot: String,
+    /// Endpoints of its NICs.
+    pub endpoints: Vec<SocketAddrV4>,
+    /// Where its VMM waits for its arrival, on the loopback interface.
+    pub listen: u16,
+    /// The last ownership counter seen.
+    pub epoch: u64,
+    /// The host it was last sent to: whom a granted right waits for.
+    pub to: Option<Key>,
+}
+
+/// A VM that is here.
+pub struct LocalVm {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// Its console.
+    pub console: console::Console,
+    /// One change of its life at a time: start, stop, move, remove.
+    pub change: tokio::sync::Mutex<()>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    kept: Kept,
+    seen: SeenBody,
+    fdb: BTreeMap<MacAddr, SocketAddrV4>,
+}
+
+impl LocalVm {
+    /// A VM whose folder exists.
+    pub fn new(folder: PathBuf, kept: Kept) -> Self {
+        let console = console::Console::open(&folder);
+        let seen = SeenBody {
+            epoch: kept.epoch,
+            state: SeenState::Stopped,
+            reason: None,
+            endpoints: vec![],
+            memory_bytes: kept.body.memory_bytes,
+            pid: 0,
+        };
+        Self { folder, console, change: tokio::sync::Mutex::default(), inner: Mutex::new(Inner { kept, seen, fdb: BTreeMap::new() }) }
+    }
+
+    /// What is kept of it.
+    pub fn kept(&self) -> Kept {
+        lock(&self.inner).kept.clone()
+    }
+
+    /// Its id.
+    pub fn id(&self) -> Id {
+        lock(&self.inner).kept.id
+    }
+
+    /// Its name, for messages.
+    pub fn name(&self) -> String {
+        lock(&self.inner).kept.body.name.clone()
+    }
+
+    /// How it is.
+    pub fn seen(&self) -> SeenBody {
+        lock(&self.inner).seen.clone()
+    }
+
+    /// Changes what is kept, on the disk first.
+    pub fn keep(&self, change: impl FnOnce(&mut Kept)) -> Result<()> {
+        let mut inner = lock(&self.inner);
+        let mut kept = inner.kept.clone();
+        change(&mut kept);
+        write_kept(&self.folder, &kept)?;
+        inner.kept = kept;
+        Ok(())
+    }
+
+    /// The VMM's control socket.
+    pub fn control(&self) -> PathBuf {
+        self.folder.join("control.sock")
+    }
+
+    /// Says how it is, to this host and to the pool.
+    pub fn say(&self, agent: &Agent, change: impl FnOnce(&mut SeenBody)) {
+        let (id, seen) = {
+            let mut inner = lock(&self.inner);
+            let before = inner.seen.clone();
+            change(&mut inner.seen);
+            inner.seen.epoch = inner.seen.epoch.max(inner.kept.epoch);
+            if inner.seen == before && agent.book(|book| book.get(Kind::Seen, inner.kept.id, agent.key()).is_some()) == Some(true) {
+                return;
+            }
+            (inner.kept.id, inner.seen.clone())
+        };
+        if let Err(error) = agent.publish(Kind::Seen, id, Some(Body::Seen(seen))) {
+            log::error!("vm {}: {error}", self.name());
+        }
+    }
+
+    /// Says that it ended or could not start.
+    pub fn say_stopped(&self, agent: &Agent, state: SeenState, reason: Option<String>) {
+        self.say(agent, |seen| {
+            seen.state = state;
+            seen.reason = reason;
+            seen.endpoints = vec![];
+            seen.pid = 0;
+        });
+    }
+
+    /// What the VMM's ports were told last.
+    pub fn fdb<T>(&self, change: impl FnOnce(&mut BTreeMap<MacAddr, SocketAddrV4>) -> T) -> T {
+        change(&mut lock(&self.inner).fdb)
+    }
+}
+
+/// The folder of a VM.
+pub fn folder(state: &Path, id: &Id) -> PathBuf {
+    state.join("vms").join(id.to_string())
+}
+
+/// Writes `vm.json`: whole or as it was.
+pub fn write_kept(folder: &Path, kept: &Kept) -> Result<()> {
+    let path = folder.join("vm.json");
+    let write = || -> Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        serde_json::to_writer(&mut file, kept)?;
+        file.as_file().sync_all()?;
+        file.persist(&path)?;
+        std::fs::File::open(folder)?.sync_all()?;
+        Ok(())
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
+/// An error of this machine, as the API says it.
+pub fn failed(error: &anyhow::Error) -> ApiError {
+    match error.downcast_ref::<ApiError>() {
+        Some(api) => api.clone(),
+        None => ApiError::new(ErrorCode::Failed, format!("{error:#}")),
+    }
+}

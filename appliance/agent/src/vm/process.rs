@@ -1,0 +1,164 @@
+//! The VMM as a process: its command line, its start, and its end as seen by an agent that may not be its parent.
+
+use std::{
+    fs::File,
+    net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use rebec_vmm_api::MacAddr;
+use rustix::event::{PollFd, PollFlags, poll};
+use tokio::{process::Child, sync::oneshot};
+
+use super::{Kept, control::Control};
+use crate::depot::Depot;
+
+/// UDP ports of a host that LANs use.
+const UDP_PORTS: std::ops::Range<u16> = 20_000..30_000;
+/// How long a VMM may take until its control socket answers: it unpacks a kernel and allocates memory.
+const START_TIME: Duration = Duration::from_secs(30);
+/// Between two looks whether it does.
+const LOOK_PERIOD: Duration = Duration::from_millis(2);
+/// Of the log, what is told when a VMM does not start.
+const LAST_WORDS_BYTES: usize = 500;
+
+/// How a VMM is to begin.
+pub enum Beginning<'a> {
+    /// From its kernel.
+    Boot,
+    /// By arriving, with these VMs' control sockets as donors.
+    Arrive(&'a [PathBuf]),
+}
+
+/// Free endpoints for the NICs.
+pub fn endpoints(underlay: Ipv4Addr, count: usize, taken: &[SocketAddrV4]) -> Result<Vec<SocketAddrV4>> {
+    let free = UDP_PORTS.map(|port| SocketAddrV4::new(underlay, port)).filter(|endpoint| !taken.contains(endpoint));
+    let free: Vec<_> = free.filter(|endpoint| UdpSocket::bind(endpoint).is_ok()).take(count).collect();
+    if free.len() < count {
+        bail!("no UDP port between {} and {} is free at {underlay}; is the address this host's?", UDP_PORTS.start, UDP_PORTS.end);
+    }
+    Ok(free)
+}
+
+/// A free port on the loopback interface.
+pub fn loopback_port() -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
+    Ok(listener.local_addr()?.port())
+}
+
+/// Starts the VMM of a VM whose folder is ready.
+pub fn spawn(
+    vmm: &Path,
+    folder: &Path,
+    kept: &Kept,
+    depot: &Depot,
+    peers: &[(MacAddr, SocketAddrV4)],
+    how: &Beginning<'_>,
+) -> Result<Child> {
+    let log = File::options().create(true).append(true).open(folder.join("vmm.log")).context("open vmm.log")?;
+    let mut command = tokio::process::Command::new(vmm);
+    match how {
+        Beginning::Boot => {
+            command.arg("run").arg("--memory").arg(format!("{}M", kept.body.memory_bytes >> 20));
+            command.arg("--vcpus").arg(kept.body.vcpus.to_string());
+        }
+        Beginning::Arrive(donors) => {
+            command.arg("receive").arg("--listen").arg(format!("127.0.0.1:{}", kept.listen));
+            donors.iter().for_each(|donor| {
+                command.arg("--donor").arg(donor);
+            });
+        }
+    }
+    let image = &kept.body.image;
+    command.arg("--kernel").arg(depot.path(&image.kernel.digest)).arg("--kernel-cache").arg(depot.kernel_cache());
+    if let Some(initramfs) = &image.initramfs {
+        command.arg("--initramfs").arg(depot.path(&initramfs.digest));
+    }
+    command.arg("--cmdline").arg(&kept.body.cmdline);
+    if image.disk.is_some() {
+        command.arg("--disk").arg(folder.join("disk.qcow2"));
+    }
+    if kept.body.seed.is_some() {
+        command.arg("--disk").arg(format!("{},ro", folder.join("seed.img").display()));
+    }
+    for (nic, endpoint) in kept.body.nics.iter().zip(&kept.endpoints) {
+        let mut net = format!("vni={},mac={},local={endpoint}", nic.vni, MacAddr(nic.mac));
+        peers.iter().for_each(|(mac, at)| net.push_str(&format!(",peer={mac}@{at}")));
+        command.arg("--net").arg(net);
+    }
+    command.arg("--serial").arg(format!("unix:{}", folder.join("console.sock").display()));
+    command.arg("--control").arg(folder.join("control.sock")).arg("--ledger").arg(folder.join("ledger"));
+    // Its own process group: a signal to the agent's does not reach it, and it outlives the agent.
+    command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.spawn().with_context(|| format!("start {}", vmm.display()))
+}
+
+/// Waits until the control socket answers, or says what the VMM said when it ended.
+pub async fn wait_ready(child: &mut Child, folder: &Path) -> Result<()> {
+    let socket = folder.join("control.sock");
+    let deadline = tokio::time::Instant::now() + START_TIME;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            bail!("the VMM ended with {status}: {}", last_words(folder));
+        }
+        if socket.exists() {
+            let socket = socket.clone();
+            let answered = tokio::task::spawn_blocking(move || Control::connect(&socket).is_ok()).await?;
+            if answered {
+                return Ok(());
+            }
+        }
+        if tokio::time::Instant::now() > deadline {
+            child.start_kill()?;
+            bail!("the VMM did not answer within {} s: {}", START_TIME.as_secs(), last_words(folder));
+        }
+        tokio::time::sleep(LOOK_PERIOD).await;
+    }
+}
+
+/// The end of what the VMM said.
+pub fn last_words(folder: &Path) -> String {
+    let log = std::fs::read(folder.join("vmm.log")).unwrap_or_default();
+    let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(LAST_WORDS_BYTES)..]).into_owned();
+    tail.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned()
+}
+
+/// A VMM that some agent started: ends when its process does.
+pub enum Process {
+    /// This agent is its parent and hears its exit code.
+    Child(Child),
+    /// An earlier agent was.
+    Adopted(oneshot::Receiver<()>),
+}
+
+impl Process {
+    /// A VMM that runs already.
+    pub fn adopt(pid: u32) -> Result<Self> {
+        let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).context("its pid is not one")?;
+        let fd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).context("watch its process")?;
+        let (ended, end) = oneshot::channel();
+        let wait = move || {
+            let mut watched = [PollFd::new(&fd, PollFlags::IN)];
+            while matches!(poll(&mut watched, None), Err(rustix::io::Errno::INTR)) {}
+            // A watcher that has gone does not want to know.
+            ended.send(()).unwrap_or_default();
+        };
+        std::thread::Builder::new().name("adopted".into()).stack_size(64 << 10).spawn(wait).context("watch its process")?;
+        Ok(Self::Adopted(end))
+    }
+
+    /// Waits for its end: the exit code, where it can be known.
+    pub async fn ended(&mut self) -> Option<i32> {
+        match self {
+            Self::Child(child) => child.wait().await.ok().map(|status| status.code().unwrap_or(-1)),
+            Self::Adopted(end) => {
+                // Without a thread that watches, the process counts as ended: whoever asks next finds out.
+                end.await.unwrap_or_default();
+                None
+            }
+        }
+    }
+}

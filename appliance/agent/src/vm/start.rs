@@ -1,0 +1,201 @@
+//! Starts a VM here: its parts are gathered, its disk made if it has none, its VMM started.
+
+use std::{fs, net::SocketAddrV4, path::PathBuf, sync::Arc};
+
+use anyhow::{Context, Result};
+use rebec_api::{ApiError, ErrorCode};
+use rebec_devices::disk::{BackingName, Disk, ImageFormat};
+use rebec_pool::{
+    key::Id,
+    record::{ImageBody, PartRef, SeenState, VmBody},
+    view,
+};
+
+use super::{
+    Kept, LocalVm, Want, failed, folder, ports,
+    process::{self, Beginning, Process},
+    seed, watch, write_kept,
+};
+use crate::{
+    agent::{Agent, lock},
+    facts,
+    jobs::Reporter,
+    mesh::Peer,
+};
+
+/// Starts a VM whose record is in the book.
+pub async fn start(agent: &Arc<Agent>, id: Id, reporter: &Reporter) -> Result<(), ApiError> {
+    let (home, body) = desired(agent, id)?;
+    gather(agent, &body.image, &[], reporter).await?;
+    let vm = place_here(agent, Kept::new(id, home, body, Want::Stopped))?;
+    let _change = vm.change.lock().await;
+    let _admission = agent.admission.lock().await;
+    begin(agent, &vm, reporter).await
+}
+
+/// The desired record of a VM.
+pub fn desired(agent: &Agent, id: Id) -> Result<(rebec_pool::Key, VmBody), ApiError> {
+    let found = agent.pool(|book| view::vms(book).into_iter().find(|vm| vm.id == id).map(|vm| (vm.home, vm.body.clone())))?;
+    found.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("VM {} has no record here yet; try again", id.short())))
+}
+
+impl Kept {
+    /// A VM that was not here before.
+    pub fn new(id: Id, home: rebec_pool::Key, body: VmBody, want: Want) -> Self {
+        Self { id, home, body, want, boot: String::new(), endpoints: vec![], listen: 0, epoch: 0, to: None }
+    }
+}
+
+/// Its folder, and its place among the VMs of this host; what is there already stays.
+pub fn place_here(agent: &Arc<Agent>, kept: Kept) -> Result<Arc<LocalVm>, ApiError> {
+    if let Some(vm) = agent.local_vm(&kept.id) {
+        return Ok(vm);
+    }
+    let folder = folder(&agent.options.state, &kept.id);
+    let make = || -> Result<()> {
+        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        write_kept(&folder, &kept)
+    };
+    make().map_err(|error| failed(&error))?;
+    let vm = Arc::new(LocalVm::new(folder, kept.clone()));
+    lock(&agent.vms).insert(kept.id, vm.clone());
+    Ok(vm)
+}
+
+/// Gets the parts of an image that are not here, from `first` or whoever holds them.
+pub async fn gather(agent: &Arc<Agent>, image: &ImageBody, first: &[Peer], reporter: &Reporter) -> Result<(), ApiError> {
+    for part in parts(image) {
+        let holders = first.iter().cloned().chain(holders(agent, &part)).collect::<Vec<_>>();
+        let phase = |from: &str, done, total| reporter.progress(format!("fetching image {} from {from}", image.name), done, total);
+        agent.depot.fetch(&agent.mesh, &part, &holders, phase).await?;
+    }
+    Ok(())
+}
+
+/// The parts of an image.
+pub fn parts(image: &ImageBody) -> Vec<PartRef> {
+    [Some(image.kernel), image.initramfs, image.disk.map(|disk| disk.part)].into_iter().flatten().collect()
+}
+
+/// Hosts that hold a part and answer: own domain first.
+fn holders(agent: &Agent, part: &PartRef) -> Vec<Peer> {
+    let own = agent.key();
+    let found = agent.book(|book| {
+        let domain = book.membership(&own).map(|(domain, _)| domain);
+        let mut hosts: Vec<_> = view::hosts(book);
+        hosts.retain(|host| host.key != own && host.body.is_some_and(|body| body.parts.contains(&part.digest)));
+        hosts.sort_by_key(|host| Some(host.domain) != domain);
+        hosts.into_iter().map(|host| host.key).collect::<Vec<_>>()
+    });
+    found.unwrap_or_default().iter().filter(|key| agent.answers(key)).filter_map(|key| agent.peer(key)).collect()
+}
+
+/// What a VM may come to take on the host's disk beside its image.
+pub fn disk_bytes(image: &ImageBody) -> u64 {
+    image.disk.map_or(0, |disk| disk.virtual_bytes / 4)
+}
+
+/// Memory that VMs of this host have been promised.
+pub fn promised_bytes(agent: &Agent) -> u64 {
+    let promised = agent.local_vms().into_iter().filter(|vm| vm.kept().want != Want::Stopped);
+    promised.map(|vm| vm.kept().body.memory_bytes).sum()
+}
+
+/// Refuses what this host has no room for, with the figures. Under the admission lock.
+pub fn require_room(agent: &Agent, body: &VmBody, own_bytes: u64) -> Result<(), ApiError> {
+    let refuse = |what: String| Err(ApiError::new(ErrorCode::Refused, format!("host {}: {what}", agent.own_name())));
+    if let Some(why) = facts::no_kvm() {
+        return refuse(format!("cannot run VMs: {why}"));
+    }
+    let free = facts::memory_bytes().saturating_sub(promised_bytes(agent).saturating_sub(own_bytes));
+    if free < body.memory_bytes {
+        return refuse(format!("memory: {} MiB free, {} MiB wanted", free >> 20, body.memory_bytes >> 20));
+    }
+    let (_, room) = facts::disk_bytes(&agent.options.state);
+    let wanted = disk_bytes(&body.image);
+    if room < wanted {
+        return refuse(format!("disk: {} MiB free, {} MiB wanted", room >> 20, wanted >> 20));
+    }
+    Ok(())
+}
+
+/// Starts the VMM of a VM that is stopped here.
+pub async fn begin(agent: &Arc<Agent>, vm: &Arc<LocalVm>, reporter: &Reporter) -> Result<(), ApiError> {
+    let kept = vm.kept();
+    match kept.want {
+        Want::Running => return Err(ApiError::new(ErrorCode::Conflict, format!("VM {} runs already", kept.body.name))),
+        Want::Arriving | Want::Gone => {
+            return Err(ApiError::new(ErrorCode::Conflict, format!("VM {} is on the move; wait until it is there", kept.body.name)));
+        }
+        Want::Stopped => {}
+    }
+    require_room(agent, &kept.body, 0)?;
+    reporter.progress("starting its VMM", 0, 0);
+    vm.say(agent, |seen| {
+        seen.state = SeenState::Starting;
+        seen.reason = None;
+    });
+    let started = boot(agent, vm).await;
+    match started {
+        Ok(process) => {
+            watch::spawn(agent, vm, process);
+            Ok(())
+        }
+        Err(error) => {
+            let told = vm.keep(|kept| kept.want = Want::Stopped);
+            vm.say_stopped(agent, SeenState::Failed, Some(format!("{error:#}")));
+            Err(failed(&told.err().unwrap_or(error)))
+        }
+    }
+}
+
+/// Makes the disks that are missing, and starts the VMM from its kernel.
+pub async fn boot(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<Process> {
+    let kept = vm.kept();
+    make_disks(agent, &vm.folder, &kept)?;
+    let endpoints = free_endpoints(agent, kept.body.nics.len())?;
+    vm.keep(|kept| {
+        kept.want = Want::Running;
+        kept.boot = facts::boot_id();
+        kept.endpoints = endpoints;
+    })?;
+    let peers = ports::neighbours(agent, &vm.kept().body);
+    let mut child = process::spawn(&agent.options.vmm, &vm.folder, &vm.kept(), &agent.depot, &peers, &Beginning::Boot)?;
+    process::wait_ready(&mut child, &vm.folder).await?;
+    vm.fdb(|fdb| *fdb = peers.into_iter().collect());
+    Ok(Process::Child(child))
+}
+
+/// Endpoints that no VM of this host has.
+pub fn free_endpoints(agent: &Agent, count: usize) -> Result<Vec<SocketAddrV4>> {
+    if count == 0 {
+        return Ok(vec![]);
+    }
+    let underlay = agent.underlay().context("this host has no IPv4 address for its LANs yet; give it one, or say --address")?;
+    let taken: Vec<_> = agent.local_vms().iter().flat_map(|vm| vm.kept().endpoints).collect();
+    process::endpoints(underlay, count, &taken)
+}
+
+/// The copy-on-write layer and the seed disk of a VM that has none yet.
+pub fn make_disks(agent: &Agent, folder: &std::path::Path, kept: &Kept) -> Result<()> {
+    let path = folder.join("disk.qcow2");
+    if let Some(disk) = &kept.body.image.disk
+        && !path.exists()
+    {
+        let base: PathBuf = agent.depot.path(&disk.part.digest);
+        let format = if disk.qcow2 { ImageFormat::Qcow2 } else { ImageFormat::Raw };
+        let backing = BackingName { name: base.display().to_string(), format: Some(format) };
+        // Under another name until it is whole.
+        let new = folder.join(".disk.qcow2");
+        let file = fs::File::options().create(true).truncate(true).read(true).write(true).open(&new).context("create disk.qcow2")?;
+        Disk::create_qcow2("disk.qcow2", &file, disk.virtual_bytes, Some(&backing))?;
+        file.sync_all()?;
+        fs::rename(&new, &path).context("create disk.qcow2")?;
+    }
+    if let Some(texts) = &kept.body.seed
+        && !folder.join("seed.img").exists()
+    {
+        seed::write(&folder.join("seed.img"), texts)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,181 @@
+//! Watches a VMM: says how its VM is, and what happens at its end.
+
+use std::{fs, sync::Arc, time::Duration};
+
+use anyhow::Result;
+use rebec_pool::record::{Kind, SeenState};
+use rebec_vmm_api::control::{Status, VmState};
+
+use super::{
+    LocalVm, Want,
+    control::Control,
+    process::{self, Process},
+    start,
+};
+use crate::agent::{Agent, lock};
+
+/// Between two looks at a VM that runs.
+const PERIOD: Duration = Duration::from_secs(2);
+/// Between two looks at one that arrives or leaves.
+const PERIOD_MOVING: Duration = Duration::from_millis(50);
+/// A VMM that was killed is started again after this time, doubled for each time in a row.
+const RESTART_AFTER: Duration = Duration::from_secs(1);
+/// Times in a row; one that ran for [`STEADY`] begins anew.
+const RESTARTS_MAX: u32 = 4;
+const STEADY: Duration = Duration::from_secs(60);
+
+/// Watches until the VM is stopped or gone.
+pub fn spawn(agent: &Arc<Agent>, vm: &Arc<LocalVm>, process: Process) {
+    tokio::spawn(watch(agent.clone(), vm.clone(), process));
+}
+
+async fn watch(agent: Arc<Agent>, vm: Arc<LocalVm>, mut process: Process) {
+    let mut restarts = 0;
+    loop {
+        let began = tokio::time::Instant::now();
+        let code = until_end(&agent, &vm, &mut process).await;
+        if began.elapsed() > STEADY {
+            restarts = 0;
+        }
+        match ended(&agent, &vm, code, restarts).await {
+            Some(next) => process = next,
+            None => return,
+        }
+        restarts += 1;
+    }
+}
+
+/// Says how the VM is until its VMM ends.
+async fn until_end(agent: &Agent, vm: &Arc<LocalVm>, process: &mut Process) -> Option<i32> {
+    loop {
+        look(agent, vm).await;
+        let moving = vm.kept().want == Want::Arriving || vm.seen().state == SeenState::Moving;
+        let period = if moving { PERIOD_MOVING } else { PERIOD };
+        if let Ok(code) = tokio::time::timeout(period, process.ended()).await {
+            return code;
+        }
+    }
+}
+
+/// Asks the VMM and says what it answers.
+pub async fn look(agent: &Agent, vm: &Arc<LocalVm>) {
+    let path = vm.control();
+    let asked = tokio::task::spawn_blocking(move || -> Result<(Status, u32)> {
+        let mut control = Control::connect(&path)?;
+        Ok((control.status()?, control.pid()?))
+    });
+    let (status, pid) = match asked.await.map_err(anyhow::Error::from).and_then(|answer| answer) {
+        Ok(answer) => answer,
+        Err(error) => {
+            log::debug!("vm {}: {error:#}", vm.name());
+            return;
+        }
+    };
+    let state = match status.state {
+        VmState::Running => SeenState::Running,
+        VmState::Paused => SeenState::Paused,
+        VmState::Moving => SeenState::Moving,
+        VmState::Waiting => SeenState::Waiting,
+        // It has not run here: whoever sends it says how it is.
+        VmState::Incoming => return,
+        VmState::Moved => {
+            set_want(vm, Want::Gone, status.epoch);
+            return;
+        }
+    };
+    let kept = vm.kept();
+    if kept.want == Want::Arriving || kept.epoch != status.epoch {
+        let want = if kept.want == Want::Arriving { Want::Running } else { kept.want };
+        set_want(vm, want, status.epoch);
+    }
+    vm.say(agent, |seen| {
+        if state != SeenState::Waiting {
+            seen.reason = seen.reason.take().filter(|_| seen.state == state);
+        }
+        seen.state = state;
+        seen.epoch = status.epoch;
+        seen.pid = pid;
+        seen.endpoints = kept.endpoints;
+    });
+}
+
+fn set_want(vm: &LocalVm, want: Want, epoch: u64) {
+    let told = vm.keep(|kept| {
+        kept.want = want;
+        kept.epoch = kept.epoch.max(epoch);
+    });
+    if let Err(error) = told {
+        log::error!("vm {}: {error:#}", vm.name());
+    }
+}
+
+/// What the end of a VMM means. Returns the VMM that was started instead.
+async fn ended(agent: &Arc<Agent>, vm: &Arc<LocalVm>, code: Option<i32>, restarts: u32) -> Option<Process> {
+    let name = vm.name();
+    match vm.kept().want {
+        Want::Gone => {
+            remove(agent, vm);
+            None
+        }
+        Want::Arriving => {
+            log::warn!("vm {name}: it did not arrive: {}", process::last_words(&vm.folder));
+            remove(agent, vm);
+            None
+        }
+        Want::Stopped => {
+            vm.say_stopped(agent, SeenState::Stopped, None);
+            None
+        }
+        Want::Running if code == Some(0) => {
+            set_want(vm, Want::Stopped, 0);
+            vm.say_stopped(agent, SeenState::Stopped, Some("the guest powered itself off".into()));
+            None
+        }
+        Want::Running => restart(agent, vm, code, restarts).await,
+    }
+}
+
+async fn restart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, code: Option<i32>, restarts: u32) -> Option<Process> {
+    let words = process::last_words(&vm.folder);
+    let how = code.map_or_else(|| "while no agent watched".to_owned(), |code| format!("with exit code {code}"));
+    let reason = format!("its VMM ended {how}: {words}");
+    log::warn!("vm {}: {reason}", vm.name());
+    if restarts >= RESTARTS_MAX {
+        set_want(vm, Want::Stopped, 0);
+        vm.say_stopped(agent, SeenState::Failed, Some(format!("{reason}; not started again after {restarts} times")));
+        return None;
+    }
+    vm.say_stopped(agent, SeenState::Starting, Some(format!("{reason}; it starts again from its disk")));
+    tokio::time::sleep(RESTART_AFTER * 2u32.pow(restarts)).await;
+    let _change = vm.change.lock().await;
+    if vm.kept().want != Want::Running {
+        vm.say_stopped(agent, SeenState::Stopped, None);
+        return None;
+    }
+    match start::boot(agent, vm).await {
+        Ok(process) => {
+            vm.say(agent, |seen| seen.reason = Some(format!("{reason}; it was started again from its disk")));
+            Some(process)
+        }
+        Err(error) => {
+            set_want(vm, Want::Stopped, 0);
+            vm.say_stopped(agent, SeenState::Failed, Some(format!("{reason}; it could not be started again: {error:#}")));
+            None
+        }
+    }
+}
+
+/// Nothing of the VM stays here.
+pub fn remove(agent: &Agent, vm: &LocalVm) {
+    let id = vm.id();
+    lock(&agent.vms).remove(&id);
+    if let Err(error) = fs::remove_dir_all(&vm.folder) {
+        log::error!("vm {}: remove {}: {error}", vm.name(), vm.folder.display());
+    }
+    let known = agent.book(|book| book.get(Kind::Seen, id, agent.key()).is_some());
+    if known == Some(true)
+        && let Err(error) = agent.publish(Kind::Seen, id, None)
+    {
+        log::error!("vm {}: {error}", vm.name());
+    }
+}

@@ -1,0 +1,184 @@
+//! Every device that is there at boot, and each that comes later, gets its driver.
+//!
+//! The kernel announces devices as datagrams of `KEY=value` strings with zero bytes between them (netlink, kobject uevents). The socket
+//! is opened before `/sys` is walked, so that nothing falls between the two.
+
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{
+        AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt::RcvBuf,
+    },
+};
+
+use crate::modules::Loader;
+
+/// The kernel's own announcements; group 2 would be those of udev.
+const KERNEL_GROUP: u32 = 1;
+/// Room for the announcements of a large machine while modules load.
+const SOCKET_BYTES: usize = 4 << 20;
+/// The kernel limits one announcement to 2 KiB and a header.
+const EVENT_BYTES_MAX: usize = 8 << 10;
+/// How deep `/sys/devices` is walked.
+const DEPTH_MAX: usize = 32;
+
+/// What happened to a device.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Event {
+    added: bool,
+    modalias: Option<String>,
+    block: bool,
+}
+
+/// The devices of this machine.
+pub struct Devices {
+    socket: OwnedFd,
+    loader: Loader,
+}
+
+impl Devices {
+    /// Starts to listen.
+    pub fn open(loader: Loader) -> io::Result<Self> {
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkKObjectUEvent)?;
+        setsockopt(&socket, RcvBuf, &SOCKET_BYTES)?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, KERNEL_GROUP))?;
+        Ok(Self { socket, loader })
+    }
+
+    /// Loads modules by name.
+    pub fn load(&mut self, names: &[&str]) {
+        for name in names {
+            self.loader.load(name);
+        }
+    }
+
+    /// Loads a module for every device that is there.
+    pub fn load_present(&mut self) {
+        let mut found = Vec::new();
+        walk(Path::new("/sys/devices"), 0, &mut found);
+        found.sort();
+        found.dedup();
+        for modalias in found {
+            self.loader.load(&modalias);
+        }
+    }
+
+    /// Serves announcements until `done` says so, nothing was announced for `quiet`, or `most` has passed. `done` is asked again
+    /// whenever a disk came.
+    pub fn settle(&mut self, quiet: Duration, most: Duration, mut done: impl FnMut() -> bool) {
+        let end = Instant::now() + most;
+        let mut last = Instant::now();
+        let mut finished = done();
+        while !finished {
+            let now = Instant::now();
+            let until = (last + quiet).min(end);
+            if now >= until {
+                return;
+            }
+            match self.wait(Some(until - now)) {
+                Ok(Some(event)) => {
+                    last = Instant::now();
+                    if event.added && event.block {
+                        finished = done();
+                    }
+                }
+                Ok(None) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Serves announcements for as long as the machine runs.
+    pub fn serve(mut self) {
+        loop {
+            match self.wait(None) {
+                Ok(_) => {}
+                // The kernel dropped announcements: look at everything again.
+                Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => self.load_present(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Waits for one announcement and loads what it asks for.
+    fn wait(&mut self, limit: Option<Duration>) -> io::Result<Option<Event>> {
+        let timeout = limit.map_or(PollTimeout::NONE, |limit| {
+            // Rounded up, or the last millisecond would be polled in a loop.
+            PollTimeout::try_from(limit + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+        });
+        let mut polled = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut polled, timeout)? == 0 {
+            return Ok(None);
+        }
+        let mut bytes = [0; EVENT_BYTES_MAX];
+        let length = recv(self.socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT)?;
+        let event = read(&bytes[..length]);
+        if let Some(modalias) = event.modalias.as_deref().filter(|_| event.added) {
+            self.loader.load(modalias);
+        }
+        Ok(Some(event))
+    }
+}
+
+fn read(bytes: &[u8]) -> Event {
+    let mut event = Event::default();
+    for field in bytes.split(|byte| *byte == 0) {
+        match std::str::from_utf8(field).ok().and_then(|field| field.split_once('=')) {
+            Some(("ACTION", action)) => event.added = action == "add" || action == "change",
+            Some(("MODALIAS", alias)) => event.modalias = Some(alias.to_owned()),
+            Some(("SUBSYSTEM", subsystem)) => event.block = subsystem == "block",
+            _ => {}
+        }
+    }
+    event
+}
+
+fn walk(folder: &Path, depth: usize, found: &mut Vec<String>) {
+    if depth > DEPTH_MAX {
+        return;
+    }
+    // Devices may go while they are looked at.
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let kind = entry.file_type();
+        if kind.as_ref().is_ok_and(fs::FileType::is_dir) {
+            walk(&entry.path(), depth + 1, found);
+        } else if entry.file_name() == "modalias"
+            && let Ok(text) = fs::read_to_string(entry.path())
+            && !text.trim().is_empty()
+        {
+            found.push(text.trim().to_owned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn announcements_are_read() {
+        let bytes = b"add@/devices/pci0/x\0ACTION=add\0DEVPATH=/devices/pci0/x\0SUBSYSTEM=pci\0MODALIAS=pci:v1d2\0SEQNUM=7\0";
+        assert_eq!(read(bytes), Event { added: true, modalias: Some("pci:v1d2".to_owned()), block: false });
+        assert_eq!(read(b"remove@/x\0ACTION=remove\0SUBSYSTEM=block\0"), Event { added: false, modalias: None, block: true });
+        assert_eq!(read(b"\xff\xff=\0=\0ACTION"), Event::default());
+    }
+
+    #[test]
+    fn modaliases_are_found_below_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("a/b")).unwrap();
+        fs::write(folder.path().join("a/b/modalias"), "pci:v1\n").unwrap();
+        fs::write(folder.path().join("a/modalias"), "\n").unwrap();
+        std::os::unix::fs::symlink(folder.path(), folder.path().join("a/loop")).unwrap();
+        let mut found = Vec::new();
+        walk(folder.path(), 0, &mut found);
+        assert_eq!(found, ["pci:v1"]);
+    }
+}

@@ -1,0 +1,319 @@
+//! The boot, step by step, and the loop that runs until the machine ends.
+
+use std::{
+    fs, io,
+    os::fd::OwnedFd,
+    path::Path,
+    sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    time::{Duration, Instant, SystemTime},
+};
+
+use nix::{
+    fcntl::OFlag,
+    sys::signal::{SigSet, Signal},
+    unistd::Pid,
+};
+use rebec_api::screen::Screen;
+use rustix::system::{RebootCommand, reboot, sethostname};
+
+use crate::{
+    agent::{self, Agent, REBEC, Tail},
+    console::{self, Console, Typed},
+    devices::Devices,
+    modules::{ALWAYS, Loader},
+    mounts,
+    options::Options,
+    power::{self, Ending, Watchdog},
+    screen::{self, View},
+    spawn,
+    volumes::{self, State, TICKET, Volumes},
+};
+
+const VMM: &str = "/usr/bin/rebec-vmm";
+const SCREEN: &str = "/run/rebec/screen.json";
+const SCREEN_BYTES_MAX: u64 = 64 << 10;
+/// How often the screen's file is looked at and the watchdog petted.
+const TURN: Duration = Duration::from_millis(500);
+/// Disks are waited for until no device came for this long: USB sticks take a second to show theirs.
+const QUIET: Duration = Duration::from_millis(1200);
+/// And never longer than this.
+const DISKS_DEADLINE: Duration = Duration::from_secs(15);
+/// Events that may wait; those who send them wait too.
+const EVENTS_MAX: usize = 64;
+const SIGNALS: [Signal; 6] = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGPWR];
+
+/// What the loop hears of.
+pub enum Event {
+    /// A signal arrived.
+    Signal(Signal),
+    /// A line was typed.
+    Typed {
+        /// Where.
+        console: usize,
+        /// What.
+        line: String,
+    },
+    /// A program that was started for a console wrote a line.
+    Said {
+        /// For which.
+        console: usize,
+        /// What.
+        line: String,
+    },
+}
+
+struct Machine {
+    consoles: Vec<Console>,
+    agent: Option<Agent>,
+    tail: Tail,
+    screen: Option<Screen>,
+    screen_time: Option<SystemTime>,
+    hostname: String,
+    state: Option<State>,
+    notes: Vec<String>,
+    /// The join that runs, and the console it was typed at.
+    joining: Option<(Pid, usize)>,
+    events: SyncSender<Event>,
+}
+
+/// Is PID 1 from here on.
+pub fn run() -> ! {
+    let mut notes = mounts::prepare();
+    fs::create_dir_all("/run/rebec").ok();
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let options = Options::parse(&command_line);
+    notes.extend(options.unknown.iter().map(|word| format!("{word} on the kernel's command line means nothing; see the manual")));
+    if command_line.split_whitespace().any(|word| word == "quiet") {
+        // Only what ends the machine may break into the screen.
+        fs::write("/proc/sys/kernel/printk", "3 4 1 3").ok();
+    }
+    let (events, inbox) = sync_channel(EVENTS_MAX);
+    catch_signals(&events, &mut notes);
+    let consoles = console::open_all(&events);
+    let (output, tail) = match agent::keep_log() {
+        Ok((output, tail)) => (Some(output), tail),
+        Err(error) => {
+            notes.push(format!("the agent's log cannot be kept: {error}"));
+            (null(), Tail::default())
+        }
+    };
+    let hostname = String::from("rebec");
+    let mut machine =
+        Machine { consoles, agent: None, tail, screen: None, screen_time: None, hostname, state: None, notes, joining: None, events };
+    machine.show();
+    let volumes = machine.bring_devices(&options);
+    machine.name(options.hostname.as_deref());
+    machine.keep_state(&volumes, options.state_in_ram);
+    machine.take_ticket(&volumes, options.ticket.as_deref());
+    machine.agent = output.map(|output| Agent::new(agent_args(&options), output, Instant::now()));
+    machine.serve(&inbox)
+}
+
+impl Machine {
+    /// Loads drivers, and waits for disks that matter.
+    fn bring_devices(&mut self, options: &Options) -> Volumes {
+        let opened = Loader::open().and_then(Devices::open);
+        let mut devices = match opened {
+            Ok(devices) => devices,
+            Err(error) => {
+                self.notes.push(format!("no drivers can be loaded: {error}; make the image anew"));
+                return Volumes::find();
+            }
+        };
+        devices.load_present();
+        let mut volumes = Volumes::default();
+        devices.settle(QUIET, DISKS_DEADLINE, || {
+            volumes = Volumes::find();
+            (options.state_in_ram || volumes.has_state()) && (options.ticket.is_some() || volumes.has_seed())
+        });
+        let served = std::thread::Builder::new().name("devices".to_owned()).spawn(move || {
+            devices.load(&ALWAYS);
+            devices.serve();
+        });
+        if let Err(error) = served {
+            self.notes.push(format!("devices that come later get no driver: {error}"));
+        }
+        volumes
+    }
+
+    /// Gives the machine its name: the one asked for, or one that differs between machines.
+    fn name(&mut self, asked: Option<&str>) {
+        self.hostname = asked.map_or_else(name_by_hardware, str::to_owned);
+        if let Err(error) = sethostname(self.hostname.as_bytes()) {
+            self.notes.push(format!("set host name {}: {error}", self.hostname));
+        }
+    }
+
+    fn keep_state(&mut self, volumes: &Volumes, in_ram: bool) {
+        match volumes.mount_state(in_ram) {
+            Ok(state) => self.state = Some(state),
+            Err(error) => {
+                self.notes.push(format!("{} cannot be made: {error}", volumes::STATE));
+                self.state = Some(State::Ram("no place of its own for it".to_owned()));
+            }
+        }
+    }
+
+    /// The command line's ticket counts before the seed volume's.
+    fn take_ticket(&mut self, volumes: &Volumes, given: Option<&str>) {
+        let taken = match given {
+            Some(ticket) => volumes::hand_over(ticket).map_err(|error| format!("keep the ticket of rebec.join: {error}")),
+            None => volumes.take_ticket().map(|_| ()),
+        };
+        self.notes.extend(taken.err());
+    }
+
+    /// Runs until the machine ends.
+    fn serve(mut self, inbox: &Receiver<Event>) -> ! {
+        // Ctrl-Alt-Del becomes SIGINT to this process.
+        reboot(RebootCommand::CadOff).ok();
+        let mut watchdog = Watchdog::open();
+        loop {
+            let now = Instant::now();
+            if let Some(agent) = &mut self.agent {
+                agent.tick(now);
+                agent.forget_trouble(now);
+            }
+            watchdog.pet();
+            self.read_screen();
+            self.show();
+            match inbox.recv_timeout(TURN) {
+                Ok(Event::Signal(signal)) => {
+                    if let Some(ending) = Ending::of(signal) {
+                        self.say_to_all(if ending == Ending::Reboot { "Starting anew.\r\n" } else { "Switching off.\r\n" });
+                        power::end(ending, self.agent.take(), watchdog)
+                    }
+                }
+                Ok(Event::Typed { console, line }) => self.typed(console, &line),
+                Ok(Event::Said { console, line }) => self.say(console, &format!("{line}\r\n")),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            }
+            self.reap();
+        }
+    }
+
+    fn reap(&mut self) {
+        let now = Instant::now();
+        for ended in spawn::reap() {
+            if self.agent.as_mut().is_some_and(|agent| agent.ended(&ended, now)) {
+                continue;
+            }
+            if let Some((_, console)) = self.joining.take_if(|(pid, _)| *pid == ended.pid)
+                && ended.how != "ended with code 0"
+            {
+                self.say(console, &format!("rebec pool join {}.\r\n", ended.how));
+            }
+        }
+    }
+
+    fn typed(&mut self, console: usize, line: &str) {
+        let Some(Typed::Ticket(ticket)) = self.consoles.get_mut(console).map(|console| console.typed(line)) else { return };
+        if self.joining.is_some() {
+            return self.say(console, "A join is under way; try again when it has ended.\r\n");
+        }
+        match self.start_join(&ticket, console) {
+            Ok(pid) => self.joining = Some((pid, console)),
+            Err(error) => self.say(console, &format!("rebec pool join cannot be started: {error}\r\n")),
+        }
+    }
+
+    fn start_join(&self, ticket: &str, console: usize) -> io::Result<Pid> {
+        let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+        let pid = spawn::start(REBEC, &["pool", "join", ticket], &writer)?;
+        let events = self.events.clone();
+        std::thread::Builder::new().name("join".to_owned()).spawn(move || {
+            agent::lines(fs::File::from(reader), |line| {
+                // The loop never ends before the machine does.
+                events.send(Event::Said { console, line: line.to_owned() }).ok();
+            });
+        })?;
+        Ok(pid)
+    }
+
+    fn say(&self, console: usize, text: &str) {
+        if let Some(console) = self.consoles.get(console) {
+            console.say(text);
+        }
+    }
+
+    fn say_to_all(&self, text: &str) {
+        for console in &self.consoles {
+            console.say(text);
+        }
+    }
+
+    /// Reads the agent's words if it wrote new ones.
+    fn read_screen(&mut self) {
+        let Ok(data) = fs::metadata(SCREEN) else { return };
+        let time = data.modified().ok();
+        if time == self.screen_time || data.len() > SCREEN_BYTES_MAX {
+            return;
+        }
+        self.screen_time = time;
+        let read = fs::read(SCREEN).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        self.screen = read.or(self.screen.take());
+    }
+
+    fn show(&mut self) {
+        let log = self.tail.lines();
+        let view = View {
+            version: env!("CARGO_PKG_VERSION"),
+            hostname: &self.hostname,
+            agent: self.screen.as_ref(),
+            trouble: self.agent.as_ref().and_then(|agent| agent.trouble.as_deref()),
+            state: self.state.as_ref(),
+            notes: &self.notes,
+            log: &log,
+        };
+        let lines = screen::lines(&view);
+        for console in &mut self.consoles {
+            console.show(&lines);
+        }
+    }
+}
+
+/// Blocks the signals in every thread to come, and has one wait for them.
+fn catch_signals(events: &SyncSender<Event>, notes: &mut Vec<String>) {
+    let set = SigSet::from_iter(SIGNALS);
+    let blocked = set.thread_block().map_err(io::Error::from);
+    let events = events.clone();
+    let waiting = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        while let Ok(signal) = set.wait() {
+            if events.send(Event::Signal(signal)).is_err() {
+                return;
+            }
+        }
+    });
+    if let Err(error) = blocked.and(waiting.map(|_| ())) {
+        notes.push(format!("signals are not heard: {error}; use the power button to end this machine"));
+    }
+}
+
+fn agent_args(options: &Options) -> Vec<String> {
+    let mut args: Vec<String> =
+        ["agent", "--state", volumes::STATE, "--screen", SCREEN, "--vmm", VMM, "--bring-up-links"].map(str::to_owned).into();
+    for (name, value) in [("--ip", &options.ip), ("--name", &options.hostname)] {
+        args.extend(value.iter().flat_map(|value| [name.to_owned(), value.clone()]));
+    }
+    if Path::new(TICKET).exists() {
+        args.extend(["--join-file".to_owned(), TICKET.to_owned()]);
+    }
+    args
+}
+
+/// `rebec-` and the last digits of the first network adapter's address, which are on its sticker too.
+fn name_by_hardware() -> String {
+    let mut adapters: Vec<_> = fs::read_dir("/sys/class/net").into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    adapters.retain(|adapter| adapter.join("device").exists());
+    adapters.sort();
+    let address = adapters.first().and_then(|adapter| fs::read_to_string(adapter.join("address")).ok()).unwrap_or_default();
+    let digits: String = address.chars().filter(char::is_ascii_hexdigit).collect();
+    match digits.get(6..12) {
+        Some(digits) => format!("rebec-{digits}"),
+        None => "rebec".to_owned(),
+    }
+}
+
+fn null() -> Option<OwnedFd> {
+    fs::File::create("/dev/null").ok().map(OwnedFd::from)
+}

@@ -1,0 +1,65 @@
+//! What the kernel's command line asks for.
+
+/// Options of the appliance.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// `rebec.join=TICKET`: join a pool with it.
+    pub ticket: Option<String>,
+    /// `rebec.hostname=NAME`.
+    pub hostname: Option<String>,
+    /// `rebec.ip=...`, for the agent.
+    pub ip: Option<String>,
+    /// `rebec.state=ram`: do not look for a disk to keep state on.
+    pub state_in_ram: bool,
+    /// Words under `rebec.` that mean nothing.
+    pub unknown: Vec<String>,
+}
+
+impl Options {
+    /// Reads the words of a command line.
+    pub fn parse(line: &str) -> Self {
+        let mut options = Self::default();
+        for word in line.split_whitespace() {
+            let Some(word) = word.strip_prefix("rebec.") else { continue };
+            let (key, value) = word.split_once('=').unwrap_or((word, ""));
+            let value = value.trim_matches('"').to_owned();
+            match key {
+                "join" if !value.is_empty() => options.ticket = Some(value),
+                "hostname" if is_hostname(&value) => options.hostname = Some(value),
+                "ip" if !value.is_empty() => options.ip = Some(value),
+                "state" if value == "ram" => options.state_in_ram = true,
+                // The value stays out of it: it may be a ticket.
+                _ => options.unknown.push(format!("rebec.{key}")),
+            }
+        }
+        options
+    }
+}
+
+/// One label of a host name (RFC 1123 §2.1).
+fn is_hostname(name: &str) -> bool {
+    let letters = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    letters && (1..=63).contains(&name.len()) && !name.starts_with('-') && !name.ends_with('-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_found_among_other_words() {
+        let options = Options::parse("console=tty1 rebec.join=rebec1abc quiet rebec.hostname=spare-1 rebec.ip=10.0.0.2/24,10.0.0.1\n");
+        assert_eq!(options.ticket.as_deref(), Some("rebec1abc"));
+        assert_eq!(options.hostname.as_deref(), Some("spare-1"));
+        assert_eq!(options.ip.as_deref(), Some("10.0.0.2/24,10.0.0.1"));
+        assert!(!options.state_in_ram && options.unknown.is_empty());
+        assert!(Options::parse("rebec.state=ram").state_in_ram);
+    }
+
+    #[test]
+    fn what_means_nothing_is_named_without_its_value() {
+        let options = Options::parse("rebec.jion=secret rebec.hostname=a_b rebec.join= rebec.state=disk");
+        assert_eq!(options.unknown, ["rebec.jion", "rebec.hostname", "rebec.join", "rebec.state"]);
+        assert_eq!(Options { unknown: Vec::new(), ..options }, Options::default());
+    }
+}

@@ -1,0 +1,123 @@
+//! Addresses of a LAN. Its home host hands parts of the range to hosts; each host gives addresses out of its parts by itself,
+//! so that a site that is cut off can still create ports, and no address is given twice.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use crate::{
+    key::Key,
+    record::{LanBody, RangeLease},
+};
+
+/// Addresses that are handed to a host at a time.
+const LEASE_ADDRESSES: u32 = 16;
+/// Addresses at the start of a range that no VM gets: the network's, a gateway's and the port's own.
+const RESERVED: u32 = 8;
+/// The largest range.
+const PREFIX_MIN: u8 = 12;
+/// The smallest range: one lease beside the reserved addresses.
+const PREFIX_MAX: u8 = 27;
+/// What a LAN's packets may have where nobody says otherwise: an Internet path carries it inside VXLAN and a seal.
+pub const MTU: u16 = 1400;
+
+/// A text that is not a usable address range.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "range `{0}`: expected the first address and length of a private IPv4 range from /{PREFIX_MIN} to /{PREFIX_MAX}, as in 10.5.0.0/24"
+)]
+pub struct BadRange(String);
+
+/// Reads `10.5.0.0/24`.
+pub fn parse_range(text: &str) -> Result<(Ipv4Addr, u8), BadRange> {
+    let bad = || BadRange(text.to_owned());
+    let (address, prefix) = text.split_once('/').ok_or_else(bad)?;
+    let (address, prefix): (Ipv4Addr, u8) = (address.parse().map_err(|_| bad())?, prefix.parse().map_err(|_| bad())?);
+    let usable = (PREFIX_MIN..=PREFIX_MAX).contains(&prefix) && address.is_private();
+    if usable && u32::from(address) & (size(prefix) - 1) == 0 { Ok((address, prefix)) } else { Err(bad()) }
+}
+
+/// A free `10.N.M.0/24`, tried from `seed` on.
+pub fn free_range(taken: &[(Ipv4Addr, u8)], seed: u16) -> (Ipv4Addr, u8) {
+    let candidate = |n: u16| Ipv4Addr::new(10, (n >> 8) as u8, n as u8, 0);
+    let free = (0..=u16::MAX).map(|step| candidate(seed.wrapping_add(step))).find(|candidate| {
+        let first = u32::from(*candidate);
+        taken.iter().all(|(other, prefix)| first + 255 < u32::from(*other) || first > u32::from(*other) + (size(*prefix) - 1))
+    });
+    (free.unwrap_or_else(|| candidate(seed)), 24)
+}
+
+/// The next part of the range for a host; none when all is handed out.
+pub fn next_lease(lan: &LanBody, host: Key) -> Option<RangeLease> {
+    let network = u32::from(lan.network);
+    let from = lan.leases.iter().map(|lease| u32::from(lease.first) + lease.count).max().unwrap_or(network + RESERVED);
+    // The last address is the broadcast address.
+    let end = network + size(lan.prefix) - 1;
+    let count = end.saturating_sub(from).min(LEASE_ADDRESSES);
+    (count > 0).then(|| RangeLease { host, first: from.into(), count })
+}
+
+/// An address that this host may give out and has not; none when its parts are used up.
+pub fn free_address(lan: &LanBody, host: Key, used: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
+    let own = lan.leases.iter().filter(|lease| lease.host == host);
+    own.flat_map(|lease| (0..lease.count).map(|n| Ipv4Addr::from(u32::from(lease.first) + n))).find(|address| !used.contains(address))
+}
+
+/// The MAC of the port with that address: unique in its LAN because the address is.
+pub fn mac_of(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x52, 0x54, a, b, c, d]
+}
+
+fn size(prefix: u8) -> u32 {
+    1 << (32 - u32::from(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::key::Name;
+
+    fn lan(prefix: u8) -> LanBody {
+        LanBody { name: "lab".into(), vni: 7, network: Ipv4Addr::new(10, 16, 0, 0), prefix, mtu: MTU, leases: vec![], created: 0 }
+    }
+
+    #[test]
+    fn ranges_are_read_and_refused() {
+        assert_eq!(parse_range("10.5.0.0/24"), Ok((Ipv4Addr::new(10, 5, 0, 0), 24)));
+        for text in ["", "10.5.0.0", "10.5.0.0/33", "10.5.0.1/24", "8.8.8.0/24", "10.0.0.0/8", "10.5.0.0/30", "x/24"] {
+            assert!(parse_range(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_address_is_given_twice_and_all_lie_in_the_range(prefix in 20u8..=27, askers in prop::collection::vec(0u8..4, 1..200)) {
+            let (mut lan, mut used) = (lan(prefix), BTreeSet::new());
+            for asker in askers {
+                let host = Name([asker; 32]);
+                let mut given = free_address(&lan, host, &used);
+                if given.is_none() && let Some(lease) = next_lease(&lan, host) {
+                    lan.leases.push(lease);
+                    given = free_address(&lan, host, &used);
+                    prop_assert!(given.is_some());
+                }
+                let Some(address) = given else { continue };
+                prop_assert!(used.insert(address));
+                let offset = u32::from(address) - u32::from(lan.network);
+                prop_assert!((RESERVED..size(prefix) - 1).contains(&offset));
+            }
+        }
+
+        #[test]
+        fn a_free_range_overlaps_no_other(seeds in prop::collection::vec(any::<u16>(), 1..50)) {
+            let mut taken: Vec<(Ipv4Addr, u8)> = vec![(Ipv4Addr::new(10, 0, 0, 0), 12)];
+            for seed in seeds {
+                let (first, prefix) = free_range(&taken, seed);
+                let (low, high) = (u32::from(first), u32::from(first) + 255);
+                prop_assert!(taken.iter().all(|(other, prefix)| high < u32::from(*other) || low > u32::from(*other) + size(*prefix) - 1));
+                taken.push((first, prefix));
+            }
+        }
+    }
+}

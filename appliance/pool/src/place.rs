@@ -1,0 +1,175 @@
+//! Where a VM goes: a choice among hosts, or the reason of each that refuses.
+
+use crate::key::{Digest, Key};
+
+/// What a VM needs.
+#[derive(Debug, Clone, Default)]
+pub struct Want {
+    /// Guest memory.
+    pub memory_bytes: u64,
+    /// Room on the host's disk that it may come to take.
+    pub disk_bytes: u64,
+    /// Only this host.
+    pub host: Option<Key>,
+    /// Only this domain.
+    pub domain: Option<Key>,
+    /// Not this host: the one it leaves.
+    pub leaves: Option<Key>,
+    /// Parts that need not be fetched where they are.
+    pub parts: Vec<Digest>,
+    /// The domain that is preferred.
+    pub home_domain: Option<Key>,
+}
+
+/// A host, as far as placing goes.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// Its key.
+    pub key: Key,
+    /// Its name.
+    pub name: String,
+    /// Its domain.
+    pub domain: Key,
+    /// Whether it answers.
+    pub answers: bool,
+    /// Whether it is being emptied.
+    pub draining: bool,
+    /// Why no VM can run there.
+    pub no_kvm: Option<String>,
+    /// Memory that is left.
+    pub memory_free_bytes: u64,
+    /// Room that is left.
+    pub disk_free_bytes: u64,
+    /// Parts in its depot.
+    pub parts: Vec<Digest>,
+}
+
+/// The host that was chosen, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// The host.
+    pub key: Key,
+    /// Its name.
+    pub name: String,
+    /// In words.
+    pub reason: String,
+}
+
+/// Chooses: own domain before others, hosts that hold the parts before those that must fetch them, then most free memory.
+///
+/// # Errors
+/// One line for each host that was in question.
+pub fn choose(want: &Want, candidates: &[Candidate]) -> Result<Choice, Vec<String>> {
+    let mut refusals = vec![];
+    let mut best: Option<((bool, bool, u64), &Candidate)> = None;
+    for candidate in candidates {
+        if want.host.is_some_and(|host| host != candidate.key) || want.domain.is_some_and(|domain| domain != candidate.domain) {
+            continue;
+        }
+        if let Some(why) = refusal(want, candidate) {
+            refusals.push(format!("{}: {why}", candidate.name));
+            continue;
+        }
+        let merits = (
+            want.home_domain == Some(candidate.domain),
+            want.parts.iter().all(|part| candidate.parts.contains(part)),
+            candidate.memory_free_bytes,
+        );
+        if best.as_ref().is_none_or(|(others, _)| merits > *others) {
+            best = Some((merits, candidate));
+        }
+    }
+    let Some((merits, chosen)) = best else { return Err(refusals) };
+    let parts = if merits.1 { "holds the image" } else { "must fetch the image" };
+    let reason = format!("{parts}, {} MiB of memory free", merits.2 >> 20);
+    Ok(Choice { key: chosen.key, name: chosen.name.clone(), reason })
+}
+
+fn refusal(want: &Want, candidate: &Candidate) -> Option<String> {
+    if want.leaves == Some(candidate.key) {
+        return Some("the VM is there already".into());
+    }
+    if !candidate.answers {
+        return Some("does not answer".into());
+    }
+    if candidate.draining {
+        return Some("is being drained".into());
+    }
+    if let Some(why) = &candidate.no_kvm {
+        return Some(format!("cannot run VMs: {why}"));
+    }
+    let short = |what: &str, free: u64, wanted: u64| format!("{what}: {} MiB free, {} MiB wanted", free >> 20, wanted.div_ceil(1 << 20));
+    if candidate.memory_free_bytes < want.memory_bytes {
+        return Some(short("memory", candidate.memory_free_bytes, want.memory_bytes));
+    }
+    if candidate.disk_free_bytes < want.disk_bytes {
+        return Some(short("disk", candidate.disk_free_bytes, want.disk_bytes));
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::key::Name;
+
+    fn candidate(number: u8, domain: u8, free_mib: u64) -> Candidate {
+        Candidate {
+            key: Name([number; 32]),
+            name: format!("h{number}"),
+            domain: Name([domain; 32]),
+            answers: true,
+            draining: false,
+            no_kvm: None,
+            memory_free_bytes: free_mib << 20,
+            disk_free_bytes: 1 << 30,
+            parts: vec![],
+        }
+    }
+
+    fn want(mib: u64) -> Want {
+        Want { memory_bytes: mib << 20, parts: vec![Name([9; 32])], home_domain: Some(Name([1; 32])), ..Want::default() }
+    }
+
+    fn chosen(want: &Want, candidates: &[Candidate]) -> String {
+        choose(want, candidates).unwrap().name
+    }
+
+    #[test]
+    fn own_domain_then_parts_then_memory() {
+        let mut hosts = vec![candidate(1, 1, 600), candidate(2, 1, 700), candidate(3, 2, 9000)];
+        assert_eq!(chosen(&want(512), &hosts), "h2");
+        hosts[0].parts = vec![Name([9; 32])];
+        assert_eq!(chosen(&want(512), &hosts), "h1");
+        assert_eq!(chosen(&want(1024), &hosts), "h3");
+    }
+
+    #[test]
+    fn each_host_says_why_not() {
+        let mut hosts: Vec<_> = (1..=6).map(|number| candidate(number, 1, 1000)).collect();
+        hosts[0].answers = false;
+        hosts[1].draining = true;
+        hosts[2].no_kvm = Some("/dev/kvm is missing".into());
+        hosts[3].memory_free_bytes = 100 << 20;
+        hosts[4].disk_free_bytes = 1 << 20;
+        let want = Want { leaves: Some(Name([6; 32])), disk_bytes: 5 << 20, ..want(512) };
+        let refusals = choose(&want, &hosts).unwrap_err();
+        let expected = [
+            "h1: does not answer",
+            "h2: is being drained",
+            "h3: cannot run VMs: /dev/kvm is missing",
+            "h4: memory: 100 MiB free, 512 MiB wanted",
+            "h5: disk: 1 MiB free, 5 MiB wanted",
+            "h6: the VM is there already",
+        ];
+        assert_eq!(refusals, expected);
+    }
+
+    #[test]
+    fn only_what_was_asked_for_is_in_question() {
+        let hosts = vec![candidate(1, 1, 1000), candidate(2, 2, 1000)];
+        assert_eq!(chosen(&Want { host: Some(Name([2; 32])), ..want(512) }, &hosts), "h2");
+        assert_eq!(chosen(&Want { domain: Some(Name([2; 32])), ..want(512) }, &hosts), "h2");
+        assert_eq!(choose(&Want { host: Some(Name([3; 32])), ..want(512) }, &hosts), Err(vec![]));
+    }
+}

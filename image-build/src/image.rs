@@ -1,0 +1,147 @@
+//! The story of a build: packages, modules, initrd, ISO, manifest. And of pinning: the newest packages into the lock file.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    archive::{Archive, sha256},
+    initrd::{self, Programs},
+    iso::{self, BootPrograms},
+    kernel,
+    lock::{Lock, Locked},
+    manifest::{File, LockState, Manifest},
+    modules,
+    package::{Store, Wanted},
+    progress::say,
+};
+
+const SUITE: &str = "trixie";
+const KERNEL: &str = "kernel";
+const ISOLINUX: &str = "isolinux";
+const SYSLINUX: &str = "syslinux";
+const SHIM: &str = "shim";
+const SHIM_HELPERS: &str = "shim-helpers";
+const GRUB: &str = "grub";
+
+/// Roles and the packages that fill them.
+const PACKAGES: [(&str, Wanted); 6] = [
+    (KERNEL, Wanted { suite: SUITE, package: "linux-image-amd64", follow: Some("linux-image-") }),
+    (ISOLINUX, wanted("isolinux")),
+    (SYSLINUX, wanted("syslinux-common")),
+    (SHIM, wanted("shim-signed")),
+    (SHIM_HELPERS, wanted("shim-helpers-amd64-signed")),
+    (GRUB, wanted("grub-efi-amd64-signed")),
+];
+
+const fn wanted(package: &'static str) -> Wanted {
+    Wanted { suite: SUITE, package, follow: None }
+}
+
+/// What to build.
+#[derive(Debug, Clone)]
+pub struct Order {
+    /// `rebec`, a static program.
+    pub rebec: PathBuf,
+    /// `rebec-vmm`, a static program.
+    pub vmm: PathBuf,
+    /// Where the image goes.
+    pub out: PathBuf,
+    /// Where packages are kept.
+    pub cache: PathBuf,
+    /// The lock file.
+    pub lock: PathBuf,
+    /// Take the newest packages, whatever is locked.
+    pub newest: bool,
+}
+
+/// Builds an image: `vmlinuz`, `initrd.img`, `rebec.iso` and `manifest.json` in the folder of the order.
+pub fn build(order: &Order) -> Result<Manifest> {
+    let version = env!("CARGO_PKG_VERSION");
+    let mut programs = BTreeMap::new();
+    for (name, path) in [("rebec", &order.rebec), ("rebec-vmm", &order.vmm)] {
+        programs.insert(name.to_owned(), sha256_of_program(path)?);
+    }
+    fs::create_dir_all(&order.out).with_context(|| format!("create {}", order.out.display()))?;
+    let store = Store::open(&order.cache)?;
+    if order.newest {
+        Archive::open(&order.cache, SUITE)?.refresh()?;
+    }
+    let packages = gather(&store, &Lock::load(&order.lock)?, order.newest)?;
+    let kernel = kernel::unpack(&store, package(&packages, KERNEL)?)?;
+    let work = tempfile::tempdir_in(&order.out).context("create a folder to work in")?;
+
+    say("image", format_args!("kernel {} and its modules", kernel.release));
+    let modules = modules::stage(&kernel, &work.path().join("modules"))?;
+    let out = |name: &str| order.out.join(name);
+    fs::copy(&kernel.bzimage, out("vmlinuz")).with_context(|| format!("copy {}", kernel.bzimage.display()))?;
+    say("image", format_args!("initrd with {} modules", modules.keys().filter(|name| name.contains(".ko")).count()));
+    let initrd = initrd::build(&modules, Programs { rebec: &order.rebec, vmm: &order.vmm }, version)?;
+    fs::write(out("initrd.img"), initrd).with_context(|| format!("write {}", out("initrd.img").display()))?;
+
+    say("image", "hybrid ISO");
+    let unpacked = |role| store.unpack(package(&packages, role)?, |_| Ok(()));
+    let boot = BootPrograms {
+        isolinux: unpacked(ISOLINUX)?,
+        syslinux: unpacked(SYSLINUX)?,
+        shim: unpacked(SHIM)?,
+        shim_helpers: unpacked(SHIM_HELPERS)?,
+        grub: unpacked(GRUB)?,
+    };
+    let id = sha256(&out("initrd.img"))?;
+    iso::write(&out("rebec.iso"), &out("vmlinuz"), &out("initrd.img"), &boot, &id[..12], work.path())?;
+
+    let state = LockState::of(packages.values());
+    let mut manifest = Manifest { version: version.to_owned(), state, kernel: kernel.release, packages, programs, files: BTreeMap::new() };
+    for name in ["vmlinuz", "initrd.img", "rebec.iso"] {
+        let bytes = fs::metadata(out(name)).with_context(|| format!("size of {name}"))?.len();
+        manifest.files.insert(name.to_owned(), File { bytes, sha256: sha256(&out(name))? });
+    }
+    manifest.write(&out("manifest.json"))?;
+    Ok(manifest)
+}
+
+/// Writes the newest version of every package into a lock file.
+pub fn pin(cache: &Path, lock: &Path) -> Result<Vec<Locked>> {
+    let store = Store::open(cache)?;
+    let mut lock = Lock::load(lock)?;
+    Archive::open(cache, SUITE)?.refresh()?;
+    let mut pinned = Vec::new();
+    for (role, wanted) in PACKAGES {
+        let mut locked = store.resolve(wanted, lock.get(role))?;
+        locked.unlocked = false;
+        lock.set(role, locked.clone())?;
+        pinned.push(locked);
+    }
+    Ok(pinned)
+}
+
+fn gather(store: &Store, lock: &Lock, newest: bool) -> Result<BTreeMap<String, Locked>> {
+    let mut packages = BTreeMap::new();
+    for (role, wanted) in PACKAGES {
+        let before = lock.get(role);
+        let locked = if newest { store.resolve(wanted, before)? } else { store.ensure(wanted, before)? };
+        if locked.unlocked {
+            say("image", format_args!("{} {} is not locked: this image is marked as unlocked", locked.name, locked.version));
+        }
+        packages.insert(role.to_owned(), locked);
+    }
+    Ok(packages)
+}
+
+fn package<'a>(packages: &'a BTreeMap<String, Locked>, role: &str) -> Result<&'a Locked> {
+    packages.get(role).with_context(|| format!("no package for {role}"))
+}
+
+/// The digest of a program, which must be an ELF.
+fn sha256_of_program(path: &Path) -> Result<String> {
+    let bytes = fs::read(path).with_context(|| format!("read program {}; build it first", path.display()))?;
+    if !bytes.starts_with(b"\x7fELF") {
+        bail!("{} is not a program; give a static x86-64 ELF", path.display());
+    }
+    sha256(path)
+}
