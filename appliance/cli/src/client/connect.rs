@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::net::sockopt;
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -20,6 +21,13 @@ use super::{ClientError, Remote, Target, pin};
 
 /// Longest wait for a connection and its handshake: twenty slow round trips, less than a person waits for nothing.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
+
+/// Silence after which the other side is asked whether it is there.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(20);
+/// Between two such questions.
+const KEEPALIVE_PERIOD: Duration = Duration::from_secs(5);
+/// Questions without an answer that end the connection.
+const KEEPALIVE_COUNT: u32 = 4;
 
 /// A byte stream to an agent.
 #[derive(Debug)]
@@ -49,6 +57,7 @@ async fn tls(remote: &Remote) -> io::Result<TlsStream<TcpStream>> {
     let tcp = TcpStream::connect(&remote.authority).await?;
     // Keystrokes of a console wait for nobody.
     tcp.set_nodelay(true)?;
+    watch_over(&tcp)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -59,6 +68,14 @@ async fn tls(remote: &Remote) -> io::Result<TlsStream<TcpStream>> {
     // The name plays no part: the key decides. An address would do; a fixed name says nothing about the network to listeners.
     let name = ServerName::try_from("rebec.invalid").map_err(io::Error::other)?;
     TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+}
+
+/// A console or a job may be silent for hours; a host that lost its power is noticed all the same.
+fn watch_over(tcp: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(tcp, true)?;
+    sockopt::set_tcp_keepidle(tcp, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(tcp, KEEPALIVE_PERIOD)?;
+    Ok(sockopt::set_tcp_keepcnt(tcp, KEEPALIVE_COUNT)?)
 }
 
 fn socket_hint(error: &io::Error) -> String {

@@ -46,6 +46,9 @@ impl fmt::Display for Target {
 impl Target {
     /// The agent that the options name, else the environment, else this host's.
     pub fn choose(options: &AgentOptions, environment: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+        if options.socket.is_some() && options.host_url.is_some() {
+            return Err("--socket and --host-url name two agents; leave one out".to_owned());
+        }
         if let Some(path) = &options.socket {
             return Ok(Self::Socket(path.clone()));
         }
@@ -152,6 +155,8 @@ mod tests {
         assert!(choose(&keyless, &[("REBEC_FINGERPRINT", "7")]).unwrap_err().contains("64 hexadecimal digits"));
         assert!(choose(&remote("https://a"), &[]).unwrap_err().contains("--token-file is missing"));
         assert!(choose(&remote("https://a"), &[("REBEC_TOKEN", "a b")]).unwrap_err().contains("token"));
+        let both = AgentOptions { socket: Some("/a".into()), ..remote("https://a") };
+        assert!(choose(&both, &token).unwrap_err().contains("two agents"));
         let alone = AgentOptions { fingerprint: Some(HostKey([7; 32])), ..AgentOptions::default() };
         assert!(choose(&alone, &[]).unwrap_err().contains("--host-url"));
     }

@@ -34,8 +34,8 @@ use crate::{
 const DETACH: u8 = 0x1d;
 /// Between two attempts to find a VM that has left its host.
 const ATTEMPT_PERIOD: Duration = Duration::from_millis(200);
-/// How long a VM that left is looked for: a move ends within its pause, a restarted agent is back in seconds.
-const ABSENCE_MAX: u32 = 150;
+/// Attempts for one absence, half a minute: a move ends within its pause, a restarted agent is back in seconds.
+const ATTEMPTS_MAX: u32 = 150;
 
 /// How one stream came to its end.
 #[derive(Debug, PartialEq, Eq)]
@@ -125,7 +125,7 @@ async fn next_keys(keys: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>
 /// The VM's next stream, wherever it runs now; none when it has ended or the user has left.
 async fn again(session: &Session, name: &str, at: &str, keys: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Result<Option<Raw>, Failure> {
     let mut why = String::new();
-    for _ in 0..ABSENCE_MAX {
+    for _ in 0..ATTEMPTS_MAX {
         tokio::select! {
             opened = open(session, name, at) => match opened {
                 Ok(stream) => return Ok(Some(stream)),

@@ -66,30 +66,27 @@ async fn to_the_end(client: &Client, mut job: Job, meter: &mut Meter) -> Result<
         }
         silent = if heard { 0 } else { silent + 1 };
         match broke {
-            Err(error) if forgotten(&error) => return Err(lost(&job)),
-            Err(error) if !error.unreachable() || silent >= ATTEMPTS_MAX => return Err(error.into()),
+            Err(error) if !error.unreachable() || silent >= ATTEMPTS_MAX => return Err(ended(error, &job)),
             _ if silent >= ATTEMPTS_MAX => return Err(Failure::LeftAlone(job.id)),
             _ => sleep(ATTEMPT_PERIOD).await,
         }
         match client.get(&at).await {
             Ok(now) => job = now,
             Err(error) if error.unreachable() => {}
-            Err(error) if forgotten(&error) => return Err(lost(&job)),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(ended(error, &job)),
         }
     }
 }
 
-fn forgotten(error: &ClientError) -> bool {
-    matches!(error, ClientError::Refused(refusal) if refusal.code == ErrorCode::NotFound)
-}
-
-/// Jobs live as long as the agent that does them.
-fn lost(job: &Job) -> Failure {
-    Failure::Here(format!(
-        "{}: the agent has started anew since and does not know job {} any more; look at what it was about",
-        job.what, job.id
-    ))
+/// Why a job cannot be followed any more. Jobs live as long as the agent that does them.
+fn ended(error: ClientError, job: &Job) -> Failure {
+    match &error {
+        ClientError::Refused(refusal) if refusal.code == ErrorCode::NotFound => Failure::Here(format!(
+            "{}: the agent has started anew since and does not know job {} any more; look at what it was about",
+            job.what, job.id
+        )),
+        _ => error.into(),
+    }
 }
 
 async fn events(client: &Client, at: &str, mut heard: impl FnMut(Job)) -> Result<(), ClientError> {

@@ -25,7 +25,10 @@ pub async fn pool(session: &Session, command: PoolCommand) -> Result<(), Failure
                 return session.show(&value, |_| String::new());
             }
             let status: PoolStatus = client.get(&path(&["pool"])).await?;
-            session.say(&status.join);
+            session.say(&match (&status.pool, &status.domain) {
+                (Some(pool), Some(domain)) => format!("host {} belongs to pool {pool}, domain {domain}", status.host),
+                _ => status.join.clone(),
+            });
             Ok(())
         }
         PoolCommand::Status => session.show(&client.get::<PoolStatus>(&path(&["pool"])).await?, shows::pool),

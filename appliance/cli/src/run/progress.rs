@@ -5,12 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rebec_api::job::JobProgress;
 
 use crate::{
     talk,
-    text::{printable, report},
+    text::{printable, report, size},
 };
 
 /// Between two lines where they cannot replace each other.
@@ -28,11 +28,7 @@ pub struct Meter {
 impl Meter {
     /// A meter that has shown nothing yet.
     pub fn new() -> Self {
-        let bar = io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::no_length();
-            bar.enable_steady_tick(TURN);
-            bar
-        });
+        let bar = io::stderr().is_terminal().then(ProgressBar::hidden);
         Self { bar, said: None }
     }
 
@@ -44,7 +40,11 @@ impl Meter {
                 bar.set_length(progress.total_bytes);
                 bar.set_position(progress.done_bytes.min(progress.total_bytes));
                 bar.set_prefix(printable(what));
-                bar.set_message(printable(&progress.phase));
+                bar.set_message(message(progress));
+                if bar.is_hidden() {
+                    bar.set_draw_target(ProgressDrawTarget::stderr());
+                    bar.enable_steady_tick(TURN);
+                }
             }
             None => {
                 let line = report::progress(progress);
@@ -79,13 +79,20 @@ fn due(said: &mut Option<(Instant, String)>, line: &str, now: Instant) -> bool {
 }
 
 fn style(progress: &JobProgress) -> ProgressStyle {
-    let template = match (progress.done_bytes, progress.total_bytes) {
-        (0, 0) => "{spinner} {prefix}: {wide_msg}",
-        (_, 0) => "{spinner} {prefix}: {binary_bytes} {wide_msg}",
-        _ => "{spinner} {prefix} [{bar:20}] {binary_bytes} of {binary_total_bytes}  {wide_msg}",
-    };
+    let bar = "{spinner} {prefix} [{bar:20}] {percent:>3}%  {wide_msg}";
+    let template = if progress.total_bytes == 0 { "{spinner} {prefix}: {wide_msg}" } else { bar };
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     style.progress_chars("=> ").tick_chars("|/-\\ ")
+}
+
+/// What stands beside the bar; a narrow terminal cuts its end off.
+fn message(progress: &JobProgress) -> String {
+    let phase = printable(&progress.phase);
+    match (progress.done_bytes, progress.total_bytes) {
+        (0, 0) => phase,
+        (done, 0) => format!("{}, {phase}", size(done)),
+        (done, total) => format!("{} of {}, {phase}", size(done), size(total)),
+    }
 }
 
 #[cfg(test)]

@@ -80,7 +80,12 @@ async fn create(session: &Session, options: RunOptions) -> Result<(), Failure> {
 
 /// Says where a VM is that was started.
 async fn arrived(session: &Session, name: &str, made: Value) -> Result<(), Failure> {
-    let vm: VmInfo = if made.is_null() { get(session, name).await? } else { parse(made)? };
+    // What the job says was true when its work ended; the VM is asked for as it is.
+    let vm = match get(session, name).await {
+        Ok(vm) => vm,
+        Err(failure) if made.is_null() => return Err(failure),
+        Err(_) => parse(made)?,
+    };
     if session.json {
         return session.show(&vm, |_| String::new());
     }

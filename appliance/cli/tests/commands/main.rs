@@ -1,5 +1,7 @@
 //! `rebec` as its users run it: command lines against an agent that answers what the test wants, and what comes out.
 
+#![expect(clippy::unwrap_used, reason = "tests and their helpers")]
+
 mod agent;
 
 use std::{
@@ -190,7 +192,7 @@ fn a_ticket_goes_alone_to_standard_output_and_in_from_standard_input() {
     let mut joining = agent.spawn("pool join -");
     joining.stdin.take().unwrap().write_all(out.as_bytes()).unwrap();
     let (code, out, talk) = ended(joining.wait_with_output().unwrap());
-    assert_eq!((code, out.as_str(), talk.as_str()), (0, "", "member of pool lab, domain alpha\n"));
+    assert_eq!((code, out.as_str(), talk.as_str()), (0, "", "host a2 belongs to pool lab, domain alpha\n"));
     assert!(agent.asked().contains(&r#"POST /v1/pool/join {"ticket":"rebec1abc"}"#.to_owned()));
 }
 
