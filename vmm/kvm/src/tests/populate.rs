@@ -17,7 +17,8 @@ fn memory_is_mapped_ahead_where_kvm_can() {
     let mapped = vcpu.populate(0..ram.pages() + 9).unwrap();
     if can {
         assert_eq!(mapped, Populated::Done);
-        assert_eq!(ram.populated().unwrap(), [0..ram.pages()]);
+        let populated = ram.populated().unwrap();
+        assert_eq!((populated.len(), populated[0].clone()), (1, 0..ram.pages()));
         vcpu.kicker().kick();
         // A kick before the call shows no signal: only one during it ends it.
         assert_eq!(vcpu.populate(0..1).unwrap(), Populated::Done);
