@@ -11,6 +11,7 @@
 //!                  dirty_log_start, dirty_log_take(&mut PageSet), dirty_log_stop
 //! vCPU             enter_pvh(rip, start_info) on every vCPU, then run(&bus) -> VcpuExit on its thread
 //!                  kicker().kick() from anywhere: the present or next run() returns Interrupted, none is lost
+//!                  populate(pages) -> Populated before the machine runs: maps memory that is there already; a kick ends it
 //!                  note_pause() on every vCPU before it goes on after a pause
 //! saving           all vCPUs stand still (run() returned): Vcpu::save() -> Part of each, then Machine::save(&mut saved)
 //! restoring        Machine::restore_clock(&mut saved), then Vcpu::restore(part) of each, then Machine::restore_chips(&mut saved)
@@ -30,6 +31,7 @@ mod fork;
 mod kick;
 mod machine;
 mod page_set;
+mod populate;
 mod ram;
 mod run_page;
 mod saved;
@@ -47,6 +49,7 @@ pub use self::{
     kick::{VcpuKicker, kick_signal},
     machine::Machine,
     page_set::PageSet,
+    populate::Populated,
     ram::{GuestRam, PAGE_BYTES, RAM_BYTES_MAX, Ram},
     system::{VCPUS_MAX, open_kvm},
     vcpu::{Bus, Vcpu, VcpuExit},

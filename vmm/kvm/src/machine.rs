@@ -112,7 +112,8 @@ fn make_vcpus(system: &System, vm: &VmFd, ram: &Ram, count: u8) -> Result<(Arc<G
         scales_tsc: system.can_scale_tsc(),
         msr_indexes,
         clock: clock.clone(),
-        _ram: ram.clone(),
+        pre_faults: system.can_pre_fault(),
+        ram: ram.clone(),
     };
     let supported = system.supported_cpuid()?;
     let options = cpuid::Options { vcpus: count, tsc_deadline: system.has_tsc_deadline(), invariant_tsc: system.can_scale_tsc() };

@@ -24,7 +24,7 @@ pub const PAGE_BYTES: u64 = 4096;
 /// Most RAM of one machine. Page sets stay below 32 MiB.
 pub const RAM_BYTES_MAX: u64 = 1 << 40;
 /// End of the region below the hole for devices.
-const LOW_END: u64 = 3 << 30;
+pub(crate) const LOW_END: u64 = 3 << 30;
 /// Where RAM goes on above the hole.
 const HIGH_START: u64 = 4 << 30;
 

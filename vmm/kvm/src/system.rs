@@ -97,6 +97,11 @@ impl System {
         self.kvm.check_extension(Cap::TscDeadlineTimer)
     }
 
+    /// Whether memory can be mapped before the guest touches it.
+    pub fn can_pre_fault(&self) -> bool {
+        self.kvm.check_extension_raw(kvm_bindings::KVM_CAP_PRE_FAULT_MEMORY.into()) > 0
+    }
+
     /// Whether a guest's TSC may tick at another rate than the host's.
     pub fn can_scale_tsc(&self) -> bool {
         self.kvm.check_extension(Cap::TscControl)

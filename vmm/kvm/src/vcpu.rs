@@ -54,7 +54,7 @@ pub struct Vcpu {
     pub(crate) index: u8,
     pub(crate) host: HostParts,
     run_page: RunPage,
-    kicks: Arc<KickState>,
+    pub(crate) kicks: Arc<KickState>,
 }
 
 /// What all vCPUs of a machine have in common.
@@ -66,12 +66,14 @@ pub(crate) struct HostParts {
     pub xsave_bytes: usize,
     /// Whether a TSC can tick at another rate than the host's.
     pub scales_tsc: bool,
+    /// Whether memory can be mapped before the guest touches it.
+    pub pre_faults: bool,
     /// The MSRs that KVM keeps.
     pub msr_indexes: Arc<[u32]>,
     /// The machine's clock.
     pub clock: Arc<GuestClock>,
     /// KVM writes guest memory through the mapping, which so must outlive the vCPU.
-    pub _ram: Ram,
+    pub ram: Ram,
 }
 
 impl Vcpu {

@@ -65,6 +65,9 @@ impl MovingMachine for Still {
     fn restore(&self, _saved: &[u8]) -> Result<()> {
         Ok(())
     }
+    fn populator(&self) -> Option<moving::Populate> {
+        None
+    }
     fn write_ledger(&self, _record: Record) -> io::Result<()> {
         Ok(())
     }

@@ -134,9 +134,9 @@ pub struct Shared {
     /// Disk image, raw or qcow2; `,ro` makes it read-only; may be repeated. `receive` creates a missing one
     #[arg(long = "disk", value_name = "FILE[,ro]")]
     pub disks: Vec<DiskConfig>,
-    /// NIC and its port on a VXLAN LAN; may be repeated, and so may peer=. With ip= the port tells the guest its address by DHCP;
-    /// with an address after peer='s endpoint it answers ARP for that station
-    #[arg(long = "net", value_name = NetConfig::FORM)]
+    /// NIC and its port on a VXLAN LAN; may be repeated. ip=ADDRESS/LENGTH[,gateway=ADDRESS][,dns=ADDRESS] is told to the guest by DHCP;
+    /// peer=MAC@IP:PORT[@ADDRESS], which may be repeated, says where a station is and, with ADDRESS, answers ARP for it
+    #[arg(long = "net", value_name = "vni=N,mac=MAC,local=IP:PORT[,...]")]
     pub nets: Vec<NetConfig>,
     /// Where the guest's first serial port leads; unix: listens at PATH [default: nowhere]
     #[arg(long, value_name = "stdio|file:PATH|unix:PATH")]

@@ -21,7 +21,7 @@ use rebec_vmm_saved::SavedMachine;
 use crate::{
     lan::Lan,
     ledger::Ledger,
-    moving::MovingMachine,
+    moving::{MovingMachine, Populate},
     run::BootPlan,
     vm::{self, Host, Vm},
 };
@@ -122,6 +122,10 @@ impl MovingMachine for Held {
 
     fn restore(&self, saved: &[u8]) -> Result<()> {
         self.vm.restore(SavedMachine::from_bytes(saved).context("read what the source saved")?)
+    }
+
+    fn populator(&self) -> Option<Populate> {
+        self.vm.populator()
     }
 
     fn write_ledger(&self, record: Record) -> io::Result<()> {

@@ -161,6 +161,9 @@ impl MovingMachine for Guest {
         *self.restored.lock().unwrap() = saved.to_vec();
         Ok(())
     }
+    fn populator(&self) -> Option<moving::Populate> {
+        None
+    }
     fn write_ledger(&self, record: Record) -> io::Result<()> {
         self.ledger.lock().unwrap().push(record);
         let mut breaks = self.breaks.lock().unwrap();

@@ -3,4 +3,5 @@
 mod dirty;
 mod guest;
 mod moving;
+mod populate;
 mod running;

@@ -12,6 +12,7 @@
 //! Memory of a side: a stream's worker holds at most `LANE_BATCHES_MAX` batches of 128 KiB and one packed frame (source), or
 //! one frame and its units (target): below 12 MiB with sixteen streams.
 
+mod ahead;
 mod connection;
 pub mod donor;
 mod settle;
@@ -27,6 +28,7 @@ use rebec_devices::disk::Disk;
 use rebec_kvm::{PageSet, Ram};
 use rebec_migrate::Record;
 
+pub use ahead::Populate;
 pub use settle::{Settled, settle_source};
 pub use source::{Canceller, Outgoing};
 pub use target::{Arrived, Incoming};
@@ -55,6 +57,8 @@ pub trait MovingMachine {
     fn save(&self) -> anyhow::Result<Vec<u8>>;
     /// Takes what `save` said into a machine that has not run.
     fn restore(&self, saved: &[u8]) -> anyhow::Result<()>;
+    /// How memory is mapped ahead, in a machine that has not run; `None` if it cannot be.
+    fn populator(&self) -> Option<Populate>;
     /// Makes a record durable. On an error the file is cut back, so that the record before it still counts.
     fn write_ledger(&self, record: Record) -> io::Result<()>;
 }

@@ -24,7 +24,7 @@ use rebec_migrate::{
     unit::units_of,
 };
 
-use super::{MovingMachine, donor::DonorHandle, spaces::Spaces, streams::Receiving};
+use super::{MovingMachine, ahead::Ahead, donor::DonorHandle, spaces::Spaces, streams::Receiving};
 
 /// Where to go on, and what was found.
 type Judged = (Option<u64>, Vec<(u64, Digest)>);
@@ -37,6 +37,7 @@ pub struct Site<M> {
     donors: Vec<DonorHandle>,
     places: Vec<SyncSender<Vec<Option<Place>>>>,
     flush: Option<SyncSender<()>>,
+    ahead: Option<Ahead>,
 }
 
 impl<M> Site<M> {
@@ -45,6 +46,7 @@ impl<M> Site<M> {
         self.places.clear();
         self.donors.clear();
         self.flush = None;
+        self.ahead = None;
     }
 }
 
@@ -71,7 +73,15 @@ impl<M: MovingMachine> Site<M> {
             }
         };
         let mut started = vec![threads.spawn("move-flush", Box::new(flusher))?];
-        let mut site = Self { machine, spaces, key, donors, places: vec![], flush: Some(flush) };
+        let ahead = match machine.populator() {
+            Some(populate) => {
+                let (ahead, thread) = Ahead::start(threads, spaces.ram.clone(), populate)?;
+                started.push(thread);
+                Some(ahead)
+            }
+            None => None,
+        };
+        let mut site = Self { machine, spaces, key, donors, places: vec![], flush: Some(flush), ahead };
         for (number, socket) in sockets.iter().enumerate() {
             let (sender, places) = sync_channel(1);
             let worker = Receiving {
@@ -118,6 +128,9 @@ impl<M: MovingMachine> Site<M> {
                 return Ok(None);
             }
             TargetOutput::Restore(saved) => {
+                if let Some(ahead) = &self.ahead {
+                    ahead.stop();
+                }
                 self.machine.restore(&saved).context("restore the machine")?;
                 flush_disks(&self.spaces.disks)?;
                 TargetInput::Restored

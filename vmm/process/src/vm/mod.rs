@@ -81,6 +81,11 @@ impl Vm {
         self.vcpus.throttle(percent);
     }
 
+    /// How memory is mapped ahead for a machine that has not run.
+    pub fn populator(&self) -> Option<crate::moving::Populate> {
+        self.vcpus.populator().map(|populate| Box::new(populate) as _)
+    }
+
     /// Lets a machine run (on) that stands still.
     pub fn resume(&self) -> Result<()> {
         self.buses.slots.iter().for_each(rebec_devices::virtio::MmioTransport::resume);

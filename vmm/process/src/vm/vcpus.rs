@@ -10,6 +10,7 @@
 
 use std::{
     io,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -20,7 +21,7 @@ use std::{
 };
 
 use rebec_devices::Threads;
-use rebec_kvm::{Vcpu, VcpuExit, VcpuKicker};
+use rebec_kvm::{Populated, Vcpu, VcpuExit, VcpuKicker};
 use rebec_vmm_saved::{Part, SavedMachine};
 
 use super::bus::Buses;
@@ -85,6 +86,7 @@ enum Order {
     Park(Sender<Instant>),
     Save(Sender<Done<Part>>),
     Restore(Part, Sender<Done>),
+    Populate(Range<u64>, Sender<Done<Populated>>),
     Exit,
 }
 
@@ -166,6 +168,24 @@ impl VcpuThreads {
                 self.throttle.has_ticker.store(false, Ordering::Release);
             }
         }
+    }
+
+    /// A handle by which the first vCPU maps memory ahead. It answers nothing once the vCPU runs or is gone.
+    pub fn populator(&self) -> Option<impl FnMut(Range<u64>) -> Option<Populated> + Send + use<>> {
+        let first = self.threads.first()?;
+        let (orders, kicker) = (first.orders.clone(), first.kicker.clone());
+        Some(move |pages: Range<u64>| {
+            let (reply, answer) = channel();
+            orders.send(Order::Populate(pages, reply)).ok()?;
+            kicker.kick();
+            match answer.recv().ok()? {
+                Ok(populated) => Some(populated),
+                Err(error) => {
+                    log::warn!("{error}");
+                    None
+                }
+            }
+        })
     }
 
     fn ask<T>(&self, mut order: impl FnMut(usize, Sender<T>) -> Order) -> Result<Vec<T>, VcpuError> {
@@ -273,6 +293,13 @@ impl VcpuLoop {
             Order::EnterPvh { rip, start_info, reply } => reply.send(self.vcpu.enter_pvh(rip, start_info)).unwrap_or_default(),
             Order::Save(reply) => reply.send(self.vcpu.save()).unwrap_or_default(),
             Order::Restore(part, reply) => reply.send(self.vcpu.restore(part)).unwrap_or_default(),
+            Order::Populate(pages, reply) => {
+                // A guest that runs maps its memory itself: the asker hears nothing.
+                if !running {
+                    reply.send(self.vcpu.populate(pages)).unwrap_or_default();
+                }
+                return running;
+            }
             Order::Exit => return running,
         }
         false
