@@ -9,7 +9,13 @@
 //! IPv6 addresses come by router advertisements, which the kernel handles itself. Name servers go into a file that `/etc/resolv.conf`
 //! leads to. Nothing here decides what an address is used for.
 
-use std::{cell::RefCell, collections::BTreeMap, net::Ipv4Addr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 
@@ -83,10 +89,18 @@ pub enum LinksError {
     List(#[source] rtnetlink::Error),
 }
 
-/// Name servers by interface, as they are in the file.
-type NameServers = RefCell<BTreeMap<String, Vec<Ipv4Addr>>>;
+/// Name servers by interface, as they are in the file. Locked for no longer than a look at it.
+#[derive(Default)]
+struct NameServers(Mutex<BTreeMap<String, Vec<Ipv4Addr>>>);
+
+impl NameServers {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Vec<Ipv4Addr>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Brings up links and keeps them up, for as long as it is polled; `tell` hears of every change. Ends only if it cannot work at all.
+/// Can be spawned if `tell` can be shared between threads.
 pub async fn bring_up(policy: Policy, tell: impl Fn(LinkState)) -> Result<(), LinksError> {
     let kernel = Kernel::open().map_err(LinksError::Open)?;
     let names = NameServers::default();
@@ -157,9 +171,7 @@ async fn keep_up(kernel: &Kernel, policy: &Policy, names: &NameServers, interfac
                     say(Progress::Asking);
                     let host = dhcp::Host { kernel, interface: &interface, metric, hostname: policy.hostname.as_deref() };
                     host.keep_lease(|lease| {
-                        names
-                            .borrow_mut()
-                            .insert(interface.name.clone(), lease.map(|lease| lease.name_servers.clone()).unwrap_or_default());
+                        names.lock().insert(interface.name.clone(), lease.map(|lease| lease.name_servers.clone()).unwrap_or_default());
                         write_names(policy, names);
                         if let Some(lease) = lease {
                             say(Progress::Ready { address: (lease.address, lease.length), gateway: lease.gateway });
@@ -187,9 +199,21 @@ async fn carrier_lost(kernel: &Kernel, index: u32) {
 
 fn write_names(policy: &Policy, names: &NameServers) {
     // Three is what resolvers read (resolv.conf(5), MAXNS).
-    let servers: Vec<Ipv4Addr> = names.borrow().values().flatten().copied().take(3).collect();
+    let servers: Vec<Ipv4Addr> = names.lock().values().flatten().copied().take(3).collect();
     let text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
     let fresh = policy.resolv_conf.with_extension("new");
     // Without the file there are no names; peers are reached by address.
     std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, &policy.resolv_conf)).ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_can_be_spawned() {
+        fn spawnable(_: impl Future<Output = Result<(), LinksError>> + Send) {}
+        let policy = Policy { addressing: Addressing::Dhcp, hostname: None, resolv_conf: PathBuf::new(), only: None };
+        spawnable(bring_up(policy, |_| ()));
+    }
 }

@@ -33,7 +33,16 @@ impl Net {
 
     fn serve(&mut self) {
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.names[1], "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0"]);
+        command.args([
+            "netns",
+            "exec",
+            &self.names[1],
+            "dnsmasq",
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--port=0",
+            "--no-ping",
+        ]);
         command.args(["--interface=s0", "--dhcp-range=10.9.0.50,10.9.0.60,255.255.255.0,2m", "--dhcp-option=option:router,10.9.0.1"]);
         command.args(["--dhcp-option=option:dns-server,10.9.0.1", "--dhcp-leasefile=/dev/null", "--user=root", "--pid-file"]);
         self.server = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
