@@ -23,6 +23,8 @@ use crate::command::Program;
 const EPOCH_SECONDS: u64 = 1_735_689_600;
 /// The ISO's label.
 pub const LABEL: &str = "REBEC";
+/// Where Debian's signed GRUB looks for its configuration.
+const GRUB_CONFIG: &str = "EFI/debian/grub.cfg";
 /// The kernel's command line.
 pub const COMMAND_LINE: &str = "console=tty1 console=ttyS0,115200 quiet panic=10";
 
@@ -52,7 +54,11 @@ pub fn write(out: &Path, kernel: &Path, initrd: &Path, programs: &BootPrograms, 
     let marker = format!("boot/rebec-{id}");
     put(isolinux_cfg().as_bytes(), &tree.join("isolinux/isolinux.cfg"))?;
     put(b"", &tree.join(marker))?;
-    efi_partition(&tree.join("boot/efi.img"), programs, &grub_cfg(id), work)?;
+    // GRUB looks in the file system that its firmware started it from: that is the ISO where El Torito was used, as OVMF does even
+    // for a USB disk, and the EFI system partition otherwise.
+    let config = grub_cfg(id);
+    put(config.as_bytes(), &tree.join(GRUB_CONFIG))?;
+    efi_partition(&tree.join("boot/efi.img"), programs, &config, work)?;
     date(&tree)?;
     let mbr = programs.isolinux.join("usr/lib/ISOLINUX/isohdpfx.bin");
     Program::new("xorriso")
@@ -79,8 +85,7 @@ fn efi_partition(image: &Path, programs: &BootPrograms, config: &str, work: &Pat
     copy(&shim, &esp.join("EFI/BOOT/BOOTX64.EFI"))?;
     copy(&programs.shim_helpers.join("usr/lib/shim/mmx64.efi.signed"), &esp.join("EFI/BOOT/mmx64.efi"))?;
     copy(&grub, &esp.join("EFI/BOOT/grubx64.efi"))?;
-    // Debian's signed GRUB looks here for its configuration, wherever it was started from.
-    put(config.as_bytes(), &esp.join("EFI/debian/grub.cfg"))?;
+    put(config.as_bytes(), &esp.join(GRUB_CONFIG))?;
     let mut bytes = SLACK_BYTES;
     for file in ["EFI/BOOT/BOOTX64.EFI", "EFI/BOOT/mmx64.efi", "EFI/BOOT/grubx64.efi"] {
         bytes += fs::metadata(esp.join(file)).with_context(|| format!("size of {file}"))?.len();

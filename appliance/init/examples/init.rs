@@ -1,5 +1,5 @@
 //! A stand-in for the `rebec` program, to boot images without it: PID 1 and module loader are the real ones, `agent` only writes a
-//! screen and waits, `pool join` only answers.
+//! screen and waits, `pool join` only answers. Two tickets do more: `rebec-end` ends the agent, `rebec-off` asks PID 1 to power off.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -11,8 +11,22 @@ fn main() {
     let after = |name: &str| words.iter().skip_while(|word| *word != name).nth(1).cloned();
     match words.first().map(String::as_str) {
         Some("agent") => agent(after("--screen"), after("--join-file"), words.join(" ")),
-        Some("pool") => println!("joined pool example by a ticket of {} letters", words.last().map_or(0, String::len)),
+        Some("pool") => join(words.last().map_or("", String::as_str)),
         _ => eprintln!("usage: init agent --screen FILE | init pool join TICKET"),
+    }
+}
+
+const END: &str = "/run/rebec/end";
+
+fn join(ticket: &str) {
+    println!("joined pool example by a ticket of {} letters", ticket.len());
+    let done = match ticket {
+        "rebec-end" => fs::write(END, ""),
+        "rebec-off" => nix::sys::signal::kill(nix::unistd::Pid::from_raw(1), nix::sys::signal::Signal::SIGUSR1).map_err(Into::into),
+        _ => Ok(()),
+    };
+    if let Err(error) = done {
+        println!("{ticket}: {error}");
     }
 }
 
@@ -40,7 +54,8 @@ fn agent(screen: Option<String>, ticket: Option<String>, words: String) {
     }
     let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
     println!("stand-in: ready at {} s", uptime.split_whitespace().next().unwrap_or_default());
-    loop {
-        std::thread::sleep(Duration::from_secs(3600));
+    while fs::remove_file(END).is_err() {
+        std::thread::sleep(Duration::from_millis(200));
     }
+    std::process::exit(3);
 }

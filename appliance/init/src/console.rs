@@ -32,7 +32,12 @@ pub struct Console {
 }
 
 enum Kind {
-    Video { rows: usize, columns: usize, drawn: String },
+    /// Its size may change: a display driver that loads takes over from the firmware's.
+    Video {
+        device: File,
+        size: (usize, usize),
+        drawn: String,
+    },
     Serial(Told),
 }
 
@@ -72,26 +77,28 @@ impl Console {
                 }
             }
         })?;
-        let size = rustix::termios::tcgetwinsize(&reader).ok();
-        let kind = if name == "tty1" {
-            let (rows, columns) = size.map_or((25, 80), |size| (usize::from(size.ws_row), usize::from(size.ws_col)));
-            to.send(screen::video_start(rows)).ok();
-            Kind::Video { rows, columns, drawn: String::new() }
-        } else {
-            Kind::Serial(Told::default())
-        };
+        // The first drawing finds that the size is another.
+        let video = || Ok::<_, io::Error>(Kind::Video { device: reader.try_clone()?, size: (0, 0), drawn: String::new() });
+        let kind = if name == "tty1" { video()? } else { Kind::Serial(Told::default()) };
         let events = events.clone();
         std::thread::Builder::new().name(format!("from {name}")).spawn(move || listen(reader, number, &events))?;
         let console = Self { kind, to, asked: false };
-        console.say(HINT);
+        if matches!(console.kind, Kind::Serial(_)) {
+            console.say(HINT);
+        }
         Ok(console)
     }
 
     /// Shows the screen, if it is another than before.
     pub fn show(&mut self, lines: &[Line]) {
         match &mut self.kind {
-            Kind::Video { rows, columns, drawn } => {
-                let text = screen::video(lines, *rows, *columns);
+            Kind::Video { device, size, drawn } => {
+                let now = size_of(device);
+                if now != *size && self.to.try_send(screen::video_start(now.0) + HINT).is_ok() {
+                    *size = now;
+                    drawn.clear();
+                }
+                let text = screen::video(lines, now.0, now.1);
                 if text != *drawn && self.to.try_send(text.clone()).is_ok() {
                     *drawn = text;
                 }
@@ -122,6 +129,13 @@ impl Console {
         }
         typed
     }
+}
+
+/// Rows and columns.
+fn size_of(terminal: &File) -> (usize, usize) {
+    let size = rustix::termios::tcgetwinsize(terminal).ok();
+    let size = size.map(|size| (usize::from(size.ws_row), usize::from(size.ws_col)));
+    size.filter(|(rows, columns)| *rows > 0 && *columns > 0).unwrap_or((25, 80))
 }
 
 const PROMPT: &str = "ticket: ";

@@ -82,7 +82,9 @@ pub fn run() -> ! {
     fs::create_dir_all("/run/rebec").ok();
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let options = Options::parse(&command_line);
-    notes.extend(options.unknown.iter().map(|word| format!("{word} on the kernel's command line means nothing; see the manual")));
+    notes.extend(options.unknown.iter().map(|word| {
+        format!("{word} on the kernel's command line means nothing here; rebec.join, rebec.hostname, rebec.ip and rebec.state=ram do")
+    }));
     if command_line.split_whitespace().any(|word| word == "quiet") {
         // Only what ends the machine may break into the screen.
         fs::write("/proc/sys/kernel/printk", "3 4 1 3").ok();

@@ -1,0 +1,92 @@
+//! Interfaces, addresses and routes by rtnetlink.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use futures_util::stream::TryStreamExt as _;
+use rtnetlink::{
+    Error, Handle, LinkUnspec, RouteMessageBuilder,
+    packet_route::{
+        address::AddressAttribute,
+        link::{LinkAttribute, LinkFlags, LinkMessage},
+    },
+};
+
+/// A connection to the kernel.
+pub struct Kernel {
+    handle: Handle,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// Its number.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its address; zeros if it has another kind.
+    pub mac: [u8; 6],
+    /// Whether something is at the other end.
+    pub carrier: bool,
+}
+
+impl Kernel {
+    /// Connects; must be called within a tokio runtime.
+    pub fn open() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Every interface there is.
+    pub async fn interfaces(&self) -> Result<Vec<Interface>, Error> {
+        let messages: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await?;
+        Ok(messages.iter().map(interface).collect())
+    }
+
+    /// One of them; none if it is gone.
+    pub async fn interface(&self, index: u32) -> Option<Interface> {
+        let mut messages = self.handle.link().get().match_index(index).execute();
+        messages.try_next().await.ok().flatten().as_ref().map(interface)
+    }
+
+    /// Switches an interface on.
+    pub async fn up(&self, index: u32) -> Result<(), Error> {
+        self.handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await
+    }
+
+    /// Gives an interface an address and, through it, a way to the world.
+    pub async fn set(&self, index: u32, address: (Ipv4Addr, u8), gateway: Option<Ipv4Addr>, metric: u32) -> Result<(), Error> {
+        self.handle.address().add(index, IpAddr::V4(address.0), address.1).replace().execute().await?;
+        if let Some(gateway) = gateway {
+            let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(index).priority(metric).build();
+            self.handle.route().add(route).replace().execute().await?;
+        }
+        Ok(())
+    }
+
+    /// Takes an address away, and the routes through it; one that is gone already is as good.
+    pub async fn remove(&self, index: u32, address: Ipv4Addr) {
+        let mut messages = self.handle.address().get().set_link_index_filter(index).execute();
+        while let Ok(Some(message)) = messages.try_next().await {
+            if message.attributes.contains(&AddressAttribute::Local(IpAddr::V4(address))) {
+                self.handle.address().del(message).execute().await.ok();
+            }
+        }
+    }
+}
+
+fn interface(message: &LinkMessage) -> Interface {
+    let mut found = Interface { index: message.header.index, name: String::new(), mac: [0; 6], carrier: false };
+    found.carrier = message.header.flags.contains(LinkFlags::LowerUp);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => found.name.clone_from(name),
+            LinkAttribute::Address(bytes) => found.mac = bytes.as_slice().try_into().unwrap_or_default(),
+            _ => {}
+        }
+    }
+    found
+}

@@ -1,0 +1,219 @@
+//! Brings up a host's network links for the agent: every physical interface up, addresses by DHCPv4 or as told.
+//!
+//! ```text
+//! policy   what is wanted: `--ip ADDRESS/LENGTH[,GATEWAY]`, or DHCP
+//! lease    DHCP's messages (RFC 2131), pure
+//! dhcp     getting and keeping a lease on one interface
+//! kernel   interfaces, addresses and routes by rtnetlink
+//! ```
+//! IPv6 addresses come by router advertisements, which the kernel handles itself. Name servers go into a file that `/etc/resolv.conf`
+//! leads to. Nothing here decides what an address is used for.
+
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+
+mod policy;
+
+mod lease;
+
+mod dhcp;
+
+mod kernel;
+
+pub use policy::{Addressing, PolicyError, Static};
+
+use kernel::{Interface, Kernel};
+
+/// How often new interfaces and lost carriers are looked for.
+const LOOK: Duration = Duration::from_secs(1);
+/// Pause before an interface that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(5);
+/// Routes of later interfaces count less.
+const METRIC: u32 = 100;
+
+/// What is wanted.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// How addresses are found.
+    pub addressing: Addressing,
+    /// The name that DHCP servers are told.
+    pub hostname: Option<String>,
+    /// Where name servers are written, in the form of resolv.conf(5).
+    pub resolv_conf: PathBuf,
+    /// The interfaces to bring up; none means all physical ones.
+    pub only: Option<Vec<String>>,
+}
+
+/// How a link is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkState {
+    /// The interface.
+    pub interface: String,
+    /// What it is at.
+    pub progress: Progress,
+}
+
+/// How far a link is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing is plugged in, or the other end is off.
+    NoCarrier,
+    /// It asks for an address.
+    Asking,
+    /// It has one.
+    Ready {
+        /// Address and prefix length.
+        address: (Ipv4Addr, u8),
+        /// Where the rest of the world is.
+        gateway: Option<Ipv4Addr>,
+    },
+    /// It could not be brought up and is tried again; the text says why and what to do.
+    Failed(String),
+}
+
+/// Why nothing can be brought up at all.
+#[derive(Debug, thiserror::Error)]
+pub enum LinksError {
+    /// The kernel does not talk to us.
+    #[error("open rtnetlink; is this a Linux host with networking?")]
+    Open(#[source] std::io::Error),
+    /// Interfaces cannot be listed.
+    #[error("list network interfaces; run as root")]
+    List(#[source] rtnetlink::Error),
+}
+
+/// Name servers by interface, as they are in the file. Locked for no longer than a look at it.
+#[derive(Default)]
+struct NameServers(Mutex<BTreeMap<String, Vec<Ipv4Addr>>>);
+
+impl NameServers {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Vec<Ipv4Addr>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Brings up links and keeps them up, for as long as it is polled; `tell` hears of every change. Ends only if it cannot work at all.
+/// Can be spawned if `tell` can be shared between threads.
+pub async fn bring_up(policy: Policy, tell: impl Fn(LinkState)) -> Result<(), LinksError> {
+    let kernel = Kernel::open().map_err(LinksError::Open)?;
+    let names = NameServers::default();
+    let mut known: Vec<u32> = Vec::new();
+    let mut links = FuturesUnordered::new();
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = look.tick() => {
+                let present = kernel.interfaces().await.map_err(LinksError::List)?;
+                for interface in present {
+                    if !known.contains(&interface.index) && wanted(&policy, &interface) {
+                        known.push(interface.index);
+                        links.push(keep_up(&kernel, &policy, &names, interface, &tell));
+                    }
+                }
+            }
+            Some(index) = links.next(), if !links.is_empty() => known.retain(|known| *known != index),
+        }
+    }
+}
+
+fn wanted(policy: &Policy, interface: &Interface) -> bool {
+    match &policy.only {
+        Some(names) => names.contains(&interface.name),
+        None => interface.name == "lo" || PathBuf::from("/sys/class/net").join(&interface.name).join("device").exists(),
+    }
+}
+
+/// Keeps one interface up until it is gone; returns its index.
+async fn keep_up(kernel: &Kernel, policy: &Policy, names: &NameServers, interface: Interface, tell: &impl Fn(LinkState)) -> u32 {
+    let say = |progress| tell(LinkState { interface: interface.name.clone(), progress });
+    if let Err(error) = kernel.up(interface.index).await {
+        say(Progress::Failed(format!("{} cannot be switched on: {error}; check its driver", interface.name)));
+        tokio::time::sleep(AGAIN).await;
+        return interface.index;
+    }
+    if interface.name == "lo" {
+        return std::future::pending().await;
+    }
+    let metric = METRIC + interface.index;
+    let mut told_no_carrier = false;
+    loop {
+        match kernel.interface(interface.index).await {
+            None => return interface.index,
+            Some(now) if !now.carrier => {
+                if !told_no_carrier {
+                    say(Progress::NoCarrier);
+                    told_no_carrier = true;
+                }
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
+            Some(_) => told_no_carrier = false,
+        }
+        let served = async {
+            match &policy.addressing {
+                Addressing::Static(fixed) => {
+                    kernel
+                        .set(interface.index, (fixed.address, fixed.length), fixed.gateway, metric)
+                        .await
+                        .map_err(|error| error.to_string())?;
+                    say(Progress::Ready { address: (fixed.address, fixed.length), gateway: fixed.gateway });
+                    std::future::pending::<Result<(), String>>().await
+                }
+                Addressing::Dhcp => {
+                    say(Progress::Asking);
+                    let host = dhcp::Host { kernel, interface: &interface, metric, hostname: policy.hostname.as_deref() };
+                    host.keep_lease(|lease| {
+                        names.lock().insert(interface.name.clone(), lease.map(|lease| lease.name_servers.clone()).unwrap_or_default());
+                        write_names(policy, names);
+                        if let Some(lease) = lease {
+                            say(Progress::Ready { address: (lease.address, lease.length), gateway: lease.gateway });
+                        }
+                    })
+                    .await
+                }
+            }
+        };
+        tokio::select! {
+            ended = served => if let Err(why) = ended {
+                say(Progress::Failed(format!("{}: {why}", interface.name)));
+                tokio::time::sleep(AGAIN).await;
+            },
+            () = carrier_lost(kernel, interface.index) => {}
+        }
+    }
+}
+
+async fn carrier_lost(kernel: &Kernel, index: u32) {
+    while kernel.interface(index).await.is_some_and(|interface| interface.carrier) {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn write_names(policy: &Policy, names: &NameServers) {
+    // Three is what resolvers read (resolv.conf(5), MAXNS).
+    let servers: Vec<Ipv4Addr> = names.lock().values().flatten().copied().take(3).collect();
+    let text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    let fresh = policy.resolv_conf.with_extension("new");
+    // Without the file there are no names; peers are reached by address.
+    std::fs::write(&fresh, text).and_then(|()| std::fs::rename(&fresh, &policy.resolv_conf)).ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_can_be_spawned() {
+        fn spawnable(_: impl Future<Output = Result<(), LinksError>> + Send) {}
+        let policy = Policy { addressing: Addressing::Dhcp, hostname: None, resolv_conf: PathBuf::new(), only: None };
+        spawnable(bring_up(policy, |_| ()));
+    }
+}

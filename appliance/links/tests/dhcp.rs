@@ -1,0 +1,130 @@
+//! A link gets its address from a real DHCP server (dnsmasq) over a pair of interfaces in two network namespaces. Needs root, iproute2
+//! and dnsmasq-base.
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
+
+use std::{
+    cell::RefCell,
+    fs::File,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use nix::sched::{CloneFlags, setns};
+use rebec_links::{Addressing, LinkState, Policy, Progress, bring_up};
+
+struct Net {
+    names: [String; 2],
+    server: Option<Child>,
+}
+
+impl Net {
+    fn make(tag: &str) -> Self {
+        let name = |end: &str| format!("rebec-links-{tag}-{end}-{}", std::process::id());
+        let net = Self { names: [name("client"), name("server")], server: None };
+        for name in &net.names {
+            run(&["netns", "add", name]);
+        }
+        let [client, server] = &net.names;
+        run(&["-n", client, "link", "add", "c0", "type", "veth", "peer", "name", "s0", "netns", server]);
+        run(&["-n", server, "addr", "add", "10.9.0.1/24", "dev", "s0"]);
+        run(&["-n", server, "link", "set", "s0", "up"]);
+        net
+    }
+
+    fn serve(&mut self) {
+        let mut command = Command::new("ip");
+        command.args([
+            "netns",
+            "exec",
+            &self.names[1],
+            "dnsmasq",
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--port=0",
+            "--no-ping",
+        ]);
+        command.args(["--interface=s0", "--dhcp-range=10.9.0.50,10.9.0.60,255.255.255.0,2m", "--dhcp-option=option:router,10.9.0.1"]);
+        command.args(["--dhcp-option=option:dns-server,10.9.0.1", "--dhcp-leasefile=/dev/null", "--user=root", "--pid-file"]);
+        self.server = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    }
+
+    fn enter(&self) {
+        setns(File::open(format!("/run/netns/{}", self.names[0])).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+    }
+
+    fn client_says(&self, args: &[&str]) -> String {
+        let output = Command::new("ip").args(["-n", &self.names[0]]).args(args).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        if let Some(mut server) = self.server.take() {
+            server.kill().ok();
+            server.wait().ok();
+        }
+        for name in &self.names {
+            Command::new("ip").args(["netns", "del", name]).status().ok();
+        }
+    }
+}
+
+fn run(args: &[&str]) {
+    assert!(Command::new("ip").args(args).status().unwrap().success(), "ip {args:?}");
+}
+
+/// Brings up `c0` until `enough` says so, and returns what was told.
+fn told(policy: Policy, enough: impl Fn(&LinkState) -> bool) -> Vec<LinkState> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (done, seen) = (tokio::sync::Notify::new(), RefCell::new(Vec::new()));
+        let tell = |state: LinkState| {
+            if enough(&state) {
+                done.notify_one();
+            }
+            seen.borrow_mut().push(state);
+        };
+        let limit = Duration::from_secs(40);
+        tokio::select! {
+            ended = bring_up(policy, tell) => panic!("ended: {ended:?}"),
+            () = done.notified() => {}
+            () = tokio::time::sleep(limit) => panic!("not within {limit:?}: {:?}", seen.borrow()),
+        }
+        seen.into_inner()
+    })
+}
+
+fn policy(addressing: Addressing, folder: &std::path::Path) -> Policy {
+    let only = Some(vec!["lo".to_owned(), "c0".to_owned()]);
+    Policy { addressing, hostname: Some("spare-1".to_owned()), resolv_conf: folder.join("resolv.conf"), only }
+}
+
+fn is_ready(state: &LinkState) -> bool {
+    matches!(state.progress, Progress::Ready { .. })
+}
+
+#[test]
+fn a_link_gets_its_address_route_and_name_server_by_dhcp() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut net = Net::make("dhcp");
+    net.serve();
+    net.enter();
+    let states = told(policy(Addressing::Dhcp, folder.path()), is_ready);
+    let Some(Progress::Ready { address, gateway }) = states.last().map(|state| state.progress.clone()) else { panic!("{states:?}") };
+    assert_eq!((address.0.octets()[..3].to_vec(), address.1, gateway), (vec![10, 9, 0], 24, Some([10, 9, 0, 1].into())));
+    assert!(net.client_says(&["addr", "show", "dev", "c0"]).contains(&format!("inet {}/24", address.0)));
+    assert!(net.client_says(&["route"]).contains("default via 10.9.0.1 dev c0"));
+    assert_eq!(std::fs::read_to_string(folder.path().join("resolv.conf")).unwrap(), "nameserver 10.9.0.1\n");
+}
+
+#[test]
+fn a_link_takes_the_address_it_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let net = Net::make("static");
+    net.enter();
+    let states = told(policy("10.9.0.7/24,10.9.0.1".parse().unwrap(), folder.path()), is_ready);
+    assert!(states.iter().any(is_ready));
+    assert!(net.client_says(&["addr", "show", "dev", "c0"]).contains("inet 10.9.0.7/24"));
+    assert!(net.client_says(&["route"]).contains("default via 10.9.0.1 dev c0"));
+}
