@@ -21,4 +21,5 @@ mod screen;
 mod store;
 mod vm;
 
+pub use rebec_links::Addressing;
 pub use run::{MESH_PORT, Options, run};

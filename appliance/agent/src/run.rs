@@ -3,6 +3,7 @@
 use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
+use rebec_links::{Addressing, Policy};
 use rebec_pool::{Body, record::Kind};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -18,6 +19,8 @@ use crate::{
     vm::{adopt, ports},
 };
 
+/// Where the appliance's resolver looks.
+const RESOLV_CONF: &str = "/run/resolv.conf";
 /// Between two looks whether the host's own facts have changed.
 const FACTS_PERIOD: Duration = Duration::from_secs(2);
 
@@ -45,6 +48,8 @@ pub struct Options {
     pub durable: bool,
     /// The status screen's file.
     pub screen: Option<PathBuf>,
+    /// Whether the agent brings the machine's links up: an address with its gateway, or by DHCP.
+    pub links: Option<Addressing>,
     /// A ticket to join with when this host belongs to no pool.
     pub ticket: Option<String>,
 }
@@ -81,6 +86,9 @@ async fn serve(options: Options) -> Result<()> {
     };
     let accepting = agent.clone();
     tokio::spawn(async move { accepting.mesh.accept(serve_stream).await });
+    if let Some(addressing) = agent.options.links.clone() {
+        tokio::spawn(bring_up_links(agent.own_name(), addressing));
+    }
     tokio::spawn(exchange::run(agent.clone()));
     tokio::spawn(ports::run(agent.clone()));
     tokio::spawn(watch_facts(agent.clone()));
@@ -98,6 +106,14 @@ async fn serve(options: Options) -> Result<()> {
     }
     agent.mesh.close().await;
     Ok(())
+}
+
+async fn bring_up_links(hostname: String, addressing: Addressing) {
+    let policy = Policy { addressing, hostname: Some(hostname), resolv_conf: RESOLV_CONF.into(), only: None };
+    let tell = |state| log::info!("links: {state:?}");
+    if let Err(error) = rebec_links::bring_up(policy, tell).await {
+        log::error!("links: {error}");
+    }
 }
 
 /// Tells the pool what this host is, if that is news.

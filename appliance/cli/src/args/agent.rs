@@ -40,5 +40,5 @@ pub struct ServeOptions {
     pub bring_up_links: bool,
     /// A fixed address in place of DHCP
     #[arg(long, value_name = "ADDRESS/LENGTH[,GATEWAY]", requires = "bring_up_links")]
-    pub ip: Option<String>,
+    pub ip: Option<rebec_agent::Addressing>,
 }

@@ -30,6 +30,7 @@ pub fn agent(options: ServeOptions, socket: Option<PathBuf>) -> Exit {
         memory_bytes: options.memory.map(rebec_vmm_api::MemorySize::bytes),
         durable: !options.volatile,
         screen: options.screen,
+        links: options.bring_up_links.then(|| options.ip.unwrap_or(rebec_agent::Addressing::Dhcp)),
         ticket,
     });
     match run {
