@@ -114,7 +114,7 @@ impl Agent {
         }
         self.store.enter(pool, &records)?;
         *lock(&self.book) = Some(book);
-        self.bump();
+        self.touch();
         Ok(())
     }
 
@@ -124,7 +124,7 @@ impl Agent {
         self.identity.forget()?;
         *lock(&self.book) = None;
         self.join.send_replace(Join::Alone);
-        self.bump();
+        self.touch();
         Ok(())
     }
 
@@ -144,7 +144,7 @@ impl Agent {
             if let Err(error) = self.store.put(&new) {
                 log::error!("{error:#}");
             }
-            self.bump();
+            self.touch();
         }
         new
     }
@@ -174,8 +174,22 @@ impl Agent {
         }
     }
 
-    fn bump(&self) {
+    /// Wakes those who wait for a change of what this host knows or has.
+    pub fn touch(&self) {
         self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Waits until something holds, as far as this host knows; not longer than `patience`.
+    pub async fn until(&self, patience: Duration, holds: impl Fn() -> bool) -> bool {
+        let mut changed = self.changed.subscribe();
+        let wait = async {
+            while !holds() {
+                if changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(patience, wait).await.is_ok()
     }
 
     /// The other hosts of the pool.
@@ -203,7 +217,7 @@ impl Agent {
         let now = Instant::now();
         let before = lock(&self.heard).insert(key, Heard { last: Some(now), since: now });
         if before.is_none_or(|before| before.last.is_none_or(|last| now - last > SILENT_AFTER)) {
-            self.bump();
+            self.touch();
         }
     }
 

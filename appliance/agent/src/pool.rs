@@ -182,6 +182,7 @@ fn admit_new(agent: &Arc<Agent>, joiner: Key, question: &JoinQuestion) -> Result
             vec![agent.sign(Kind::Member, host_id(&joiner), Some(Body::Member(body)), secret)?]
         }
     };
+    agent.heard(joiner);
     agent.announce(records);
     log::info!("host {} ({}) was admitted", question.name, joiner.short());
     Ok(kept.founds)

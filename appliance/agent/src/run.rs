@@ -13,7 +13,7 @@ use crate::{
     facts,
     http::{self, Caller, serve},
     identity::Identity,
-    mesh::{Mesh, exchange},
+    mesh::{Mesh, Serve, exchange},
     pool, screen,
     store::Store,
     vm::{adopt, ports},
@@ -78,12 +78,10 @@ async fn serve(options: Options) -> Result<()> {
     publish_host(&agent);
     pool::joined(&agent);
     let router = http::router(agent.clone());
-    let serve_stream = {
-        let router = router.clone();
-        move |key, stream| {
-            tokio::spawn(serve::connection(stream, router.clone(), Caller::Agent(key)));
-        }
-    };
+    let mesh_router = router.clone();
+    let serve_stream: Serve = Arc::new(move |key, stream| {
+        tokio::spawn(serve::connection(stream, mesh_router.clone(), Caller::Agent(key)));
+    });
     let accepting = agent.clone();
     tokio::spawn(async move { accepting.mesh.accept(serve_stream).await });
     if let Some(addressing) = agent.options.links.clone() {

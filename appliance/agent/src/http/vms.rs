@@ -1,6 +1,6 @@
 //! `/v1/vms`. What is about a VM that runs elsewhere goes to its host.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -25,6 +25,9 @@ use crate::{
     jobs::Reporter,
     vm::{LocalVm, Want, control::Control, create, depart, start, watch},
 };
+
+/// How long a VMM may take to end.
+const END_TIME: Duration = Duration::from_secs(10);
 
 /// `GET /v1/vms`
 pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<VmInfo>> {
@@ -157,17 +160,10 @@ pub async fn stop_here(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<(), ApiE
     if let Err(error) = told.map_err(anyhow::Error::from).and_then(|told| told) {
         log::warn!("vm {name}: stop: {error:#}");
     }
-    let mut changed = agent.changed.subscribe();
-    let ended = async {
-        while vm.seen().pid != 0 {
-            if changed.changed().await.is_err() {
-                return;
-            }
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(10), ended)
-        .await
-        .map_err(|_| ApiError::new(ErrorCode::Failed, format!("VM {name}: its VMM did not end within 10 s")))
+    if agent.until(END_TIME, || vm.seen().pid == 0).await {
+        return Ok(());
+    }
+    Err(ApiError::new(ErrorCode::Failed, format!("VM {name}: its VMM did not end within {} s", END_TIME.as_secs())))
 }
 
 /// `DELETE /v1/vms/{name}`: at its home, which has its holder remove what is there.

@@ -8,7 +8,7 @@ pub mod exchange;
 use std::{
     collections::HashMap,
     net::{Ipv4Addr, SocketAddr},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -48,10 +48,14 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// One stream of a connection.
 pub type Stream = tokio::io::Join<RecvStream, SendStream>;
 
+/// Takes a stream that another agent opened.
+pub type Serve = Arc<dyn Fn(Key, Stream) + Send + Sync>;
+
 /// Connections to other agents.
 pub struct Mesh {
     endpoint: Endpoint,
     connections: Mutex<HashMap<Key, Connection>>,
+    serve: OnceLock<Serve>,
 }
 
 impl Mesh {
@@ -74,7 +78,7 @@ impl Mesh {
             .bind()
             .await
             .with_context(|| format!("mesh: listen on UDP port {port}; is another agent running?"))?;
-        Ok(Self { endpoint, connections: Mutex::default() })
+        Ok(Self { endpoint, connections: Mutex::default(), serve: OnceLock::new() })
     }
 
     /// The port that others reach this host at.
@@ -82,16 +86,13 @@ impl Mesh {
         self.endpoint.bound_sockets().first().map_or(0, SocketAddr::port)
     }
 
-    /// Takes connections until the endpoint ends; each stream is handed to `serve`.
-    pub async fn accept(&self, serve: impl Fn(Key, Stream) + Clone + Send + Sync + 'static) {
+    /// Takes connections until the endpoint ends; each stream, also of connections that this side opened, is handed to `serve`.
+    pub async fn accept(&self, serve: Serve) {
+        self.serve.get_or_init(|| serve);
         while let Some(incoming) = self.endpoint.accept().await {
             let Ok(accepting) = incoming.accept() else { continue };
             match tokio::time::timeout(CONNECT_TIME, accepting).await {
-                Ok(Ok(connection)) => {
-                    let key = Name(*connection.remote_id().as_bytes());
-                    self.keep(key, connection.clone());
-                    tokio::spawn(streams(key, connection, serve.clone()));
-                }
+                Ok(Ok(connection)) => self.keep(Name(*connection.remote_id().as_bytes()), connection),
                 Ok(Err(error)) => log::debug!("mesh: an incoming connection failed: {error}"),
                 Err(_) => log::debug!("mesh: an incoming connection took too long"),
             }
@@ -138,7 +139,10 @@ impl Mesh {
     fn keep(&self, key: Key, connection: Connection) {
         let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
         connections.retain(|_, connection| connection.close_reason().is_none());
-        connections.insert(key, connection);
+        connections.insert(key, connection.clone());
+        if let Some(serve) = self.serve.get() {
+            tokio::spawn(streams(key, connection, serve.clone()));
+        }
     }
 
     async fn dial(&self, peer: &Peer) -> Result<Connection> {
@@ -160,7 +164,7 @@ impl Mesh {
 }
 
 /// Hands each stream that the other side opens to `serve`.
-async fn streams(key: Key, connection: Connection, serve: impl Fn(Key, Stream)) {
+async fn streams(key: Key, connection: Connection, serve: Serve) {
     while let Ok((send, receive)) = connection.accept_bi().await {
         serve(key, tokio::io::join(receive, send));
     }

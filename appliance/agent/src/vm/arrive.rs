@@ -1,7 +1,7 @@
 //! A VM arrives from another host: its parts are gathered, an empty layer made, a VMM started that waits; then each stream of
 //! the move is joined to it. Whether it runs here is decided by the two VMMs and their ledgers alone.
 
-use std::{net::Ipv4Addr, path::PathBuf, sync::Arc};
+use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 use rebec_api::{ApiError, ErrorCode};
 use rebec_pool::{Key, Signed, key::Id, record::SeenState};
@@ -15,6 +15,8 @@ use super::{
 };
 use crate::{agent::Agent, facts, jobs::Reporter};
 
+/// How long a VM that comes back waits for its old VMM, which forwards late frames for a few seconds.
+const LEFT_TIME: Duration = Duration::from_secs(30);
 /// VMs of this host that are asked for content.
 const DONORS_MAX: usize = 4;
 
@@ -36,6 +38,11 @@ pub async fn prepare(agent: &Arc<Agent>, from: Key, offer: Offer, reporter: &Rep
     let (home, body) = start::desired(agent, offer.vm)?;
     let name = body.name.clone();
     start::gather(agent, &body.image, agent.peer(&from).as_slice(), reporter).await?;
+    let gone = || agent.local_vm(&offer.vm).is_none_or(|vm| vm.kept().want != Want::Gone);
+    if !gone() {
+        reporter.progress("waiting until what it left here has gone", 0, 0);
+        agent.until(LEFT_TIME, gone).await;
+    }
     let _admission = agent.admission.lock().await;
     if let Some(vm) = agent.local_vm(&offer.vm) {
         return match vm.kept().want {
@@ -75,6 +82,7 @@ async fn wait_for(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> anyhow::Result<Proce
     let how = Beginning::Arrive(&donors);
     let mut child = process::spawn(&agent.options.vmm, &vm.folder, &vm.kept(), &agent.depot, &peers, &how)?;
     process::wait_ready(&mut child, &vm.folder).await?;
+    vm.console.started();
     vm.fdb(|fdb| *fdb = peers.into_iter().take(process::PEERS_MAX).collect());
     Ok(Process::Child(child))
 }

@@ -4,6 +4,7 @@
 use std::{
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
-    sync::{broadcast, mpsc},
+    sync::{Notify, broadcast, mpsc},
 };
 
 /// When the file reaches this length it becomes `console.log.1` and a new one begins.
@@ -21,12 +22,13 @@ const CHUNKS_MAX: usize = 256;
 /// What listeners typed and the guest has not read yet.
 const TYPED_MAX: usize = 64;
 /// Between two tries to reach a VMM that is not there; it keeps 64 KiB for a reader who is late.
-const RETRY: Duration = Duration::from_millis(200);
+const RETRY: Duration = Duration::from_secs(1);
 
 /// The console of one VM.
 pub struct Console {
     said: broadcast::Sender<Bytes>,
     typed: mpsc::Sender<Bytes>,
+    started: Arc<Notify>,
     task: tokio::task::JoinHandle<()>,
     folder: PathBuf,
 }
@@ -36,8 +38,14 @@ impl Console {
     pub fn open(folder: &Path) -> Self {
         let said = broadcast::Sender::new(CHUNKS_MAX);
         let (typed, input) = mpsc::channel(TYPED_MAX);
-        let task = tokio::spawn(pump(folder.to_owned(), said.clone(), input));
-        Self { said, typed, task, folder: folder.to_owned() }
+        let started = Arc::new(Notify::new());
+        let task = tokio::spawn(pump(folder.to_owned(), said.clone(), input, started.clone()));
+        Self { said, typed, started, task, folder: folder.to_owned() }
+    }
+
+    /// A VMM was started: it is there to be reached.
+    pub fn started(&self) {
+        self.started.notify_one();
     }
 
     /// Hears what the guest says from now on.
@@ -64,14 +72,15 @@ impl Drop for Console {
     }
 }
 
-async fn pump(folder: PathBuf, said: broadcast::Sender<Bytes>, mut input: mpsc::Receiver<Bytes>) {
+async fn pump(folder: PathBuf, said: broadcast::Sender<Bytes>, mut input: mpsc::Receiver<Bytes>, started: Arc<Notify>) {
     loop {
         if let Ok(stream) = UnixStream::connect(folder.join("console.sock")).await
             && let Err(error) = converse(stream, &folder, &said, &mut input).await
         {
             log::debug!("console in {}: {error}", folder.display());
         }
-        tokio::time::sleep(RETRY).await;
+        // A VMM of an earlier agent says nothing when this one begins.
+        tokio::time::timeout(RETRY, started.notified()).await.unwrap_or_default();
     }
 }
 

@@ -14,7 +14,10 @@ use rebec_api::{
     job::{Job, JobState},
     vm::{MoveVm, STREAM_UPGRADE},
 };
-use rebec_pool::record::{Kind, SeenState};
+use rebec_pool::{
+    record::{Kind, SeenState},
+    view,
+};
 use rebec_vmm_api::{
     MoveReport, Outcome,
     control::{Command, MigrateOptions, Progress},
@@ -31,6 +34,8 @@ use crate::{
 const STREAMS: u8 = 2;
 /// Buffered on a stream, each way, beside the sockets' own.
 const RELAY_BYTES: usize = 256 << 10;
+/// How long the end of a move waits for the word of the other side's agent.
+const TOLD_TIME: Duration = Duration::from_secs(3);
 /// Between two tries to bring a granted right to the other side.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -54,7 +59,13 @@ pub async fn depart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, wish: &Mov
     vm.say(agent, |seen| seen.state = SeenState::Moving);
     let report = attempt(agent, vm, to, options, reporter).await;
     match &report {
-        Ok(report) if report.outcome == Outcome::Moved => left(vm),
+        Ok(report) if report.outcome == Outcome::Moved => {
+            left(vm);
+            // Whoever asks next should hear where it is now.
+            let id = vm.id();
+            let there = || agent.book(|book| view::seen(book, id).is_some_and(|seen| seen.holder == to.key)) == Some(true);
+            agent.until(TOLD_TIME, there).await;
+        }
         Ok(report) if report.outcome == Outcome::Waiting => {
             let reason = format!("the right to run it waits for host {}: {}", to.name, report.reason.clone().unwrap_or_default());
             vm.say(agent, |seen| {

@@ -163,6 +163,7 @@ pub async fn boot(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<Process> {
     let peers = ports::neighbours(agent, &vm.kept().body);
     let mut child = process::spawn(&agent.options.vmm, &vm.folder, &vm.kept(), &agent.depot, &peers, &Beginning::Boot)?;
     process::wait_ready(&mut child, &vm.folder).await?;
+    vm.console.started();
     vm.fdb(|fdb| *fdb = peers.into_iter().take(process::PEERS_MAX).collect());
     Ok(Process::Child(child))
 }

@@ -178,4 +178,5 @@ pub fn remove(agent: &Agent, vm: &LocalVm) {
     {
         log::error!("vm {}: {error}", vm.name());
     }
+    agent.touch();
 }

@@ -12,7 +12,7 @@ use rebec_migrate::{
     frame::{PREAMBLE_BYTES, Preamble},
     message::{MESSAGE_HEAD_BYTES, Message, MessageHead},
 };
-use rustix::net::sockopt;
+use rustix::net::{AddressFamily, sockopt};
 
 /// How long a peer may take to say who it is.
 const PREAMBLE_TIME: Duration = Duration::from_secs(10);
@@ -24,8 +24,11 @@ const UNACKNOWLEDGED_MS: u32 = 30_000;
 /// Pieces in which a message is read, so that a length that nobody sends costs nothing.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// Makes a dead link show itself as an error.
+/// Makes a dead link show itself as an error. On a Unix socket there is no link: whoever relays behind it watches its own.
 pub fn watch(stream: &TcpStream) -> io::Result<()> {
+    if sockopt::socket_domain(stream)? == AddressFamily::UNIX {
+        return Ok(());
+    }
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;
     sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
