@@ -48,17 +48,7 @@ fn pool_status(agent: &Agent) -> PoolStatus {
             join: join.clone(),
         }
     });
-    known.unwrap_or_else(|| PoolStatus {
-        pool: None,
-        key: None,
-        host,
-        domain: None,
-        domains: 0,
-        hosts: 0,
-        hosts_reachable: 0,
-        vms: 0,
-        join,
-    })
+    known.unwrap_or(PoolStatus { pool: None, key: None, host, domain: None, domains: 0, hosts: 0, hosts_reachable: 0, vms: 0, join })
 }
 
 /// `POST /v1/pool`
