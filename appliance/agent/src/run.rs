@@ -16,7 +16,7 @@ use crate::{
     mesh::{Mesh, Serve, exchange},
     pool, screen,
     store::Store,
-    vm::{adopt, ports},
+    vm::{Want, adopt, ports},
 };
 
 /// Where the appliance's resolver looks.
@@ -137,5 +137,20 @@ async fn watch_facts(agent: Arc<Agent>) {
             underlay = now;
         }
         publish_host(&agent);
+        obey(&agent).await;
+    }
+}
+
+/// A host that was declared dead and is not runs nothing any more: its VMs may run elsewhere by now.
+async fn obey(agent: &Arc<Agent>) {
+    let dead = agent.book(|book| book.membership(&agent.key()).and_then(|(_, member)| member.dead.clone())).flatten();
+    let Some(reason) = dead else { return };
+    for vm in agent.local_vms() {
+        if vm.kept().want == Want::Running {
+            log::error!("vm {}: ended, because this host was declared dead: {reason}", vm.name());
+            if let Err(error) = http::vms::stop_here(agent, &vm).await {
+                log::error!("{error}");
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! `rebec`: what a user types becomes requests to an agent, and what the agent answers becomes text.
 //!
 //! The road: [`args`] parses the command line, [`client`] carries requests to the agent on its Unix socket or over TLS,
-//! [`run`] holds one file per noun of the command line, [`text`] turns answers into tables and lines. Nothing is decided
+//! `run` holds one file per noun of the command line, [`text`] turns answers into tables and lines. Nothing is decided
 //! here: the agent decides, and its reasons are shown. Data goes to standard output, talk to standard error.
 
 pub mod args;

@@ -5,19 +5,26 @@ use std::sync::Arc;
 use axum::{
     body::Body,
     extract::{Path, State},
-    http::Request,
+    http::{Request, StatusCode},
     response::{IntoResponse, Response},
 };
 use rebec_api::{
-    ApiError,
+    ApiError, ErrorCode,
     host::{DeclareDead, HostInfo},
+    vm::MoveVm,
 };
+use rebec_vmm_api::Outcome;
 
 use super::{
     answer::{Answer, Failure, Json},
     forward, names, shown,
 };
-use crate::{agent::Agent, pool, run};
+use crate::{
+    agent::Agent,
+    jobs::Reporter,
+    pool, run,
+    vm::{Want, create, depart},
+};
 
 /// `GET /v1/hosts`
 pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<HostInfo>> {
@@ -34,7 +41,7 @@ fn find(agent: &Agent, name: &str) -> Result<HostInfo, Failure> {
     Ok(found.ok_or_else(|| ApiError::not_found("host", name, "rebec host ls"))?)
 }
 
-/// `POST /v1/hosts/{name}/drain`: the host takes no more VMs and says which it still has.
+/// `POST /v1/hosts/{name}/drain`: a job. The host takes no more VMs, and those that run there move away, one after the other.
 pub async fn drain(State(agent): State<Arc<Agent>>, Path(name): Path<String>, request: Request<Body>) -> Result<Response, Failure> {
     let host = names::host(&agent, &name)?;
     if host != agent.key() {
@@ -42,7 +49,41 @@ pub async fn drain(State(agent): State<Arc<Agent>>, Path(name): Path<String>, re
     }
     agent.store.set_fact("draining", &true)?;
     run::publish_host(&agent);
-    Ok(axum::Json(find(&agent, &name)?).into_response())
+    let (job, reporter) = agent.jobs.begin(format!("drain host {name}"));
+    tokio::spawn(async move {
+        let outcome = empty(&agent, &reporter).await.and_then(|()| {
+            let info = find(&agent, &name).map_err(|Failure(error)| error)?;
+            serde_json::to_value(info).map_err(|error| ApiError::new(ErrorCode::Failed, format!("drain host {name}: {error}")))
+        });
+        reporter.end(outcome);
+    });
+    Ok((StatusCode::ACCEPTED, axum::Json(job)).into_response())
+}
+
+/// Moves every running VM away; those that find no place stay and are named.
+async fn empty(agent: &Arc<Agent>, reporter: &Reporter) -> Result<(), ApiError> {
+    let mut details = vec![];
+    for vm in agent.local_vms() {
+        let kept = vm.kept();
+        if kept.want != Want::Running {
+            continue;
+        }
+        let moved = async {
+            let chosen = create::place(agent, &kept.body, None, None, Some(agent.key()))?;
+            let peer = agent.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
+            depart::depart(agent, &vm, &peer, &MoveVm::default(), reporter).await
+        };
+        match moved.await {
+            Ok(report) if report.outcome == Outcome::Moved => {}
+            Ok(report) => details.push(format!("{}: {}", kept.body.name, report.reason.unwrap_or_default())),
+            Err(error) => details.push(format!("{}: {error}", kept.body.name)),
+        }
+    }
+    if details.is_empty() {
+        return Ok(());
+    }
+    let message = format!("{} VMs stay on host {}, which takes no others", details.len(), agent.own_name());
+    Err(ApiError { code: ErrorCode::Refused, message, details })
 }
 
 /// `POST /v1/hosts/{name}/declare-dead`

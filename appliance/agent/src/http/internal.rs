@@ -104,7 +104,7 @@ pub async fn starts(State(agent): State<Arc<Agent>>, Json(order): Json<StartOrde
     let (job, reporter) = agent.jobs.begin(format!("start VM {}", body.name));
     let worker = agent.clone();
     tokio::spawn(async move {
-        let outcome = start::start(&worker, order.vm, &reporter).await;
+        let outcome = start::start(&worker, order.vm, order.epoch, &reporter).await;
         reporter.end(outcome.map(|()| seen_of(&worker, order.vm)));
     });
     Ok((StatusCode::ACCEPTED, axum::Json(job)).into_response())

@@ -10,6 +10,7 @@ pub mod jobs;
 pub mod lans;
 pub mod names;
 pub mod pools;
+pub mod rights;
 pub mod serve;
 pub mod shown;
 pub mod streams;
@@ -24,7 +25,6 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{delete, get, post, put},
 };
-use rebec_api::{ApiError, ErrorCode};
 use rebec_pool::Key;
 
 use self::answer::{Failure, no_method, no_route};
@@ -94,20 +94,10 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .with_state(agent)
 }
 
-/// Agents of the pool may ask what users may; strangers nothing.
+/// What the caller has no right to is not looked at further.
 async fn members_only(State(agent): State<Arc<Agent>>, request: Request, next: Next) -> Response {
-    let internal = request.uri().path().starts_with("/internal/");
-    let refused = match request.extensions().get::<Caller>() {
-        Some(Caller::User) if internal => Some("/internal is for agents"),
-        Some(Caller::User) => None,
-        Some(Caller::Agent(key)) => {
-            let member = agent.book(|book| book.membership(key).is_some_and(|(_, member)| member.dead.is_none()));
-            (member != Some(true)).then_some("the asking host is no member of this host's pool")
-        }
-        None => Some("nobody asks"),
-    };
-    match refused {
-        None => next.run(request).await,
-        Some(why) => Failure(ApiError::new(ErrorCode::Forbidden, why)).into_response(),
+    match rights::check(&agent, request.extensions().get::<Caller>(), request.uri()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => Failure(error).into_response(),
     }
 }

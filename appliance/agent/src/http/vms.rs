@@ -90,7 +90,7 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewVm>) -> 
     let reporter = Arc::new(reporter);
     let (worker, reported) = (agent.clone(), reporter.clone());
     let work = async move {
-        let outcome = create::start_at(&worker, id, &chosen, &reported).await;
+        let outcome = create::start_at(&worker, id, 1, &chosen, &reported).await;
         // A VM that never ran leaves nothing behind.
         if outcome.is_err() && worker.book(|book| view::seen(book, id).is_none()) == Some(true) {
             worker.publish(Kind::Vm, id, None).map(|_| ())?;
@@ -123,15 +123,40 @@ fn job_of(
 /// `POST /v1/vms/{name}/start`
 pub async fn start(State(agent): State<Arc<Agent>>, Path(name): Path<String>, request: Request<Body>) -> Result<Response, Failure> {
     let found = find(&agent, &name)?;
-    if let Some(holder) = found.holder.filter(|holder| *holder != agent.key()) {
-        return Ok(forward::to(&agent, &holder, request).await?.into_response());
-    }
     let what = format!("start VM {name}");
+    match found.holder {
+        Some(holder) if holder != agent.key() && is_dead(&agent, &holder) => {
+            if found.home != agent.key() {
+                return Ok(forward::to(&agent, &found.home, request).await?.into_response());
+            }
+            start_elsewhere(&agent, found.id, name)
+        }
+        Some(holder) if holder != agent.key() => Ok(forward::to(&agent, &holder, request).await?.into_response()),
+        _ => {
+            let (job, reporter) = agent.jobs.begin(what.clone());
+            let reporter = Arc::new(reporter);
+            let (worker, reported, id) = (agent.clone(), reporter.clone(), found.id);
+            let work = async move { start::start(&worker, id, 1, &reported).await };
+            Ok(job_of(&agent, what, name, work, reporter, job))
+        }
+    }
+}
+
+fn is_dead(agent: &Agent, host: &Key) -> bool {
+    agent.book(|book| book.membership(host).is_some_and(|(_, member)| member.dead.is_some())) == Some(true)
+}
+
+/// What a VM had written is lost with its host: it starts from its image, at the epoch after the one that host held.
+fn start_elsewhere(agent: &Arc<Agent>, id: Id, name: String) -> Result<Response, Failure> {
+    let (_, body) = start::desired(agent, id)?;
+    let epoch = agent.pool(|book| view::seen(book, id).map_or(1, |seen| seen.body.epoch + 1))?;
+    let chosen = create::place(agent, &body, None, None, None)?;
+    let what = format!("start VM {name} from its image on host {}: its disk is lost with the host that was declared dead", chosen.name);
     let (job, reporter) = agent.jobs.begin(what.clone());
     let reporter = Arc::new(reporter);
-    let (worker, reported, id) = (agent.clone(), reporter.clone(), found.id);
-    let work = async move { start::start(&worker, id, &reported).await };
-    Ok(job_of(&agent, what, name, work, reporter, job))
+    let (worker, reported) = (agent.clone(), reporter.clone());
+    let work = async move { create::start_at(&worker, id, epoch, &chosen, &reported).await };
+    Ok(job_of(agent, what, name, work, reporter, job))
 }
 
 /// `POST /v1/vms/{name}/stop`

@@ -4,10 +4,8 @@
 use std::{fs, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
-use rebec_pool::record::SeenState;
-use rebec_vmm_api::control::MigrateOptions;
 
-use super::{Kept, LocalVm, Want, control::Control, depart, process::Process, start, watch};
+use super::{Kept, LocalVm, control::Control, process::Process, watch};
 use crate::{
     agent::{Agent, lock},
     facts,
@@ -48,13 +46,6 @@ async fn one(agent: &Arc<Agent>, folder: &Path, kept: Kept) {
             log::info!("vm {}: adopted", kept.body.name);
             watch::look(agent, &vm).await;
             watch::spawn(agent, &vm, process);
-            if vm.seen().state == SeenState::Waiting
-                && let Some(to) = kept.to.and_then(|to| agent.peer(&to))
-            {
-                let options =
-                    MigrateOptions { streams: 1, downtime_ms_max: MigrateOptions::default_downtime_ms(), bandwidth_mbit_max: None };
-                tokio::spawn(depart::insist(agent.clone(), vm, to, options));
-            }
         }
         Err(_) => absent(agent, &vm, &kept).await,
     }
@@ -62,24 +53,9 @@ async fn one(agent: &Arc<Agent>, folder: &Path, kept: Kept) {
 
 /// No VMM answers for it.
 async fn absent(agent: &Arc<Agent>, vm: &Arc<LocalVm>, kept: &Kept) {
-    let name = &kept.body.name;
-    match kept.want {
-        Want::Stopped => vm.say_stopped(agent, SeenState::Stopped, None),
-        Want::Gone | Want::Arriving => watch::remove(agent, vm),
-        Want::Running => {
-            let since = if kept.boot == facts::boot_id() { "while no agent watched" } else { "when the machine stopped" };
-            log::warn!("vm {name}: its VMM ended {since}: it starts again from its disk");
-            match start::boot(agent, vm).await {
-                Ok(process) => {
-                    vm.say(agent, |seen| {
-                        seen.state = SeenState::Starting;
-                        seen.reason = Some(format!("its VMM ended {since}; it was started again from its disk"));
-                    });
-                    watch::look(agent, vm).await;
-                    watch::spawn(agent, vm, process);
-                }
-                Err(error) => vm.say_stopped(agent, SeenState::Failed, Some(format!("its VMM ended {since}; start it again: {error:#}"))),
-            }
-        }
+    let since = if kept.boot == facts::boot_id() { "while no agent watched" } else { "when the machine stopped" };
+    if let Some(process) = watch::after(agent, vm, None, &format!("its VMM ended {since}"), 0).await {
+        watch::look(agent, vm).await;
+        watch::spawn(agent, vm, process);
     }
 }

@@ -67,7 +67,8 @@ pub async fn prepare(agent: &Arc<Agent>, from: Key, offer: Offer, reporter: &Rep
     }
 }
 
-async fn wait_for(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> anyhow::Result<Process> {
+/// Starts a VMM that waits for the VM; one whose ledger says that it was prepared before tells the source that it is released.
+pub async fn wait_for(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> anyhow::Result<Process> {
     let kept = vm.kept();
     start::make_disks(agent, &vm.folder, &kept)?;
     let endpoints = start::free_endpoints(agent, kept.body.nics.len())?;

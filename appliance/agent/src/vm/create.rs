@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
-use rebec_api::{ApiError, ErrorCode, vm::NewVm};
+use rebec_api::{
+    ApiError, ErrorCode,
+    vm::{NewVm, OnHostLoss},
+};
 use rebec_pool::{
     Body, Key,
     key::{Id, Name},
@@ -47,6 +50,11 @@ pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, VmBody), Api
     if new.lans.len() > LANS_MAX {
         return bad(format!("{} LANs: at most {LANS_MAX}", new.lans.len()));
     }
+    if new.on_host_loss == OnHostLoss::Restart {
+        return bad(
+            "on-host-loss restart: this version cannot start a VM elsewhere when its host is lost; leave it out, or say hold".into()
+        );
+    }
     let taken = agent.pool(|book| view::vms(book).iter().any(|vm| vm.name == new.name))?;
     if taken {
         return Err(ApiError::new(
@@ -74,7 +82,7 @@ pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, VmBody), Api
         cmdline,
         nics,
         seed,
-        restart: new.on_host_loss == rebec_api::vm::OnHostLoss::Restart,
+        restart: false,
         created: now_s(),
     };
     let id: Id = Name(random());
@@ -186,9 +194,9 @@ fn candidates(agent: &Agent, book: &rebec_pool::Book) -> Vec<Candidate> {
 }
 
 /// Has the chosen host start a VM that this host has the record of.
-pub async fn start_at(agent: &Arc<Agent>, id: Id, chosen: &Choice, reporter: &Reporter) -> Result<(), ApiError> {
+pub async fn start_at(agent: &Arc<Agent>, id: Id, epoch: u64, chosen: &Choice, reporter: &Reporter) -> Result<(), ApiError> {
     if chosen.key == agent.key() {
-        return start::start(agent, id, reporter).await;
+        return start::start(agent, id, epoch, reporter).await;
     }
     let peer = agent.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
     let records = agent.pool(|book| {
@@ -196,7 +204,7 @@ pub async fn start_at(agent: &Arc<Agent>, id: Id, chosen: &Choice, reporter: &Re
             book.of_kind(Kind::Lan).chain(book.of_kind(Kind::Vm).filter(|vm| vm.key.id == id)).map(|record| record.key.clone()).collect();
         book.pick(&keys, 1 << 20)
     })?;
-    let order = StartOrder { vm: id, records };
+    let order = StartOrder { vm: id, epoch, records };
     let job = agent.mesh.ask(&peer, "/internal/starts", &order).await?;
     let seen: serde_json::Value = depart::follow(agent, &peer, job, reporter).await?;
     // The chosen host's word on how the VM is comes with its answer, so that whoever asks next is not told less.
@@ -212,6 +220,8 @@ pub async fn start_at(agent: &Arc<Agent>, id: Id, chosen: &Choice, reporter: &Re
 pub struct StartOrder {
     /// The VM.
     pub vm: Id,
+    /// Its ownership counter, where it was never there.
+    pub epoch: u64,
     /// Records it needs here.
     pub records: Vec<rebec_pool::Signed>,
 }

@@ -2,7 +2,11 @@
 //! from then on the two VMMs talk, and the agents only carry bytes. A right to run that waits for the other side is
 //! brought there again and again, as long as this agent and its VMM live.
 
-use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
+use std::{
+    os::unix::net::UnixStream,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use axum::{
@@ -67,12 +71,12 @@ pub async fn depart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, wish: &Mov
             agent.until(TOLD_TIME, there).await;
         }
         Ok(report) if report.outcome == Outcome::Waiting => {
+            // Who watches the VM brings the right there.
             let reason = format!("the right to run it waits for host {}: {}", to.name, report.reason.clone().unwrap_or_default());
             vm.say(agent, |seen| {
                 seen.state = SeenState::Waiting;
                 seen.reason = Some(reason);
             });
-            tokio::spawn(insist(agent.clone(), vm.clone(), to.clone(), options));
         }
         Ok(_) | Err(_) => watch::look(agent, vm).await,
     }
@@ -177,27 +181,37 @@ fn left(vm: &LocalVm) {
     }
 }
 
-/// Brings the right to run to the other side until it has taken or released it.
-pub async fn insist(agent: Arc<Agent>, vm: Arc<LocalVm>, to: Peer, options: MigrateOptions) {
+/// Brings the right to run a VM to the other side until that has taken or released it.
+pub async fn insist(agent: Arc<Agent>, vm: Arc<LocalVm>) {
+    if vm.insisting.swap(true, Ordering::AcqRel) {
+        return;
+    }
     let _change = vm.change.lock().await;
-    let (_, reporter) = agent.jobs.begin(format!("bring VM {} to host {}", vm.name(), to.name));
-    loop {
-        tokio::time::sleep(RETRY).await;
-        if vm.seen().state != SeenState::Waiting {
-            break;
+    let to = vm.kept().to.and_then(|to| agent.peer(&to));
+    if let Some(to) = to {
+        let (_, reporter) = agent.jobs.begin(format!("bring VM {} to host {}", vm.name(), to.name));
+        while vm.seen().state == SeenState::Waiting && !resolved(&agent, &vm, &to, &reporter).await {
+            tokio::time::sleep(RETRY).await;
         }
-        match attempt(&agent, &vm, &to, options, &reporter).await {
-            Ok(report) if report.outcome == Outcome::Moved => {
-                left(&vm);
-                break;
+        reporter.end(Ok(serde_json::Value::Null));
+    }
+    vm.insisting.store(false, Ordering::Release);
+}
+
+async fn resolved(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, reporter: &Reporter) -> bool {
+    let options = MigrateOptions { streams: 1, downtime_ms_max: MigrateOptions::default_downtime_ms(), bandwidth_mbit_max: None };
+    match attempt(agent, vm, to, options, reporter).await {
+        Ok(report) if report.outcome == Outcome::Waiting => false,
+        Ok(report) => {
+            if report.outcome == Outcome::Moved {
+                left(vm);
             }
-            Ok(report) if report.outcome == Outcome::Waiting => {}
-            Ok(_) => {
-                watch::look(&agent, &vm).await;
-                break;
-            }
-            Err(error) => log::debug!("vm {}: {error:#}", vm.name()),
+            watch::look(agent, vm).await;
+            true
+        }
+        Err(error) => {
+            log::debug!("vm {}: {error:#}", vm.name());
+            false
         }
     }
-    reporter.end(Ok(serde_json::Value::Null));
 }

@@ -15,6 +15,7 @@ pub mod console;
 pub mod control;
 pub mod create;
 pub mod depart;
+pub mod ledger;
 pub mod ports;
 pub mod process;
 pub mod seed;
@@ -24,7 +25,7 @@ pub mod watch;
 use std::{
     net::SocketAddrV4,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Mutex, atomic::AtomicBool},
 };
 
 use anyhow::{Context, Result};
@@ -83,6 +84,8 @@ pub struct LocalVm {
     pub console: console::Console,
     /// One change of its life at a time: start, stop, move, remove.
     pub change: tokio::sync::Mutex<()>,
+    /// Whether a granted right is being brought to the other side.
+    pub insisting: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -108,6 +111,7 @@ impl LocalVm {
             folder,
             console,
             change: tokio::sync::Mutex::default(),
+            insisting: AtomicBool::new(false),
             inner: Mutex::new(Inner { kept, seen, fdb: ports::Stations::new() }),
         }
     }

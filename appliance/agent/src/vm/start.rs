@@ -12,7 +12,7 @@ use rebec_pool::{
 };
 
 use super::{
-    Kept, LocalVm, Want, failed, folder, ports,
+    Kept, LocalVm, Want, failed, folder, ledger, ports,
     process::{self, Beginning, Process},
     seed, watch, write_kept,
 };
@@ -23,11 +23,12 @@ use crate::{
     mesh::Peer,
 };
 
-/// Starts a VM whose record is in the book.
-pub async fn start(agent: &Arc<Agent>, id: Id, reporter: &Reporter) -> Result<(), ApiError> {
+/// Starts a VM whose record is in the book. `epoch` counts where it was never here: the first, or the one after that of a
+/// host that was declared dead.
+pub async fn start(agent: &Arc<Agent>, id: Id, epoch: u64, reporter: &Reporter) -> Result<(), ApiError> {
     let (home, body) = desired(agent, id)?;
     gather(agent, &body.image, &[], reporter).await?;
-    let vm = place_here(agent, Kept::new(id, home, body, Want::Stopped))?;
+    let vm = place_here(agent, Kept { epoch, ..Kept::new(id, home, body, Want::Stopped) })?;
     let _change = vm.change.lock().await;
     let _admission = agent.admission.lock().await;
     begin(agent, &vm, reporter).await
@@ -160,6 +161,7 @@ pub async fn boot(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<Process> {
         kept.boot = facts::boot_id();
         kept.endpoints = endpoints;
     })?;
+    ledger::begin(&vm.folder, &kept.id, kept.epoch)?;
     let peers = ports::neighbours(agent, &vm.kept().body);
     let mut child = process::spawn(&agent.options.vmm, &vm.folder, &vm.kept(), &agent.depot, &peers, &Beginning::Boot)?;
     process::wait_ready(&mut child, &vm.folder).await?;

@@ -3,12 +3,14 @@
 use std::{fs, sync::Arc, time::Duration};
 
 use anyhow::Result;
+use rebec_migrate::ledger::Right;
 use rebec_pool::record::{Kind, SeenState};
 use rebec_vmm_api::control::{Status, VmState};
 
 use super::{
-    LocalVm, Want,
+    LocalVm, Want, arrive,
     control::Control,
+    depart, ledger,
     process::{self, Process},
     start,
 };
@@ -46,9 +48,12 @@ async fn watch(agent: Arc<Agent>, vm: Arc<LocalVm>, mut process: Process) {
 }
 
 /// Says how the VM is until its VMM ends.
-async fn until_end(agent: &Agent, vm: &Arc<LocalVm>, process: &mut Process) -> Option<i32> {
+async fn until_end(agent: &Arc<Agent>, vm: &Arc<LocalVm>, process: &mut Process) -> Option<i32> {
     loop {
         look(agent, vm).await;
+        if vm.seen().state == SeenState::Waiting {
+            tokio::spawn(depart::insist(agent.clone(), vm.clone()));
+        }
         let moving = vm.kept().want == Want::Arriving || vm.seen().state == SeenState::Moving;
         let period = if moving { PERIOD_MOVING } else { PERIOD };
         if let Ok(code) = tokio::time::timeout(period, process.ended()).await {
@@ -111,55 +116,73 @@ fn set_want(vm: &LocalVm, want: Want, epoch: u64) {
 
 /// What the end of a VMM means. Returns the VMM that was started instead.
 async fn ended(agent: &Arc<Agent>, vm: &Arc<LocalVm>, code: Option<i32>, restarts: u32) -> Option<Process> {
-    let name = vm.name();
-    match vm.kept().want {
-        Want::Gone => {
+    let how = code.map_or_else(|| "while no agent was its parent".to_owned(), |code| format!("with exit code {code}"));
+    let how = format!("its VMM ended {how}: {}", process::last_words(&vm.folder));
+    after(agent, vm, code, &how, restarts).await
+}
+
+/// What is to be done about a VM without a VMM: as is wanted, and as its ledger allows.
+pub async fn after(agent: &Arc<Agent>, vm: &Arc<LocalVm>, code: Option<i32>, how: &str, restarts: u32) -> Option<Process> {
+    let right = match ledger::last(&vm.folder) {
+        Ok(right) => right,
+        Err(error) => {
+            // Nothing is started or removed on a guess.
+            vm.say_stopped(agent, SeenState::Failed, Some(format!("{how}; {error:#}")));
+            return None;
+        }
+    };
+    match (vm.kept().want, right) {
+        (Want::Gone, _) | (Want::Arriving, None | Some(Right::Released)) => {
+            log::info!("vm {}: nothing of it stays here: {how}", vm.name());
             remove(agent, vm);
             None
         }
-        Want::Arriving => {
-            log::warn!("vm {name}: it did not arrive: {}", process::last_words(&vm.folder));
-            remove(agent, vm);
-            None
-        }
-        Want::Stopped => {
+        // It has not run here: a VMM must say so to the source, which waits for that.
+        (Want::Arriving, Some(Right::Prepared)) => match arrive::wait_for(agent, vm).await {
+            Ok(process) => Some(process),
+            Err(error) => {
+                log::error!("vm {}: {how}; it could not be released to its source: {error:#}", vm.name());
+                None
+            }
+        },
+        (Want::Stopped, _) => {
             vm.say_stopped(agent, SeenState::Stopped, None);
             None
         }
-        Want::Running if code == Some(0) => {
+        (Want::Running, Some(Right::Holding | Right::Running) | None) if code == Some(0) => {
             set_want(vm, Want::Stopped, 0);
             vm.say_stopped(agent, SeenState::Stopped, Some("the guest powered itself off".into()));
             None
         }
-        Want::Running => restart(agent, vm, code, restarts).await,
+        (Want::Running | Want::Arriving, _) => restart(agent, vm, how, restarts).await,
     }
 }
 
-async fn restart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, code: Option<i32>, restarts: u32) -> Option<Process> {
-    let words = process::last_words(&vm.folder);
-    let how = code.map_or_else(|| "while no agent watched".to_owned(), |code| format!("with exit code {code}"));
-    let reason = format!("its VMM ended {how}: {words}");
-    log::warn!("vm {}: {reason}", vm.name());
+async fn restart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, how: &str, restarts: u32) -> Option<Process> {
+    log::warn!("vm {}: {how}", vm.name());
     if restarts >= RESTARTS_MAX {
         set_want(vm, Want::Stopped, 0);
-        vm.say_stopped(agent, SeenState::Failed, Some(format!("{reason}; not started again after {restarts} times")));
+        vm.say_stopped(agent, SeenState::Failed, Some(format!("{how}; not started again after {restarts} times")));
         return None;
     }
-    vm.say_stopped(agent, SeenState::Starting, Some(format!("{reason}; it starts again from its disk")));
-    tokio::time::sleep(RESTART_AFTER * 2u32.pow(restarts)).await;
+    vm.say_stopped(agent, SeenState::Starting, Some(format!("{how}; it starts again from its disk")));
+    if restarts > 0 {
+        tokio::time::sleep(RESTART_AFTER * 2u32.pow(restarts)).await;
+    }
+    // A move that was under way has ended with the VMM, and gives the lock back soon.
     let _change = vm.change.lock().await;
-    if vm.kept().want != Want::Running {
+    if vm.kept().want == Want::Stopped {
         vm.say_stopped(agent, SeenState::Stopped, None);
         return None;
     }
     match start::boot(agent, vm).await {
         Ok(process) => {
-            vm.say(agent, |seen| seen.reason = Some(format!("{reason}; it was started again from its disk")));
+            vm.say(agent, |seen| seen.reason = Some(format!("{how}; it was started again from its disk")));
             Some(process)
         }
         Err(error) => {
             set_want(vm, Want::Stopped, 0);
-            vm.say_stopped(agent, SeenState::Failed, Some(format!("{reason}; it could not be started again: {error:#}")));
+            vm.say_stopped(agent, SeenState::Failed, Some(format!("{how}; it could not be started again: {error:#}")));
             None
         }
     }

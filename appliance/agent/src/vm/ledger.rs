@@ -1,0 +1,33 @@
+//! The ledger of a VM that no VMM has open: who may run it, by the last record. While a VMM runs, the file is that VMM's alone.
+
+use std::{fs, io::Write, path::Path};
+
+use anyhow::{Context, Result};
+use rebec_migrate::ledger::{self, MoveId, Record, Right, VmId};
+use rebec_pool::key::Id;
+
+/// What the last record says; none where nothing was ever written.
+pub fn last(folder: &Path) -> Result<Option<Right>> {
+    let path = folder.join("ledger");
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    let read = ledger::read(&bytes).with_context(|| format!("ledger {}", path.display()))?;
+    Ok(read.last.map(|record| record.right))
+}
+
+/// Begins the ledger of a VM that starts here for the first time, under the name that the pool knows it by.
+pub fn begin(folder: &Path, id: &Id, epoch: u64) -> Result<()> {
+    let path = folder.join("ledger");
+    if path.exists() {
+        return Ok(());
+    }
+    let first = Record { right: Right::Holding, vm: VmId(id.0), epoch: epoch.max(1), move_id: MoveId::NONE };
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(&first.to_bytes())?;
+    file.as_file().sync_all()?;
+    file.persist(&path).with_context(|| format!("write {}", path.display()))?;
+    fs::File::open(folder)?.sync_all().with_context(|| format!("write {}", path.display()))
+}
