@@ -81,6 +81,7 @@ pub async fn wait_for(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> anyhow::Result<P
     let peers = ports::neighbours(agent, &kept.body);
     let donors = donors(agent, &kept);
     let how = Beginning::Arrive(&donors);
+    process::wait_absent(&vm.folder).await?;
     let mut child = process::spawn(&agent.options.vmm, &vm.folder, &vm.kept(), &agent.depot, &peers, &how)?;
     process::wait_ready(&mut child, &vm.folder).await?;
     vm.console.started();

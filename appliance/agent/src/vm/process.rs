@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -22,7 +23,9 @@ pub const PEERS_MAX: usize = 64;
 const UDP_PORTS: std::ops::Range<u16> = 20_000..30_000;
 /// How long a VMM may take until its control socket answers: it unpacks a kernel and allocates memory.
 const START_TIME: Duration = Duration::from_secs(30);
-/// Between two looks whether it does.
+/// How long an earlier VMM's processes may take to go.
+const GONE_TIME: Duration = Duration::from_secs(5);
+/// Between two looks.
 const LOOK_PERIOD: Duration = Duration::from_millis(2);
 /// Of the log, what is told when a VMM does not start.
 const LAST_WORDS_BYTES: usize = 500;
@@ -49,6 +52,20 @@ pub fn endpoints(underlay: Ipv4Addr, count: usize, taken: &[SocketAddrV4]) -> Re
 pub fn loopback_port() -> Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
     Ok(listener.local_addr()?.port())
+}
+
+/// Waits until nothing of an earlier VMM holds the sockets of a VM: a killed process is seen to end before its children are.
+pub async fn wait_absent(folder: &Path) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + GONE_TIME;
+    for name in ["control.sock", "console.sock"] {
+        while UnixStream::connect(folder.join(name)).is_ok() {
+            if tokio::time::Instant::now() > deadline {
+                bail!("an earlier VMM of it still runs: {name} answers in {}", folder.display());
+            }
+            tokio::time::sleep(LOOK_PERIOD).await;
+        }
+    }
+    Ok(())
 }
 
 /// Starts the VMM of a VM whose folder is ready.
@@ -118,7 +135,8 @@ pub async fn wait_ready(child: &mut Child, folder: &Path) -> Result<()> {
 pub fn last_words(folder: &Path) -> String {
     let log = std::fs::read(folder.join("vmm.log")).unwrap_or_default();
     let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(LAST_WORDS_BYTES)..]).into_owned();
-    tail.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned()
+    let words = tail.lines().rev().find(|line| !line.trim().is_empty() && !line.contains(": info: "));
+    words.unwrap_or("it said nothing").to_owned()
 }
 
 /// A VMM that some agent started: ends when its process does.

@@ -163,6 +163,7 @@ pub async fn boot(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<Process> {
     })?;
     ledger::begin(&vm.folder, &kept.id, kept.epoch)?;
     let peers = ports::neighbours(agent, &vm.kept().body);
+    process::wait_absent(&vm.folder).await?;
     let mut child = process::spawn(&agent.options.vmm, &vm.folder, &vm.kept(), &agent.depot, &peers, &Beginning::Boot)?;
     process::wait_ready(&mut child, &vm.folder).await?;
     vm.console.started();

@@ -95,7 +95,8 @@ pub async fn look(agent: &Agent, vm: &Arc<LocalVm>) {
     }
     vm.say(agent, |seen| {
         if state != SeenState::Waiting {
-            seen.reason = seen.reason.take().filter(|_| seen.state == state);
+            // Why it had to start again stays said while it runs.
+            seen.reason = seen.reason.take().filter(|_| seen.state == state || seen.state == SeenState::Starting);
         }
         seen.state = state;
         seen.epoch = status.epoch;
