@@ -19,6 +19,7 @@ mod pool;
 mod run;
 mod screen;
 mod store;
+mod tokens;
 mod vm;
 
 pub use rebec_links::Addressing;

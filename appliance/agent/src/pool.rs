@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     agent::{Agent, host_id, now_s, random},
     facts,
-    http::names,
+    http::{names, tls},
     identity::Role,
     invitations,
     mesh::{Peer, exchange},
@@ -318,7 +318,7 @@ pub fn host_body(agent: &Agent) -> rebec_pool::record::HostBody {
     rebec_pool::record::HostBody {
         addresses: agent.mesh_addresses(),
         underlay: agent.underlay(),
-        api: None,
+        api: tls::address(agent),
         no_kvm: facts::no_kvm(),
         cpus: facts::cpus(),
         memory_bytes: agent.options.memory_bytes.unwrap_or_else(facts::memory_bytes),

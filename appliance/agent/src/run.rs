@@ -11,7 +11,7 @@ use crate::{
     agent::{Agent, host_id},
     depot::Depot,
     facts,
-    http::{self, Caller, serve},
+    http::{self, Caller, serve, tls},
     identity::Identity,
     mesh::{Mesh, Serve, exchange},
     pool, screen,
@@ -36,6 +36,8 @@ pub struct Options {
     pub socket: PathBuf,
     /// The mesh's UDP port.
     pub port: u16,
+    /// The API's TCP port; 0 where it is only on the Unix socket.
+    pub api_port: u16,
     /// `rebec-vmm`.
     pub vmm: PathBuf,
     /// The name this host would like.
@@ -80,12 +82,16 @@ async fn serve(options: Options) -> Result<()> {
     let router = http::router(agent.clone());
     let mesh_router = router.clone();
     let serve_stream: Serve = Arc::new(move |key, stream| {
-        tokio::spawn(serve::connection(stream, mesh_router.clone(), Caller::Agent(key)));
+        tokio::spawn(serve::connection(stream, mesh_router.clone(), Caller::Agent(key), serve::LIMITS.head));
     });
     let accepting = agent.clone();
     tokio::spawn(async move { accepting.mesh.accept(serve_stream).await });
     if let Some(addressing) = agent.options.links.clone() {
         tokio::spawn(bring_up_links(agent.own_name(), addressing));
+    }
+    if agent.options.api_port > 0 {
+        let (listener, acceptor) = (tls::listen(agent.options.api_port).await?, tls::acceptor(agent.identity.host())?);
+        tokio::spawn(tls::run(agent.clone(), listener, acceptor, router.clone(), serve::LIMITS));
     }
     tokio::spawn(exchange::run(agent.clone()));
     tokio::spawn(ports::run(agent.clone()));

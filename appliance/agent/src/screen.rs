@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use rebec_api::screen::{Kvm, Screen};
 
-use crate::{agent::Agent, facts};
+use crate::{agent::Agent, facts, http::tls};
 
 /// Addresses appear without anybody saying so.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -36,7 +36,7 @@ fn screen(agent: &Agent) -> Screen {
         host: agent.own_name(),
         fingerprint: agent.key().to_string(),
         addresses: agent.mesh_addresses().iter().map(|address| address.ip().to_string()).collect(),
-        api: None,
+        api: tls::address(agent).map(|address| format!("https://{address}")),
         kvm: facts::no_kvm().map_or(Kvm::Ready, |reason| Kvm::Absent { reason }),
         join: agent.join.borrow().clone(),
         vms: agent.local_vms().iter().filter(|vm| vm.seen().pid != 0).count() as u32,

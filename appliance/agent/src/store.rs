@@ -106,6 +106,24 @@ impl Store {
         })
     }
 
+    /// Changes a named fact, or leaves it where the change is refused. Who changes it at the same time waits.
+    pub fn change_fact<T, R>(&self, name: &str, change: impl FnOnce(&mut T) -> Result<R>) -> Result<R>
+    where
+        T: Serialize + DeserializeOwned + Default,
+    {
+        let tx = self.db.begin_write().with_context(|| format!("store: change {name}"))?;
+        let mut table = tx.open_table(FACTS)?;
+        let mut value: T = match table.get(name)? {
+            Some(bytes) => serde_json::from_slice(bytes.value()).with_context(|| format!("store: understand {name}"))?,
+            None => T::default(),
+        };
+        let outcome = change(&mut value)?;
+        table.insert(name, serde_json::to_vec(&value)?.as_slice())?;
+        drop(table);
+        tx.commit().with_context(|| format!("store: change {name}"))?;
+        Ok(outcome)
+    }
+
     fn write(&self, what: &str, change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>) -> Result<()> {
         let attempt = || -> Result<(), redb::Error> {
             let tx = self.db.begin_write()?;

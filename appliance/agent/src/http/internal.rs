@@ -48,7 +48,7 @@ const PIECE_BYTES: usize = 256 << 10;
 fn asker(caller: Caller) -> Result<Key, ApiError> {
     match caller {
         Caller::Agent(key) => Ok(key),
-        Caller::User => Err(ApiError::new(ErrorCode::Forbidden, "/internal is for agents")),
+        Caller::User | Caller::Stranger => Err(ApiError::new(ErrorCode::Forbidden, "/internal is for agents")),
     }
 }
 

@@ -14,7 +14,12 @@ pub mod rights;
 pub mod serve;
 pub mod shown;
 pub mod streams;
+pub mod tls;
+pub mod tokens;
 pub mod vms;
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -40,6 +45,8 @@ pub enum Caller {
     User,
     /// The agent with this key; whether it is a member is for the book to say.
     Agent(Key),
+    /// Somebody over TCP who has shown no token yet.
+    Stranger,
 }
 
 /// All routes.
@@ -69,6 +76,8 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/vms/{name}/move", post(vms::depart))
         .route("/v1/vms/{name}/logs", get(streams::logs))
         .route("/v1/vms/{name}/console", get(streams::console))
+        .route("/v1/tokens", get(tokens::list).post(tokens::create))
+        .route("/v1/tokens/{name}", delete(tokens::remove))
         .route("/v1/jobs", get(jobs::list))
         .route("/v1/jobs/{id}", get(jobs::show))
         .route("/v1/jobs/{id}/events", get(jobs::events));
@@ -96,8 +105,24 @@ pub fn router(agent: Arc<Agent>) -> Router {
 
 /// What the caller has no right to is not looked at further.
 async fn members_only(State(agent): State<Arc<Agent>>, request: Request, next: Next) -> Response {
+<<<<<<< HEAD
     match rights::check(&agent, request.extensions().get::<Caller>(), request.uri()) {
         Ok(()) => next.run(request).await,
         Err(error) => Failure(error).into_response(),
+=======
+    let internal = request.uri().path().starts_with("/internal/");
+    let refused = match request.extensions().get::<Caller>() {
+        Some(Caller::User) if internal => Some("/internal is for agents"),
+        Some(Caller::User) => None,
+        Some(Caller::Agent(key)) => {
+            let member = agent.book(|book| book.membership(key).is_some_and(|(_, member)| member.dead.is_none()));
+            (member != Some(true)).then_some("the asking host is no member of this host's pool")
+        }
+        Some(Caller::Stranger) | None => Some("nobody asks"),
+    };
+    match refused {
+        None => next.run(request).await,
+        Some(why) => Failure(ApiError::new(ErrorCode::Forbidden, why)).into_response(),
+>>>>>>> cli
     }
 }

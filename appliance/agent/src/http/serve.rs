@@ -1,4 +1,4 @@
-//! Where requests come in: a Unix socket, and streams of the mesh.
+//! Where requests come in: a Unix socket, and streams of TLS and of the mesh.
 
 use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
@@ -17,21 +17,30 @@ use tokio::{
 
 use super::Caller;
 
-/// How long a client may take for the head of its request.
-const HEAD_TIME: Duration = Duration::from_secs(10);
-/// Connections to the Unix socket at a time; others wait.
-const CONNECTIONS_MAX: usize = 256;
+/// What clients may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections at a time; others wait.
+    pub connections: usize,
+    /// Time for the TLS handshake.
+    pub handshake: Duration,
+    /// Time for the head of a request, and between two requests.
+    pub head: Duration,
+}
+
+/// Of each listener.
+pub const LIMITS: Limits = Limits { connections: 256, handshake: Duration::from_secs(10), head: Duration::from_secs(10) };
 
 /// Takes requests on a Unix socket until the task is dropped.
 pub async fn unix(path: &Path, router: Router) -> Result<()> {
     let listener = listen(path).await?;
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(LIMITS.connections));
     loop {
         let place = places.clone().acquire_owned().await?;
         let (stream, _) = listener.accept().await.context("accept on the API socket")?;
         let router = router.clone();
         tokio::spawn(async move {
-            connection(stream, router, Caller::User).await;
+            connection(stream, router, Caller::User, LIMITS.head).await;
             drop(place);
         });
     }
@@ -61,10 +70,10 @@ async fn listen(path: &Path) -> Result<UnixListener> {
 }
 
 /// Serves one connection or stream to its end.
-pub async fn connection(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, router: Router, caller: Caller) {
+pub async fn connection(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, router: Router, caller: Caller, head_time: Duration) {
     let service = TowerToHyperService::new(router.layer(Extension(caller)));
     let mut server = http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIME).max_buf_size(64 << 10);
+    server.timer(TokioTimer::new()).header_read_timeout(head_time).max_buf_size(64 << 10);
     if let Err(error) = server.serve_connection(TokioIo::new(io), service).with_upgrades().await {
         log::debug!("a connection of {caller:?}: {error}");
     }

@@ -14,6 +14,9 @@ pub struct ServeOptions {
     /// UDP port that other hosts reach this one at
     #[arg(long, value_name = "N", default_value_t = rebec_agent::MESH_PORT)]
     pub port: u16,
+    /// TCP port of the API, with TLS; 0 leaves only the Unix socket
+    #[arg(long, value_name = "N", default_value_t = rebec_api::API_PORT)]
+    pub api_port: u16,
     /// Address that LANs and other hosts use [default: this host's first]
     #[arg(long, value_name = "IP")]
     pub address: Option<Ipv4Addr>,

@@ -24,6 +24,7 @@ pub fn agent(options: ServeOptions, socket: Option<PathBuf>) -> Exit {
         state: options.state,
         socket: socket.unwrap_or_else(|| rebec_api::SOCKET.into()),
         port: options.port,
+        api_port: options.api_port,
         vmm: options.vmm,
         name: options.name,
         address: options.address,

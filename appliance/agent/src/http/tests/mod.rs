@@ -1,0 +1,83 @@
+//! The API as its callers meet it: an agent in a temporary folder, asked over connections in memory and over TLS.
+
+mod bodies;
+mod tls;
+
+use std::sync::Arc;
+
+use axum::{body::Body, http::Request};
+use http_body_util::BodyExt as _;
+use hyper_util::rt::TokioIo;
+use rebec_api::{ApiError, pool::InitPool};
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{Caller, router, serve};
+use crate::{agent::Agent, depot::Depot, identity::Identity, mesh::Mesh, pool, run::Options, store::Store};
+
+/// An agent without VMs, and what it keeps.
+pub struct Bench {
+    pub folder: tempfile::TempDir,
+    pub agent: Arc<Agent>,
+}
+
+impl Bench {
+    /// An agent that belongs to no pool.
+    pub async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().to_path_buf();
+        let options = Options {
+            socket: state.join("agent.sock"),
+            port: 0,
+            api_port: 0,
+            vmm: "rebec-vmm".into(),
+            name: Some("a1".into()),
+            address: Some([127, 0, 0, 1].into()),
+            memory_bytes: None,
+            durable: true,
+            screen: None,
+            links: None,
+            ticket: None,
+            state: state.clone(),
+        };
+        let identity = Identity::open(&state).unwrap();
+        let mesh = Mesh::open(identity.host().clone(), 0).await.unwrap();
+        let (store, depot) = (Store::open(&state).unwrap(), Depot::open(&state).unwrap());
+        Self { folder, agent: Agent::new(options, identity, store, mesh, depot).unwrap() }
+    }
+
+    /// One that founded a pool.
+    pub async fn founded() -> Self {
+        let bench = Self::new().await;
+        pool::init(&bench.agent, &InitPool { name: "lab".into(), domain: "alpha".into() }).unwrap();
+        bench
+    }
+
+    /// Asks as somebody whom a listener has let in.
+    pub async fn ask(&self, caller: Caller, method: &str, path: &str, body: impl Into<Body>) -> (u16, Vec<u8>) {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        tokio::spawn(serve::connection(far, router(self.agent.clone()), caller, serve::LIMITS.head));
+        let request = Request::builder().method(method).uri(path).header("content-type", "application/json").header("host", "a1");
+        exchange(near, request.body(body.into()).unwrap()).await.unwrap()
+    }
+}
+
+/// One request and its whole answer.
+pub async fn exchange(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, request: Request<Body>) -> hyper::Result<(u16, Vec<u8>)> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await?;
+    tokio::spawn(connection);
+    let response = sender.send_request(request).await?;
+    let status = response.status().as_u16();
+    Ok((status, response.into_body().collect().await?.to_bytes().to_vec()))
+}
+
+/// An answer that is a refusal, which is one line.
+pub fn refusal(body: &[u8]) -> ApiError {
+    let error: ApiError = serde_json::from_slice(body).unwrap();
+    assert!(!error.message.contains('\n') && !error.message.is_empty(), "{error}");
+    error
+}
+
+pub fn json(body: &[u8]) -> Value {
+    serde_json::from_slice(body).unwrap()
+}

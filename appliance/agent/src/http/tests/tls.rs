@@ -1,0 +1,171 @@
+//! TLS on TCP: who is let in, who is not, and who is too slow.
+
+use std::{net::SocketAddr, time::Duration};
+
+use axum::{Router, http::HeaderMap, routing::get};
+use rebec_api::{ErrorCode, token::CreatedToken};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, ring, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    server::ParsedCertificate,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::{
+    super::{serve::Limits, tls},
+    *,
+};
+
+/// A client that knows one key.
+#[derive(Debug)]
+struct Pin([u8; 32], Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Pin {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let info = ParsedCertificate::try_from(certificate)?.subject_public_key_info();
+        let same = info.len() == 44 && info.ends_with(&self.0);
+        if same { Ok(ServerCertVerified::assertion()) } else { Err(Error::General("another key".to_owned())) }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.1.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+}
+
+const LIMITS: Limits = Limits { connections: 8, handshake: Duration::from_millis(300), head: Duration::from_millis(300) };
+/// Longer than any limit, shorter than a test may hang.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn listen(bench: &Bench, router: Router, limits: Limits) -> SocketAddr {
+    let listener = tls::listen(0).await.unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], listener.local_addr().unwrap().port()));
+    let acceptor = tls::acceptor(bench.agent.identity.host()).unwrap();
+    tokio::spawn(tls::run(bench.agent.clone(), listener, acceptor, router, limits));
+    address
+}
+
+async fn connect(address: SocketAddr, key: [u8; 32]) -> std::io::Result<TlsStream<TcpStream>> {
+    let provider = Arc::new(ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
+    let config = config.dangerous().with_custom_certificate_verifier(Arc::new(Pin(key, provider))).with_no_client_auth();
+    let stream = TcpStream::connect(address).await?;
+    TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("rebec.invalid").unwrap(), stream).await
+}
+
+async fn get_with(address: SocketAddr, key: [u8; 32], path: &str, authorization: Option<&str>) -> (u16, Vec<u8>) {
+    let mut request = Request::get(path).header("host", "a1");
+    if let Some(value) = authorization {
+        request = request.header("authorization", value);
+    }
+    exchange(connect(address, key).await.unwrap(), request.body(Body::empty()).unwrap()).await.unwrap()
+}
+
+async fn token(bench: &Bench) -> String {
+    let (status, body) = bench.ask(Caller::User, "POST", "/v1/tokens", r#"{"name":"laptop"}"#).await;
+    assert_eq!(status, 200);
+    serde_json::from_slice::<CreatedToken>(&body).unwrap().token
+}
+
+#[tokio::test]
+async fn a_token_lets_in_and_nothing_else_does() {
+    let bench = Bench::founded().await;
+    let (address, key) = (listen(&bench, router(bench.agent.clone()), LIMITS).await, bench.agent.key().0);
+    let token = token(&bench).await;
+    let wrong = format!("Bearer rebec-token-{}", "0".repeat(64));
+    for (authorization, words) in [
+        (None, "no token"),
+        (Some("Basic bWU6bWU="), "no token"),
+        (Some(token.as_str()), "no token"),
+        (Some(wrong.as_str()), "not known here"),
+        (Some("Bearer x"), "not known here"),
+    ] {
+        for path in ["/v1/hosts", "/internal/exchange", "/internal/join", "/nothing"] {
+            let (status, body) = get_with(address, key, path, authorization).await;
+            let error = refusal(&body);
+            assert_eq!((status, error.code), (401, ErrorCode::Unauthorized), "{authorization:?} {path}");
+            assert!(error.message.contains(words) && error.message.contains("rebec token create"), "{error}");
+        }
+    }
+    let right = format!("Bearer {token}");
+    let (status, body) = get_with(address, key, "/v1/hosts", Some(&right)).await;
+    assert_eq!((status, json(&body)[0]["name"].as_str()), (200, Some("a1")));
+    assert_eq!(get_with(address, key, "/internal/exchange", Some(&right)).await.0, 400);
+    assert_eq!(bench.ask(Caller::User, "DELETE", "/v1/tokens/laptop", "").await.0, 200);
+    assert_eq!(get_with(address, key, "/v1/hosts", Some(&right)).await.0, 401);
+}
+
+#[tokio::test]
+async fn a_token_does_not_go_on_to_other_hosts() {
+    let bench = Bench::new().await;
+    let seen = |headers: HeaderMap| async move { axum::Json(headers.contains_key("authorization")) };
+    let address = listen(&bench, Router::new().route("/seen", get(seen)), LIMITS).await;
+    let authorization = format!("Bearer {}", token(&bench).await);
+    let (status, body) = get_with(address, bench.agent.key().0, "/seen", Some(&authorization)).await;
+    assert_eq!((status, json(&body)), (200, Value::Bool(false)));
+}
+
+#[tokio::test]
+async fn another_key_than_the_pinned_one_is_not_spoken_to() {
+    let bench = Bench::new().await;
+    let address = listen(&bench, router(bench.agent.clone()), LIMITS).await;
+    let mut other = bench.agent.key().0;
+    other[31] ^= 1;
+    let error = connect(address, other).await.unwrap_err();
+    assert!(error.to_string().contains("another key"), "{error}");
+    connect(address, bench.agent.key().0).await.unwrap();
+}
+
+#[tokio::test]
+async fn slow_clients_are_cut_off_and_their_places_are_free_again() {
+    let bench = Bench::new().await;
+    let address = listen(&bench, router(bench.agent.clone()), Limits { connections: 1, ..LIMITS }).await;
+    let key = bench.agent.key().0;
+    let authorization = format!("Bearer {}", token(&bench).await);
+    let silent = async {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        assert_eq!(stream.read(&mut [0; 64]).await.unwrap_or(0), 0);
+    };
+    tokio::time::timeout(PATIENCE, silent).await.unwrap();
+    for head in ["", "GET /v1/pool HT", "GET /v1/pool HTTP/1.1\r\nhost: a1\r\nx: "] {
+        let slow = async {
+            let mut stream = connect(address, key).await.unwrap();
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let mut answer = vec![];
+            stream.read_to_end(&mut answer).await.map(|_| ()).unwrap_or_default();
+            assert!(!answer.starts_with(b"HTTP/1.1 200"));
+        };
+        tokio::time::timeout(PATIENCE, slow).await.unwrap();
+        assert_eq!(tokio::time::timeout(PATIENCE, get_with(address, key, "/v1/pool", Some(&authorization))).await.unwrap().0, 200);
+    }
+}
