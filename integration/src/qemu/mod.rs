@@ -24,7 +24,7 @@ pub mod tsc;
 pub mod vm;
 
 pub use accel::Accel;
-pub use lab::{Lab, LabConfig};
+pub use lab::{Lab, LabConfig, System};
 pub use link::Shape;
 pub use machine::Machine;
 pub use orders::Orders;
