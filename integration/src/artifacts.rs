@@ -24,6 +24,8 @@ pub enum Artifact {
     Agent,
     /// What guests run.
     Workload,
+    /// The agent and its command line; `/init` of the appliance.
+    Rebec,
 }
 
 impl Artifact {
@@ -32,6 +34,14 @@ impl Artifact {
             Self::Vmm => ("rebec-vmm", "rebec-vmm"),
             Self::Agent => ("rebec-lab-agent", "lab-agent"),
             Self::Workload => ("rebec-workload", "rebec-workload"),
+            Self::Rebec => ("rebec-cli", "rebec"),
+        }
+    }
+
+    fn profile(self) -> &'static str {
+        match self {
+            Self::Rebec => "image",
+            Self::Vmm | Self::Agent | Self::Workload => "release",
         }
     }
 }
@@ -40,8 +50,9 @@ impl Artifact {
 pub fn build(artifact: Artifact) -> Result<PathBuf> {
     let (package, binary) = artifact.package_and_binary();
     say("build", format_args!("{binary}, static"));
-    cargo("build").args(["--package", package, "--bin", binary]).run().with_context(|| format!("build {binary}"))?;
-    let path = folder().join(TRIPLE).join("release").join(binary);
+    let profile = artifact.profile();
+    cargo("build", profile).args(["--package", package, "--bin", binary]).run().with_context(|| format!("build {binary}"))?;
+    let path = folder().join(TRIPLE).join(profile).join(binary);
     ensure_static(&path)?;
     Ok(path)
 }
@@ -49,7 +60,7 @@ pub fn build(artifact: Artifact) -> Result<PathBuf> {
 /// Builds the unit tests of a package's library as a program.
 pub fn build_tests(package: &str) -> Result<PathBuf> {
     say("build", format_args!("tests of {package}, static"));
-    let test = cargo("test").args(["--no-run", "--package", package, "--lib", "--message-format", "json"]);
+    let test = cargo("test", "release").args(["--no-run", "--package", package, "--lib", "--message-format", "json"]);
     let told = test.output().with_context(|| format!("build the tests of {package}"))?;
     // One object a line; only what can be started names an executable.
     let objects = told.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
@@ -63,16 +74,23 @@ fn folder() -> PathBuf {
     paths::lab().join("static")
 }
 
-fn cargo(what: &str) -> Program {
+fn cargo(what: &str, profile: &str) -> Program {
     Program::new("cargo")
-        .args([what, "--quiet", "--release", "--target", TRIPLE])
+        .args([what, "--quiet", "--profile", profile, "--target", TRIPLE])
         .arg("--target-dir")
         .arg(folder())
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env("RUSTFLAGS", flags())
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
         .folder(paths::workspace())
         .deadline(BUILD_DEADLINE)
+}
+
+/// Static, and without the names of this machine's folders: they would make the same sources other bytes elsewhere.
+fn flags() -> String {
+    let cargo = std::env::var("CARGO_HOME").unwrap_or_else(|_| std::env::var("HOME").unwrap_or_default() + "/.cargo");
+    let workspace = paths::workspace();
+    format!("-C target-feature=+crt-static --remap-path-prefix={}=/rebec --remap-path-prefix={cargo}=/cargo", workspace.display())
 }
 
 /// Refuses a program that would not start in a lab machine.

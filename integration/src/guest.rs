@@ -122,6 +122,19 @@ pub fn overlay(path: &Path, backing: &str) -> Result<()> {
         .with_context(|| format!("create the disk {}", path.display()))
 }
 
+/// The base disk as people hand disks to a pool: qcow2, without what was never written.
+pub fn packed_base(files: &GuestFiles) -> Result<PathBuf> {
+    let _one_at_a_time = exclusive("images")?;
+    let packed = files.base.with_extension("qcow2");
+    if !newer(&packed, &[&files.base]) {
+        let fresh = packed.with_extension("new");
+        let convert = Program::new("qemu-img").args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&files.base).arg(&fresh);
+        convert.quiet().with_context(|| format!("pack {}", files.base.display()))?;
+        fs::rename(&fresh, &packed).with_context(|| format!("write {}", packed.display()))?;
+    }
+    Ok(packed)
+}
+
 fn system(workload: &Path) -> Result<Initramfs> {
     let mut tree = Initramfs::with_busybox()?;
     tree.program("start", START);

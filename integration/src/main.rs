@@ -29,6 +29,10 @@ enum Task {
     Clean(tasks::clean::Options),
     /// Measure what has a target, beside its peers.
     Bench(tasks::bench::Options),
+    /// Build the appliance's image: ISO, kernel and initrd.
+    Image,
+    /// Write the newest packages of the image into its lock file.
+    Pin,
     /// Boot one lab machine and a VM in it, and show the VM's console.
     Boot(tasks::boot::Options),
 }
@@ -42,6 +46,8 @@ fn main() -> ExitCode {
         Task::Fuzz(options) => tasks::fuzz::run(&options),
         Task::Clean(options) => tasks::clean::run(&options),
         Task::Bench(options) => tasks::bench::run(&options),
+        Task::Image => tasks::image::run(),
+        Task::Pin => tasks::image::pin(),
         Task::Boot(options) => tasks::boot::run(&options),
     };
     done.unwrap_or_else(|error| {

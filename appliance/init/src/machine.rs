@@ -30,6 +30,8 @@ use crate::{
 };
 
 const VMM: &str = "/usr/bin/rebec-vmm";
+/// The image has no such program. A lab that appends one to the initrd reaches into its machines with it.
+const LAB: &str = "/lab/start";
 const SCREEN: &str = "/run/rebec/screen.json";
 const SCREEN_BYTES_MAX: u64 = 64 << 10;
 /// How often the screen's file is looked at and the watchdog petted.
@@ -99,6 +101,11 @@ pub fn run() -> ! {
             (null(), Tail::default())
         }
     };
+    if let Some(output) = output.as_ref().filter(|_| Path::new(LAB).exists())
+        && let Err(error) = spawn::start(LAB, &[], output)
+    {
+        notes.push(format!("{LAB}: {error}"));
+    }
     let hostname = String::from("rebec");
     let mut machine =
         Machine { consoles, agent: None, tail, screen: None, screen_time: None, hostname, state: None, notes, joining: None, events };
@@ -107,7 +114,7 @@ pub fn run() -> ! {
     machine.name(options.hostname.as_deref());
     machine.keep_state(&volumes, options.state_in_ram);
     machine.take_ticket(&volumes, options.ticket.as_deref());
-    machine.agent = output.map(|output| Agent::new(agent_args(&options), output, Instant::now()));
+    machine.agent = output.map(|output| Agent::new(agent_args(&options, machine.state.as_ref()), output, Instant::now()));
     machine.serve(&inbox)
 }
 
@@ -291,11 +298,14 @@ fn catch_signals(events: &SyncSender<Event>, notes: &mut Vec<String>) {
     }
 }
 
-fn agent_args(options: &Options) -> Vec<String> {
+fn agent_args(options: &Options, state: Option<&State>) -> Vec<String> {
     let mut args: Vec<String> =
         ["agent", "--state", volumes::STATE, "--screen", SCREEN, "--vmm", VMM, "--bring-up-links"].map(str::to_owned).into();
     for (name, value) in [("--ip", &options.ip), ("--name", &options.hostname)] {
         args.extend(value.iter().flat_map(|value| [name.to_owned(), value.clone()]));
+    }
+    if let Some(State::Ram(_)) = state {
+        args.push("--volatile".to_owned());
     }
     if Path::new(TICKET).exists() {
         args.extend(["--join-file".to_owned(), TICKET.to_owned()]);

@@ -105,7 +105,8 @@ pub fn measure(provisions: &Provisions) -> Result<Vec<BootCost>> {
     let machine = Machine::start(&MachineConfig {
         name: "count",
         emulator: &provisions.emulator,
-        kernel: &provisions.lab,
+        kernel: &provisions.lab.bzimage,
+        words: "",
         initramfs: &image::lab_initramfs(&provisions.lab)?,
         accel: Accel::Counting,
         memory_mib: 2048,

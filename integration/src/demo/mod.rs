@@ -1,5 +1,17 @@
-//! `cargo lab demo`: a VM moves to another machine and back while its work goes on, and a report says what was seen.
+//! `cargo lab demo`: a VM moves between machines of a pool while its work goes on, and a report says what was seen.
 //!
+//! ```text
+//! domain alpha                                                       domain beta
+//! host a1                            host a2                         host b1
+//!   VM web      serves a transfer,                                     VM client   sends the transfer,
+//!               writes blocks, holds                                               pings web and control
+//!               a pattern
+//!   VM control  is pinged and never moves
+//!        └──────── as fast as it goes ──┘  └── 100 Mbit/s, 20 ms round trip ──┘
+//! ```
+//! The hosts boot the appliance's image and join by tickets; all that is done is done by `rebec` (`pool`).
+//!
+//! With `--two-vmms` there is no pool and no agent, only two VMMs that are told what to do (`story`):
 //! ```text
 //! machine a                                   machine b
 //!   VM web      serves a transfer, writes       VM client   sends the transfer, pings web and control
@@ -7,10 +19,12 @@
 //!   VM control  is pinged and never moves
 //!        └────────── 100 Mbit/s, 20 ms round trip ──────────┘
 //! ```
-//! `story` does it, `report` judges it. With `--local` the bench guest does the same in network namespaces.
+//! `work` is what the VMs do in both, `report` judges it. With `--local` the bench guest does the same in network namespaces.
 
+pub mod pool;
 pub mod report;
 pub mod story;
+pub mod work;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -23,15 +37,18 @@ use crate::{netlab, qemu::Accel};
 #[derive(Debug, Args)]
 pub struct Options {
     /// Use the bench guest in network namespaces on this machine's own KVM: seconds instead of minutes.
-    #[arg(long, conflicts_with_all = ["accel", "vmm"])]
+    #[arg(long, conflicts_with_all = ["accel", "vmm", "two_vmms"])]
     pub local: bool,
+    /// Move a VM between two VMMs, without a pool.
+    #[arg(long)]
+    pub two_vmms: bool,
     /// How lab machines run; without it, KVM if nesting works here and emulation if not.
     #[arg(long, value_enum)]
     pub accel: Option<Accel>,
     /// A static rebec-vmm to use instead of building one.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "two_vmms")]
     pub vmm: Option<PathBuf>,
-    /// Moves: there, back, there, and so on.
+    /// Moves of --two-vmms: there, back, there, and so on.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=20))]
     pub moves: u8,
     /// Parallel streams of each move.
@@ -48,8 +65,15 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         netlab::demo::run()?;
         return Ok(ExitCode::SUCCESS);
     }
-    let report = story::tell(options)?;
-    println!("{report}");
+    let report = if options.two_vmms {
+        let report = story::tell(options)?;
+        println!("{report}");
+        report
+    } else {
+        let (report, views) = pool::tell(options)?;
+        println!("{report}\n{views}");
+        report
+    };
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&report).context("write the report")?;
         std::fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))?;

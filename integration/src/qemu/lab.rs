@@ -15,7 +15,7 @@ use super::{
     switch::Switch,
     tsc,
 };
-use crate::{paths, progress::say, provision::Provisions};
+use crate::{appliance::Appliance, paths, progress::say, provision::Provisions};
 
 /// What a lab consists of.
 pub struct LabConfig<'a> {
@@ -33,6 +33,15 @@ pub struct LabConfig<'a> {
     pub link: Shape,
 }
 
+/// What machines boot.
+#[derive(Debug, Clone, Copy)]
+pub enum System<'a> {
+    /// The lab's own initramfs, with busybox and what tests use.
+    Bare,
+    /// The appliance, told its name and address on the kernel's command line.
+    Appliance(&'a Appliance),
+}
+
 /// A running lab. Its evidence is removed when it ends well, and kept otherwise.
 pub struct Lab {
     /// In order of their ports; port `n` has the address `10.0.0.(n + 1)`.
@@ -46,10 +55,15 @@ pub struct Lab {
 impl Lab {
     /// Boots all machines at once and waits until each is ready, with its address set.
     pub fn start(provisions: &Provisions, config: &LabConfig<'_>) -> Result<Self> {
+        Self::start_with(provisions, config, System::Bare)
+    }
+
+    /// The same with another system in the machines.
+    pub fn start_with(provisions: &Provisions, config: &LabConfig<'_>, system: System<'_>) -> Result<Self> {
         const TRIES: u32 = 3;
         let accel = Accel::choose(config.accel, provisions)?;
         for _ in 0..TRIES {
-            match Self::start_once(provisions, config, accel)? {
+            match Self::start_once(provisions, config, system, accel)? {
                 Started::Ready(lab) => return Ok(lab),
                 Started::WrongClock(name) => {
                     say("lab", format_args!("machine {name} measured its clock wrongly: booting again with the right frequency"));
@@ -59,8 +73,11 @@ impl Lab {
         bail!("lab machines measured their clocks wrongly {TRIES} times; the host is too busy")
     }
 
-    fn start_once(provisions: &Provisions, config: &LabConfig<'_>, accel: Accel) -> Result<Started> {
-        let initramfs = image::lab_initramfs(&provisions.lab)?;
+    fn start_once(provisions: &Provisions, config: &LabConfig<'_>, system: System<'_>, accel: Accel) -> Result<Started> {
+        let (kernel, initramfs) = match system {
+            System::Bare => (provisions.lab.bzimage.clone(), image::lab_initramfs(&provisions.lab)?),
+            System::Appliance(appliance) => (appliance.vmlinuz(), appliance.lab_initrd()?),
+        };
         let evidence = evidence_folder(config.name)?;
         let share = evidence.join("share.img");
         config.share.write(&share)?;
@@ -75,15 +92,22 @@ impl Lab {
         for (port, name) in config.machines.iter().enumerate() {
             let network = Some((lab.switch.socket(port), mac(port)));
             let (accel, initramfs, share, evidence) = (accel, &initramfs, Some(share.as_path()), lab.evidence.as_path());
-            let (emulator, kernel) = (&provisions.emulator, &provisions.lab);
+            let (emulator, kernel) = (&provisions.emulator, kernel.as_path());
             let (memory_mib, vcpus) = (config.memory_mib, accel.processors());
-            let machine = MachineConfig { name, emulator, kernel, initramfs, accel, memory_mib, vcpus, share, network, evidence };
+            let words = match system {
+                System::Bare => String::new(),
+                System::Appliance(_) => format!(" quiet rebec.state=ram rebec.hostname={name} rebec.ip={}/24", address(port)),
+            };
+            let words = words.as_str();
+            let machine = MachineConfig { name, emulator, kernel, initramfs, words, accel, memory_mib, vcpus, share, network, evidence };
             lab.machines.push(Machine::start(&machine)?);
         }
         for (port, machine) in lab.machines.iter().enumerate() {
             machine.wait_ready(true)?;
-            let wait = "until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done";
-            machine.shell(&format!("{wait}; ip addr add {}/24 dev eth0 && ip link set eth0 up", address(port)))?;
+            if let System::Bare = system {
+                let wait = "until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done";
+                machine.shell(&format!("{wait}; ip addr add {}/24 dev eth0 && ip link set eth0 up", address(port)))?;
+            }
             if accel == Accel::Tcg && !tsc::learn(machine)? {
                 lab.keep = false;
                 return Ok(Started::WrongClock(machine.name().to_owned()));

@@ -5,8 +5,9 @@
 
 use std::{
     fs,
+    io::Write as _,
     ops::Deref,
-    os::unix::net::UnixListener,
+    os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -15,15 +16,17 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{Accel, tsc};
-use crate::{
-    channel::client::Client,
-    provision::{Emulator, Kernel},
-};
+use crate::{channel::client::Client, provision::Emulator};
 
 /// How long a machine may take from its start to its agent: five times what two busy cores were seen to need.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(150);
 /// How long an order to a program in a machine may take unless it is known to be long.
 pub const ORDER_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Name of the socket behind the serial port.
+const SERIAL: &str = "serial";
+/// Between two looks at a console.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What one machine is made of.
 #[derive(Debug, Clone)]
@@ -32,10 +35,12 @@ pub struct MachineConfig<'a> {
     pub name: &'a str,
     /// QEMU.
     pub emulator: &'a Emulator,
-    /// The kernel.
-    pub kernel: &'a Kernel,
+    /// The kernel, a bzImage.
+    pub kernel: &'a Path,
     /// The initramfs with the agent.
     pub initramfs: &'a Path,
+    /// More words for the kernel.
+    pub words: &'a str,
     /// How it runs.
     pub accel: Accel,
     /// Memory in MiB.
@@ -58,8 +63,8 @@ pub struct Machine {
     console: PathBuf,
     /// What QEMU says, and how it ended if nobody asked it to.
     said: PathBuf,
-    // Held for its Drop.
-    _sockets: tempfile::TempDir,
+    /// Held for its Drop too.
+    sockets: tempfile::TempDir,
 }
 
 impl Machine {
@@ -75,7 +80,7 @@ impl Machine {
         // setpriv: should this program be killed, QEMU must not stay behind.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).args(&config.emulator.argv);
-        arguments(&mut command, config, &port_path, &console);
+        arguments(&mut command, config, &port_path, &console, &sockets.path().join(SERIAL));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said_file);
         let mut process = command.spawn().with_context(|| format!("start machine {name}"))?;
         let stream = match accept(&listener, &mut process) {
@@ -88,7 +93,7 @@ impl Machine {
             }
         };
         let client = Client::new(name, stream)?;
-        Ok(Self { name: name.to_owned(), process, client, console, said, _sockets: sockets })
+        Ok(Self { name: name.to_owned(), process, client, console, said, sockets })
     }
 
     /// Waits for the agent and mounts the share.
@@ -113,6 +118,26 @@ impl Machine {
     /// Where its console is written.
     pub fn console(&self) -> &Path {
         &self.console
+    }
+
+    /// Types a line at its serial console, as a person does.
+    pub fn type_line(&self, line: &str) -> Result<()> {
+        let path = self.sockets.path().join(SERIAL);
+        let typed = UnixStream::connect(path).and_then(|mut stream| stream.write_all(format!("{line}\r").as_bytes()));
+        typed.with_context(|| format!("type at the console of machine {}", self.name))
+    }
+
+    /// Waits until its console has said something.
+    pub fn wait_console(&self, text: &str, deadline: Duration) -> Result<()> {
+        let start = Instant::now();
+        while start.elapsed() < deadline {
+            let said = fs::read(&self.console).with_context(|| format!("read {}", self.console.display()))?;
+            if String::from_utf8_lossy(&said).contains(text) {
+                return Ok(());
+            }
+            std::thread::sleep(LOOK);
+        }
+        bail!("the console of machine {} did not say {text:?} in {} s", self.name, deadline.as_secs())
     }
 
     /// Runs a line of shell; an exit code other than 0 is an error.
@@ -145,19 +170,22 @@ impl Drop for Machine {
     }
 }
 
-fn arguments(command: &mut Command, config: &MachineConfig<'_>, port: &Path, console: &Path) {
+fn arguments(command: &mut Command, config: &MachineConfig<'_>, port: &Path, console: &Path, typed: &Path) {
     let path = |path: &Path| path.display().to_string().replace(',', ",,");
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", "q35"]).args(config.accel.arguments());
     command.args(["-name", config.name, "-smp", &config.vcpus.to_string(), "-m", &config.memory_mib.to_string()]);
-    command.arg("-kernel").arg(&config.kernel.bzimage).arg("-initrd").arg(config.initramfs);
+    command.arg("-kernel").arg(config.kernel).arg("-initrd").arg(config.initramfs);
     // tsc=reliable: under emulation the watchdog would call the clock unstable whenever the host is busy.
     let mut cmdline =
         "console=ttyS0 loglevel=4 panic=-1 tsc=reliable no_timer_check mitigations=off audit=0 random.trust_cpu=on".to_owned();
     if let (Accel::Tcg, Some(khz)) = (config.accel, tsc::known_khz()) {
         cmdline += &format!(" tsc_early_khz={khz}");
     }
+    cmdline += config.words;
     command.args(["-append", &cmdline]);
-    command.args(["-serial", &format!("file:{}", path(console))]);
+    // What is said while nobody is connected goes to the log alone.
+    let serial = format!("socket,id=serial,path={},server=on,wait=off,logfile={}", path(typed), path(console));
+    command.args(["-chardev", &serial, "-serial", "chardev:serial"]);
     command.args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]);
     command.args(["-chardev", &format!("socket,id=agent,path={}", path(port))]);
     command.args(["-device", &format!("virtserialport,chardev=agent,name={}", crate::channel::PORT_NAME)]);
@@ -171,7 +199,7 @@ fn arguments(command: &mut Command, config: &MachineConfig<'_>, port: &Path, con
     }
 }
 
-fn accept(listener: &UnixListener, process: &mut Child) -> Result<std::os::unix::net::UnixStream> {
+fn accept(listener: &UnixListener, process: &mut Child) -> Result<UnixStream> {
     const DEADLINE: Duration = Duration::from_secs(60);
     listener.set_nonblocking(true).context("listen for the agent")?;
     let start = Instant::now();

@@ -9,6 +9,7 @@
 //! pcap      what crossed the switch, for whoever looks into a failure
 //! lab       machines, switch and a folder of evidence as one value
 //! vm        rebec-vmm in a machine, with the options users have
+//! pool      appliances: `rebec` in a machine, tickets typed at its console
 //! orders    what the workload in a VM is told over its serial port
 //! ```
 
@@ -19,12 +20,13 @@ pub mod link;
 pub mod machine;
 pub mod orders;
 pub mod pcap;
+pub mod pool;
 pub mod switch;
 pub mod tsc;
 pub mod vm;
 
 pub use accel::Accel;
-pub use lab::{Lab, LabConfig};
+pub use lab::{Lab, LabConfig, System};
 pub use link::Shape;
 pub use machine::Machine;
 pub use orders::Orders;

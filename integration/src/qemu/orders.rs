@@ -37,10 +37,14 @@ impl Orders {
         let wait = format!("n=0; until [ -S {socket} ]; do n=$((n+1)); [ $n -gt 500 ] && exit 1; sleep 0.1; done");
         let appeared = machine.check(&["sh", "-c", &wait], SOCKET_DEADLINE);
         appeared.with_context(|| format!("vm {name} on machine {} has no serial socket {socket}", machine.name()))?;
-        let job = machine.connect(socket)?;
+        Ok(Self { next: first, ..Self::on(machine.connect(socket)?, name, console)? })
+    }
+
+    /// Talks over a job that carries the serial port.
+    pub fn on(job: Job, name: &str, console: &Path) -> Result<Self> {
         let console = OpenOptions::new().create(true).append(true).open(console);
         let console = console.with_context(|| format!("keep the console of vm {name}"))?;
-        Ok(Self { name: name.to_owned(), job, console, rest: Vec::new(), next: first })
+        Ok(Self { name: name.to_owned(), job, console, rest: Vec::new(), next: 1 })
     }
 
     /// The number of the next order.

@@ -177,7 +177,7 @@ impl Vm {
         let mut argv = vec![PROGRAM, "ctl", &control, "migrate", "--to", &target];
         argv.extend_from_slice(options);
         let job = lab.machines[self.machine].start(&argv)?;
-        Ok(Moving { job, name: self.spec.name })
+        Ok(Moving::new(job, self.spec.name))
     }
 
     /// Waits for the process to end by itself.
@@ -212,10 +212,15 @@ impl Drop for Vm {
 /// A move under way.
 pub struct Moving {
     job: Job,
-    name: &'static str,
+    name: String,
 }
 
 impl Moving {
+    /// A job that prints its progress on stderr and its report, as JSON, on stdout.
+    pub fn new(job: Job, name: &str) -> Self {
+        Self { job, name: name.to_owned() }
+    }
+
     /// Waits for the end while passing on what `ctl migrate` says. The exit code goes with the report.
     pub fn finish(self, deadline: Duration) -> Result<(i32, MoveReport)> {
         let start = std::time::Instant::now();

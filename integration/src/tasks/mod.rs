@@ -6,6 +6,7 @@
 //! fuzz    hostile bytes, made up for a bounded time
 //! bench   the figures that have targets
 //! boot    one VM in one lab machine, for whoever works on the VMM
+//! image   the appliance's image, and the lock of what it is made of
 //! clean   away with what the lab has made
 //! ```
 //! `demo` has a folder of its own.
@@ -15,5 +16,6 @@ pub mod boot;
 pub mod check;
 pub mod clean;
 pub mod fuzz;
+pub mod image;
 pub mod test;
 pub mod tidy;

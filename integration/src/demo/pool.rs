@@ -1,0 +1,177 @@
+//! The demo of the pool, step by step: machines booted from the image, tickets, an image, a LAN, VMs and moves, all by `rebec`.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use rebec_api::vm::VmInfo;
+use rebec_vmm_api::Outcome;
+
+use super::{
+    Options,
+    report::DemoReport,
+    work::{Seen, Work},
+};
+use crate::{
+    appliance::{Appliance, mega},
+    guest,
+    progress::say,
+    provision,
+    qemu::{
+        Lab, LabConfig, Machine, Orders, Shape, System,
+        image::Share,
+        pool::{self, ask, rebec},
+        vm::GUEST_BOOT_DEADLINE,
+    },
+};
+
+const MACHINES: [&str; 3] = ["a1", "a2", "b1"];
+/// Domain of each.
+const DOMAINS: [&str; 3] = ["alpha", "alpha", "beta"];
+/// Between the domains.
+const LINK: Shape = Shape { rate_mbit: Some(100), delay: Duration::from_millis(10), loss_ppm: 0, cut: false };
+/// Kernel and modules, state in RAM and two VMs.
+const MEMORY_MIB: u32 = 1792;
+/// Five times what three machines on two busy cores were seen to need.
+const AGENT_DEADLINE: Duration = Duration::from_secs(150);
+/// Files of some tens of megabytes through an emulated machine, or over the link.
+const FILES_DEADLINE: Duration = Duration::from_secs(300);
+/// Longest pause that a move may ask for: the silence may last 3 s.
+const DOWNTIME_MS_MAX: &str = "1000";
+const MOVE_DEADLINE: Duration = Duration::from_secs(600);
+/// Where `web` goes, and how that is asked for.
+const MOVES: [(usize, &[&str]); 3] = [(1, &["--to", "a2"]), (2, &["--domain", "beta"]), (0, &["--to", "a1"])];
+
+/// Builds, boots, joins, runs, moves. The report, and the pool as its user sees it.
+pub fn tell(options: &Options) -> Result<(DemoReport, String)> {
+    let mut lab = boot(options)?;
+    found(&lab)?;
+    let first = &lab.machines[0];
+    let (web, client, control) = start_vms(&lab, first)?;
+    let orders = |vm: &VmInfo| -> Result<Orders> {
+        let mut orders = pool::console(&lab, first, &vm.name)?;
+        let there = orders.hello(GUEST_BOOT_DEADLINE);
+        let logs = || rebec(first, &["vm", "logs", &vm.name, "--tail", "2K"], FILES_DEADLINE).unwrap_or_default();
+        there.with_context(|| format!("boot vm {}; its console ends: {}", vm.name, logs()))?;
+        say("demo", format_args!("VM {} is up on host {}", vm.name, vm.host));
+        Ok(orders)
+    };
+    orders(&control)?;
+    let mut work = Work::begin(orders(&web)?, orders(&client)?, address(&web)?, address(&control)?)?;
+    let (mut moves, mut from) = (Vec::new(), 0);
+    for (number, (to, words)) in (1..).zip(MOVES) {
+        let seen = one_move(&lab, &mut work, number, (from, to), words, options.streams)?;
+        let moved = seen.reported().outcome == Outcome::Moved;
+        moves.push(seen);
+        if !moved {
+            break;
+        }
+        from = to;
+    }
+    let views = views(first)?;
+    let report = work.end(moves)?;
+    if report.is_right() {
+        lab.succeeded();
+    }
+    Ok((report, views))
+}
+
+fn boot(options: &Options) -> Result<Lab> {
+    let provisions = provision::provision()?;
+    let appliance = Appliance::build()?;
+    say("demo", format_args!("{}: {:.1} MB", appliance.iso().display(), mega(appliance.iso_bytes()?)));
+    let files = guest::files(&provisions.guest)?;
+    let share = Share::default()
+        .with("guest/vmlinux", &provisions.guest.elf)
+        .with("guest/initramfs", &files.initramfs)
+        .with("guest/base.qcow2", &guest::packed_base(&files)?);
+    let config =
+        LabConfig { name: "pool", machines: &MACHINES, accel: options.accel, memory_mib: MEMORY_MIB, share, link: Shape::default() };
+    let start = Instant::now();
+    let lab = Lab::start_with(&provisions, &config, System::Appliance(&appliance))?;
+    for alpha in [0, 1] {
+        lab.switch.shape(alpha, 2, LINK);
+    }
+    lab.check_kvm()?;
+    for machine in &lab.machines {
+        pool::wait_agent(machine, AGENT_DEADLINE)?;
+        // Large pages for the guests' memory: without them each 4 KiB page is an exit of the emulated processor.
+        machine.shell("echo always > /sys/kernel/mm/transparent_hugepage/shmem_enabled")?;
+    }
+    say("demo", format_args!("three machines booted the image; {:.1} s until the agents answer", start.elapsed().as_secs_f64()));
+    Ok(lab)
+}
+
+/// One pool of two domains, by tickets that are typed at the consoles of those who join.
+fn found(lab: &Lab) -> Result<()> {
+    let [a1, a2, b1] = &lab.machines[..] else { bail!("invariant: there are three machines") };
+    pool::found(a1, "demo", DOMAINS[0])?;
+    for (machine, words, domain) in [(a2, &["host", "invite"][..], DOMAINS[1]), (b1, &["domain", "invite", "beta"], DOMAINS[2])] {
+        let ticket = pool::ticket(a1, words)?;
+        let took = pool::join_by_typing(machine, &ticket, domain)?;
+        let name = machine.name();
+        say("demo", format_args!("host {name} joined domain {domain} {:.1} s after its ticket was typed", took.as_secs_f64()));
+    }
+    pool::wait_hosts(a1, lab.machines.len())
+}
+
+fn start_vms(lab: &Lab, first: &Machine) -> Result<(VmInfo, VmInfo, VmInfo)> {
+    let cmdline = format!("{} rebec.ip=dhcp", guest::CMDLINE);
+    let files = ["--kernel", "/share/guest/vmlinux", "--initramfs", "/share/guest/initramfs", "--disk", "/share/guest/base.qcow2"];
+    let start = Instant::now();
+    rebec(first, &[&["image", "import", "debian", "--cmdline", &cmdline], &files[..]].concat(), FILES_DEADLINE)?;
+    say("demo", format_args!("image debian is imported in {:.1} s", start.elapsed().as_secs_f64()));
+    rebec(first, &["lan", "create", "office"], FILES_DEADLINE)?;
+    let run = |name: &str, vcpus: &str, place: [&str; 2]| -> Result<VmInfo> {
+        let start = Instant::now();
+        let before = lab.switch.passed(0, 2).bytes;
+        let named = format!("rebec.name={name}");
+        let words = ["vm", "run", name, "--image", "debian", "--memory", "256M", "--vcpus", vcpus, "--lan", "office", "--cmdline", &named];
+        rebec(first, &[&words[..], &place].concat(), FILES_DEADLINE)?;
+        let vm = pool::vm(first, name)?;
+        let sent = mega(lab.switch.passed(0, 2).bytes - before);
+        let took = start.elapsed().as_secs_f64();
+        say("demo", format_args!("VM {name} runs on host {} after {took:.1} s; {sent:.1} MB went to beta", vm.host));
+        Ok(vm)
+    };
+    // The VM that moves has clocks to compare: one watcher on each of its processors.
+    let web = run("web", "2", ["--host", MACHINES[0]])?;
+    let control = run("control", "1", ["--host", MACHINES[0]])?;
+    let client = run("client", "1", ["--domain", DOMAINS[2]])?;
+    Ok((web, client, control))
+}
+
+fn address(vm: &VmInfo) -> Result<std::net::Ipv4Addr> {
+    vm.nics.first().map(|nic| nic.address).with_context(|| format!("vm {} has no NIC", vm.name))
+}
+
+/// Moves `web` with work on its disk and memory under way.
+fn one_move(lab: &Lab, work: &mut Work, number: u8, (from, to): (usize, usize), words: &[&str], streams: u8) -> Result<Seen> {
+    let place = |machine: usize| format!("{} in {}", MACHINES[machine], DOMAINS[machine]);
+    let way = format!("from host {} to host {}", place(from), place(to));
+    work.busy(number)?;
+    say("demo", format_args!("move {number}: web goes {way} while it works"));
+    work.begin_move(number)?;
+    let first = &lab.machines[0];
+    let before = lab.switch.passed(from, to).bytes;
+    let streams = streams.to_string();
+    let options = ["--streams", &streams, "--downtime-max-ms", DOWNTIME_MS_MAX];
+    let (code, reported) = pool::begin_move(first, "web", &[words, &options].concat())?.finish(MOVE_DEADLINE)?;
+    if (code == 0) != (reported.outcome == Outcome::Moved) {
+        bail!("vm move reported {:?} and ended with code {code}", reported.outcome);
+    }
+    let link_bytes = lab.switch.passed(from, to).bytes - before;
+    let there: VmInfo = ask(first, &["vm", "show", "web"])?;
+    if reported.outcome == Outcome::Moved && there.host != MACHINES[to] {
+        bail!("vm web moved and is said to be on host {}, not on {}", there.host, MACHINES[to]);
+    }
+    work.after_move(number, way, reported, link_bytes)
+}
+
+/// What the user sees.
+fn views(machine: &Machine) -> Result<String> {
+    let mut text = String::new();
+    for words in [&["host", "ls"][..], &["vm", "ls"], &["lan", "show", "office"]] {
+        text += &format!("\n$ rebec {}\n{}", words.join(" "), rebec(machine, words, FILES_DEADLINE)?);
+    }
+    Ok(text)
+}
