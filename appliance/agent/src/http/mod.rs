@@ -105,24 +105,8 @@ pub fn router(agent: Arc<Agent>) -> Router {
 
 /// What the caller has no right to is not looked at further.
 async fn members_only(State(agent): State<Arc<Agent>>, request: Request, next: Next) -> Response {
-<<<<<<< HEAD
     match rights::check(&agent, request.extensions().get::<Caller>(), request.uri()) {
         Ok(()) => next.run(request).await,
         Err(error) => Failure(error).into_response(),
-=======
-    let internal = request.uri().path().starts_with("/internal/");
-    let refused = match request.extensions().get::<Caller>() {
-        Some(Caller::User) if internal => Some("/internal is for agents"),
-        Some(Caller::User) => None,
-        Some(Caller::Agent(key)) => {
-            let member = agent.book(|book| book.membership(key).is_some_and(|(_, member)| member.dead.is_none()));
-            (member != Some(true)).then_some("the asking host is no member of this host's pool")
-        }
-        Some(Caller::Stranger) | None => Some("nobody asks"),
-    };
-    match refused {
-        None => next.run(request).await,
-        Some(why) => Failure(ApiError::new(ErrorCode::Forbidden, why)).into_response(),
->>>>>>> cli
     }
 }

@@ -13,7 +13,7 @@ pub fn check(agent: &Agent, caller: Option<&Caller>, uri: &Uri) -> Result<(), Ap
     let refuse = |why: String| Err(ApiError::new(ErrorCode::Forbidden, why));
     let internal = uri.path().starts_with("/internal/");
     match caller {
-        None => refuse("nobody asks".into()),
+        Some(Caller::Stranger) | None => refuse("nobody asks".into()),
         Some(Caller::User) if internal => refuse("/internal is for agents".into()),
         Some(Caller::User) => Ok(()),
         Some(Caller::Agent(key)) => {
