@@ -128,8 +128,15 @@ impl Agent {
         Ok(())
     }
 
-    /// Takes in records from others. Returns those that were new.
-    pub fn merge(&self, records: Vec<Signed>) -> Vec<Signed> {
+    /// Takes in records from others. What could not be stored is asked for again by the next agent's exchange.
+    pub fn merge(&self, records: Vec<Signed>) {
+        if let Err(error) = self.take_in(records) {
+            log::error!("{error:#}");
+        }
+    }
+
+    /// Believes and stores records. Returns those that were new.
+    fn take_in(&self, records: Vec<Signed>) -> Result<Vec<Signed>> {
         let mut new = vec![];
         if let Some(book) = lock(&self.book).as_mut() {
             for signed in records {
@@ -141,19 +148,17 @@ impl Agent {
             }
         }
         if !new.is_empty() {
-            if let Err(error) = self.store.put(&new) {
-                log::error!("{error:#}");
-            }
             self.touch();
+            self.store.put(&new)?;
         }
-        new
+        Ok(new)
     }
 
     /// Writes one of this host's own records and tells everybody.
     pub fn publish(&self, kind: Kind, id: Id, body: Option<Body>) -> Result<Signed, ApiError> {
         let secret = self.identity.host().as_signing_key().clone();
         let signed = self.sign(kind, id, body, &secret)?;
-        self.announce(vec![signed.clone()]);
+        self.announce(vec![signed.clone()])?;
         Ok(signed)
     }
 
@@ -164,14 +169,15 @@ impl Agent {
         Record::sign(kind, id, version, body, secret).map_err(|error| ApiError::new(ErrorCode::Failed, format!("{kind:?} record: {error}")))
     }
 
-    /// Takes in own records and tells everybody.
-    pub fn announce(&self, records: Vec<Signed>) {
-        let new = self.merge(records);
+    /// Takes in own records and tells everybody, once they are stored.
+    pub fn announce(&self, records: Vec<Signed>) -> Result<(), ApiError> {
+        let new = self.take_in(records).map_err(|error| ApiError::new(ErrorCode::Failed, format!("{error:#}")))?;
         if !new.is_empty()
             && let Some(own) = self.own.upgrade()
         {
             exchange::spread(&own, new);
         }
+        Ok(())
     }
 
     /// Wakes those who wait for a change of what this host knows or has.

@@ -26,6 +26,8 @@ use crate::{
 
 /// Room that stays free on the depot's file system: disks of running VMs grow.
 const SPARE_BYTES: u64 = 64 << 20;
+/// What an import is called until it is whole.
+const NEW_PREFIX: &str = ".new-";
 /// Read at once when a file is hashed.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -41,6 +43,12 @@ impl Depot {
         let depot = Self { folder: state.join("parts"), cache: state.join("kernels") };
         for folder in [&depot.folder, &depot.cache] {
             fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+        }
+        // Imports that a killed agent left: their senders were never told that they had ended well.
+        for entry in fs::read_dir(&depot.folder)?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(NEW_PREFIX) {
+                fs::remove_file(entry.path()).with_context(|| format!("remove {}", entry.path().display()))?;
+            }
         }
         Ok(depot)
     }
@@ -81,7 +89,7 @@ impl Depot {
     pub async fn take(&self, body: Body, length: Option<u64>) -> Result<Part, ApiError> {
         self.require_room(length.unwrap_or(0))?;
         let io = |error: std::io::Error| ApiError::new(ErrorCode::Failed, format!("depot: write a part: {error}"));
-        let mut file = tempfile::NamedTempFile::with_prefix_in(".new-", &self.folder).map_err(io)?;
+        let mut file = tempfile::NamedTempFile::with_prefix_in(NEW_PREFIX, &self.folder).map_err(io)?;
         let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0u64);
         let mut body = body;
         while let Some(frame) = body.frame().await {

@@ -183,7 +183,7 @@ fn admit_new(agent: &Arc<Agent>, joiner: Key, question: &JoinQuestion) -> Result
         }
     };
     agent.heard(joiner);
-    agent.announce(records);
+    agent.announce(records)?;
     log::info!("host {} ({}) was admitted", question.name, joiner.short());
     Ok(kept.founds)
 }
@@ -276,8 +276,7 @@ pub async fn leave(agent: &Arc<Agent>) -> Result<(), ApiError> {
 pub fn dismiss(agent: &Arc<Agent>, host: Key) -> Result<(), ApiError> {
     let secret = domain_secret(agent)?;
     let signed = agent.sign(Kind::Member, host_id(&host), None, secret.as_signing_key())?;
-    agent.announce(vec![signed]);
-    Ok(())
+    agent.announce(vec![signed])
 }
 
 /// An operator says that a host does not run and will not.
@@ -299,8 +298,7 @@ pub fn declare_dead(agent: &Arc<Agent>, host: Key, reason: &str) -> Result<(), A
     }
     let dead = MemberBody { dead: Some(format!("{reason} (at {})", now_s())), ..member };
     let signed = agent.sign(Kind::Member, host_id(&host), Some(Body::Member(dead)), secret.as_signing_key())?;
-    agent.announce(vec![signed]);
-    Ok(())
+    agent.announce(vec![signed])
 }
 
 fn domain_secret(agent: &Agent) -> Result<iroh::SecretKey, ApiError> {
