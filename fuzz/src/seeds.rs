@@ -32,8 +32,9 @@ mod tests {
     /// A target, by its name: what it does with an input, and where it begins.
     type Case = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
 
-    const TARGETS: [Case; 8] = [
+    const TARGETS: [Case; 9] = [
         ("wire", wire::run, wire::seeds),
+        ("pool", pool::run, pool::seeds),
         ("records", records::run, records::seeds),
         ("saved", saved::run, saved::seeds),
         ("rings", rings::run, rings::seeds),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     key::{Digest, Key, Name},
+    lan,
     record::{Body, Kind, Record, RecordKey, Signed, Unbelievable, id_of_key},
 };
 
@@ -67,6 +68,9 @@ impl Book {
         let stamp = Stamp(record.version, u64::from_be_bytes(mark));
         if known.is_some_and(|known| known.stamp >= stamp) {
             return Ok(false);
+        }
+        if matches!(&record.body, Some(Body::Lan(lan)) if !lan::is_sound(lan)) {
+            return Err(Unbelievable::Malformed);
         }
         if known.is_none() && self.entries.len() >= RECORDS_MAX || !self.may_write(&record) {
             return Err(Unbelievable::Writer(record.key.kind, record.key.writer));

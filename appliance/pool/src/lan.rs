@@ -45,12 +45,24 @@ pub fn free_range(taken: &[(Ipv4Addr, u8)], seed: u16) -> (Ipv4Addr, u8) {
     (free.unwrap_or_else(|| candidate(seed)), 24)
 }
 
+/// Whether a LAN that another host wrote can be reckoned with: a range of a permitted size, and parts that lie in it.
+pub fn is_sound(lan: &LanBody) -> bool {
+    if !(PREFIX_MIN..=PREFIX_MAX).contains(&lan.prefix) || u32::from(lan.network) & (size(lan.prefix) - 1) != 0 {
+        return false;
+    }
+    let (low, high) = (u64::from(u32::from(lan.network)), u64::from(u32::from(lan.network)) + u64::from(size(lan.prefix)));
+    lan.leases.iter().all(|lease| {
+        let first = u64::from(u32::from(lease.first));
+        low <= first && first + u64::from(lease.count) <= high
+    })
+}
+
 /// The next part of the range for a host; none when all is handed out.
 pub fn next_lease(lan: &LanBody, host: Key) -> Option<RangeLease> {
     let network = u32::from(lan.network);
     let from = lan.leases.iter().map(|lease| u32::from(lease.first) + lease.count).max().unwrap_or(network + RESERVED);
     // The last address is the broadcast address.
-    let end = network + size(lan.prefix) - 1;
+    let end = network + (size(lan.prefix) - 1);
     let count = end.saturating_sub(from).min(LEASE_ADDRESSES);
     (count > 0).then(|| RangeLease { host, first: from.into(), count })
 }
@@ -80,6 +92,23 @@ mod tests {
 
     fn lan(prefix: u8) -> LanBody {
         LanBody { name: "lab".into(), vni: 7, network: Ipv4Addr::new(10, 16, 0, 0), prefix, mtu: MTU, leases: vec![], created: 0 }
+    }
+
+    #[test]
+    fn a_range_that_cannot_be_reckoned_with_is_not_sound() {
+        let lease = |first, count| RangeLease { host: Name([1; 32]), first, count };
+        let good = LanBody { leases: vec![lease(Ipv4Addr::new(10, 16, 0, 8), 16)], ..lan(24) };
+        assert!(is_sound(&good));
+        for bad in [
+            LanBody { prefix: 0, ..good.clone() },
+            LanBody { prefix: 33, ..good.clone() },
+            LanBody { network: Ipv4Addr::new(10, 16, 0, 1), ..good.clone() },
+            LanBody { leases: vec![lease(Ipv4Addr::new(10, 16, 0, 8), u32::MAX)], ..good.clone() },
+            LanBody { leases: vec![lease(Ipv4Addr::BROADCAST, 1)], ..good.clone() },
+            LanBody { leases: vec![lease(Ipv4Addr::new(10, 15, 255, 255), 1)], ..good },
+        ] {
+            assert!(!is_sound(&bad), "{bad:?}");
+        }
     }
 
     #[test]

@@ -45,7 +45,7 @@ const fn target(name: &'static str, input_bytes_max: usize, memory_mib_max: usiz
     Target { name, input_bytes_max, memory_mib_max }
 }
 
-const TARGETS: [Target; 8] = [
+const TARGETS: [Target; 9] = [
     target("wire", 16 << 10, 512),
     target("records", 8 << 10, 256),
     target("saved", 8 << 10, 256),
@@ -54,13 +54,14 @@ const TARGETS: [Target; 8] = [
     // A kernel may unpack to 512 MiB.
     target("kernel", 8 << 10, 1024),
     target("disk", 4 << 10, 512),
+    target("pool", 8 << 10, 256),
     target("texts", 4 << 10, 256),
 ];
 
 /// Options of `cargo lab fuzz`.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// One target only: wire, records, saved, rings, frames, kernel, disk or texts.
+    /// One target only: wire, records, saved, rings, frames, kernel, disk, pool or texts.
     target: Option<String>,
     /// How long each target runs.
     #[arg(long, default_value_t = 60, value_name = "N")]

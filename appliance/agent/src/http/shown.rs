@@ -63,7 +63,7 @@ pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
             let entry = load.entry(seen.holder).or_default();
             entry.0 += 1;
             if !matches!(seen.body.state, SeenState::Stopped | SeenState::Failed) {
-                entry.1 += seen.body.memory_bytes;
+                entry.1 = entry.1.saturating_add(seen.body.memory_bytes);
             }
         }
     }

@@ -149,7 +149,7 @@ fn is_dead(agent: &Agent, host: &Key) -> bool {
 /// What a VM had written is lost with its host: it starts from its image, at the epoch after the one that host held.
 fn start_elsewhere(agent: &Arc<Agent>, id: Id, name: String) -> Result<Response, Failure> {
     let (_, body) = start::desired(agent, id)?;
-    let epoch = agent.pool(|book| view::seen(book, id).map_or(1, |seen| seen.body.epoch + 1))?;
+    let epoch = agent.pool(|book| view::seen(book, id).map_or(1, |seen| seen.body.epoch.saturating_add(1)))?;
     let chosen = create::place(agent, &body, None, None, None)?;
     let what = format!("start VM {name} from its image on host {}: its disk is lost with the host that was declared dead", chosen.name);
     let (job, reporter) = agent.jobs.begin(what.clone());

@@ -172,7 +172,8 @@ fn candidates(agent: &Agent, book: &rebec_pool::Book) -> Vec<Candidate> {
         if let Some(seen) = view::seen(book, vm.id)
             && !matches!(seen.body.state, SeenState::Stopped | SeenState::Failed)
         {
-            *used.entry(seen.holder).or_default() += seen.body.memory_bytes;
+            let used = used.entry(seen.holder).or_default();
+            *used = used.saturating_add(seen.body.memory_bytes);
         }
     }
     let hosts = view::hosts(book).into_iter().filter(|host| host.member.dead.is_none());

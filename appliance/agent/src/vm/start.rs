@@ -99,7 +99,7 @@ pub fn disk_bytes(image: &ImageBody) -> u64 {
 /// Memory that VMs of this host have been promised.
 pub fn promised_bytes(agent: &Agent) -> u64 {
     let promised = agent.local_vms().into_iter().filter(|vm| vm.kept().want != Want::Stopped);
-    promised.map(|vm| vm.kept().body.memory_bytes).sum()
+    promised.map(|vm| vm.kept().body.memory_bytes).fold(0, u64::saturating_add)
 }
 
 /// Refuses what this host has no room for, with the figures. Under the admission lock.

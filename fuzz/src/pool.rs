@@ -1,0 +1,111 @@
+//! What hosts of a pool send each other, and what a person types to join one.
+//!
+//! ```text
+//! input = choice:u8 rest        0 a ticket's text; 1 records: (writer:u8 length:u16 content)*, signed by a key that the pool knows or not
+//! ```
+
+use ed25519_dalek::SigningKey;
+use rebec_pool::{
+    Body, Book, Key, Record, Signed, Ticket,
+    key::{Name, public, sign},
+    lan,
+    record::{DomainBody, Kind, MemberBody, PoolBody, id_of_key},
+    view,
+};
+
+use crate::input::Input;
+
+/// Records taken from one input: what one message of an exchange may hold is a matter of bytes, not of this target.
+const RECORDS_MAX: usize = 16;
+
+/// Runs one input.
+pub fn run(data: &[u8]) {
+    let mut input = Input::new(data);
+    match input.u8() {
+        0 => ticket(&String::from_utf8_lossy(input.rest())),
+        _ => records(input),
+    }
+}
+
+fn ticket(text: &str) {
+    let Ok(ticket) = text.parse::<Ticket>() else { return };
+    assert_eq!(ticket.to_string().parse(), Ok(ticket), "a ticket is read as written");
+}
+
+/// Records whose signature is right get as far as their content lets them.
+fn records(mut input: Input<'_>) {
+    let mut book = founded();
+    let mut others = founded();
+    for _ in 0..RECORDS_MAX {
+        if input.is_empty() {
+            break;
+        }
+        let secret = secret(input.u8() % 4);
+        let content = input.piece().to_vec();
+        let (mut first, mut second) = ([0; 32], [0; 32]);
+        let signature = sign(&secret, &content);
+        first.copy_from_slice(&signature[..32]);
+        second.copy_from_slice(&signature[32..]);
+        let signed = Signed { content, signature: (first, second) };
+        if book.merge(signed.clone()) == Ok(true) {
+            assert_eq!(book.merge(signed), Ok(false), "a record is new once");
+        }
+    }
+    look(&book);
+    let (lacking, newer) = book.compare(&others.summary().stamps, usize::MAX);
+    assert!(newer.is_empty());
+    for signed in lacking {
+        others.merge(signed).expect("what one book believes another of the same pool does too");
+    }
+    assert_eq!(book.hash(), others.hash(), "an exchange makes books equal");
+}
+
+/// Every way in which a book is read.
+fn look(book: &Book) {
+    view::pool_name(book);
+    view::domains(book);
+    view::hosts(book);
+    view::images(book);
+    for vm in view::vms(book) {
+        view::seen(book, vm.id);
+    }
+    for one in view::lans(book) {
+        lan::next_lease(one.body, one.home);
+    }
+}
+
+fn secret(number: u8) -> SigningKey {
+    SigningKey::from_bytes(&[number; 32])
+}
+
+/// Pool 0, its domain 1, that domain's host 2. Key 3 is a stranger's.
+fn founded() -> Book {
+    let key = |number| public(&secret(number));
+    let mut book = Book::new(key(0));
+    for signed in beginning(key) {
+        assert_eq!(book.merge(signed), Ok(true));
+    }
+    book
+}
+
+fn beginning(key: impl Fn(u8) -> Key) -> [Signed; 3] {
+    let record = |kind, id, body, by| Record::sign(kind, id, 1, Some(body), &secret(by)).expect("a record of this size is signed");
+    [
+        record(Kind::Pool, Name([0; 16]), Body::Pool(PoolBody { name: "lab".into() }), 0),
+        record(Kind::Domain, id_of_key(&key(1)), Body::Domain(DomainBody { name: "alpha".into(), key: key(1) }), 0),
+        record(Kind::Member, id_of_key(&key(2)), Body::Member(MemberBody { host: key(2), name: "a1".into(), dead: None }), 1),
+    ]
+}
+
+/// A ticket, and the records of a pool's beginning.
+pub fn seeds() -> Vec<Vec<u8>> {
+    let addresses = vec!["10.0.0.1:7116".parse().expect("an address")];
+    let ticket = Ticket { pool: Name([1; 32]), issuer: Name([2; 32]), addresses, secret: [3; 16], expires: 4 };
+    let mut records = vec![1];
+    for (writer, signed) in [0, 0, 1].into_iter().zip(beginning(|number| public(&secret(number)))) {
+        records.push(writer);
+        records.extend((signed.content.len() as u16).to_le_bytes());
+        records.extend(signed.content);
+    }
+    vec![[&[0], ticket.to_string().as_bytes()].concat(), records]
+}
