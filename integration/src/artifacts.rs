@@ -24,6 +24,8 @@ pub enum Artifact {
     Agent,
     /// What guests run.
     Workload,
+    /// The agent and its command line.
+    Rebec,
 }
 
 impl Artifact {
@@ -32,7 +34,13 @@ impl Artifact {
             Self::Vmm => ("rebec-vmm", "rebec-vmm"),
             Self::Agent => ("rebec-lab-agent", "lab-agent"),
             Self::Workload => ("rebec-workload", "rebec-workload"),
+            Self::Rebec => ("rebec-cli", "rebec"),
         }
+    }
+
+    /// The folder of its profile. The agent's libraries take minutes to optimise and carry little in tests: they are built as they are developed.
+    fn profile(self) -> &'static str {
+        if self == Self::Rebec { "debug" } else { "release" }
     }
 }
 
@@ -40,8 +48,12 @@ impl Artifact {
 pub fn build(artifact: Artifact) -> Result<PathBuf> {
     let (package, binary) = artifact.package_and_binary();
     say("build", format_args!("{binary}, static"));
-    cargo("build").args(["--package", package, "--bin", binary]).run().with_context(|| format!("build {binary}"))?;
-    let path = folder().join(TRIPLE).join("release").join(binary);
+    let mut build = cargo("build").args(["--package", package, "--bin", binary]);
+    if artifact.profile() == "release" {
+        build = build.arg("--release");
+    }
+    build.run().with_context(|| format!("build {binary}"))?;
+    let path = folder().join(TRIPLE).join(artifact.profile()).join(binary);
     ensure_static(&path)?;
     Ok(path)
 }
@@ -49,7 +61,7 @@ pub fn build(artifact: Artifact) -> Result<PathBuf> {
 /// Builds the unit tests of a package's library as a program.
 pub fn build_tests(package: &str) -> Result<PathBuf> {
     say("build", format_args!("tests of {package}, static"));
-    let test = cargo("test").args(["--no-run", "--package", package, "--lib", "--message-format", "json"]);
+    let test = cargo("test").args(["--release", "--no-run", "--package", package, "--lib", "--message-format", "json"]);
     let told = test.output().with_context(|| format!("build the tests of {package}"))?;
     // One object a line; only what can be started names an executable.
     let objects = told.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
@@ -65,7 +77,7 @@ fn folder() -> PathBuf {
 
 fn cargo(what: &str) -> Program {
     Program::new("cargo")
-        .args([what, "--quiet", "--release", "--target", TRIPLE])
+        .args([what, "--quiet", "--target", TRIPLE])
         .arg("--target-dir")
         .arg(folder())
         .env("RUSTFLAGS", "-C target-feature=+crt-static")

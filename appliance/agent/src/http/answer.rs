@@ -1,5 +1,7 @@
 //! Answers: JSON, errors with codes, and bodies that are refused with a sentence.
 
+use std::time::Duration;
+
 use axum::{
     extract::{FromRequest, Request, rejection::JsonRejection},
     http::{StatusCode, Uri},
@@ -7,6 +9,9 @@ use axum::{
 };
 use rebec_api::{ApiError, ErrorCode};
 use serde::de::DeserializeOwned;
+
+/// How long a client may take for the body of its request.
+const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// An error as an answer.
 pub struct Failure(pub ApiError);
@@ -40,9 +45,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
-        match axum::Json::from_request(request, state).await {
-            Ok(axum::Json(value)) => Ok(Self(value)),
-            Err(rejection) => Err(refuse(&rejection)),
+        match tokio::time::timeout(BODY_TIME, axum::Json::from_request(request, state)).await {
+            Ok(Ok(axum::Json(value))) => Ok(Self(value)),
+            Ok(Err(rejection)) => Err(refuse(&rejection)),
+            Err(_) => {
+                let message = format!("the body of the request did not come within {} s", BODY_TIME.as_secs());
+                Err(ApiError::new(ErrorCode::BadRequest, message).into())
+            }
         }
     }
 }
