@@ -91,6 +91,8 @@ fn spare_machines_become_a_pool_whose_vms_move_between_domains() -> Result<()> {
 
 /// How much longer than that of a VM whose agent nobody touched the silence of a VM may be: this machine's cores are shared.
 const SLACK: Duration = Duration::from_millis(300);
+/// Beats that an agent may have in its hands when it is killed; what comes after waits in the VMM.
+const UNREAD_MAX: u64 = 30;
 const VMS: usize = 10;
 
 /// The VMs' processes as a host lists them, all of them running.
@@ -129,14 +131,16 @@ fn an_agent_that_was_killed_adopts_its_ten_vms() -> Result<()> {
     for (name, since) in names.iter().zip(since) {
         let beats = Beats::of(a1, name)?;
         let gap = beats.longest_gap(since);
-        ensure!(beats.is_whole() && beats.last() > since + 20, "{name}: {} beats since {since}", beats.count());
+        ensure!(beats.last() > since + 20, "{name}: {} beats, the last {}, before it {since}", beats.count(), beats.last());
+        ensure!(beats.lost().is_some_and(|lost| lost <= UNREAD_MAX), "{name}: lost beats: {:?}", beats.lost());
         ensure!(gap <= baseline * 2 + SLACK, "{name} was silent for {gap:?}, a VM of another agent for {baseline:?}");
     }
 
     let stopped = a1.must(&["vm", "stop", "vm0"])?;
     same("vm0's state", &stopped["state"], "stopped")?;
     // A guest that ends by itself is not taken for one that crashed, although its agent is not its VMM's parent.
-    Seat::take(a1, "vm1")?.console.send(b"q")?;
+    let seat = Seat::take(a1, "vm1")?;
+    seat.console.send(b"q")?;
     eventually("vm1 has powered itself off", SOON, || Ok(a1.vm("vm1")?["state"] == "stopped"))?;
     let report = a1.must(&["vm", "move", "vm2", "--to", "a2"])?;
     same("the move's outcome", &report["outcome"], "moved")?;
@@ -169,7 +173,8 @@ fn an_agent_that_is_killed_during_a_move_stops_no_vm() -> Result<()> {
         })?;
         let beats = Beats::of(&agents.hosts[0], "web")?;
         let gap = beats.longest_gap(since);
-        ensure!(beats.is_whole() && gap < Duration::from_secs(1), "web was silent for {gap:?}");
+        ensure!(gap < Duration::from_secs(1), "web was silent for {gap:?}");
+        ensure!(beats.lost().is_some_and(|lost| lost <= 2 * UNREAD_MAX), "lost beats: {:?}", beats.lost());
     }
     agents.lab.shape(None)?;
     // What was left of the failed move goes by itself.

@@ -71,11 +71,9 @@ async fn absent(agent: &Arc<Agent>, vm: &Arc<LocalVm>, kept: &Kept) {
             log::warn!("vm {name}: its VMM ended {since}: it starts again from its disk");
             match start::boot(agent, vm).await {
                 Ok(process) => {
-                    vm.say(agent, |seen| {
-                        seen.state = SeenState::Starting;
-                        seen.reason = Some(format!("its VMM ended {since}; it was started again from its disk"));
-                    });
+                    // The reason of a state goes with it: it is said of the one that the VM comes to.
                     watch::look(agent, vm).await;
+                    vm.say(agent, |seen| seen.reason = Some(format!("its VMM ended {since}; it was started again from its disk")));
                     watch::spawn(agent, vm, process);
                 }
                 Err(error) => vm.say_stopped(agent, SeenState::Failed, Some(format!("its VMM ended {since}; start it again: {error:#}"))),

@@ -154,6 +154,7 @@ async fn restart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, code: Option<i32>, resta
     }
     match start::boot(agent, vm).await {
         Ok(process) => {
+            look(agent, vm).await;
             vm.say(agent, |seen| seen.reason = Some(format!("{reason}; it was started again from its disk")));
             Some(process)
         }

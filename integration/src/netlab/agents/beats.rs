@@ -57,16 +57,22 @@ impl Beats {
         self.beats.last().map_or(0, |beat| beat.0)
     }
 
-    /// The longest time between two that follow each other, among those from a number on.
+    /// The longest time between two that follow each other, among those from a number on, beyond what beats that were not heard would fill.
     pub fn longest_gap(&self, from: u64) -> Duration {
-        let beats: Vec<_> = self.beats.iter().filter(|beat| beat.0 >= from).collect();
-        let longest = beats.windows(2).map(|pair| pair[1].1.saturating_sub(pair[0].1)).max().unwrap_or_default();
-        Duration::from_micros(longest.saturating_mul(1000) / self.khz.max(1))
+        let pairs = || self.beats.windows(2).filter(|pair| pair[0].0 >= from);
+        let stamps = |pair: &[(u64, u64)]| pair[1].1.saturating_sub(pair[0].1);
+        let steps = |pair: &[(u64, u64)]| pair[1].0.saturating_sub(pair[0].0);
+        let mut usual: Vec<u64> = pairs().filter(|pair| steps(pair) == 1).map(stamps).collect();
+        usual.sort_unstable();
+        let period = usual.get(usual.len() / 2).copied().unwrap_or_default();
+        let gaps = pairs().map(|pair| stamps(pair).saturating_sub(steps(pair).saturating_sub(1) * period));
+        Duration::from_micros(gaps.max().unwrap_or_default().saturating_mul(1000) / self.khz.max(1))
     }
 
-    /// Whether the guest began once and every beat of it is there, in its order.
-    pub fn is_whole(&self) -> bool {
-        self.beats.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1)
+    /// How many are not there between the first and the last: what an agent had not read when it was killed. None if the guest began anew.
+    pub fn lost(&self) -> Option<u64> {
+        let steps = self.beats.windows(2).map(|pair| pair[1].0.checked_sub(pair[0].0 + 1));
+        steps.sum()
     }
 }
 
@@ -78,10 +84,12 @@ mod tests {
     fn the_longest_gap_is_the_guests_own() {
         let log = "rebec-bench 1 tsc_khz=1000 memory_bytes=7\r\nhb 0 0\nhb 1 64\nready pages=1\nhb 2 1064\nhb 3 10c8\n";
         let beats = Beats::parse(&log.replace('\r', "")).unwrap();
-        assert_eq!((beats.count(), beats.last(), beats.is_whole()), (4, 3, true));
+        assert_eq!((beats.count(), beats.last(), beats.lost()), (4, 3, Some(0)));
         assert_eq!(beats.longest_gap(0), Duration::from_millis(4) + Duration::from_micros(96));
         assert_eq!(beats.longest_gap(2), Duration::from_micros(100));
-        assert!(!Beats::parse("rebec-bench 1 tsc_khz=1000 x\nhb 0 0\nhb 2 64\n").unwrap().is_whole());
+        let torn = Beats::parse("rebec-bench 1 tsc_khz=1000 x\nhb 0 0\nhb 1 64\nhb 4 190\n").unwrap();
+        assert_eq!((torn.lost(), torn.longest_gap(0)), (Some(2), Duration::from_micros(100)));
+        assert_eq!(Beats::parse("rebec-bench 1 tsc_khz=1000 x\nhb 7 0\nhb 0 64\n").unwrap().lost(), None);
         assert!(Beats::parse("hb 0 0\n").is_err());
     }
 }
