@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -28,6 +29,8 @@ use crate::{
 const SPARE_BYTES: u64 = 64 << 20;
 /// What an import is called until it is whole.
 const NEW_PREFIX: &str = ".new-";
+/// How long somebody who sends a file may pause.
+const STALL_TIME: Duration = Duration::from_secs(30);
 /// Read at once when a file is hashed.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -92,10 +95,13 @@ impl Depot {
         let mut file = tempfile::NamedTempFile::with_prefix_in(NEW_PREFIX, &self.folder).map_err(io)?;
         let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0u64);
         let mut body = body;
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| {
-                ApiError::new(ErrorCode::BadRequest, format!("the import was cut off after {bytes} bytes: {error}; start it again"))
-            })?;
+        let cut_off = |bytes, why: &str| {
+            ApiError::new(ErrorCode::BadRequest, format!("the import was cut off after {bytes} bytes: {why}; start it again"))
+        };
+        loop {
+            let frame = tokio::time::timeout(STALL_TIME, body.frame()).await;
+            let Some(frame) = frame.map_err(|_| cut_off(bytes, "nothing more came"))? else { break };
+            let frame = frame.map_err(|error| cut_off(bytes, &error.to_string()))?;
             let Ok(data) = frame.into_data() else { continue };
             self.require_room(data.len() as u64)?;
             tokio::task::block_in_place(|| {

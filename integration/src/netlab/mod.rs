@@ -12,6 +12,7 @@
 //! ```
 //! Needs root, `ip` and `tc`. Everything ends with its owner's `Drop`; what a killed run left is removed by `clean`.
 
+pub mod agents;
 pub mod console;
 pub mod demo;
 pub mod guest;

@@ -19,6 +19,8 @@ pub struct Options {
 pub fn run(options: &Options) -> Result<ExitCode> {
     // Without root there are no namespaces of ours.
     if rustix::process::geteuid().is_root() {
+        let states = netlab::agents::clean()?;
+        say("clean", format_args!("{states} state folders of agents that are no more"));
         let count = netlab::clean()?;
         say("clean", format_args!("{count} namespaces of runs that are no more"));
     }

@@ -36,6 +36,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let provisions = provision::provision()?;
     // Built here and once: tests then only ask whether they are fresh.
     artifacts::build(Artifact::Vmm)?;
+    artifacts::build(Artifact::Rebec)?;
     image::lab_initramfs(&provisions.lab)?;
     for kernel in [&provisions.guest, &provisions.guest_12] {
         guest::files(kernel)?;

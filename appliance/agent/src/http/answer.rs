@@ -10,8 +10,8 @@ use axum::{
 use rebec_api::{ApiError, ErrorCode};
 use serde::de::DeserializeOwned;
 
-/// How long the body of a request that is not a file may take.
-const BODY_TIME: Duration = Duration::from_secs(60);
+/// How long a client may take for the body of its request.
+const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// An error as an answer.
 pub struct Failure(pub ApiError);
@@ -49,8 +49,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
             Ok(Ok(axum::Json(value))) => Ok(Self(value)),
             Ok(Err(rejection)) => Err(refuse(&rejection)),
             Err(_) => {
-                let message = format!("the body of the request did not arrive within {} s", BODY_TIME.as_secs());
-                Err(Failure(ApiError::new(ErrorCode::BadRequest, message)))
+                let message = format!("the body of the request did not come within {} s", BODY_TIME.as_secs());
+                Err(ApiError::new(ErrorCode::BadRequest, message).into())
             }
         }
     }

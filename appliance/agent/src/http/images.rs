@@ -56,18 +56,32 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewImage>) 
     if new.cmdline.len() > CMDLINE_BYTES_MAX {
         return Err(ApiError::new(ErrorCode::BadRequest, format!("cmdline: longer than {CMDLINE_BYTES_MAX} bytes")).into());
     }
-    let body = ImageBody {
-        name: new.name.clone(),
-        kernel: kernel(&agent, &new)?,
-        initramfs: new.initramfs.as_ref().map(|part| held(&agent, "initramfs", part)).transpose()?,
-        cmdline: new.cmdline.clone(),
-        disk: new.disk.as_ref().map(|part| disk(&agent, part)).transpose()?,
-        created: now_s(),
+    let body = match body(&agent, &new) {
+        Ok(body) => body,
+        Err(error) => {
+            // What was sent for an image that there will not be goes again.
+            let sent = [Some(&new.kernel), new.initramfs.as_ref(), new.disk.as_ref()].into_iter().flatten();
+            let needed = agent.pool(needed)?;
+            let sent = sent.filter_map(|part| part.digest.parse().ok());
+            agent.depot.remove(sent.filter(|digest| agent.depot.has(digest) && !needed.contains(digest)));
+            return Err(error.into());
+        }
     };
     agent.publish(Kind::Image, Name(random()), Some(Record::Image(body)))?;
     run::publish_host(&agent);
     let shown = agent.pool(|book| shown::images(book).into_iter().find(|image| image.name == new.name))?;
     Ok(axum::Json(shown.ok_or_else(|| ApiError::not_found("image", &new.name, "rebec image ls"))?))
+}
+
+fn body(agent: &Agent, new: &NewImage) -> Result<ImageBody, ApiError> {
+    Ok(ImageBody {
+        name: new.name.clone(),
+        kernel: kernel(agent, new)?,
+        initramfs: new.initramfs.as_ref().map(|part| held(agent, "initramfs", part)).transpose()?,
+        cmdline: new.cmdline.clone(),
+        disk: new.disk.as_ref().map(|part| disk(agent, part)).transpose()?,
+        created: now_s(),
+    })
 }
 
 fn held(agent: &Agent, what: &str, part: &Part) -> Result<PartRef, ApiError> {

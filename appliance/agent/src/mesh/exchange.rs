@@ -2,9 +2,13 @@
 //! both get what they lack. It is also how a host knows who answers. Changes do not wait for it: their writer sends them to
 //! everybody at once; the exchange mends what that misses, after a partition above all.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use rebec_api::ApiError;
 use rebec_pool::{
     Signed,
@@ -53,10 +57,25 @@ pub struct News {
 pub async fn run(agent: Arc<Agent>) {
     let mut period = tokio::time::interval(PERIOD);
     period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // A host that does not answer keeps its place for seconds; the others are asked in their time.
+    let (mut asked, mut underway) = (BTreeSet::new(), FuturesUnordered::new());
+    let mut waiting = VecDeque::new();
     loop {
-        period.tick().await;
-        let peers = agent.peers();
-        futures_util::stream::iter(peers).for_each_concurrent(AT_ONCE, |peer| exchange(&agent, peer)).await;
+        tokio::select! {
+            _ = period.tick() => waiting = agent.peers().into(),
+            Some(key) = underway.next() => { asked.remove(&key); }
+        }
+        while underway.len() < AT_ONCE
+            && let Some(peer) = waiting.pop_front()
+        {
+            let (key, agent) = (peer.key, &agent);
+            if asked.insert(key) {
+                underway.push(async move {
+                    exchange(agent, peer).await;
+                    key
+                });
+            }
+        }
     }
 }
 

@@ -37,7 +37,7 @@ async fn one(agent: &Arc<Agent>, folder: &Path, kept: Kept) {
     let socket = vm.control();
     let pid = tokio::task::spawn_blocking(move || Control::connect(&socket).and_then(|control| control.pid())).await;
     let process = match pid {
-        Ok(Ok(pid)) => Process::adopt(pid),
+        Ok(Ok(pid)) => Process::adopt(pid, folder),
         Ok(Err(error)) => Err(error),
         Err(error) => Err(error.into()),
     };

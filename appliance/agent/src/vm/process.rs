@@ -144,12 +144,20 @@ pub enum Process {
     /// This agent is its parent and hears its exit code.
     Child(Child),
     /// An earlier agent was.
-    Adopted(oneshot::Receiver<()>),
+    Adopted(Adopted),
+}
+
+/// A VMM whose exit code nobody hears: what it leaves behind tells how it ended.
+pub struct Adopted {
+    end: oneshot::Receiver<()>,
+    folder: PathBuf,
+    /// Length of its log when it was adopted.
+    said_bytes: u64,
 }
 
 impl Process {
     /// A VMM that runs already.
-    pub fn adopt(pid: u32) -> Result<Self> {
+    pub fn adopt(pid: u32, folder: &Path) -> Result<Self> {
         let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).context("its pid is not one")?;
         let fd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).context("watch its process")?;
         let (ended, end) = oneshot::channel();
@@ -160,18 +168,29 @@ impl Process {
             ended.send(()).unwrap_or_default();
         };
         std::thread::Builder::new().name("adopted".into()).stack_size(64 << 10).spawn(wait).context("watch its process")?;
-        Ok(Self::Adopted(end))
+        let said_bytes = std::fs::metadata(folder.join("vmm.log")).map_or(0, |log| log.len());
+        Ok(Self::Adopted(Adopted { end, folder: folder.to_owned(), said_bytes }))
     }
 
     /// Waits for its end: the exit code, where it can be known.
     pub async fn ended(&mut self) -> Option<i32> {
         match self {
             Self::Child(child) => child.wait().await.ok().map(|status| status.code().unwrap_or(-1)),
-            Self::Adopted(end) => {
+            Self::Adopted(adopted) => {
                 // Without a thread that watches, the process counts as ended: whoever asks next finds out.
-                end.await.unwrap_or_default();
-                None
+                (&mut adopted.end).await.unwrap_or_default();
+                adopted.ended_well().then_some(0)
             }
         }
+    }
+}
+
+impl Adopted {
+    /// A VMM that ends by itself takes its control socket away, and says why if it failed; one that was killed does neither.
+    fn ended_well(&self) -> bool {
+        let log = std::fs::read(self.folder.join("vmm.log")).unwrap_or_default();
+        let said = log.get(usize::try_from(self.said_bytes).unwrap_or(usize::MAX)..).unwrap_or_default();
+        let failed = said.split(|byte| *byte == b'\n').any(|line| line.starts_with(b"rebec-vmm: "));
+        !failed && !self.folder.join("control.sock").exists()
     }
 }

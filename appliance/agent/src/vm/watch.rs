@@ -178,6 +178,7 @@ async fn restart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, how: &str, restarts: u32
     }
     match start::boot(agent, vm).await {
         Ok(process) => {
+            look(agent, vm).await;
             vm.say(agent, |seen| seen.reason = Some(format!("{how}; it was started again from its disk")));
             Some(process)
         }

@@ -1,0 +1,185 @@
+//! A pool of agents on real VMs, driven as its users drive it: from spare machines to a VM that moves between domains, and agents that die under
+//! their VMs.
+
+use std::{fs, os::unix::fs::MetadataExt as _, path::Path, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use rebec_lab::netlab::agents::{Agents, Beats, Host, SOON, Seat, eventually, same};
+
+/// The first addresses of the LAN that its home host gives out.
+const WEB_IP: &str = "10.7.0.8";
+const CLIENT_IP: &str = "10.7.0.9";
+
+/// Files of a depot, each with its inode: a part that is fetched again has another.
+fn depot(state: &Path) -> Result<Vec<(String, u64)>> {
+    let mut parts = vec![];
+    for entry in fs::read_dir(state.join("parts"))? {
+        let entry = entry?;
+        parts.push((entry.file_name().to_string_lossy().into_owned(), entry.metadata()?.ino()));
+    }
+    parts.sort();
+    Ok(parts)
+}
+
+/// The stream's bytes at `web` so far: none of them wrong, all of one connection.
+fn stream(web: &Seat) -> Result<u64> {
+    let net = web.net()?;
+    let wrong = [net.number("bad")?, net.number("csum_bad")?, net.number("accepted")? - 1];
+    ensure!(wrong == [0, 0, 0], "the stream: {}", net.text);
+    net.number("received")
+}
+
+#[test]
+fn spare_machines_become_a_pool_whose_vms_move_between_domains() -> Result<()> {
+    let mut agents = Agents::start("local-pool-spare", &["a1", "a2", "b1"])?;
+    agents.found(&["alpha", "alpha", "beta"])?;
+    agents.furnish()?;
+    agents.lab.shape_one(&agents.lab.machines[2], Some(100))?;
+    let [a1, a2, b1] = &agents.hosts[..] else { unreachable!("three hosts were asked for") };
+
+    let disk = agents.lab.evidence().join("data.raw");
+    fs::File::create(&disk)?.set_len(16 << 20)?;
+    let kernel = rebec_lab::netlab::guest::build()?.display().to_string();
+    a1.must(&["image", "import", "data", "--kernel", &kernel, "--cmdline", "stats_ms=0", "--disk", &disk.display().to_string()])?;
+    let load = format!("vm=1 net0=ip={WEB_IP} blk0=load,rate=200 fill=text:3:30%,random:5:20%,zero dirty=0:lines:500");
+    let web = ["vm", "run", "web", "--image", "data", "--memory", "64M", "--lan", "office", "--host", "a1", "--cmdline", &load];
+    let web = a1.must(&web)?;
+    same("web's address", &web["nics"][0]["address"], WEB_IP)?;
+    let load = format!("vm=2 net0=ip={CLIENT_IP},peer={WEB_IP},load=tso+ping,mbit=20");
+    let client = ["vm", "run", "client", "--image", "bench", "--memory", "64M", "--lan", "office", "--domain", "beta", "--cmdline", &load];
+    let client = a1.must(&client)?;
+    same("client's address", &client["nics"][0]["address"], CLIENT_IP)?;
+    same("client's host", &client["host"], "b1")?;
+
+    let (web, client) = (Seat::take(b1, "web")?, Seat::take(a1, "client")?);
+    let mut received = 0;
+    let mut parts_of_beta = vec![];
+    for (step, (asked, place, lands)) in
+        [(a1, ["--to", "a2"], "a2"), (b1, ["--domain", "beta"], "b1"), (a2, ["--to", "a1"], "a1"), (a1, ["--to", "b1"], "b1")]
+            .into_iter()
+            .enumerate()
+    {
+        client.console.send(b"z")?;
+        let before = client.net()?;
+        let report = asked.must(&["vm", "move", "web", place[0], place[1]])?;
+        same("the move's outcome", &report["outcome"], "moved")?;
+        agents.everywhere("web is where it went", |host| {
+            let vm = host.vm("web")?;
+            Ok(vm["state"] == "running" && vm["host"] == lands && vm["epoch"] == step as u64 + 2)
+        })?;
+        web.check_memory()?;
+        let blocks = web.ask(b"c", "blk 0 check")?;
+        ensure!(blocks.text.contains(" ok ") && blocks.number("written")? > 0, "{}", blocks.text);
+        let now = stream(&web)?;
+        ensure!(now > received, "the stream stands still at {now} bytes");
+        received = now;
+        let net = client.net()?;
+        let answered = net.number("ping_received")? - before.number("ping_received")?;
+        ensure!(answered > 0 && net.number("ping_gap_us_max")? < 3_000_000, "pings: {}", net.text);
+        match (lands, parts_of_beta.is_empty()) {
+            ("b1", true) => parts_of_beta = depot(b1.state())?,
+            ("b1", false) => ensure!(depot(b1.state())? == parts_of_beta, "a part was fetched twice"),
+            _ => {}
+        }
+    }
+    ensure!(parts_of_beta.len() == 2, "kernel and disk: {parts_of_beta:?}");
+    let lists = agents.hosts.iter().map(|host| host.must(&["vm", "ls"])).collect::<Result<Vec<_>>>()?;
+    ensure!(lists.iter().all(|list| *list == lists[0]), "{lists:?}");
+    agents.succeeded();
+    Ok(())
+}
+
+/// How much longer than that of a VM whose agent nobody touched the silence of a VM may be: this machine's cores are shared.
+const SLACK: Duration = Duration::from_millis(300);
+/// Beats that an agent may have in its hands when it is killed; what comes after waits in the VMM.
+const UNREAD_MAX: u64 = 30;
+const VMS: usize = 10;
+
+/// The VMs' processes as a host lists them, all of them running.
+fn processes(host: &Host) -> Result<Vec<(String, u64)>> {
+    let list = host.must(&["vm", "ls"])?;
+    let list = list.as_array().context("vm ls prints a list")?;
+    ensure!(list.iter().all(|vm| vm["state"] == "running"), "{list:?}");
+    Ok(list.iter().map(|vm| (vm["name"].to_string(), vm["pid"].as_u64().unwrap_or_default())).collect())
+}
+
+#[test]
+fn an_agent_that_was_killed_adopts_its_ten_vms() -> Result<()> {
+    let mut agents = Agents::start("local-pool-adopt", &["a1", "a2"])?;
+    agents.found(&["alpha", "alpha"])?;
+    agents.furnish()?;
+    let names: Vec<String> = (0..VMS).map(|number| format!("vm{number}")).collect();
+    for (number, name) in names.iter().enumerate() {
+        agents.run(name, "a1", "16M", &[], &format!("vm={number} heartbeat_ms=50 fill=text:3:20%,zero"))?;
+    }
+    agents.run("still", "a2", "16M", &[], "vm=99 heartbeat_ms=50 fill=text:3:20%,zero")?;
+    agents.everywhere("all run", |host| Ok(processes(host)?.len() == VMS + 1))?;
+    let before = processes(&agents.hosts[0])?;
+    let from = |host: &Host, vm: &str| Beats::of(host, vm).map(|beats| beats.last());
+    let since = names.iter().map(|name| from(&agents.hosts[0], name)).collect::<Result<Vec<_>>>()?;
+    let still_since = from(&agents.hosts[1], "still")?;
+
+    agents.hosts[0].kill()?;
+    std::thread::sleep(Duration::from_secs(2));
+    agents.restart(0)?;
+    let a1 = &agents.hosts[0];
+    eventually("all are adopted, each by its process", SOON, || Ok(processes(a1)? == before))?;
+    for name in &names {
+        Seat::take(a1, name)?.check_memory()?;
+    }
+    let baseline = Beats::of(&agents.hosts[1], "still")?.longest_gap(still_since);
+    for (name, since) in names.iter().zip(since) {
+        let beats = Beats::of(a1, name)?;
+        let gap = beats.longest_gap(since);
+        ensure!(beats.last() > since + 20, "{name}: {} beats, the last {}, before it {since}", beats.count(), beats.last());
+        ensure!(beats.lost().is_some_and(|lost| lost <= UNREAD_MAX), "{name}: lost beats: {:?}", beats.lost());
+        ensure!(gap <= baseline * 2 + SLACK, "{name} was silent for {gap:?}, a VM of another agent for {baseline:?}");
+    }
+
+    let stopped = a1.must(&["vm", "stop", "vm0"])?;
+    same("vm0's state", &stopped["state"], "stopped")?;
+    // A guest that ends by itself is not taken for one that crashed, although its agent is not its VMM's parent.
+    let seat = Seat::take(a1, "vm1")?;
+    seat.console.send(b"q")?;
+    eventually("vm1 has powered itself off", SOON, || Ok(a1.vm("vm1")?["state"] == "stopped"))?;
+    let report = a1.must(&["vm", "move", "vm2", "--to", "a2"])?;
+    same("the move's outcome", &report["outcome"], "moved")?;
+    agents.everywhere("vm2 runs at a2", |host| Ok(host.vm("vm2")?["host"] == "a2"))?;
+    Seat::take(&agents.hosts[1], "vm2")?.check_memory()?;
+    agents.succeeded();
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_is_killed_during_a_move_stops_no_vm() -> Result<()> {
+    let mut agents = Agents::start("local-pool-killed", &["a1", "a2"])?;
+    agents.found(&["alpha", "alpha"])?;
+    agents.furnish()?;
+    agents.run("web", "a1", "64M", &[], "vm=1 fill=random:5:60%,zero dirty=0:words:500")?;
+    for victim in [0, 1] {
+        agents.lab.shape(Some(50))?;
+        let since = Beats::of(&agents.hosts[0], "web")?.last();
+        let mut moving = agents.hosts[0].begin(&["vm", "move", "web", "--to", "a2"])?;
+        eventually("the move is under way", SOON, || Ok(agents.hosts[0].vm("web")?["state"] == "moving"))?;
+        std::thread::sleep(Duration::from_secs(1));
+        ensure!(moving.runs(), "the move was over before it was disturbed");
+        agents.hosts[victim].kill()?;
+        agents.restart(victim)?;
+        let ended = moving.end()?;
+        ensure!(ended.code == 1, "{ended:?}");
+        agents.everywhere("web runs on at its source", |host| {
+            let vm = host.vm("web")?;
+            Ok(vm["state"] == "running" && vm["host"] == "a1" && vm["epoch"] == 1)
+        })?;
+        let beats = Beats::of(&agents.hosts[0], "web")?;
+        let gap = beats.longest_gap(since);
+        ensure!(gap < Duration::from_secs(1), "web was silent for {gap:?}");
+        ensure!(beats.lost().is_some_and(|lost| lost <= 2 * UNREAD_MAX), "lost beats: {:?}", beats.lost());
+    }
+    agents.lab.shape(None)?;
+    // What was left of the failed move goes by itself.
+    eventually("a later move succeeds", SOON, || Ok(agents.hosts[0].must(&["vm", "move", "web", "--to", "a2"])?["outcome"] == "moved"))?;
+    Seat::take(&agents.hosts[1], "web")?.check_memory()?;
+    agents.succeeded();
+    Ok(())
+}

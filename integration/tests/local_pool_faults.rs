@@ -1,0 +1,138 @@
+//! A pool whose links are cut and whose hosts die: what runs goes on, what is known is true, and everything is mended by itself.
+//! `REBEC_LAB_CUT_S` is how long the link between the domains stays cut; a minute in the long form of that story.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use rebec_lab::netlab::agents::{Agents, Beats, SOON, Seat, eventually, same};
+
+/// Longer than connections live without a sign of life.
+const CUT_S: u64 = 15;
+/// Within this time a host that died is known to be silent.
+const NOTICED: Duration = Duration::from_secs(10);
+
+fn cut_time() -> Duration {
+    let asked = std::env::var("REBEC_LAB_CUT_S").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(asked.unwrap_or(CUT_S))
+}
+
+#[test]
+fn a_link_between_domains_that_is_cut_during_a_move_stops_nothing() -> Result<()> {
+    let mut agents = Agents::start("local-pool-cut", &["a1", "a2", "b1"])?;
+    agents.found(&["alpha", "alpha", "beta"])?;
+    agents.furnish()?;
+    agents.run("web", "a1", "64M", &[], "vm=1 fill=random:5:60%,zero dirty=0:words:500")?;
+    // Beta has the image before it is cut off, and a part of the LAN's addresses.
+    agents.host("b1").must(&["vm", "run", "first", "--image", "bench", "--memory", "16M", "--host", "b1", "--lan", "office"])?;
+    let since = Beats::of(agents.host("a1"), "web")?.last();
+
+    agents.lab.shape(Some(50))?;
+    let mut moving = agents.host("a2").begin(&["vm", "move", "web", "--domain", "beta"])?;
+    eventually("the move is under way", SOON, || Ok(agents.host("a1").vm("web")?["state"] == "moving"))?;
+    thread::sleep(Duration::from_secs(1));
+    ensure!(moving.runs(), "the move was over before it was disturbed");
+    let began = Instant::now();
+    agents.lab.cut(&agents.lab.machines[2])?;
+
+    let [a1, b1] = [agents.host("a1"), agents.host("b1")];
+    let state = |host: &str| Ok::<_, anyhow::Error>(a1.must(&["host", "show", host])?["state"].clone());
+    eventually("alpha knows that beta is silent", NOTICED + Duration::from_secs(2), || Ok(state("b1")? == "silent"))?;
+    same("alpha's own host", &state("a2")?, "ready")?;
+    a1.must(&["lan", "create", "left"])?;
+    b1.must(&["lan", "create", "right"])?;
+    agents.run("left", "a2", "16M", &[], "vm=3")?;
+    b1.must(&["vm", "run", "right", "--image", "bench", "--memory", "16M", "--lan", "office", "--cmdline", "vm=4"])?;
+    let ended = moving.end()?;
+    ensure!([1, 4].contains(&ended.code), "{ended:?}");
+    thread::sleep(cut_time().saturating_sub(began.elapsed()));
+    let web = a1.vm("web")?;
+    ensure!(web["host"] == "a1" && (web["state"] == "running" || web["state"] == "waiting"), "{web}");
+
+    agents.lab.shape(None)?;
+    agents.everywhere("what was made during the cut is known", |host| {
+        let lans = host.knows("lan", "left")? && host.knows("lan", "right")?;
+        Ok(lans && host.vm("left")?["state"] == "running" && host.vm("right")?["state"] == "running")
+    })?;
+    eventually("web runs", SOON, || Ok(a1.vm("web")?["state"] == "running"))?;
+    if a1.vm("web")?["host"] == "a1" {
+        let beats = Beats::of(a1, "web")?;
+        let gap = beats.longest_gap(since);
+        ensure!(beats.lost() == Some(0) && gap < Duration::from_secs(2), "web was silent for {gap:?}, {:?} beats are lost", beats.lost());
+        eventually("a later move succeeds", SOON, || Ok(a1.must(&["vm", "move", "web", "--domain", "beta"])?["outcome"] == "moved"))?;
+    }
+    agents.everywhere("web runs in beta", |host| Ok(host.vm("web")?["domain"] == "beta" && host.vm("web")?["state"] == "running"))?;
+    Seat::take(b1, "web")?.check_memory()?;
+    agents.succeeded();
+    Ok(())
+}
+
+#[test]
+fn a_host_that_dies_is_known_and_comes_back() -> Result<()> {
+    let mut agents = Agents::start("local-pool-dies", &["a1", "a2", "b1"])?;
+    agents.found(&["alpha", "alpha", "beta"])?;
+    agents.furnish()?;
+    let disk = agents.lab.evidence().join("data.raw");
+    std::fs::File::create(&disk)?.set_len(16 << 20)?;
+    let kernel = rebec_lab::netlab::guest::build()?.display().to_string();
+    let a1 = agents.host("a1");
+    a1.must(&[
+        "image",
+        "import",
+        "data",
+        "--kernel",
+        &kernel,
+        "--cmdline",
+        "stats_ms=0 blk0=load,rate=200",
+        "--disk",
+        &disk.display().to_string(),
+    ])?;
+    a1.must(&["vm", "run", "db", "--image", "data", "--memory", "16M", "--host", "a2", "--cmdline", "vm=1"])?;
+    agents.run("other", "a1", "16M", &[], "vm=2")?;
+    let seat = Seat::take(a1, "db")?;
+    eventually("db writes", SOON, || Ok(seat.ask(b"s", "blk 0 written=")?.number("flushed")? > 0))?;
+    drop(seat);
+    let (code, said) = a1.refused(&["host", "declare-dead", "a2", "--reason", "a whim"])?;
+    ensure!(code == 1 && said.contains("answers"), "{said}");
+
+    let died = Instant::now();
+    agents.hosts[1].lose_power()?;
+    let [a1, b1] = [agents.host("a1"), agents.host("b1")];
+    for host in [a1, b1] {
+        let lost = || Ok(host.must(&["host", "show", "a2"])?["state"] == "silent" && host.vm("db")?["state"] == "lost");
+        eventually("a2 is silent and db lost", NOTICED.saturating_sub(died.elapsed()), lost)?;
+    }
+    // The others hear each other all the time.
+    for _ in 0..20 {
+        same("b1", &a1.must(&["host", "show", "b1"])?["state"], "ready")?;
+        same("a1", &b1.must(&["host", "show", "a1"])?["state"], "ready")?;
+        thread::sleep(Duration::from_millis(500));
+    }
+    same("other", &b1.vm("other")?["state"], "running")?;
+    for words in [["vm", "start", "db"], ["vm", "rm", "db"], ["vm", "stop", "db"]] {
+        let (code, said) = a1.refused(&words)?;
+        ensure!(code == 1 && said.contains("a2") && said.lines().count() == 1, "{words:?}: {said}");
+    }
+    let (code, said) = b1.refused(&["host", "declare-dead", "a2", "--reason", "burnt"])?;
+    ensure!(code == 1 && said.contains("another domain"), "{said}");
+
+    agents.restart(1)?;
+    agents.everywhere("a2 is back, and db", |host| {
+        Ok(host.must(&["host", "show", "a2"])?["state"] == "ready" && host.vm("db")?["state"] == "running")
+    })?;
+    let reason = agents.host("a1").vm("db")?["reason"].as_str().context("db says why it began anew")?.to_owned();
+    ensure!(reason.contains("started again from its disk"), "{reason}");
+    let line = Seat::take(agents.host("a1"), "db")?.ask(b"c", "blk 0 check")?;
+    ensure!(line.text.contains(" ok "), "{}", line.text);
+
+    agents.hosts[1].lose_power()?;
+    let a1 = agents.host("a1");
+    eventually("a2 is silent again", NOTICED, || Ok(a1.must(&["host", "show", "a2"])?["state"] == "silent"))?;
+    a1.must(&["host", "declare-dead", "a2", "--reason", "it burnt"])?;
+    let b1 = agents.host("b1");
+    eventually("beta knows", SOON, || Ok(b1.must(&["host", "show", "a2"])?["state"] == "dead"))?;
+    agents.succeeded();
+    Ok(())
+}
