@@ -1,6 +1,7 @@
 //! The API as its callers meet it: an agent in a temporary folder, asked over connections in memory and over TLS.
 
 mod bodies;
+mod openapi;
 mod tls;
 
 use std::sync::Arc;
