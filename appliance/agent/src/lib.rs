@@ -14,6 +14,7 @@ mod http;
 mod identity;
 mod invitations;
 mod jobs;
+mod logs;
 mod mesh;
 mod pool;
 mod run;

@@ -15,12 +15,13 @@ use utoipa::openapi::{
 };
 
 use super::{
-    hosts, images, jobs, lans,
+    bundle, hosts, images, jobs, lans,
     openapi::{self, Row, row},
     pools, streams, tokens, vms,
 };
 
 const TEXT: &str = "text/plain; charset=utf-8";
+const TAR: &str = "application/x-tar";
 const EVENTS: &str = "text/event-stream";
 
 /// All of `/v1`.
@@ -91,6 +92,7 @@ fn own_rows() -> Vec<Row> {
         row(Get, "/v1/jobs", "Jobs of this host", jobs::list).lists::<Job>(),
         row(Get, "/v1/jobs/{id}", "One job, of any host", jobs::show).answers::<Job>(),
         row(Get, "/v1/jobs/{id}/events", "A job as it goes on: events named `job`", jobs::events).streams(EVENTS),
+        row(Get, "/v1/support-bundle", "What helps to find a fault of this host, without secrets", bundle::show).streams(TAR),
         row(Get, "/v1/openapi.json", "This document", openapi::show).streams("application/json"),
     ]
 }
