@@ -10,6 +10,7 @@
 mod agent;
 mod depot;
 mod facts;
+mod forward;
 mod http;
 mod identity;
 mod invitations;

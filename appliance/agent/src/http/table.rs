@@ -81,6 +81,7 @@ fn vm_rows() -> Vec<Row> {
             .query("follow", "Go on with what the guest says next", Type::Boolean)
             .streams(TEXT),
         row(Get, "/v1/vms/{name}/console", "The console itself", streams::console).upgrades(),
+        row(Get, "/v1/vms/{name}/forward/{port}", "A TCP connection into the guest", streams::reach).upgrades(),
     ]
 }
 

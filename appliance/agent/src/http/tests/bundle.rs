@@ -74,9 +74,7 @@ async fn the_bundle_tells_what_is_asked_and_no_secret() {
     assert_eq!(status, 200);
 
     let files = unpack(&body);
-    for name in
-        ["version.txt", "host.json", "facts.json", "pool.json", "jobs.json", "hosts.json", "lans.json", "domains.json"]
-    {
+    for name in ["version.txt", "host.json", "facts.json", "pool.json", "jobs.json", "hosts.json", "lans.json", "domains.json"] {
         assert!(!files[name].is_empty(), "{name}");
     }
     let vm = format!("vms/{}", Name([9; 16]));
