@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use crate::{
     depot::Depot,
+    forward::Forwards,
     identity::Identity,
     jobs::Jobs,
     mesh::{Mesh, Peer, exchange},
@@ -44,6 +45,8 @@ pub struct Agent {
     pub jobs: Jobs,
     /// Parts.
     pub depot: Depot,
+    /// Connections into guests.
+    pub forwards: Forwards,
     /// VMs that are here.
     pub vms: Mutex<BTreeMap<Id, Arc<LocalVm>>>,
     /// Serialises what checks the room of this host and then takes it.
@@ -75,6 +78,7 @@ impl Agent {
             mesh,
             jobs,
             depot,
+            forwards: Forwards::default(),
             vms: Mutex::default(),
             admission: tokio::sync::Mutex::default(),
             join: watch::Sender::new(Join::Alone),

@@ -10,10 +10,12 @@
 mod agent;
 mod depot;
 mod facts;
+mod forward;
 mod http;
 mod identity;
 mod invitations;
 mod jobs;
+mod logs;
 mod mesh;
 mod pool;
 mod run;

@@ -30,7 +30,8 @@ pub async fn run(agent: Arc<Agent>, path: PathBuf) {
     }
 }
 
-fn screen(agent: &Agent) -> Screen {
+/// What it would say.
+pub fn screen(agent: &Agent) -> Screen {
     Screen {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         host: agent.own_name(),

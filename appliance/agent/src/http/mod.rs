@@ -2,6 +2,7 @@
 //! sets. `/v1` is for users, `/internal` for agents.
 
 pub mod answer;
+pub mod bundle;
 pub mod forward;
 pub mod hosts;
 pub mod images;
@@ -9,11 +10,13 @@ pub mod internal;
 pub mod jobs;
 pub mod lans;
 pub mod names;
+pub mod openapi;
 pub mod pools;
 pub mod rights;
 pub mod serve;
 pub mod shown;
 pub mod streams;
+pub mod table;
 pub mod tls;
 pub mod tokens;
 pub mod vms;
@@ -28,7 +31,7 @@ use axum::{
     extract::{DefaultBodyLimit, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{delete, get, post, put},
+    routing::{get, post},
 };
 use rebec_pool::Key;
 
@@ -49,38 +52,9 @@ pub enum Caller {
     Stranger,
 }
 
-/// All routes.
+/// All routes: those for users are in `table`.
 pub fn router(agent: Arc<Agent>) -> Router {
-    let users = Router::new()
-        .route("/v1/pool", get(pools::status).post(pools::init))
-        .route("/v1/pool/join", post(pools::join))
-        .route("/v1/pool/leave", post(pools::leave))
-        .route("/v1/domains", get(pools::domains))
-        .route("/v1/domains/invite", post(pools::invite_domain))
-        .route("/v1/invitations", get(pools::invitations))
-        .route("/v1/invitations/{id}", delete(pools::revoke))
-        .route("/v1/hosts", get(hosts::list))
-        .route("/v1/hosts/invite", post(pools::invite_host))
-        .route("/v1/hosts/{name}", get(hosts::show))
-        .route("/v1/hosts/{name}/drain", post(hosts::drain))
-        .route("/v1/hosts/{name}/declare-dead", post(hosts::declare_dead))
-        .route("/v1/parts", put(images::put_part).layer(DefaultBodyLimit::disable()))
-        .route("/v1/images", get(images::list).post(images::create))
-        .route("/v1/images/{name}", delete(images::remove))
-        .route("/v1/lans", get(lans::list).post(lans::create))
-        .route("/v1/lans/{name}", get(lans::show).delete(lans::remove))
-        .route("/v1/vms", get(vms::list).post(vms::create))
-        .route("/v1/vms/{name}", get(vms::show).delete(vms::remove))
-        .route("/v1/vms/{name}/start", post(vms::start))
-        .route("/v1/vms/{name}/stop", post(vms::stop))
-        .route("/v1/vms/{name}/move", post(vms::depart))
-        .route("/v1/vms/{name}/logs", get(streams::logs))
-        .route("/v1/vms/{name}/console", get(streams::console))
-        .route("/v1/tokens", get(tokens::list).post(tokens::create))
-        .route("/v1/tokens/{name}", delete(tokens::remove))
-        .route("/v1/jobs", get(jobs::list))
-        .route("/v1/jobs/{id}", get(jobs::show))
-        .route("/v1/jobs/{id}/events", get(jobs::events));
+    let users = table::rows().into_iter().fold(Router::new(), |router, row| router.route(row.path, row.handler));
     let agents = Router::new()
         .route("/internal/exchange", post(internal::exchange))
         .route("/internal/records", post(internal::records))

@@ -23,7 +23,8 @@ pub async fn status(State(agent): State<Arc<Agent>>) -> Answer<PoolStatus> {
     Ok(axum::Json(pool_status(&agent)))
 }
 
-fn pool_status(agent: &Agent) -> PoolStatus {
+/// How this host stands.
+pub fn pool_status(agent: &Agent) -> PoolStatus {
     let join = match &*agent.join.borrow() {
         Join::Alone => "alone: no pool and no ticket".to_owned(),
         Join::Joining { what } => format!("joining: {what}"),

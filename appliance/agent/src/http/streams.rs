@@ -127,6 +127,31 @@ async fn converse(agent: &Arc<Agent>, vm: &Arc<LocalVm>, stream: TokioIo<hyper::
     }
 }
 
+/// `GET /v1/vms/{name}/forward/{port}`
+pub async fn reach(
+    State(agent): State<Arc<Agent>>,
+    Path((name, port)): Path<(String, String)>,
+    mut request: Request<Body>,
+) -> Result<Response, Failure> {
+    let port = port.parse().ok().filter(|port| *port > 0);
+    let port = port.ok_or_else(|| ApiError::new(ErrorCode::BadRequest, "port: expected a number from 1 to 65535"))?;
+    require_upgrade(request.headers())?;
+    let vm = match vms::local_or_holder(&agent, &name)? {
+        Ok(vm) => vm,
+        Err(holder) => return Ok(forward::to(&agent, &holder, request).await?.into_response()),
+    };
+    let mut guest = crate::forward::connect(&agent, &vm, port).await?;
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        if let Ok(client) = upgrade.await
+            && let Err(error) = tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut guest.stream).await
+        {
+            log::debug!("a forward to VM {name} ended: {error}");
+        }
+    });
+    Ok(switching())
+}
+
 /// `GET /internal/arrivals/{id}/stream`
 pub async fn arrival(
     State(agent): State<Arc<Agent>>,

@@ -1,6 +1,8 @@
 //! The API as its callers meet it: an agent in a temporary folder, asked over connections in memory and over TLS.
 
 mod bodies;
+mod bundle;
+mod openapi;
 mod tls;
 
 use std::sync::Arc;
@@ -17,7 +19,7 @@ use crate::{agent::Agent, depot::Depot, identity::Identity, mesh::Mesh, pool, ru
 
 /// An agent without VMs, and what it keeps.
 pub struct Bench {
-    pub folder: tempfile::TempDir,
+    _folder: tempfile::TempDir,
     pub agent: Arc<Agent>,
 }
 
@@ -43,7 +45,7 @@ impl Bench {
         let identity = Identity::open(&state).unwrap();
         let mesh = Mesh::open(identity.host().clone(), 0).await.unwrap();
         let (store, depot) = (Store::open(&state).unwrap(), Depot::open(&state).unwrap());
-        Self { folder, agent: Agent::new(options, identity, store, mesh, depot).unwrap() }
+        Self { _folder: folder, agent: Agent::new(options, identity, store, mesh, depot).unwrap() }
     }
 
     /// One that founded a pool.

@@ -1,0 +1,99 @@
+//! The table of the API for users: each line is a route and its place in the OpenAPI document.
+
+use rebec_api::{
+    host::{DeclareDead, HostInfo},
+    image::{ImageInfo, NewImage, Part},
+    job::Job,
+    lan::{LanInfo, NewLan},
+    pool::{DomainInfo, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus},
+    token::{CreatedToken, NewToken, Token},
+    vm::{MoveVm, NewVm, VmInfo},
+};
+use utoipa::openapi::{
+    path::HttpMethod::{Delete, Get, Post, Put},
+    schema::Type,
+};
+
+use super::{
+    bundle, hosts, images, jobs, lans,
+    openapi::{self, Row, row},
+    pools, streams, tokens, vms,
+};
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const TAR: &str = "application/x-tar";
+const EVENTS: &str = "text/event-stream";
+
+/// All of `/v1`.
+pub fn rows() -> Vec<Row> {
+    [pool_rows(), host_rows(), thing_rows(), vm_rows(), own_rows()].into_iter().flatten().collect()
+}
+
+fn pool_rows() -> Vec<Row> {
+    vec![
+        row(Get, "/v1/pool", "How this host stands with its pool", pools::status).answers::<PoolStatus>(),
+        row(Post, "/v1/pool", "Found a pool and its first domain", pools::init).takes::<InitPool>().answers::<PoolStatus>(),
+        row(Post, "/v1/pool/join", "Join a pool by a ticket", pools::join).takes::<JoinPool>().answers::<PoolStatus>(),
+        row(Post, "/v1/pool/leave", "Leave the pool; VMs must have gone", pools::leave).answers::<PoolStatus>(),
+        row(Get, "/v1/domains", "Domains of the pool", pools::domains).lists::<DomainInfo>(),
+        row(Post, "/v1/domains/invite", "Invite a host that founds a domain", pools::invite_domain).takes::<Invite>().answers::<Invited>(),
+        row(Get, "/v1/invitations", "Invitations that are open", pools::invitations).lists::<Invitation>(),
+        row(Delete, "/v1/invitations/{id}", "Revoke an invitation", pools::revoke),
+    ]
+}
+
+fn host_rows() -> Vec<Row> {
+    vec![
+        row(Get, "/v1/hosts", "Hosts of the pool", hosts::list).lists::<HostInfo>(),
+        row(Post, "/v1/hosts/invite", "Invite hosts to this host's domain", pools::invite_host).takes::<Invite>().answers::<Invited>(),
+        row(Get, "/v1/hosts/{name}", "One host", hosts::show).answers::<HostInfo>(),
+        row(Post, "/v1/hosts/{name}/drain", "Let a host take no more VMs", hosts::drain).answers::<HostInfo>(),
+        row(Post, "/v1/hosts/{name}/declare-dead", "Say that a host does not run and will not", hosts::declare_dead)
+            .takes::<DeclareDead>()
+            .answers::<HostInfo>(),
+    ]
+}
+
+fn thing_rows() -> Vec<Row> {
+    vec![
+        row(Put, "/v1/parts", "Put a file into the depot", images::put_part).takes_file().answers::<Part>(),
+        row(Get, "/v1/images", "Images of the pool", images::list).lists::<ImageInfo>(),
+        row(Post, "/v1/images", "Make an image of parts", images::create).takes::<NewImage>().answers::<ImageInfo>(),
+        row(Delete, "/v1/images/{name}", "Remove an image", images::remove),
+        row(Get, "/v1/lans", "LANs of the pool", lans::list).lists::<LanInfo>(),
+        row(Post, "/v1/lans", "Make a LAN", lans::create).takes::<NewLan>().answers::<LanInfo>(),
+        row(Get, "/v1/lans/{name}", "One LAN and its ports", lans::show).answers::<LanInfo>(),
+        row(Delete, "/v1/lans/{name}", "Remove a LAN that no VM is on", lans::remove),
+    ]
+}
+
+fn vm_rows() -> Vec<Row> {
+    vec![
+        row(Get, "/v1/vms", "VMs of the pool", vms::list).lists::<VmInfo>(),
+        row(Post, "/v1/vms", "Run a new VM; the job's result is the VM", vms::create).takes::<NewVm>().begins_job(),
+        row(Get, "/v1/vms/{name}", "One VM", vms::show).answers::<VmInfo>(),
+        row(Delete, "/v1/vms/{name}", "Remove a stopped VM and its disk", vms::remove),
+        row(Post, "/v1/vms/{name}/start", "Start a VM from its disk", vms::start).begins_job(),
+        row(Post, "/v1/vms/{name}/stop", "End a VM's VMM", vms::stop).answers::<VmInfo>(),
+        row(Post, "/v1/vms/{name}/move", "Move a running VM; the job's result is the report", vms::depart).takes::<MoveVm>().begins_job(),
+        row(Get, "/v1/vms/{name}/logs", "The console's text", streams::logs)
+            .query("tail", "Only the last bytes, this many", Type::Integer)
+            .query("follow", "Go on with what the guest says next", Type::Boolean)
+            .streams(TEXT),
+        row(Get, "/v1/vms/{name}/console", "The console itself", streams::console).upgrades(),
+        row(Get, "/v1/vms/{name}/forward/{port}", "A TCP connection into the guest", streams::reach).upgrades(),
+    ]
+}
+
+fn own_rows() -> Vec<Row> {
+    vec![
+        row(Get, "/v1/tokens", "Tokens of this host", tokens::list).lists::<Token>(),
+        row(Post, "/v1/tokens", "Make a token, which is shown once", tokens::create).takes::<NewToken>().answers::<CreatedToken>(),
+        row(Delete, "/v1/tokens/{name}", "Remove a token", tokens::remove),
+        row(Get, "/v1/jobs", "Jobs of this host", jobs::list).lists::<Job>(),
+        row(Get, "/v1/jobs/{id}", "One job, of any host", jobs::show).answers::<Job>(),
+        row(Get, "/v1/jobs/{id}/events", "A job as it goes on: events named `job`", jobs::events).streams(EVENTS),
+        row(Get, "/v1/support-bundle", "What helps to find a fault of this host, without secrets", bundle::show).streams(TAR),
+        row(Get, "/v1/openapi.json", "This document", openapi::show).streams("application/json"),
+    ]
+}
