@@ -38,7 +38,7 @@ impl Log for Both {
 
 /// Begins to log.
 pub fn begin() {
-    let filter = env_logger::Env::default().default_filter_or("info,iroh=warn,noq=warn");
+    let filter = env_logger::Env::default().default_filter_or("info,iroh=warn,noq=warn,tracing=warn");
     let logger = env_logger::Builder::from_env(filter).format_target(false).build();
     let level = logger.filter();
     // Where somebody logs already, as in a test, that one goes on.
