@@ -89,6 +89,10 @@ impl Carrier {
 
     /// Carries until there are no connections, after there was one.
     pub async fn run(mut self) {
+        // A new socket counts as full until it has said otherwise, and the first frame would be lost.
+        if let Err(error) = self.udp.writable().await {
+            log::debug!("forward: {error}");
+        }
         let mut timer = Box::pin(tokio::time::sleep(Duration::ZERO));
         let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
         poll_fn(move |cx| self.poll(cx, timer.as_mut(), &mut buffer)).await;
@@ -210,6 +214,9 @@ impl Carried {
             progress |= moved;
             if !moved {
                 break;
+            }
+            if self.client_ended {
+                self.deadline = Some(now + LINGER);
             }
         }
         progress

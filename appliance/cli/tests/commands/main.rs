@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests and their helpers")]
 
 mod agent;
+mod remote;
 
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
