@@ -52,6 +52,15 @@ impl Program {
         self
     }
 
+    /// Takes the variables out of its environment whose names begin so.
+    #[must_use]
+    pub fn without_env(mut self, beginning: &str) -> Self {
+        for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with(beginning)) {
+            self.command.env_remove(key);
+        }
+        self
+    }
+
     /// Sets the folder it runs in.
     #[must_use]
     pub fn folder(mut self, path: impl AsRef<std::path::Path>) -> Self {

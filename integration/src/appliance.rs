@@ -39,6 +39,11 @@ pub struct Appliance {
 }
 
 impl Appliance {
+    /// The image in a folder, as it is.
+    pub fn at(folder: &Path) -> Self {
+        Self { folder: folder.to_owned() }
+    }
+
     /// Builds the programs and the image, if something changed since the last time.
     pub fn build() -> Result<Self> {
         let (rebec, vmm) = (artifacts::build(Artifact::Rebec)?, artifacts::build(Artifact::Vmm)?);

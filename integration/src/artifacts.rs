@@ -80,6 +80,10 @@ fn cargo(what: &str, profile: &str) -> Program {
         .arg("--target-dir")
         .arg(folder())
         .env("RUSTFLAGS", flags())
+        // `cargo lab` has those of the lab's own package. Build scripts (ring's) run anew when one changes, and half of all
+        // crates are built again after them.
+        .without_env("CARGO_PKG_")
+        .without_env("CARGO_MANIFEST_")
         .env("CARGO_PROFILE_RELEASE_LTO", "off")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16")
         .folder(paths::workspace())

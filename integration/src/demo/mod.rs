@@ -48,6 +48,9 @@ pub struct Options {
     /// A static rebec-vmm to use instead of building one.
     #[arg(long, value_name = "FILE", requires = "two_vmms")]
     pub vmm: Option<PathBuf>,
+    /// A folder with an image to boot instead of building one.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "two_vmms")]
+    pub image: Option<PathBuf>,
     /// Moves of --two-vmms: there, back, there, and so on.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=20))]
     pub moves: u8,

@@ -77,7 +77,10 @@ pub fn tell(options: &Options) -> Result<(DemoReport, String)> {
 
 fn boot(options: &Options) -> Result<Lab> {
     let provisions = provision::provision()?;
-    let appliance = Appliance::build()?;
+    let appliance = match &options.image {
+        Some(folder) => Appliance::at(folder),
+        None => Appliance::build()?,
+    };
     say("demo", format_args!("{}: {:.1} MB", appliance.iso().display(), mega(appliance.iso_bytes()?)));
     let files = guest::files(&provisions.guest)?;
     let share = Share::default()

@@ -122,9 +122,16 @@ impl Machine {
 
     /// Types a line at its serial console, as a person does.
     pub fn type_line(&self, line: &str) -> Result<()> {
-        let path = self.sockets.path().join(SERIAL);
-        let typed = UnixStream::connect(path).and_then(|mut stream| stream.write_all(format!("{line}\r").as_bytes()));
-        typed.with_context(|| format!("type at the console of machine {}", self.name))
+        let typed = || -> std::io::Result<()> {
+            let mut stream = UnixStream::connect(self.sockets.path().join(SERIAL))?;
+            stream.set_read_timeout(Some(ORDER_DEADLINE))?;
+            stream.write_all(format!("{line}\r").as_bytes())?;
+            // The port takes a few bytes at a time, and what has not been taken when the connection closes is lost: QEMU closes it
+            // when it has read to the end.
+            stream.shutdown(std::net::Shutdown::Write)?;
+            std::io::copy(&mut stream, &mut std::io::sink()).map(|_| ())
+        };
+        typed().with_context(|| format!("type at the console of machine {}", self.name))
     }
 
     /// Waits until its console has said something.
