@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result};
 use crate::command::Program;
 
 /// Every date in the image: 2025-01-01. Digests say what it is, dates would only say when it was packed.
-const EPOCH_SECONDS: u64 = 1_735_689_600;
+pub const EPOCH_SECONDS: u64 = 1_735_689_600;
 /// The ISO's label.
 pub const LABEL: &str = "REBEC";
 /// Where Debian's signed GRUB looks for its configuration.

@@ -9,6 +9,7 @@
 //! initrd    modules and programs as archives (cpio) that the kernel unpacks
 //! iso       a hybrid ISO around kernel and initrd: BIOS and UEFI, CD and USB disk
 //! manifest  what went in, by name, version and digest
+//! deb       a Debian package of the two programs, for hosts that already have a system
 //! ```
 //! The same inputs give the same bytes. `command`, `progress`, `cpio`, `archive`, `lock`, `package` and `kernel` serve the lab too.
 //! No mirror is named anywhere: what the machine itself is configured to use is used.
@@ -35,3 +36,5 @@ pub mod iso;
 pub mod manifest;
 
 pub mod image;
+
+pub mod deb;

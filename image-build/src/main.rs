@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use rebec_image_build::{
+    deb,
     image::{self, Order},
     progress::elapsed_seconds,
 };
@@ -40,6 +41,18 @@ enum Task {
         #[arg(long)]
         unlocked: bool,
     },
+    /// Make a Debian package for hosts that already have a system.
+    Deb {
+        /// The static program `rebec`.
+        #[arg(long, value_name = "PATH")]
+        rebec: PathBuf,
+        /// The static program `rebec-vmm`.
+        #[arg(long, value_name = "PATH")]
+        rebec_vmm: PathBuf,
+        /// Folder for the package.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// Write the newest packages of the archive into the lock file.
     Pin,
 }
@@ -64,6 +77,7 @@ fn run(cli: Cli) -> Result<()> {
                 println!("{name}: {:.1} MB, sha256 {}", file.bytes as f64 / 1e6, file.sha256);
             }
         }
+        Task::Deb { rebec, rebec_vmm, out } => println!("{}", deb::build(&rebec, &rebec_vmm, &out)?.display()),
         Task::Pin => {
             for locked in image::pin(&cache, &lock)? {
                 println!("{} {} sha256 {}", locked.name, locked.version, locked.sha256);
