@@ -204,13 +204,13 @@ impl Carried {
             return false;
         }
         let mut progress = false;
-        while let Poll::Ready(moved) = self.to_guest(cx, now, socket) {
+        while let Poll::Ready(moved) = self.feed_guest(cx, now, socket) {
             progress |= moved;
             if !moved {
                 break;
             }
         }
-        while let Poll::Ready(moved) = self.to_client(cx, socket) {
+        while let Poll::Ready(moved) = self.feed_client(cx, socket) {
             progress |= moved;
             if !moved {
                 break;
@@ -244,7 +244,7 @@ impl Carried {
         }
     }
 
-    fn to_guest(&mut self, cx: &mut Context<'_>, now: Instant, socket: &mut Socket<'_>) -> Poll<bool> {
+    fn feed_guest(&mut self, cx: &mut Context<'_>, now: Instant, socket: &mut Socket<'_>) -> Poll<bool> {
         if self.client_ended || !socket.can_send() {
             return Poll::Ready(false);
         }
@@ -265,7 +265,7 @@ impl Carried {
         Poll::Ready(true)
     }
 
-    fn to_client(&mut self, cx: &mut Context<'_>, socket: &mut Socket<'_>) -> Poll<bool> {
+    fn feed_client(&mut self, cx: &mut Context<'_>, socket: &mut Socket<'_>) -> Poll<bool> {
         if socket.can_recv() {
             let near = Pin::new(&mut self.near);
             let written = socket.recv(|bytes| match near.poll_write(cx, bytes) {
