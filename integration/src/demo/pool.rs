@@ -136,11 +136,12 @@ fn start_vms(lab: &Lab, first: &Machine) -> Result<(VmInfo, VmInfo, VmInfo)> {
         say("demo", format_args!("VM {name} runs on host {} after {took:.1} s; {sent:.1} MB went to beta", vm.host));
         Ok(vm)
     };
-    // The first is the one whose parts have a way to go: emulated machines with booting VMs in them send slowly.
+    // First those whose parts have a way to go: emulated machines with booting VMs in them send slowly. With `control` on the host
+    // that `web` visits first, the image is there before that move.
     let client = run("client", "1", ["--domain", DOMAINS[2]])?;
+    let control = run("control", "1", ["--host", MACHINES[1]])?;
     // The VM that moves has clocks to compare: one watcher on each of its processors.
     let web = run("web", "2", ["--host", MACHINES[0]])?;
-    let control = run("control", "1", ["--host", MACHINES[0]])?;
     Ok((web, client, control))
 }
 
