@@ -59,7 +59,9 @@ pub struct Options {
 /// # Errors
 /// When something it needs cannot be opened.
 pub fn run(options: Options) -> Result<()> {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info,iroh=warn,noq=warn,tracing=warn")).format_target(false).init();
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info,iroh=warn,noq=warn,tracing=warn"))
+        .format_target(false)
+        .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start the runtime")?;
     runtime.block_on(serve(options))
 }
