@@ -3,10 +3,9 @@
 //! ```text
 //! domain alpha                                                       domain beta
 //! host a1                            host a2                         host b1
-//!   VM web      serves a transfer,                                     VM client   sends the transfer,
-//!               writes blocks, holds                                               pings web and control
+//!   VM web      serves a transfer,     VM control  is pinged and       VM client   sends the transfer,
+//!               writes blocks, holds               never moves                     pings web and control
 //!               a pattern
-//!   VM control  is pinged and never moves
 //!        └──────── as fast as it goes ──┘  └── 100 Mbit/s, 20 ms round trip ──┘
 //! ```
 //! The hosts boot the appliance's image and join by tickets; all that is done is done by `rebec` (`pool`).

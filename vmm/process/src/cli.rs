@@ -134,8 +134,8 @@ pub struct Shared {
     /// Disk image, raw or qcow2; `,ro` makes it read-only; may be repeated. `receive` creates a missing one
     #[arg(long = "disk", value_name = "FILE[,ro]")]
     pub disks: Vec<DiskConfig>,
-    /// NIC and its port on a VXLAN LAN; may be repeated. ip=ADDRESS/LENGTH[,gateway=ADDRESS][,dns=ADDRESS] is told to the guest by DHCP;
-    /// peer=MAC@IP:PORT[@ADDRESS], which may be repeated, says where a station is and, with ADDRESS, answers ARP for it
+    /// NIC and its port on a VXLAN LAN; may be repeated. ip=ADDRESS/LENGTH is told to the guest by DHCP, with gateway=ADDRESS and dns=ADDRESS;
+    /// peer=MAC@IP:PORT, which may be repeated, says where a station is and, with @ADDRESS behind it, answers ARP for it
     #[arg(long = "net", value_name = "vni=N,mac=MAC,local=IP:PORT[,...]")]
     pub nets: Vec<NetConfig>,
     /// Where the guest's first serial port leads; unix: listens at PATH [default: nowhere]
