@@ -89,8 +89,9 @@ fn spare_machines_become_a_pool_whose_vms_move_between_domains() -> Result<()> {
     Ok(())
 }
 
-/// How much longer than that of a VM whose agent nobody touched the silence of a VM may be: this machine's cores are shared.
-const SLACK: Duration = Duration::from_millis(300);
+/// How much longer than before their agent was killed the silence of VMs may be: eleven share this machine's cores. A VM that stood still
+/// while no agent ran would be silent for longer.
+const SLACK: Duration = Duration::from_secs(1);
 /// Beats that an agent may have in its hands when it is killed; what comes after waits in the VMM.
 const UNREAD_MAX: u64 = 30;
 const VMS: usize = 10;
@@ -114,6 +115,10 @@ fn an_agent_that_was_killed_adopts_its_ten_vms() -> Result<()> {
     }
     agents.run("still", "a2", "16M", &[], "vm=99 heartbeat_ms=50 fill=text:3:20%,zero")?;
     agents.everywhere("all run", |host| Ok(processes(host)?.len() == VMS + 1))?;
+    for name in &names {
+        eventually("it beats", SOON, || Ok(Beats::of(&agents.hosts[0], name)?.last() > 60))?;
+    }
+    let gaps = names.iter().map(|name| Beats::of(&agents.hosts[0], name).map(|beats| beats.longest_gap(0))).collect::<Result<Vec<_>>>()?;
     let before = processes(&agents.hosts[0])?;
     let from = |host: &Host, vm: &str| Beats::of(host, vm).map(|beats| beats.last());
     let since = names.iter().map(|name| from(&agents.hosts[0], name)).collect::<Result<Vec<_>>>()?;
@@ -127,13 +132,14 @@ fn an_agent_that_was_killed_adopts_its_ten_vms() -> Result<()> {
     for (name, since) in names.iter().zip(&since) {
         eventually("it beats on", SOON, || Ok(Beats::of(a1, name)?.last() > since + 60))?;
     }
-    let baseline = Beats::of(&agents.hosts[1], "still")?.longest_gap(still_since);
+    let still = Beats::of(&agents.hosts[1], "still")?.longest_gap(still_since);
+    let baseline = gaps.into_iter().fold(still, Duration::max);
     for (name, since) in names.iter().zip(since) {
         let beats = Beats::of(a1, name)?;
         let gap = beats.longest_gap(since);
         ensure!(beats.last() > since + 20, "{name}: {} beats, the last {}, before it {since}", beats.count(), beats.last());
         ensure!(beats.lost().is_some_and(|lost| lost <= UNREAD_MAX), "{name}: lost beats: {:?}", beats.lost());
-        ensure!(gap <= baseline * 2 + SLACK, "{name} was silent for {gap:?}, a VM of another agent for {baseline:?}");
+        ensure!(gap <= baseline * 2 + SLACK, "{name} was silent for {gap:?}, before that and elsewhere VMs for {baseline:?}");
     }
     // Only now: a guest that checks its memory does not beat.
     for name in &names {
