@@ -1,4 +1,5 @@
-//! The terminals that the screen is drawn on: video, and the serial line that the kernel was told to use. A ticket can be typed at either.
+//! The terminals that the screen is drawn on: video, and the serial line that the kernel was told to use. A ticket can be typed at either, and
+//! a command of `rebec`: whoever stands at the machine owns it, and the first host of a pool has nobody else to ask.
 //!
 //! Each has a thread that writes, so that a stuck line holds up nobody, and one that reads.
 
@@ -21,7 +22,9 @@ const TYPED_BYTES_MAX: usize = 4096;
 /// Pause after Ctrl-D, which ends a read with nothing.
 const END_OF_FILE_PAUSE: Duration = Duration::from_millis(200);
 const TICKET_WORD: &str = "rebec";
-const HINT: &str = "To join a pool press Enter and type its ticket.\r\n";
+const HINT: &str = "To join a pool press Enter and type its ticket. To found one type: rebec pool init NAME --domain DOMAIN\r\n";
+/// Commands that go on until their user ends them.
+const LASTING: [&str; 3] = ["console", "forward", "logs"];
 
 /// One terminal.
 pub struct Console {
@@ -44,8 +47,8 @@ enum Kind {
 /// What a typed line means.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Typed {
-    /// Join with this.
-    Ticket(String),
+    /// `rebec` with these words: what was typed, or the join by a ticket.
+    Command(Vec<String>),
     /// Nothing to do but to wait for more.
     Nothing,
 }
@@ -143,10 +146,23 @@ const PROMPT: &str = "ticket: ";
 /// What a line means, and what to answer.
 fn judge(asked: bool, line: &str) -> (Typed, Option<&'static str>) {
     let one_word = !line.is_empty() && !line.contains(char::is_whitespace);
+    let mut words = line.split_whitespace();
+    if words.next() == Some(TICKET_WORD) && !one_word {
+        let words: Vec<String> = words.map(str::to_owned).collect();
+        return match words.iter().any(|word| LASTING.contains(&word.as_str())) {
+            true => (
+                Typed::Nothing,
+                Some("This command needs a terminal of its own: run it on another machine, as docs/quickstart.md says.\r\n"),
+            ),
+            false => (Typed::Command(words), None),
+        };
+    }
     match (asked, line) {
         (true, "") => (Typed::Nothing, Some(HINT)),
         (false, "") => (Typed::Nothing, Some(PROMPT)),
-        _ if one_word && (asked || line.starts_with(TICKET_WORD)) => (Typed::Ticket(line.to_owned()), None),
+        _ if one_word && (asked || line.starts_with(TICKET_WORD)) => {
+            (Typed::Command(["pool", "join", line].map(str::to_owned).to_vec()), None)
+        }
         (true, _) => (Typed::Nothing, Some("A ticket is one word, without spaces.\r\n")),
         (false, _) => (Typed::Nothing, Some(HINT)),
     }
@@ -176,13 +192,21 @@ mod tests {
 
     #[test]
     fn a_ticket_is_known_by_its_first_letters_or_by_being_asked_for() {
-        let ticket = |text: &str| (Typed::Ticket(text.to_owned()), None);
+        let ticket = |text: &str| (Typed::Command(["pool", "join", text].map(str::to_owned).to_vec()), None);
         assert_eq!(judge(false, "rebec1abc"), ticket("rebec1abc"));
         assert_eq!(judge(true, "abc"), ticket("abc"));
         assert_eq!(judge(false, ""), (Typed::Nothing, Some(PROMPT)));
         assert_eq!(judge(false, "ls"), (Typed::Nothing, Some(HINT)));
         assert_eq!(judge(true, ""), (Typed::Nothing, Some(HINT)));
         assert!(judge(true, "two words").1.is_some_and(|answer| answer.contains("one word")));
-        assert_eq!(judge(false, "rebec pool ls"), (Typed::Nothing, Some(HINT)));
+    }
+
+    #[test]
+    fn a_command_of_rebec_is_carried_out_unless_it_lasts() {
+        let words = |words: &[&str]| (Typed::Command(words.iter().map(|word| (*word).to_owned()).collect()), None);
+        assert_eq!(judge(false, "rebec pool init lab --domain alpha"), words(&["pool", "init", "lab", "--domain", "alpha"]));
+        assert_eq!(judge(true, "rebec host  invite"), words(&["host", "invite"]));
+        assert!(judge(false, "rebec vm console web").1.is_some_and(|answer| answer.contains("terminal")));
+        assert_eq!(judge(false, "sh -c reboot"), (Typed::Nothing, Some(HINT)));
     }
 }

@@ -73,8 +73,8 @@ struct Machine {
     hostname: String,
     state: Option<State>,
     notes: Vec<String>,
-    /// The join that runs, and the console it was typed at.
-    joining: Option<(Pid, usize)>,
+    /// The command that runs, and the console it was typed at.
+    running: Option<(Pid, usize)>,
     events: SyncSender<Event>,
 }
 
@@ -108,7 +108,7 @@ pub fn run() -> ! {
     }
     let hostname = String::from("rebec");
     let mut machine =
-        Machine { consoles, agent: None, tail, screen: None, screen_time: None, hostname, state: None, notes, joining: None, events };
+        Machine { consoles, agent: None, tail, screen: None, screen_time: None, hostname, state: None, notes, running: None, events };
     machine.show();
     let volumes = machine.bring_devices(&options);
     machine.name(options.hostname.as_deref());
@@ -207,30 +207,31 @@ impl Machine {
             if self.agent.as_mut().is_some_and(|agent| agent.ended(&ended, now)) {
                 continue;
             }
-            if let Some((_, console)) = self.joining.take_if(|(pid, _)| *pid == ended.pid)
+            if let Some((_, console)) = self.running.take_if(|(pid, _)| *pid == ended.pid)
                 && ended.how != "ended with code 0"
             {
-                self.say(console, &format!("rebec pool join {}.\r\n", ended.how));
+                self.say(console, &format!("rebec {}.\r\n", ended.how));
             }
         }
     }
 
     fn typed(&mut self, console: usize, line: &str) {
-        let Some(Typed::Ticket(ticket)) = self.consoles.get_mut(console).map(|console| console.typed(line)) else { return };
-        if self.joining.is_some() {
-            return self.say(console, "A join is under way; try again when it has ended.\r\n");
+        let Some(Typed::Command(words)) = self.consoles.get_mut(console).map(|console| console.typed(line)) else { return };
+        if self.running.is_some() {
+            return self.say(console, "A command is under way; try again when it has ended.\r\n");
         }
-        match self.start_join(&ticket, console) {
-            Ok(pid) => self.joining = Some((pid, console)),
-            Err(error) => self.say(console, &format!("rebec pool join cannot be started: {error}\r\n")),
+        match self.start_command(&words, console) {
+            Ok(pid) => self.running = Some((pid, console)),
+            Err(error) => self.say(console, &format!("rebec cannot be started: {error}\r\n")),
         }
     }
 
-    fn start_join(&self, ticket: &str, console: usize) -> io::Result<Pid> {
+    fn start_command(&self, words: &[String], console: usize) -> io::Result<Pid> {
         let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
-        let pid = spawn::start(REBEC, &["pool", "join", ticket], &writer)?;
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let pid = spawn::start(REBEC, &words, &writer)?;
         let events = self.events.clone();
-        std::thread::Builder::new().name("join".to_owned()).spawn(move || {
+        std::thread::Builder::new().name("command".to_owned()).spawn(move || {
             agent::lines(fs::File::from(reader), |line| {
                 // The loop never ends before the machine does.
                 events.send(Event::Said { console, line: line.to_owned() }).ok();
