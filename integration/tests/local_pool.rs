@@ -51,11 +51,13 @@ fn spare_machines_become_a_pool_whose_vms_move_between_domains() -> Result<()> {
     same("client's address", &client["nics"][0]["address"], CLIENT_IP)?;
     same("client's host", &client["host"], "b1")?;
 
-    let (web, client) = (Seat::take(b1, "web")?, Seat::take(a1, "client")?);
+    let (code, said) = b1.refused(&["vm", "stop", "web"])?;
+    ensure!(code == 1 && said.contains("another domain"), "beta stops a VM of alpha: {code} {said}");
+    let (web, client) = (Seat::take(a2, "web")?, Seat::take(a1, "client")?);
     let mut received = 0;
     let mut parts_of_beta = vec![];
     for (step, (asked, place, lands)) in
-        [(a1, ["--to", "a2"], "a2"), (b1, ["--domain", "beta"], "b1"), (a2, ["--to", "a1"], "a1"), (a1, ["--to", "b1"], "b1")]
+        [(a1, ["--to", "a2"], "a2"), (a2, ["--domain", "beta"], "b1"), (a2, ["--to", "a1"], "a1"), (a1, ["--to", "b1"], "b1")]
             .into_iter()
             .enumerate()
     {
