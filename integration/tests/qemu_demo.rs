@@ -4,7 +4,8 @@ use rebec_lab::demo::{Options, story};
 
 #[test]
 fn a_vm_moves_there_and_back_while_it_works() {
-    let options = Options { local: false, two_vmms: true, accel: None, vmm: None, image: None, moves: 2, streams: 2, json: None };
+    let options =
+        Options { local: false, work: false, two_vmms: true, accel: None, vmm: None, image: None, moves: 2, streams: 2, json: None };
     let report = story::tell(&options).unwrap_or_else(|error| panic!("{error:#}"));
     assert!(report.is_right(), "{report}");
 }
