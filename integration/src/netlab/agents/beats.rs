@@ -44,7 +44,7 @@ impl Beats {
             let (number, stamp) = line.strip_prefix("hb ")?.split_once(' ')?;
             Some((number.parse().ok()?, u64::from_str_radix(stamp, 16).ok()?))
         });
-        Ok(Self { khz, beats: beats.collect() })
+        Ok(Self { khz, beats: whole(&beats.collect::<Vec<_>>()) })
     }
 
     /// How many there are.
@@ -76,6 +76,15 @@ impl Beats {
     }
 }
 
+/// Without a beat whose digits an agent had in its hands when it was killed: its number falls back, and the next one goes on from before.
+fn whole(beats: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let torn = |at: usize| {
+        let before = at.checked_sub(1).and_then(|before| beats.get(before));
+        matches!((before, beats.get(at + 1)), (Some(before), Some(after)) if beats[at].0 <= before.0 && after.0 > before.0)
+    };
+    (0..beats.len()).filter(|at| !torn(*at)).map(|at| beats[at]).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +99,8 @@ mod tests {
         let torn = Beats::parse("rebec-bench 1 tsc_khz=1000 x\nhb 0 0\nhb 1 64\nhb 4 190\n").unwrap();
         assert_eq!((torn.lost(), torn.longest_gap(0)), (Some(2), Duration::from_micros(100)));
         assert_eq!(Beats::parse("rebec-bench 1 tsc_khz=1000 x\nhb 7 0\nhb 0 64\n").unwrap().lost(), None);
+        let halved = Beats::parse("rebec-bench 1 tsc_khz=1000 x\nhb 99 0\nhb 100 64\nhb 11 c8\nhb 102 12c\n").unwrap();
+        assert_eq!((halved.count(), halved.lost()), (3, Some(1)));
         assert!(Beats::parse("hb 0 0\n").is_err());
     }
 }
