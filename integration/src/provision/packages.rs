@@ -35,6 +35,7 @@ pub const PACKAGES: &[Package] = &[
     package("e2fsprogs", "root file systems of guests"),
     package("iproute2", "the namespace lab"),
     package("tcpdump", "captures of the namespace lab"),
+    package("procps", "`kill`, for the tests of the command line"),
     package("dnsmasq-base", "a DHCP server for the tests of rebec-links"),
     package("iperf3", "network benchmarks"),
     package("g++", "libFuzzer, in front of the fuzz targets"),
