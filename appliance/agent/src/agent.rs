@@ -12,7 +12,7 @@ use rebec_api::{ApiError, ErrorCode, screen::Join};
 use rebec_pool::{
     Body, Book, Key, Record, Signed,
     key::Id,
-    record::{Kind, RecordKey, id_of_key},
+    record::{Kind, RecordKey},
     view,
 };
 use tokio::sync::watch;
@@ -51,6 +51,10 @@ pub struct Agent {
     pub vms: Mutex<BTreeMap<Id, Arc<LocalVm>>>,
     /// Serialises what checks the room of this host and then takes it.
     pub admission: tokio::sync::Mutex<()>,
+    /// Serialises what looks for a free name or address and then takes it.
+    pub naming: tokio::sync::Mutex<()>,
+    /// Serialises grants of ranges: each reads a LAN's record and writes the next.
+    pub grants: Mutex<()>,
     /// How far this host is with its pool.
     pub join: watch::Sender<Join>,
     /// Grows with every change of the book.
@@ -81,6 +85,8 @@ impl Agent {
             forwards: Forwards::default(),
             vms: Mutex::default(),
             admission: tokio::sync::Mutex::default(),
+            naming: tokio::sync::Mutex::default(),
+            grants: Mutex::default(),
             join: watch::Sender::new(Join::Alone),
             changed: watch::Sender::new(0),
             book: Mutex::new(book),
@@ -263,6 +269,11 @@ impl Agent {
         lock(&self.vms).values().cloned().collect()
     }
 
+    /// Memory that VMs of this host may have, all together.
+    pub fn memory_bytes(&self) -> u64 {
+        self.options.memory_bytes.unwrap_or_else(crate::facts::memory_bytes)
+    }
+
     /// The address that this host's ports have.
     pub fn underlay(&self) -> Option<Ipv4Addr> {
         self.options.address.or_else(|| crate::facts::addresses().into_iter().next())
@@ -299,11 +310,6 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Seconds since 1970.
 pub fn now_s() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// The id of a host's own records.
-pub fn host_id(key: &Key) -> Id {
-    id_of_key(key)
 }
 
 /// Random bits for ids and secrets.

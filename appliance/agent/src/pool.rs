@@ -18,7 +18,7 @@ use rebec_pool::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    agent::{Agent, host_id, now_s, random},
+    agent::{Agent, now_s, random},
     facts,
     http::{names, tls},
     identity::Role,
@@ -32,6 +32,8 @@ use crate::{
 const VALID_S_MAX: u64 = 365 * 86_400;
 /// Most uses of a ticket.
 const USES_MAX: u32 = 10_000;
+/// Records that a joiner gets at once: who belongs to the pool. The rest comes with the first exchange.
+const RECORDS_BYTES_MAX: usize = 8 << 20;
 /// Between two tries to reach the issuer of a ticket.
 const JOIN_RETRY: Duration = Duration::from_millis(500);
 /// How long an unattended join tries before its reason is shown as a refusal. It goes on trying.
@@ -76,7 +78,7 @@ pub fn init(agent: &Arc<Agent>, new: &InitPool) -> Result<(), ApiError> {
         let records = vec![
             agent.sign(Kind::Pool, id_of_key(&key), Some(Body::Pool(named)), pool)?,
             agent.sign(Kind::Domain, id_of_key(&body.key), Some(Body::Domain(body)), pool)?,
-            agent.sign(Kind::Member, host_id(&agent.key()), Some(Body::Member(member)), domain)?,
+            agent.sign(Kind::Member, id_of_key(&agent.key()), Some(Body::Member(member)), domain)?,
         ];
         agent.enter(key, records)
     };
@@ -153,15 +155,7 @@ pub fn admit(agent: &Arc<Agent>, joiner: Key, question: &JoinQuestion) -> Result
         Some(_) => None,
         None => admit_new(agent, joiner, question)?,
     };
-    let records = agent.pool(|book| {
-        let founding = |kind| matches!(kind, Kind::Pool | Kind::Domain | Kind::Member | Kind::Host);
-        let keys: Vec<_> = [Kind::Pool, Kind::Domain, Kind::Member, Kind::Host]
-            .into_iter()
-            .filter(|kind| founding(*kind))
-            .flat_map(|kind| book.of_kind(kind).map(|record| record.key.clone()).collect::<Vec<_>>())
-            .collect();
-        book.pick(&keys, 8 << 20)
-    })?;
+    let records = agent.pool(|book| book.select(|key| key.kind <= Kind::Host, RECORDS_BYTES_MAX))?;
     Ok(JoinAnswer { founds, records })
 }
 
@@ -179,7 +173,7 @@ fn admit_new(agent: &Arc<Agent>, joiner: Key, question: &JoinQuestion) -> Result
         }
         None => {
             let body = MemberBody { host: joiner, name: question.name.clone(), dead: None };
-            vec![agent.sign(Kind::Member, host_id(&joiner), Some(Body::Member(body)), secret)?]
+            vec![agent.sign(Kind::Member, id_of_key(&joiner), Some(Body::Member(body)), secret)?]
         }
     };
     agent.heard(joiner);
@@ -207,7 +201,7 @@ async fn attempt(agent: &Arc<Agent>, ticket: &Ticket, issuer: &Peer) -> Result<(
     let domain = agent.identity.make(Role::Domain).map_err(|error| failed(&error))?;
     let domain = domain.as_signing_key();
     let member = MemberBody { host: agent.key(), name: agent.own_name(), dead: None };
-    let member = agent.sign(Kind::Member, host_id(&agent.key()), Some(Body::Member(member)), domain)?;
+    let member = agent.sign(Kind::Member, id_of_key(&agent.key()), Some(Body::Member(member)), domain)?;
     let question = JoinQuestion { secret: ticket.secret, name: agent.own_name(), domain_key: public(domain), member };
     let answer: JoinAnswer = agent.mesh.ask(issuer, "/internal/join", &question).await.map_err(|error| hint_clock(error, ticket))?;
     if answer.founds.is_none() {
@@ -275,7 +269,7 @@ pub async fn leave(agent: &Arc<Agent>) -> Result<(), ApiError> {
 /// A host of the own domain leaves.
 pub fn dismiss(agent: &Arc<Agent>, host: Key) -> Result<(), ApiError> {
     let secret = domain_secret(agent)?;
-    let signed = agent.sign(Kind::Member, host_id(&host), None, secret.as_signing_key())?;
+    let signed = agent.sign(Kind::Member, id_of_key(&host), None, secret.as_signing_key())?;
     agent.announce(vec![signed])
 }
 
@@ -297,7 +291,7 @@ pub fn declare_dead(agent: &Arc<Agent>, host: Key, reason: &str) -> Result<(), A
         return Err(ApiError::new(ErrorCode::Forbidden, "the host belongs to another domain; its administrator declares it dead"));
     }
     let dead = MemberBody { dead: Some(format!("{reason} (at {})", now_s())), ..member };
-    let signed = agent.sign(Kind::Member, host_id(&host), Some(Body::Member(dead)), secret.as_signing_key())?;
+    let signed = agent.sign(Kind::Member, id_of_key(&host), Some(Body::Member(dead)), secret.as_signing_key())?;
     agent.announce(vec![signed])
 }
 
@@ -319,7 +313,7 @@ pub fn host_body(agent: &Agent) -> rebec_pool::record::HostBody {
         api: tls::address(agent),
         no_kvm: facts::no_kvm(),
         cpus: facts::cpus(),
-        memory_bytes: agent.options.memory_bytes.unwrap_or_else(facts::memory_bytes),
+        memory_bytes: agent.memory_bytes(),
         disk_bytes: disk_bytes / step * step,
         disk_used_bytes: (disk_bytes - free) / step * step,
         draining: agent.store.fact("draining").ok().flatten().unwrap_or(false),

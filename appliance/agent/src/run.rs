@@ -4,11 +4,14 @@ use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use rebec_links::{Addressing, Policy};
-use rebec_pool::{Body, record::Kind};
+use rebec_pool::{
+    Body,
+    record::{Kind, id_of_key},
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    agent::{Agent, host_id},
+    agent::Agent,
     depot::Depot,
     facts,
     http::{self, Caller, serve, tls},
@@ -123,7 +126,7 @@ async fn bring_up_links(hostname: String, addressing: Addressing) {
 
 /// Tells the pool what this host is, if that is news.
 pub fn publish_host(agent: &Arc<Agent>) {
-    let id = host_id(&agent.key());
+    let id = id_of_key(&agent.key());
     let body = Body::Host(pool::host_body(agent));
     let news = agent.book(|book| book.is_member(&agent.key()) && book.get(Kind::Host, id, agent.key()) != Some(&body));
     if news == Some(true)

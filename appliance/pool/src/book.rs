@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    key::{Digest, Key, Name},
+    key::{Digest, Id, Key, Name},
     lan,
     record::{Body, Kind, Record, RecordKey, Signed, Unbelievable, id_of_key},
 };
@@ -104,25 +104,30 @@ impl Book {
 
     /// The domain a host belongs to, and in what words.
     pub fn membership(&self, host: &Key) -> Option<(Key, &crate::record::MemberBody)> {
-        let id = id_of_key(host);
-        self.of_kind(Kind::Member).find_map(|record| match &record.body {
-            Some(Body::Member(member)) if record.key.id == id && member.host == *host && self.is_domain(&record.key.writer) => {
-                Some((record.key.writer, member))
-            }
+        self.about(Kind::Member, id_of_key(host)).find_map(|record| match &record.body {
+            Some(Body::Member(member)) if member.host == *host && self.is_domain(&record.key.writer) => Some((record.key.writer, member)),
             _ => None,
         })
     }
 
     /// The records of one kind, also those that say that something is gone.
     pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Record> {
-        let (low, high) = ([0; 16], [0xff; 16]);
-        let from = RecordKey { kind, id: Name(low), writer: Name([0; 32]) };
-        let to = RecordKey { kind, id: Name(high), writer: Name([0xff; 32]) };
+        self.between(kind, Name([0; 16]), Name([0xff; 16]))
+    }
+
+    /// What all writers say of one thing.
+    pub fn about(&self, kind: Kind, id: Id) -> impl Iterator<Item = &Record> {
+        self.between(kind, id, id)
+    }
+
+    fn between(&self, kind: Kind, low: Id, high: Id) -> impl Iterator<Item = &Record> {
+        let from = RecordKey { kind, id: low, writer: Name([0; 32]) };
+        let to = RecordKey { kind, id: high, writer: Name([0xff; 32]) };
         self.entries.range(from..=to).map(|(_, entry)| &entry.record)
     }
 
     /// What one writer says of one thing; none when it is unknown or gone.
-    pub fn get(&self, kind: Kind, id: crate::key::Id, writer: Key) -> Option<&Body> {
+    pub fn get(&self, kind: Kind, id: Id, writer: Key) -> Option<&Body> {
         self.entries.get(&RecordKey { kind, id, writer }).and_then(|entry| entry.record.body.as_ref())
     }
 
@@ -158,6 +163,11 @@ impl Book {
         let lacking = within(lacking, bytes_max);
         let newer = stamps.into_iter().filter(|(key, stamp)| self.entries.get(*key).is_none_or(|own| own.stamp < *stamp));
         (lacking, newer.map(|(key, _)| key.clone()).collect())
+    }
+
+    /// The records that are wanted, in the order of authority, at most `bytes_max` of them.
+    pub fn select(&self, wanted: impl Fn(&RecordKey) -> bool, bytes_max: usize) -> Vec<Signed> {
+        within(self.entries.values().filter(|entry| wanted(&entry.record.key)), bytes_max)
     }
 
     /// The named records, at most `bytes_max` of them.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::{
     book::Book,
     key::{Id, Key},
-    record::{Body, DomainBody, HostBody, ImageBody, Kind, LanBody, MemberBody, SeenBody, VmBody, id_of_key},
+    record::{Body, DomainBody, HostBody, ImageBody, Kind, LanBody, MemberBody, SeenBody, SeenState, VmBody, id_of_key},
 };
 
 /// A domain of the pool.
@@ -109,11 +109,33 @@ pub fn vms(book: &Book) -> Vec<Named<'_, VmBody>> {
 
 /// Where a VM is: by the highest epoch that anybody claims.
 pub fn seen(book: &Book, vm: Id) -> Option<SeenView<'_>> {
-    let claims = book.of_kind(Kind::Seen).filter(|record| record.key.id == vm).filter_map(|record| match &record.body {
+    let claims = book.about(Kind::Seen, vm).filter_map(|record| match &record.body {
         Some(Body::Seen(body)) => Some(SeenView { holder: record.key.writer, body }),
         _ => None,
     });
     claims.max_by_key(|seen| (seen.body.epoch, seen.holder))
+}
+
+/// What the VMs of a host come to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Load {
+    /// How many it holds, also those that do not run.
+    pub vms: u32,
+    /// Memory of those that run or are about to.
+    pub memory_bytes: u64,
+}
+
+/// What each host that holds VMs bears.
+pub fn loads(book: &Book) -> BTreeMap<Key, Load> {
+    let mut loads: BTreeMap<Key, Load> = BTreeMap::new();
+    for seen in vms(book).iter().filter_map(|vm| seen(book, vm.id)) {
+        let load = loads.entry(seen.holder).or_default();
+        load.vms += 1;
+        if !matches!(seen.body.state, SeenState::Stopped | SeenState::Failed) {
+            load.memory_bytes = load.memory_bytes.saturating_add(seen.body.memory_bytes);
+        }
+    }
+    loads
 }
 
 fn named<'a, B>(book: &'a Book, kind: Kind, take: impl Fn(&'a Body) -> Option<(&'a B, &'a str)>) -> Vec<Named<'a, B>> {

@@ -50,6 +50,7 @@ pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<ImageInfo>> {
 /// `POST /v1/images`
 pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewImage>) -> Answer<ImageInfo> {
     names::check("image", &new.name)?;
+    let _alone = agent.naming.lock().await;
     if agent.pool(|book| view::images(book).iter().any(|image| image.name == new.name))? {
         return Err(ApiError::new(ErrorCode::Conflict, format!("image `{}` exists already; choose another name", new.name)).into());
     }

@@ -90,10 +90,7 @@ pub async fn leases(
     Json(question): Json<LeaseQuestion>,
 ) -> Answer<Vec<Signed>> {
     create::grant(&agent, question.lan, asker(caller)?)?;
-    let records = agent.pool(|book| {
-        let keys: Vec<_> = book.of_kind(Kind::Lan).filter(|lan| lan.key.id == question.lan).map(|lan| lan.key.clone()).collect();
-        book.pick(&keys, usize::MAX)
-    })?;
+    let records = agent.pool(|book| book.select(|key| key.kind == Kind::Lan && key.id == question.lan, usize::MAX))?;
     Ok(axum::Json(records))
 }
 
@@ -111,10 +108,7 @@ pub async fn starts(State(agent): State<Arc<Agent>>, Json(order): Json<StartOrde
 }
 
 fn seen_of(agent: &Agent, vm: Id) -> serde_json::Value {
-    let records = agent.book(|book| {
-        let keys: Vec<_> = book.of_kind(Kind::Seen).filter(|seen| seen.key.id == vm).map(|seen| seen.key.clone()).collect();
-        book.pick(&keys, usize::MAX)
-    });
+    let records = agent.book(|book| book.select(|key| key.kind == Kind::Seen && key.id == vm, usize::MAX));
     serde_json::to_value(records.unwrap_or_default()).unwrap_or_default()
 }
 

@@ -39,6 +39,7 @@ fn find(agent: &Agent, name: &str) -> Result<LanInfo, Failure> {
 /// `POST /v1/lans`
 pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewLan>) -> Answer<LanInfo> {
     names::check("LAN", &new.name)?;
+    let _alone = agent.naming.lock().await;
     let taken: Vec<_> =
         agent.pool(|book| view::lans(book).iter().map(|lan| (lan.name.clone(), lan.body.network, lan.body.prefix)).collect())?;
     if taken.iter().any(|(name, ..)| *name == new.name) {

@@ -57,20 +57,11 @@ pub fn domains(agent: &Agent, book: &Book) -> Vec<DomainInfo> {
 /// The hosts.
 pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
     let names = Names::new(book);
-    let mut load: BTreeMap<Key, (u32, u64)> = BTreeMap::new();
-    for vm in view::vms(book) {
-        if let Some(seen) = view::seen(book, vm.id) {
-            let entry = load.entry(seen.holder).or_default();
-            entry.0 += 1;
-            if !matches!(seen.body.state, SeenState::Stopped | SeenState::Failed) {
-                entry.1 = entry.1.saturating_add(seen.body.memory_bytes);
-            }
-        }
-    }
+    let loads = view::loads(book);
     let shown = view::hosts(book).into_iter().map(|host| {
         let silence = if host.key == agent.key() { None } else { agent.silence(&host.key) };
         let body = host.body;
-        let (vms, memory_used_bytes) = load.get(&host.key).copied().unwrap_or_default();
+        let load = loads.get(&host.key).copied().unwrap_or_default();
         HostInfo {
             domain: names.domains.get(&host.domain).cloned().unwrap_or_default(),
             key: host.key.to_string(),
@@ -85,10 +76,10 @@ pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
             no_kvm: body.and_then(|body| body.no_kvm.clone()),
             cpus: body.map_or(0, |body| body.cpus),
             memory_bytes: body.map_or(0, |body| body.memory_bytes),
-            memory_used_bytes,
+            memory_used_bytes: load.memory_bytes,
             disk_bytes: body.map_or(0, |body| body.disk_bytes),
             disk_used_bytes: body.map_or(0, |body| body.disk_used_bytes),
-            vms,
+            vms: load.vms,
             durable: body.is_some_and(|body| body.durable),
             version: body.map(|body| body.version.clone()).unwrap_or_default(),
             this: host.key == agent.key(),

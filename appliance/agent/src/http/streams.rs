@@ -4,7 +4,7 @@ use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     body::{Body, Bytes},
-    extract::{Extension, Path, Query, State},
+    extract::{Path, Query, State},
     http::{HeaderMap, Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -19,18 +19,16 @@ use tokio::{
     sync::broadcast::error::RecvError,
 };
 
-use super::{Caller, answer::Failure, forward, vms};
+use super::{answer::Failure, forward, vms};
 use crate::{
     agent::Agent,
-    vm::{LocalVm, arrive},
+    vm::{LocalVm, arrive, depart},
 };
 
 /// Of the console's text, what is shown where nobody says how much.
 const TAIL_BYTES: usize = 64 << 10;
 /// The text before it that a new console begins with.
 const CONSOLE_TAIL_BYTES: usize = 2 << 10;
-/// Buffered on a stream of a move, each way.
-const RELAY_BYTES: usize = 256 << 10;
 
 /// `?tail=BYTES&follow=true`
 #[derive(Debug, Deserialize)]
@@ -153,22 +151,14 @@ pub async fn reach(
 }
 
 /// `GET /internal/arrivals/{id}/stream`
-pub async fn arrival(
-    State(agent): State<Arc<Agent>>,
-    Extension(_): Extension<Caller>,
-    Path(id): Path<String>,
-    mut request: Request<Body>,
-) -> Result<Response, Failure> {
+pub async fn arrival(State(agent): State<Arc<Agent>>, Path(id): Path<String>, mut request: Request<Body>) -> Result<Response, Failure> {
     require_upgrade(request.headers())?;
     let id = id.parse().map_err(|error| ApiError::new(ErrorCode::BadRequest, format!("arrival: {error}")))?;
     let mut near = arrive::connect(&agent, id).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         if let Ok(far) = upgrade.await {
-            let mut far = TokioIo::new(far);
-            if let Err(error) = tokio::io::copy_bidirectional_with_sizes(&mut far, &mut near, RELAY_BYTES, RELAY_BYTES).await {
-                log::debug!("a stream of a move ended: {error}");
-            }
+            depart::carry(&mut near, far).await;
         }
     });
     Ok(switching())

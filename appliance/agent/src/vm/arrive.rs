@@ -28,8 +28,6 @@ pub struct Offer {
     pub vm: Id,
     /// Records it needs here.
     pub records: Vec<Signed>,
-    /// The ownership counter at the source.
-    pub epoch: u64,
 }
 
 /// Makes ready for a VM that `from` sends.
@@ -53,7 +51,7 @@ pub async fn prepare(agent: &Arc<Agent>, from: Key, offer: Offer, reporter: &Rep
             }
         };
     }
-    start::require_room(agent, &body, 0)?;
+    start::require_room(agent, &body)?;
     let vm = start::place_here(agent, Kept::new(offer.vm, home, body, Want::Arriving))?;
     match wait_for(agent, &vm).await {
         Ok(process) => {

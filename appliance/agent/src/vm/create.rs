@@ -11,7 +11,7 @@ use rebec_pool::{
     key::{Id, Name},
     lan,
     place::{Candidate, Choice, Want, choose},
-    record::{ImageBody, Kind, LanBody, NicBody, RangeLease, SeenState, VmBody},
+    record::{ImageBody, Kind, LanBody, NicBody, RangeLease, VmBody},
     view,
 };
 use rebec_vmm_api::MemorySize;
@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{depart, seed, start};
 use crate::{
-    agent::{Agent, now_s, random},
+    agent::{Agent, lock, now_s, random},
     http::names,
     jobs::Reporter,
 };
@@ -55,6 +55,7 @@ pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, VmBody), Api
             "on-host-loss restart: this version cannot start a VM elsewhere when its host is lost; leave it out, or say hold".into()
         );
     }
+    let _alone = agent.naming.lock().await;
     let taken = agent.pool(|book| view::vms(book).iter().any(|vm| vm.name == new.name))?;
     if taken {
         return Err(ApiError::new(
@@ -135,6 +136,7 @@ async fn lease(agent: &Arc<Agent>, lan: Id, home: Key) -> Result<(), ApiError> {
 
 /// Gives a host a part of the range of a LAN that is at home here.
 pub fn grant(agent: &Agent, id: Id, host: Key) -> Result<(), ApiError> {
+    let _alone = lock(&agent.grants);
     let body = agent.pool(|book| lan_body(book.get(Kind::Lan, id, agent.key())))?;
     let mut body = body.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("LAN {} is not at home here", id.short())))?;
     let lease: RangeLease = lan::next_lease(&body, host).ok_or_else(|| {
@@ -167,15 +169,7 @@ pub fn place(agent: &Agent, body: &VmBody, host: Option<&str>, domain: Option<&s
 
 /// Every host of the pool, as far as placing goes.
 fn candidates(agent: &Agent, book: &rebec_pool::Book) -> Vec<Candidate> {
-    let mut used: std::collections::BTreeMap<Key, u64> = std::collections::BTreeMap::new();
-    for vm in view::vms(book) {
-        if let Some(seen) = view::seen(book, vm.id)
-            && !matches!(seen.body.state, SeenState::Stopped | SeenState::Failed)
-        {
-            let used = used.entry(seen.holder).or_default();
-            *used = used.saturating_add(seen.body.memory_bytes);
-        }
-    }
+    let loads = view::loads(book);
     let hosts = view::hosts(book).into_iter().filter(|host| host.member.dead.is_none());
     let candidates = hosts.filter_map(|host| {
         let body = host.body?;
@@ -186,7 +180,7 @@ fn candidates(agent: &Agent, book: &rebec_pool::Book) -> Vec<Candidate> {
             answers: agent.answers(&host.key),
             draining: body.draining,
             no_kvm: body.no_kvm.clone(),
-            memory_free_bytes: body.memory_bytes.saturating_sub(used.get(&host.key).copied().unwrap_or(0)),
+            memory_free_bytes: body.memory_bytes.saturating_sub(loads.get(&host.key).map_or(0, |load| load.memory_bytes)),
             disk_free_bytes: body.disk_bytes.saturating_sub(body.disk_used_bytes),
             parts: body.parts.clone(),
         })
@@ -200,12 +194,7 @@ pub async fn start_at(agent: &Arc<Agent>, id: Id, epoch: u64, chosen: &Choice, r
         return start::start(agent, id, epoch, reporter).await;
     }
     let peer = agent.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
-    let records = agent.pool(|book| {
-        let keys: Vec<_> =
-            book.of_kind(Kind::Lan).chain(book.of_kind(Kind::Vm).filter(|vm| vm.key.id == id)).map(|record| record.key.clone()).collect();
-        book.pick(&keys, 1 << 20)
-    })?;
-    let order = StartOrder { vm: id, epoch, records };
+    let order = StartOrder { vm: id, epoch, records: start::records(agent, id)? };
     let job = agent.mesh.ask(&peer, "/internal/starts", &order).await?;
     let seen: serde_json::Value = depart::follow(agent, &peer, job, reporter).await?;
     // The chosen host's word on how the VM is comes with its answer, so that whoever asks next is not told less.

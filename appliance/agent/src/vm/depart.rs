@@ -13,21 +13,21 @@ use axum::{
     body::Body,
     http::{Request, StatusCode, header},
 };
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use rebec_api::{
     ApiError, ErrorCode,
     job::{Job, JobState},
     vm::{MoveVm, STREAM_UPGRADE},
 };
-use rebec_pool::{
-    record::{Kind, SeenState},
-    view,
-};
+use rebec_pool::{record::SeenState, view};
 use rebec_vmm_api::{
     MoveReport, Outcome,
     control::{Command, MigrateOptions, Progress},
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{LocalVm, Want, arrive::Offer, control::Control, failed, watch};
+use super::{LocalVm, Want, arrive::Offer, control::Control, failed, start, watch};
 use crate::{
     agent::Agent,
     jobs::Reporter,
@@ -85,14 +85,8 @@ pub async fn depart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, wish: &Mov
 
 /// The other side gathers what the VM needs and starts a VMM that waits.
 async fn make_ready(agent: &Arc<Agent>, vm: &LocalVm, to: &Peer, reporter: &Reporter) -> Result<(), ApiError> {
-    let kept = vm.kept();
     reporter.progress(format!("host {} makes ready", to.name), 0, 0);
-    let records = agent.pool(|book| {
-        let mut keys: Vec<_> = book.of_kind(Kind::Lan).map(|record| record.key.clone()).collect();
-        keys.extend(book.of_kind(Kind::Vm).filter(|record| record.key.id == kept.id).map(|record| record.key.clone()));
-        book.pick(&keys, 1 << 20)
-    })?;
-    let offer = Offer { vm: kept.id, records, epoch: kept.epoch };
+    let offer = Offer { vm: vm.id(), records: start::records(agent, vm.id())? };
     let job: Job = agent.mesh.ask(to, "/internal/arrivals", &offer).await?;
     follow(agent, to, job, reporter).await.map(|_| ())
 }
@@ -165,13 +159,16 @@ async fn open_stream(agent: &Arc<Agent>, vm: &LocalVm, to: &Peer) -> Result<Unix
     let (ours, theirs) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
     let mut ours = tokio::net::UnixStream::from_std(ours)?;
-    tokio::spawn(async move {
-        let mut upgraded = hyper_util::rt::TokioIo::new(upgraded);
-        if let Err(error) = tokio::io::copy_bidirectional_with_sizes(&mut ours, &mut upgraded, RELAY_BYTES, RELAY_BYTES).await {
-            log::debug!("a stream of a move ended: {error}");
-        }
-    });
+    tokio::spawn(async move { carry(&mut ours, upgraded).await });
     Ok(theirs)
+}
+
+/// Carries the bytes of one stream of a move between a VMM and the mesh, to its end.
+pub async fn carry(vmm: &mut (impl AsyncRead + AsyncWrite + Unpin), mesh: Upgraded) {
+    let mut mesh = TokioIo::new(mesh);
+    if let Err(error) = tokio::io::copy_bidirectional_with_sizes(vmm, &mut mesh, RELAY_BYTES, RELAY_BYTES).await {
+        log::debug!("a stream of a move ended: {error}");
+    }
 }
 
 fn left(vm: &LocalVm) {

@@ -6,8 +6,9 @@ use anyhow::{Context, Result};
 use rebec_api::{ApiError, ErrorCode};
 use rebec_devices::disk::{BackingName, Disk, ImageFormat};
 use rebec_pool::{
+    Signed,
     key::Id,
-    record::{ImageBody, PartRef, SeenState, VmBody},
+    record::{ImageBody, Kind, PartRef, RecordKey, SeenState, VmBody},
     view,
 };
 
@@ -22,6 +23,9 @@ use crate::{
     jobs::Reporter,
     mesh::Peer,
 };
+
+/// Records that are sent along with a VM.
+const RECORDS_BYTES_MAX: usize = 1 << 20;
 
 /// Starts a VM whose record is in the book. `epoch` counts where it was never here: the first, or the one after that of a
 /// host that was declared dead.
@@ -38,6 +42,12 @@ pub async fn start(agent: &Arc<Agent>, id: Id, epoch: u64, reporter: &Reporter) 
 pub fn desired(agent: &Agent, id: Id) -> Result<(rebec_pool::Key, VmBody), ApiError> {
     let found = agent.pool(|book| view::vms(book).into_iter().find(|vm| vm.id == id).map(|vm| (vm.home, vm.body.clone())))?;
     found.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("VM {} has no record here yet; try again", id.short())))
+}
+
+/// The records that another host needs to have a VM: its own, and those of LANs.
+pub fn records(agent: &Agent, id: Id) -> Result<Vec<Signed>, ApiError> {
+    let needed = |key: &RecordKey| key.kind == Kind::Lan || key.kind == Kind::Vm && key.id == id;
+    agent.pool(|book| book.select(needed, RECORDS_BYTES_MAX))
 }
 
 impl Kept {
@@ -103,12 +113,12 @@ pub fn promised_bytes(agent: &Agent) -> u64 {
 }
 
 /// Refuses what this host has no room for, with the figures. Under the admission lock.
-pub fn require_room(agent: &Agent, body: &VmBody, own_bytes: u64) -> Result<(), ApiError> {
+pub fn require_room(agent: &Agent, body: &VmBody) -> Result<(), ApiError> {
     let refuse = |what: String| Err(ApiError::new(ErrorCode::Refused, format!("host {}: {what}", agent.own_name())));
     if let Some(why) = facts::no_kvm() {
         return refuse(format!("cannot run VMs: {why}"));
     }
-    let free = facts::memory_bytes().saturating_sub(promised_bytes(agent).saturating_sub(own_bytes));
+    let free = agent.memory_bytes().saturating_sub(promised_bytes(agent));
     if free < body.memory_bytes {
         return refuse(format!("memory: {} MiB free, {} MiB wanted", free >> 20, body.memory_bytes >> 20));
     }
@@ -130,7 +140,7 @@ pub async fn begin(agent: &Arc<Agent>, vm: &Arc<LocalVm>, reporter: &Reporter) -
         }
         Want::Stopped => {}
     }
-    require_room(agent, &kept.body, 0)?;
+    require_room(agent, &kept.body)?;
     reporter.progress("starting its VMM", 0, 0);
     vm.say(agent, |seen| {
         seen.state = SeenState::Starting;

@@ -15,6 +15,7 @@ use crate::{GuestRam, PlainThreads, virtio::Signals};
 const SIZE: u16 = 64;
 const BASES: [u64; 2] = [0x1_0000, 0x2_0000];
 const DATA: u64 = 0x10_0000;
+const TX: u16 = 1;
 
 #[derive(Debug)]
 struct NoSignals;
@@ -76,9 +77,9 @@ impl Card {
     /// Offers a chain of one buffer; buffers are at their chain's own 64 KiB.
     fn offer(&mut self, queue: u16, bytes: u32) -> u64 {
         let base = BASES[usize::from(queue)];
+        let address = self.next_buffer(queue);
         let count = &mut self.offered[usize::from(queue)];
         let slot = u64::from(*count % SIZE);
-        let address = DATA + (u64::from(queue) * u64::from(SIZE) + slot) * 0x1_1000;
         let writable = u16::from(queue == RX) * 2;
         let descriptor = [&address.to_le_bytes()[..], &bytes.to_le_bytes(), &writable.to_le_bytes(), &[0, 0]].concat();
         self.ram.write_slice(&descriptor, GuestAddress(base + 16 * slot)).unwrap();
@@ -86,6 +87,17 @@ impl Card {
         *count = count.wrapping_add(1);
         self.ram.store(count.to_le(), GuestAddress(base + 0x4002), Ordering::Release).unwrap();
         address
+    }
+
+    fn next_buffer(&self, queue: u16) -> u64 {
+        let slot = self.offered[usize::from(queue)] % SIZE;
+        DATA + (u64::from(queue) * u64::from(SIZE) + u64::from(slot)) * 0x1_1000
+    }
+
+    /// Offers a chain that begins with some content. It is there before the card can see the chain, which needs no kick for it.
+    fn transmit(&mut self, content: &[u8], bytes: usize) {
+        self.ram.write_slice(content, GuestAddress(self.next_buffer(TX))).unwrap();
+        self.offer(TX, bytes as u32);
     }
 
     fn kick(&self, queue: u16) {
@@ -112,6 +124,12 @@ impl Card {
         let mut content = vec![0; bytes];
         self.ram.read_slice(&mut content, GuestAddress(address)).unwrap();
         content
+    }
+
+    /// What was counted when all that was published is counted too.
+    fn counted(&mut self, counters: [fn(&NetCounters) -> &std::sync::atomic::AtomicU64; 2]) -> [u64; 2] {
+        self.device.stop_queues();
+        counters.map(|counter| self.count(counter))
     }
 
     fn count(&self, counter: fn(&NetCounters) -> &std::sync::atomic::AtomicU64) -> u64 {
@@ -157,12 +175,11 @@ fn the_port_hears_what_the_driver_takes() {
 fn a_tso_frame_of_64_kib_passes_both_ways() {
     let mut card = Card::new(FEATURES, false);
     let large = frame(FRAME_BYTES_MAX);
-    let address = card.offer(1, (HEADER_BYTES + large.len()) as u32);
-    card.ram.write_slice(&[&tso(1346).to_bytes(0)[..], &large].concat(), GuestAddress(address)).unwrap();
-    card.kick(1);
-    card.wait_used(1, 1);
+    card.transmit(&[&tso(1346).to_bytes(0)[..], &large].concat(), HEADER_BYTES + large.len());
+    card.kick(TX);
+    card.wait_used(TX, 1);
     assert!(card.wire.lock().sent == [(tso(1346), large.clone())]);
-    assert!(card.wire.lock().flushes >= 1);
+    wait("a flush", || card.wire.lock().flushes >= 1);
 
     // Merged over buffers of 1536 bytes, all of them shown at once, the header in the first.
     let buffers: Vec<_> = (0..50).map(|_| card.offer(RX, 1536)).collect();
@@ -175,9 +192,9 @@ fn a_tso_frame_of_64_kib_passes_both_ways() {
     let received: Vec<u8> = buffers.iter().zip(&written).flat_map(|(at, bytes)| card.memory(*at, *bytes as usize)).collect();
     assert_eq!(received[..HEADER_BYTES], tso(1346).to_bytes(needed));
     assert!(received[HEADER_BYTES..] == large);
-    assert_eq!((card.count(|c| &c.tx_frames), card.count(|c| &c.rx_frames)), (1, 1));
-    assert_eq!((card.count(|c| &c.tx_bytes), card.count(|c| &c.rx_bytes)), (large.len() as u64, large.len() as u64));
-    assert_eq!((card.count(|c| &c.tx_dropped), card.count(|c| &c.rx_dropped)), (0, 0));
+    assert_eq!(card.counted([|c| &c.tx_frames, |c| &c.rx_frames]), [1, 1]);
+    assert_eq!([card.count(|c| &c.tx_bytes), card.count(|c| &c.rx_bytes)], [large.len() as u64; 2]);
+    assert_eq!([card.count(|c| &c.tx_dropped), card.count(|c| &c.rx_dropped)], [0, 0]);
 }
 
 /// No descriptor becomes readable by an answer, and a guest that waits for it kicks nothing.
@@ -188,10 +205,9 @@ fn an_answer_of_the_port_itself_arrives_without_being_waited_for() {
     for round in 1..=20_u8 {
         // The first answers wait for buffers, the others for nothing.
         let ask = |card: &mut Card| {
-            let address = card.offer(1, HEADER_BYTES as u32 + 60);
-            card.ram.write_slice(&[&NetHeader::default().to_bytes(0)[..], &[round; 60]].concat(), GuestAddress(address)).unwrap();
-            card.kick(1);
-            card.wait_used(1, 1);
+            card.transmit(&[&NetHeader::default().to_bytes(0)[..], &[round; 60]].concat(), HEADER_BYTES + 60);
+            card.kick(TX);
+            card.wait_used(TX, 1);
         };
         if round == 1 {
             ask(&mut card);
@@ -268,7 +284,7 @@ fn what_no_buffer_can_take_is_dropped_and_counted() {
     card.wire.put(NetHeader::default(), frame(1500));
     card.wire.put(NetHeader::default(), frame(100));
     assert_eq!(card.wait_used(RX, 1), [112]);
-    assert_eq!((card.count(|c| &c.rx_dropped), card.count(|c| &c.rx_frames)), (1, 1));
+    assert_eq!(card.counted([|c| &c.rx_dropped, |c| &c.rx_frames]), [1, 1]);
     // With merging, a frame larger than the whole ring, and one larger than any frame.
     let mut card = Card::new(FEATURES, false);
     for _ in 0..SIZE {
@@ -279,7 +295,7 @@ fn what_no_buffer_can_take_is_dropped_and_counted() {
     card.wire.put(NetHeader::default(), frame(FRAME_BYTES_MAX + 1));
     card.wire.put(NetHeader::default(), frame(60));
     assert_eq!(card.wait_used(RX, 1), [72]);
-    assert_eq!((card.count(|c| &c.rx_dropped), card.count(|c| &c.rx_frames)), (2, 1));
+    assert_eq!(card.counted([|c| &c.rx_dropped, |c| &c.rx_frames]), [2, 1]);
 }
 
 #[test]
@@ -293,19 +309,18 @@ fn a_guest_frame_that_makes_no_sense_is_dropped_and_counted() {
         (bad_checksum.to_bytes(0), HEADER_BYTES + 1500),
         ([0, 3, 0, 0, 9, 9, 0, 0, 0, 0, 0, 0], HEADER_BYTES + 1500),
     ] {
-        let address = card.offer(1, bytes as u32);
-        card.ram.write_slice(&header, GuestAddress(address)).unwrap();
+        card.transmit(&header, bytes);
     }
-    card.kick(1);
-    card.wait_used(1, 5);
+    card.kick(TX);
+    card.wait_used(TX, 5);
     wait("drops", || card.count(|c| &c.tx_dropped) == 5);
     assert!(card.wire.lock().sent.is_empty());
     // What the port refuses counts as well, and the card goes on.
     card.wire.lock().refuse = true;
-    card.offer(1, 100);
-    card.kick(1);
-    card.wait_used(1, 1);
-    assert_eq!((card.count(|c| &c.tx_dropped), card.count(|c| &c.tx_frames)), (6, 0));
+    card.transmit(&[], 100);
+    card.kick(TX);
+    card.wait_used(TX, 1);
+    assert_eq!(card.counted([|c| &c.tx_dropped, |c| &c.tx_frames]), [6, 0]);
 }
 
 #[test]
