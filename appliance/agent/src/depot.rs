@@ -172,7 +172,7 @@ impl Depot {
         self.require_room(part.bytes - at)?;
         if at < part.bytes {
             let request = Request::get(format!("/internal/parts/{}", part.digest)).header(header::RANGE, format!("bytes={at}-"));
-            let response = mesh.request(holder, request.body(Body::empty())?).await?;
+            let response = mesh.request_bulk(holder, request.body(Body::empty())?).await?;
             if !response.status().is_success() {
                 bail!("HTTP status {}", response.status());
             }

@@ -17,7 +17,7 @@ use crate::{
     http::{self, Caller, serve, tls},
     identity::Identity,
     logs,
-    mesh::{Mesh, Serve, exchange},
+    mesh::{Mesh, Serve, bulk, exchange},
     pool, screen,
     store::Store,
     vm::{Want, adopt, ports},
@@ -90,11 +90,13 @@ async fn serve(options: Options) -> Result<()> {
     });
     let accepting = agent.clone();
     tokio::spawn(async move { accepting.mesh.accept(serve_stream).await });
+    let bulk = bulk::listen(agent.mesh.port()).await?;
+    tokio::spawn(tls::run_for_agents(bulk, agent.mesh.bulk.acceptor()?, router.clone()));
     if let Some(addressing) = agent.options.links.clone() {
         tokio::spawn(bring_up_links(agent.own_name(), addressing));
     }
     if agent.options.api_port > 0 {
-        let (listener, acceptor) = (tls::listen(agent.options.api_port).await?, tls::acceptor(agent.identity.host())?);
+        let (listener, acceptor) = (tls::listen(agent.options.api_port).await?, tls::acceptor(&agent)?);
         tokio::spawn(tls::run(agent.clone(), listener, acceptor, router.clone(), serve::LIMITS));
     }
     tokio::spawn(exchange::run(agent.clone()));

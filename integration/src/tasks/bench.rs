@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    bench::{Figure, Target, boot, engine, lan, memory, moves, table},
+    bench::{Figure, Target, boot, engine, lan, memory, moves, pool, table},
     progress::say,
     provision,
 };
@@ -20,6 +20,8 @@ pub enum Row {
     Moves,
     /// Bulk from guest to guest beside the kernel's VXLAN.
     Lan,
+    /// What agents cost: joining, starting, carrying a move, doing nothing.
+    Pool,
     /// Pages a second through the move's page functions.
     Engine,
     /// Instructions from exec to init, in the QEMU lab.
@@ -65,6 +67,7 @@ fn measure(row: Row) -> Result<Vec<Figure>> {
         Row::Memory => memory::measure(),
         Row::Moves => moves::measure(),
         Row::Lan => lan::measure(),
+        Row::Pool => pool::measure(),
         Row::Engine => engine::measure(),
         Row::Boot => Ok(boot::measure(&provision::provision()?)?.iter().map(boot_figure).collect()),
     }

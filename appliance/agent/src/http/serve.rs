@@ -11,9 +11,11 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{UnixListener, UnixStream},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
     sync::Semaphore,
+    time::timeout,
 };
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::Caller;
 
@@ -30,6 +32,9 @@ pub struct Limits {
 
 /// Of each listener.
 pub const LIMITS: Limits = Limits { connections: 256, handshake: Duration::from_secs(10), head: Duration::from_secs(10) };
+
+/// Rest after a failed accept: no descriptors are left, and some will be again.
+const REST: Duration = Duration::from_millis(100);
 
 /// Takes requests on a Unix socket until the task is dropped.
 pub async fn unix(path: &Path, router: Router) -> Result<()> {
@@ -67,6 +72,38 @@ async fn listen(path: &Path) -> Result<UnixListener> {
     // It has its name only now that it listens.
     std::fs::rename(&unnamed, path)?;
     Ok(listener)
+}
+
+/// Takes TLS connections until the task is dropped; `serve` has each for as long as it counts.
+pub async fn tls<F: Future<Output = ()> + Send + 'static>(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    limits: Limits,
+    serve: impl Fn(TlsStream<TcpStream>) -> F + Clone + Send + 'static,
+) {
+    let places = Arc::new(Semaphore::new(limits.connections));
+    while let Ok(place) = places.clone().acquire_owned().await {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                log::warn!("TLS: accept: {error}");
+                tokio::time::sleep(REST).await;
+                continue;
+            }
+        };
+        let (acceptor, serve) = (acceptor.clone(), serve.clone());
+        tokio::spawn(async move {
+            if let Err(error) = stream.set_nodelay(true) {
+                log::debug!("TLS: {error}");
+            }
+            match timeout(limits.handshake, acceptor.accept(stream)).await {
+                Ok(Ok(stream)) => serve(stream).await,
+                Ok(Err(error)) => log::debug!("TLS: handshake: {error}"),
+                Err(_) => log::debug!("TLS: a handshake took too long"),
+            }
+            drop(place);
+        });
+    }
 }
 
 /// Serves one connection or stream to its end.

@@ -1,10 +1,9 @@
-//! The API on TCP: TLS 1.3 under a certificate that is self-signed over the host's Ed25519 key. Clients pin that key, whose digits
+//! Requests over TCP. Those of users: TLS 1.3 under the host's Ed25519 key. Clients pin that key, whose digits
 //! are on the status screen; no name, date or authority counts. Who shows a token is a user, who does not is told so and hears no more.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -15,13 +14,9 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse, Response},
 };
-use iroh::SecretKey;
 use rebec_api::{ApiError, ErrorCode};
-use rustls::{
-    ServerConfig,
-    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
-};
-use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
+use rebec_pool::key::Name;
+use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::{
@@ -29,12 +24,7 @@ use super::{
     answer::Failure,
     serve::{self, Limits},
 };
-use crate::{agent::Agent, tokens};
-
-/// `OneAsymmetricKey` around the 32 bytes of an Ed25519 key (RFC 8410 §7), without those bytes.
-const ED25519_PKCS8: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
-/// Rest after a failed accept: no descriptors are left, and some will be again.
-const REST: Duration = Duration::from_millis(100);
+use crate::{agent::Agent, mesh::bulk, tokens};
 
 /// Where others reach the API; none where it is off or the host has no address.
 pub fn address(agent: &Agent) -> Option<SocketAddr> {
@@ -49,46 +39,29 @@ pub async fn listen(port: u16) -> Result<TcpListener> {
 }
 
 /// What ends TLS under the host's key.
-pub fn acceptor(secret: &SecretKey) -> Result<TlsAcceptor> {
-    let pkcs8 = [&ED25519_PKCS8[..], &secret.to_bytes()].concat();
-    let pair = rcgen::KeyPair::try_from(&PrivatePkcs8KeyDer::from(pkcs8.as_slice())).context("API: the host's key")?;
-    let certificate =
-        rcgen::CertificateParams::new(vec!["rebec.invalid".to_owned()])?.self_signed(&pair).context("API: the certificate")?;
-    let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(pkcs8.into()))?;
-    // Every connection shows the key again.
-    config.send_tls13_tickets = 0;
-    Ok(TlsAcceptor::from(Arc::new(config)))
+pub fn acceptor(agent: &Agent) -> Result<TlsAcceptor> {
+    let holder = rebec_tls::Holder::new(&agent.identity.host().to_bytes())?;
+    Ok(TlsAcceptor::from(Arc::new(holder.server()?)))
 }
 
 /// Takes requests until the task is dropped.
 pub async fn run(agent: Arc<Agent>, listener: TcpListener, acceptor: TlsAcceptor, router: Router, limits: Limits) {
     let router = router.layer(middleware::from_fn_with_state(agent, token_holders_only));
-    let places = Arc::new(Semaphore::new(limits.connections));
-    while let Ok(place) = places.clone().acquire_owned().await {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                log::warn!("API: accept: {error}");
-                tokio::time::sleep(REST).await;
-                continue;
+    serve::tls(listener, acceptor, limits, move |stream| serve::connection(stream, router.clone(), Caller::Stranger, limits.head)).await;
+}
+
+/// Takes requests of other agents until the task is dropped: who asks has proved to hold a key.
+pub async fn run_for_agents(listener: TcpListener, acceptor: TlsAcceptor, router: Router) {
+    serve::tls(listener, acceptor, serve::LIMITS, move |stream| {
+        let router = router.clone();
+        async move {
+            let (tcp, tls) = stream.get_ref();
+            if let (Some(key), Ok(())) = (rebec_tls::key_of_peer(tls), bulk::watch_over(tcp)) {
+                serve::connection(stream, router, Caller::Agent(Name(key)), serve::LIMITS.head).await;
             }
-        };
-        let (acceptor, router) = (acceptor.clone(), router.clone());
-        tokio::spawn(async move {
-            if let Err(error) = stream.set_nodelay(true) {
-                log::debug!("API: {error}");
-            }
-            match timeout(limits.handshake, acceptor.accept(stream)).await {
-                Ok(Ok(stream)) => serve::connection(stream, router, Caller::Stranger, limits.head).await,
-                Ok(Err(error)) => log::debug!("API: TLS handshake: {error}"),
-                Err(_) => log::debug!("API: a TLS handshake took too long"),
-            }
-            drop(place);
-        });
-    }
+        }
+    })
+    .await;
 }
 
 /// Makes a user of who shows a token, and takes the token away: requests that are forwarded do not carry it to other hosts.

@@ -1,9 +1,14 @@
 //! The mesh: QUIC connections between agents, by key. Every stream carries one HTTP/1.1 exchange, served by the same routes as
 //! the Unix socket, so there is one protocol; who asks is known from the connection and cannot be claimed.
 //!
-//! A connection is used in both directions, whoever dialled: a host behind NAT is reached through the one it opened.
+//! A connection is used in both directions, whoever dialled: a host behind NAT is reached through the one it opened. What brings
+//! many bytes goes over TCP instead where it can (`bulk`).
 
+pub mod bulk;
 pub mod exchange;
+
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,
@@ -26,6 +31,9 @@ use iroh::{
 use rebec_api::{ApiError, ErrorCode};
 use rebec_pool::{Key, key::Name};
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use self::bulk::Bulk;
 
 /// What agents speak.
 const ALPN: &[u8] = b"rebec/1";
@@ -53,6 +61,8 @@ pub type Serve = Arc<dyn Fn(Key, Stream) + Send + Sync>;
 
 /// Connections to other agents.
 pub struct Mesh {
+    /// Connections for many bytes.
+    pub bulk: Bulk,
     endpoint: Endpoint,
     connections: Mutex<HashMap<Key, Connection>>,
     serve: OnceLock<Serve>,
@@ -68,6 +78,7 @@ impl Mesh {
             .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIME)?))
             .keep_alive_interval(PING_PERIOD)
             .build();
+        let bulk = Bulk::new(&secret)?;
         let endpoint = Endpoint::builder(presets::Minimal)
             .secret_key(secret)
             .relay_mode(RelayMode::Disabled)
@@ -78,7 +89,7 @@ impl Mesh {
             .bind()
             .await
             .with_context(|| format!("mesh: listen on UDP port {port}; is another agent running?"))?;
-        Ok(Self { endpoint, connections: Mutex::default(), serve: OnceLock::new() })
+        Ok(Self { bulk, endpoint, connections: Mutex::default(), serve: OnceLock::new() })
     }
 
     /// The port that others reach this host at.
@@ -112,14 +123,17 @@ impl Mesh {
     }
 
     /// Makes any request. An upgrade of the response upgrades the stream.
-    pub async fn request(&self, peer: &Peer, mut request: Request<Body>) -> Result<Response<Body>, ApiError> {
+    pub async fn request(&self, peer: &Peer, request: Request<Body>) -> Result<Response<Body>, ApiError> {
         let stream = self.stream(peer).await.map_err(|error| peer.silent(&format!("{error:#}")))?;
-        request.headers_mut().insert(header::HOST, header::HeaderValue::from_static("rebec"));
-        let failed = |error: hyper::Error| peer.silent(&error.to_string());
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-        tokio::spawn(connection.with_upgrades());
-        let response = sender.send_request(request).await.map_err(failed)?;
-        Ok(response.map(Body::new))
+        request_over(stream, peer, request).await
+    }
+
+    /// The same for what brings many bytes: over TCP where that reaches the host.
+    pub async fn request_bulk(&self, peer: &Peer, request: Request<Body>) -> Result<Response<Body>, ApiError> {
+        match self.bulk.connect(peer).await {
+            Some(stream) => request_over(stream, peer, request).await,
+            None => self.request(peer, request).await,
+        }
     }
 
     async fn stream(&self, peer: &Peer) -> Result<Stream> {
@@ -161,6 +175,19 @@ impl Mesh {
     pub async fn close(&self) {
         self.endpoint.close().await;
     }
+}
+
+async fn request_over(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: &Peer,
+    mut request: Request<Body>,
+) -> Result<Response<Body>, ApiError> {
+    request.headers_mut().insert(header::HOST, header::HeaderValue::from_static("rebec"));
+    let failed = |error: hyper::Error| peer.silent(&error.to_string());
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    tokio::spawn(connection.with_upgrades());
+    let response = sender.send_request(request).await.map_err(failed)?;
+    Ok(response.map(Body::new))
 }
 
 /// Hands each stream that the other side opens to `serve`.

@@ -150,7 +150,7 @@ async fn open_stream(agent: &Arc<Agent>, vm: &LocalVm, to: &Peer) -> Result<Unix
         .header(header::CONNECTION, "upgrade")
         .header(header::UPGRADE, STREAM_UPGRADE)
         .body(Body::empty())?;
-    let mut response = agent.mesh.request(to, request).await?;
+    let mut response = agent.mesh.request_bulk(to, request).await?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let _: serde_json::Value = read_answer(to, response).await?;
         anyhow::bail!("host {} did not open a stream", to.name);

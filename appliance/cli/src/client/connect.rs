@@ -9,7 +9,6 @@ use std::{
 };
 
 use rustix::net::sockopt;
-use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream},
@@ -17,7 +16,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{ClientError, Remote, Target, pin};
+use super::{ClientError, Remote, Target};
 
 /// Longest wait for a connection and its handshake: twenty slow round trips, less than a person waits for nothing.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
@@ -58,16 +57,8 @@ async fn tls(remote: &Remote) -> io::Result<TlsStream<TcpStream>> {
     // Keystrokes of a console wait for nobody.
     tcp.set_nodelay(true)?;
     watch_over(&tcp)?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(io::Error::other)?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(pin::Pinned::new(remote.key, provider)))
-        .with_no_client_auth();
-    // The name plays no part: the key decides. An address would do; a fixed name says nothing about the network to listeners.
-    let name = ServerName::try_from("rebec.invalid").map_err(io::Error::other)?;
-    TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+    let config = rebec_tls::client_of(remote.key.0).map_err(io::Error::other)?;
+    TlsConnector::from(Arc::new(config)).connect(rebec_tls::server_name(), tcp).await
 }
 
 /// A console or a job may be silent for hours; a host that lost its power is noticed all the same.
@@ -89,7 +80,7 @@ fn explain(target: &Target, error: &io::Error) -> ClientError {
     let place = target.to_string();
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match tls {
-        Some(rustls::Error::InvalidCertificate(wrong)) => ClientError::OtherKey { place, why: pin::why(wrong) },
+        Some(rustls::Error::InvalidCertificate(wrong)) => ClientError::OtherKey { place, why: rebec_tls::why(wrong) },
         Some(other) => {
             let hint = "is it the port of a Rebec agent? the host's status screen shows the address".to_owned();
             ClientError::NoAgent { place, why: other.to_string(), hint }

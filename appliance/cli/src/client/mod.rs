@@ -8,7 +8,6 @@
 
 mod connect;
 mod error;
-mod pin;
 pub mod sse;
 mod target;
 mod upload;

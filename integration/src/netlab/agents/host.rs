@@ -138,6 +138,17 @@ impl Host {
         Ok(kib << 10)
     }
 
+    /// The time its agent has had of processors.
+    pub fn processor_time(&self) -> Result<Duration> {
+        let agent = self.agent.as_ref().context("the agent does not run")?;
+        let stat = fs::read_to_string(format!("/proc/{}/stat", agent.id()))?;
+        // utime and stime are fields 14 and 15; the name, field 2, may hold spaces.
+        let (_, fields) = stat.rsplit_once(") ").context("no name")?;
+        let ticks: u64 = fields.split(' ').skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+        let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("no CLK_TCK")?;
+        Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
+    }
+
     /// `rebec --json` with these words.
     pub fn ask(&self, words: &[&str]) -> Result<Answer> {
         self.begin(words)?.end()

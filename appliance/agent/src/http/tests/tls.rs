@@ -4,13 +4,6 @@ use std::{net::SocketAddr, time::Duration};
 
 use axum::{Router, http::HeaderMap, routing::get};
 use rebec_api::{ErrorCode, token::CreatedToken};
-use rustls::{
-    ClientConfig, DigitallySignedStruct, Error, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, ring, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime},
-    server::ParsedCertificate,
-};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -22,47 +15,6 @@ use super::{
     *,
 };
 
-/// A client that knows one key.
-#[derive(Debug)]
-struct Pin([u8; 32], Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Pin {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let info = ParsedCertificate::try_from(certificate)?.subject_public_key_info();
-        let same = info.len() == 44 && info.ends_with(&self.0);
-        if same { Ok(ServerCertVerified::assertion()) } else { Err(Error::General("another key".to_owned())) }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.1.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-}
-
 const LIMITS: Limits = Limits { connections: 8, handshake: Duration::from_millis(300), head: Duration::from_millis(300) };
 /// Longer than any limit, shorter than a test may hang.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -70,17 +22,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 async fn listen(bench: &Bench, router: Router, limits: Limits) -> SocketAddr {
     let listener = tls::listen(0).await.unwrap();
     let address = SocketAddr::from(([127, 0, 0, 1], listener.local_addr().unwrap().port()));
-    let acceptor = tls::acceptor(bench.agent.identity.host()).unwrap();
+    let acceptor = tls::acceptor(&bench.agent).unwrap();
     tokio::spawn(tls::run(bench.agent.clone(), listener, acceptor, router, limits));
     address
 }
 
 async fn connect(address: SocketAddr, key: [u8; 32]) -> std::io::Result<TlsStream<TcpStream>> {
-    let provider = Arc::new(ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().unwrap();
-    let config = config.dangerous().with_custom_certificate_verifier(Arc::new(Pin(key, provider))).with_no_client_auth();
-    let stream = TcpStream::connect(address).await?;
-    TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("rebec.invalid").unwrap(), stream).await
+    let config = rebec_tls::client_of(key).unwrap();
+    TlsConnector::from(Arc::new(config)).connect(rebec_tls::server_name(), TcpStream::connect(address).await?).await
 }
 
 async fn get_with(address: SocketAddr, key: [u8; 32], path: &str, authorization: Option<&str>) -> (u16, Vec<u8>) {
@@ -142,7 +91,7 @@ async fn another_key_than_the_pinned_one_is_not_spoken_to() {
     let mut other = bench.agent.key().0;
     other[31] ^= 1;
     let error = connect(address, other).await.unwrap_err();
-    assert!(error.to_string().contains("another key"), "{error}");
+    assert!(error.to_string().contains("invalid peer certificate"), "{error}");
     connect(address, bench.agent.key().0).await.unwrap();
 }
 

@@ -1,0 +1,100 @@
+//! Bulk between agents, parts and streams of moves: TCP with TLS 1.3 under the same keys as the mesh, at the TCP port of the same
+//! number. The kernel cuts and joins segments and the network card sums them, so a byte costs a fraction of what it costs over
+//! QUIC. A host that TCP does not reach, behind NAT above all, gets the same request over the mesh.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use futures_util::future::select_ok;
+use iroh::SecretKey;
+use rebec_pool::Key;
+use rebec_tls::Holder;
+use rustix::net::sockopt;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
+
+use super::{CONNECT_TIME, IDLE_TIME, PING_PERIOD, Peer};
+
+/// How long a host may take to take a connection: it has just been heard over the mesh.
+const TCP_TIME: Duration = Duration::from_secs(2);
+/// How long a host that TCP did not reach is not tried again.
+const REST: Duration = Duration::from_secs(30);
+
+/// The own end of bulk connections.
+pub struct Bulk {
+    holder: Holder,
+    unreached: Mutex<HashMap<Key, Instant>>,
+}
+
+impl Bulk {
+    /// Of the holder of a key.
+    pub fn new(secret: &SecretKey) -> Result<Self> {
+        Ok(Self { holder: Holder::new(&secret.to_bytes())?, unreached: Mutex::default() })
+    }
+
+    /// What ends TLS for those who connect.
+    pub fn acceptor(&self) -> Result<TlsAcceptor> {
+        Ok(TlsAcceptor::from(Arc::new(self.holder.server_for_holders()?)))
+    }
+
+    /// A connection to a host; none where TCP does not reach it.
+    pub(super) async fn connect(&self, peer: &Peer) -> Option<TlsStream<TcpStream>> {
+        if self.unreached().get(&peer.key).is_some_and(|since| since.elapsed() < REST) {
+            return None;
+        }
+        match self.attempt(peer).await {
+            Ok(stream) => {
+                self.unreached().remove(&peer.key);
+                Some(stream)
+            }
+            Err(error) => {
+                log::info!("host {}: bulk goes over the mesh, because TCP does not reach it: {error:#}", peer.name);
+                self.unreached().insert(peer.key, Instant::now());
+                None
+            }
+        }
+    }
+
+    async fn attempt(&self, peer: &Peer) -> Result<TlsStream<TcpStream>> {
+        let attempts: Vec<_> = peer.addresses.iter().map(|address| Box::pin(TcpStream::connect(*address))).collect();
+        anyhow::ensure!(!attempts.is_empty(), "no address of it is known");
+        let (tcp, _) = timeout(TCP_TIME, select_ok(attempts)).await.context("it does not answer")??;
+        tcp.set_nodelay(true)?;
+        watch_over(&tcp)?;
+        let connector = TlsConnector::from(Arc::new(self.holder.client_of(peer.key.0)?));
+        Ok(timeout(CONNECT_TIME, connector.connect(rebec_tls::server_name(), tcp)).await.context("its handshake takes too long")??)
+    }
+
+    /// Tries every host again.
+    #[cfg(test)]
+    pub(super) fn forget(&self) {
+        self.unreached().clear();
+    }
+
+    fn unreached(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Instant>> {
+        self.unreached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Listens on all addresses: those of an appliance come later than its agent.
+pub async fn listen(port: u16) -> Result<TcpListener> {
+    let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).await;
+    listener.with_context(|| format!("mesh: listen on TCP port {port}; is another agent running?"))
+}
+
+/// A host that lost its power or its cable is noticed as soon as the mesh notices it.
+pub fn watch_over(tcp: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(tcp, true)?;
+    sockopt::set_tcp_keepidle(tcp, PING_PERIOD)?;
+    sockopt::set_tcp_keepintvl(tcp, PING_PERIOD)?;
+    Ok(sockopt::set_tcp_user_timeout(tcp, IDLE_TIME.as_millis() as u32)?)
+}
