@@ -63,6 +63,11 @@ impl Appliance {
         Ok(appliance)
     }
 
+    /// Where all of it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The kernel.
     pub fn vmlinuz(&self) -> PathBuf {
         self.folder.join("vmlinuz")

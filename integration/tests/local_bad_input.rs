@@ -177,6 +177,7 @@ fn machines_that_cannot_be() -> Result<()> {
     run(&["--serial", "file:/nowhere/log"], &["/nowhere/log"])?;
     run(&["--control", "/nowhere/socket"], &["/nowhere/socket"])?;
     run(&["--ledger", "/nowhere/ledger"], &["/nowhere/ledger"])?;
+    run(&["--cgroup", "/nowhere/group"], &["/nowhere/group"])?;
     lab.succeeded();
     Ok(())
 }

@@ -249,7 +249,7 @@ fn stock_kernels_boot_in_every_form_and_end_as_they_ask() -> Result<()> {
         share = share.with(&format!("kernels/{name}.elf"), &kernel.elf).with(&format!("kernels/{name}.bzimage"), &kernel.bzimage);
     }
     let link = Shape::default();
-    let config = LabConfig { name: "qemu-boot", machines: &["a", "b"], accel: None, memory_mib: 4352, share, link };
+    let config = LabConfig { name: "qemu-boot", machines: &["a", "b"], accel: None, memory_mib: 4352, share, link, devices: &[] };
     let mut lab = Lab::start(&provisions, &config)?;
     lab.check_kvm()?;
 

@@ -61,7 +61,8 @@ fn kvm_and_the_bench_guest_are_the_same_on_other_hardware() -> Result<()> {
         .with("bin/rebec-vmm", &artifacts::build(Artifact::Vmm)?)
         .with("bin/kvm-tests", &artifacts::build_tests("rebec-kvm")?)
         .with("bench-guest", &guest::build()?);
-    let config = LabConfig { name: "qemu-kvm", machines: &["a"], accel: None, memory_mib: 2048, share, link: Shape::default() };
+    let config =
+        LabConfig { name: "qemu-kvm", machines: &["a"], accel: None, memory_mib: 2048, share, link: Shape::default(), devices: &[] };
     let mut lab = Lab::start(&provisions, &config)?;
     lab.check_kvm()?;
     let machine = &lab.machines[0];

@@ -1,14 +1,23 @@
-//! Three machines boot the appliance's image, become a pool of two domains by tickets, and a VM goes through all of them and comes back.
+//! Three machines boot the appliance's image and become a pool of two domains by tickets; a VM goes through all of them and comes back. Then an agent
+//! is killed under ten VMs, the link between the domains is cut for a minute during a move, and a host loses its power.
 
-use rebec_lab::demo::{Options, pool};
+use anyhow::Result;
+use rebec_lab::demo::{Options, pool::Short};
 
 #[test]
-fn machines_boot_the_image_and_a_vm_moves_through_their_pool() {
+fn machines_boot_the_image_and_their_pool_survives_what_befalls_it() -> Result<()> {
     let options =
         Options { local: false, work: false, two_vmms: false, accel: None, vmm: None, image: None, moves: 3, streams: 2, json: None };
-    let views = pool::tell_shortly(&options).unwrap_or_else(|error| panic!("{error:#}"));
+    let mut pool = Short::begin(&options)?;
+    pool.travel()?;
+    let views = pool.views()?;
     for name in ["a1", "a2", "b1", "alpha", "beta", "web"] {
         assert!(views.contains(name), "{views}");
     }
     println!("{views}");
+    pool.agent_restarts()?;
+    pool.link_is_cut()?;
+    pool.host_dies()?;
+    pool.succeeded();
+    Ok(())
 }

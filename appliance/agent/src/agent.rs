@@ -25,7 +25,7 @@ use crate::{
     mesh::{Mesh, Peer, exchange},
     run::Options,
     store::Store,
-    vm::LocalVm,
+    vm::{LocalVm, limits::Limits},
 };
 
 /// A host that has not been heard for this long is silent.
@@ -45,6 +45,8 @@ pub struct Agent {
     pub jobs: Jobs,
     /// Parts.
     pub depot: Depot,
+    /// What VMMs may take.
+    pub limits: Limits,
     /// Connections into guests.
     pub forwards: Forwards,
     /// VMs that are here.
@@ -82,6 +84,7 @@ impl Agent {
             mesh,
             jobs,
             depot,
+            limits: Limits::open(),
             forwards: Forwards::default(),
             vms: Mutex::default(),
             admission: tokio::sync::Mutex::default(),

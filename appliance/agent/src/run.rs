@@ -158,7 +158,7 @@ async fn obey(agent: &Arc<Agent>) {
     let dead = agent.book(|book| book.membership(&agent.key()).and_then(|(_, member)| member.dead.clone())).flatten();
     let Some(reason) = dead else { return };
     for vm in agent.local_vms() {
-        if vm.kept().want == Want::Running {
+        if vm.want() == Want::Running {
             log::error!("vm {}: ended, because this host was declared dead: {reason}", vm.name());
             if let Err(error) = http::vms::stop_here(agent, &vm).await {
                 log::error!("{error}");

@@ -57,7 +57,7 @@ pub fn lines(view: &View<'_>) -> Vec<Line> {
                 Kvm::Absent { reason } => add("VMs", &format!("cannot run here: {reason}")),
             }
             match &agent.join {
-                Join::Alone => add("pool", "none: type a ticket, or `rebec pool init NAME`"),
+                Join::Alone => add("pool", "none: type a ticket, or `rebec pool init NAME --domain NAME`"),
                 Join::Joining { what } => add("pool", &format!("joining: {what}")),
                 Join::Joined { pool, domain } => add("pool", &format!("member of {pool}, domain {domain}")),
                 Join::Refused { reason } => add("pool", &format!("refused: {reason}")),

@@ -104,6 +104,8 @@ impl NameServers {
 pub async fn bring_up(policy: Policy, tell: impl Fn(LinkState)) -> Result<(), LinksError> {
     let kernel = Kernel::open().map_err(LinksError::Open)?;
     let names = NameServers::default();
+    // A fixed address is one link's: the first with a carrier has it, and the next when that one loses its own.
+    let fixed = tokio::sync::Mutex::new(());
     let mut known: Vec<u32> = Vec::new();
     let mut links = FuturesUnordered::new();
     let mut look = tokio::time::interval(LOOK);
@@ -115,7 +117,7 @@ pub async fn bring_up(policy: Policy, tell: impl Fn(LinkState)) -> Result<(), Li
                 for interface in present {
                     if !known.contains(&interface.index) && wanted(&policy, &interface) {
                         known.push(interface.index);
-                        links.push(keep_up(&kernel, &policy, &names, interface, &tell));
+                        links.push(keep_up(&kernel, &policy, &names, &fixed, interface, &tell));
                     }
                 }
             }
@@ -132,7 +134,14 @@ fn wanted(policy: &Policy, interface: &Interface) -> bool {
 }
 
 /// Keeps one interface up until it is gone; returns its index.
-async fn keep_up(kernel: &Kernel, policy: &Policy, names: &NameServers, interface: Interface, tell: &impl Fn(LinkState)) -> u32 {
+async fn keep_up(
+    kernel: &Kernel,
+    policy: &Policy,
+    names: &NameServers,
+    fixed: &tokio::sync::Mutex<()>,
+    interface: Interface,
+    tell: &impl Fn(LinkState),
+) -> u32 {
     let say = |progress| tell(LinkState { interface: interface.name.clone(), progress });
     if let Err(error) = kernel.up(interface.index).await {
         say(Progress::Failed(format!("{} cannot be switched on: {error}; check its driver", interface.name)));
@@ -159,13 +168,16 @@ async fn keep_up(kernel: &Kernel, policy: &Policy, names: &NameServers, interfac
         }
         let served = async {
             match &policy.addressing {
-                Addressing::Static(fixed) => {
+                Addressing::Static(wanted) => {
+                    let _alone = fixed.lock().await;
                     kernel
-                        .set(interface.index, (fixed.address, fixed.length), fixed.gateway, metric)
+                        .set(interface.index, (wanted.address, wanted.length), wanted.gateway, metric)
                         .await
                         .map_err(|error| error.to_string())?;
-                    say(Progress::Ready { address: (fixed.address, fixed.length), gateway: fixed.gateway });
-                    std::future::pending::<Result<(), String>>().await
+                    say(Progress::Ready { address: (wanted.address, wanted.length), gateway: wanted.gateway });
+                    carrier_lost(kernel, interface.index).await;
+                    kernel.remove(interface.index, wanted.address).await;
+                    Ok(())
                 }
                 Addressing::Dhcp => {
                     say(Progress::Asking);
@@ -186,7 +198,8 @@ async fn keep_up(kernel: &Kernel, policy: &Policy, names: &NameServers, interfac
                 say(Progress::Failed(format!("{}: {why}", interface.name)));
                 tokio::time::sleep(AGAIN).await;
             },
-            () = carrier_lost(kernel, interface.index) => {}
+            // A fixed address is given back first.
+            () = carrier_lost(kernel, interface.index), if policy.addressing == Addressing::Dhcp => {}
         }
     }
 }

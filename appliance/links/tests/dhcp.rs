@@ -128,3 +128,34 @@ fn a_link_takes_the_address_it_is_told() {
     assert!(net.client_says(&["addr", "show", "dev", "c0"]).contains("inet 10.9.0.7/24"));
     assert!(net.client_says(&["route"]).contains("default via 10.9.0.1 dev c0"));
 }
+
+#[test]
+fn a_fixed_address_is_one_links_and_goes_on_to_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let net = Net::make("both");
+    let [client, server] = &net.names;
+    run(&["-n", client, "link", "add", "c1", "type", "veth", "peer", "name", "s1", "netns", server]);
+    run(&["-n", server, "link", "set", "s1", "up"]);
+    net.enter();
+    let has = |link: &str| net.client_says(&["addr", "show", "dev", link]).contains("inet 10.9.0.7/24");
+    let first = RefCell::new(None::<String>);
+    let policy = policy("10.9.0.7/24".parse().unwrap(), folder.path());
+    let only = policy.only.iter().flatten().cloned().chain(["c1".to_owned()]).collect();
+    let moved_on = |state: &LinkState| {
+        let before = first.borrow().clone();
+        match before {
+            _ if !is_ready(state) => false,
+            Some(before) => state.interface != before,
+            None => {
+                let here = state.interface.clone();
+                assert!(has(&here) && ["c0", "c1"].into_iter().filter(|link| has(link)).count() == 1);
+                run(&["-n", server, "link", "set", &here.replace('c', "s"), "down"]);
+                first.replace(Some(here));
+                false
+            }
+        }
+    };
+    told(Policy { only: Some(only), ..policy }, moved_on);
+    let before = first.into_inner().unwrap();
+    assert!(!has(&before) && ["c0", "c1"].into_iter().any(has));
+}

@@ -113,6 +113,7 @@ pub fn measure(provisions: &Provisions) -> Result<Vec<BootCost>> {
         vcpus: 1,
         share: Some(&image),
         network: None,
+        devices: &[],
         evidence: folder.path(),
     })?;
     // Its clock runs at the pace of its instructions: nobody sets it.

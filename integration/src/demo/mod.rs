@@ -21,6 +21,7 @@
 //! ```
 //! `work` is what the VMs do in both, `report` judges it. With `--local` the bench guest does the same in network namespaces.
 
+mod faults;
 pub mod pool;
 pub mod report;
 pub mod story;

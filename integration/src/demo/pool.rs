@@ -19,25 +19,25 @@ use crate::{
     qemu::{
         Lab, LabConfig, Machine, Orders, Shape, System,
         image::Share,
-        pool::{self, ask, rebec},
+        pool::{self, rebec},
         vm::GUEST_BOOT_DEADLINE,
     },
 };
 
-const MACHINES: [&str; 3] = ["a1", "a2", "b1"];
+pub(super) const MACHINES: [&str; 3] = ["a1", "a2", "b1"];
 /// Domain of each.
 const DOMAINS: [&str; 3] = ["alpha", "alpha", "beta"];
 /// Between the domains.
-const LINK: Shape = Shape { rate_mbit: Some(100), delay: Duration::from_millis(10), loss_ppm: 0, cut: false };
+pub(super) const LINK: Shape = Shape { rate_mbit: Some(100), delay: Duration::from_millis(10), loss_ppm: 0, cut: false };
 /// Kernel and modules, state in RAM and two VMs.
 const MEMORY_MIB: u32 = 1792;
 /// Five times what three machines on two busy cores were seen to need.
 const AGENT_DEADLINE: Duration = Duration::from_secs(150);
 /// Files of some tens of megabytes through an emulated machine, or over the link.
-const FILES_DEADLINE: Duration = Duration::from_secs(300);
+pub(super) const FILES_DEADLINE: Duration = Duration::from_secs(300);
 /// Longest pause that a move may ask for: the silence may last 3 s.
 const DOWNTIME_MS_MAX: &str = "1000";
-const MOVE_DEADLINE: Duration = Duration::from_secs(600);
+pub(super) const MOVE_DEADLINE: Duration = Duration::from_secs(600);
 /// Where `web` goes, and how that is asked for.
 const MOVES: [(usize, &[&str]); 3] = [(1, &["--to", "a2"]), (2, &["--domain", "beta"]), (0, &["--to", "a1"])];
 
@@ -75,51 +75,86 @@ pub fn tell(options: &Options) -> Result<(DemoReport, String)> {
     Ok((report, views))
 }
 
-/// The same road with a small guest that only beats: booted, joined, and a VM that goes through both domains and comes back.
-/// Returns the pool as its user sees it.
+/// The same road with a small guest that only beats. Returns the pool as its user sees it.
 pub fn tell_shortly(options: &Options) -> Result<String> {
-    let mut lab = boot(options)?;
-    found(&lab)?;
-    let first = &lab.machines[0];
-    let cmdline = "vm=1 heartbeat_ms=100 stats_ms=0 fill=text:3:30%,zero dirty=0:words:100";
-    rebec(first, &["image", "import", "beats", "--kernel", "/share/guest/bench", "--cmdline", cmdline], FILES_DEADLINE)?;
-    rebec(first, &["lan", "create", "office"], FILES_DEADLINE)?;
-    rebec(first, &["vm", "run", "web", "--image", "beats", "--memory", "64M", "--lan", "office", "--host", MACHINES[0]], FILES_DEADLINE)?;
-    let mut beats = beat(first)?;
-    for (to, words) in MOVES {
+    let mut short = Short::begin(options)?;
+    short.travel()?;
+    let views = short.views()?;
+    short.succeeded();
+    Ok(views)
+}
+
+/// A pool of booted machines, and in it `web`, which beats.
+pub struct Short {
+    pub(super) lab: Lab,
+    /// Number of the last heartbeat that was seen.
+    pub(super) beats: u64,
+}
+
+impl Short {
+    /// Boots, joins and starts `web` on the first host.
+    pub fn begin(options: &Options) -> Result<Self> {
+        let lab = boot(options)?;
+        found(&lab)?;
+        let first = &lab.machines[0];
+        let cmdline = "vm=1 heartbeat_ms=100 stats_ms=0 fill=text:3:30%,zero dirty=0:words:100";
+        rebec(first, &["image", "import", "beats", "--kernel", "/share/guest/bench", "--cmdline", cmdline], FILES_DEADLINE)?;
+        rebec(first, &["lan", "create", "office"], FILES_DEADLINE)?;
+        rebec(
+            first,
+            &["vm", "run", "web", "--image", "beats", "--memory", "64M", "--lan", "office", "--host", MACHINES[0]],
+            FILES_DEADLINE,
+        )?;
+        let beats = beat_after(first, "web", 0)?;
+        Ok(Self { lab, beats })
+    }
+
+    /// `web` goes through both domains and comes back.
+    pub fn travel(&mut self) -> Result<()> {
+        MOVES.iter().try_for_each(|(to, words)| self.go(*to, words))
+    }
+
+    /// One move of `web`, which beats on.
+    pub(super) fn go(&mut self, to: usize, words: &[&str]) -> Result<()> {
+        let first = &self.lab.machines[0];
+        let words = &[words, &["--downtime-max-ms", DOWNTIME_MS_MAX]].concat();
         let (code, reported) = pool::begin_move(first, "web", words)?.finish(MOVE_DEADLINE)?;
         if code != 0 || reported.outcome != Outcome::Moved {
             bail!("vm move web {}: ended with code {code}: {:?} {:?}", words.join(" "), reported.outcome, reported.reason);
         }
-        let there: VmInfo = ask(first, &["vm", "show", "web"])?;
+        let there = pool::vm(first, "web")?;
         if there.host != MACHINES[to] {
             bail!("vm web moved and is said to be on host {}, not on {}", there.host, MACHINES[to]);
         }
-        let now = beat_after(first, beats)?;
-        say("demo", format_args!("vm web is on host {}; paused for {} ms, beat {now} follows {beats}", there.host, reported.downtime_ms));
-        beats = now;
+        let now = beat_after(first, "web", self.beats)?;
+        let (host, pause, before) = (there.host, reported.downtime_ms, self.beats);
+        say("demo", format_args!("vm web is on host {host}; paused for {pause} ms, beat {now} follows {before}"));
+        self.beats = now;
+        Ok(())
     }
-    let views = views(first)?;
-    lab.succeeded();
-    Ok(views)
-}
 
-/// The number of the last heartbeat on `web`'s console.
-fn beat(machine: &Machine) -> Result<u64> {
-    beat_after(machine, 0)
+    /// The pool as its user sees it.
+    pub fn views(&self) -> Result<String> {
+        views(&self.lab.machines[0])
+    }
+
+    /// All is well: nothing is kept.
+    pub fn succeeded(&mut self) {
+        self.lab.succeeded();
+    }
 }
 
 /// Waits for a heartbeat with a higher number: the guest that counts is the same one.
-fn beat_after(machine: &Machine, last: u64) -> Result<u64> {
+pub(super) fn beat_after(machine: &Machine, vm: &str, last: u64) -> Result<u64> {
     let deadline = Instant::now() + GUEST_BOOT_DEADLINE;
     loop {
-        let text = rebec(machine, &["vm", "logs", "web", "--tail", "1K"], FILES_DEADLINE)?;
+        let text = rebec(machine, &["vm", "logs", vm, "--tail", "1K"], FILES_DEADLINE)?;
         let beats = text.lines().rev().filter_map(|line| line.strip_prefix("hb ")?.split(' ').next()?.parse::<u64>().ok());
         if let Some(beat) = beats.into_iter().find(|beat| *beat > last) {
             return Ok(beat);
         }
         if Instant::now() > deadline {
-            bail!("vm web: no heartbeat after number {last}; its console ends: {text}");
+            bail!("vm {vm}: no heartbeat after number {last}; its console ends: {text}");
         }
     }
 }
@@ -137,8 +172,15 @@ fn boot(options: &Options) -> Result<Lab> {
         .with("guest/vmlinuz", &provisions.guest.bzimage)
         .with("guest/initramfs", &files.initramfs)
         .with("guest/base.qcow2", &guest::packed_base(&files)?);
-    let config =
-        LabConfig { name: "pool", machines: &MACHINES, accel: options.accel, memory_mib: MEMORY_MIB, share, link: Shape::default() };
+    let config = LabConfig {
+        name: "pool",
+        machines: &MACHINES,
+        accel: options.accel,
+        memory_mib: MEMORY_MIB,
+        share,
+        link: Shape::default(),
+        devices: &[],
+    };
     let start = Instant::now();
     let lab = Lab::start_with(&provisions, &config, System::Appliance(&appliance))?;
     for alpha in [0, 1] {
@@ -215,7 +257,7 @@ fn one_move(lab: &Lab, work: &mut Work, number: u8, (from, to): (usize, usize), 
         bail!("vm move reported {:?} and ended with code {code}", reported.outcome);
     }
     let link_bytes = lab.switch.passed(from, to).bytes - before;
-    let there: VmInfo = ask(first, &["vm", "show", "web"])?;
+    let there = pool::vm(first, "web")?;
     if reported.outcome == Outcome::Moved && there.host != MACHINES[to] {
         bail!("vm web moved and is said to be on host {}, not on {}", there.host, MACHINES[to]);
     }

@@ -60,7 +60,10 @@ impl Cast {
         let files = guest::files(&provisions.guest)?;
         let share = vm::share(&provisions.guest, &files, options.vmm.as_ref())?;
         let accel = options.accel;
-        let lab = Lab::start(&provisions, &LabConfig { name: "demo", machines: &MACHINES, accel, memory_mib: 1536, share, link: LINK })?;
+        let lab = Lab::start(
+            &provisions,
+            &LabConfig { name: "demo", machines: &MACHINES, accel, memory_mib: 1536, share, link: LINK, devices: &[] },
+        )?;
         lab.check_kvm()?;
         for machine in &lab.machines {
             // Large pages for the guests' memory: without them each 4 KiB page is an exit of the emulated processor.

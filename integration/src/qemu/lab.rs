@@ -31,6 +31,8 @@ pub struct LabConfig<'a> {
     pub share: Share,
     /// What every link between two machines is like.
     pub link: Shape,
+    /// More words for QEMU: other devices of each machine.
+    pub devices: &'a [&'a str],
 }
 
 /// What machines boot.
@@ -98,8 +100,9 @@ impl Lab {
                 System::Bare => String::new(),
                 System::Appliance(_) => format!(" quiet rebec.state=ram rebec.hostname={name} rebec.ip={}/24", address(port)),
             };
-            let words = words.as_str();
-            let machine = MachineConfig { name, emulator, kernel, initramfs, words, accel, memory_mib, vcpus, share, network, evidence };
+            let (words, devices) = (words.as_str(), config.devices);
+            let machine =
+                MachineConfig { name, emulator, kernel, initramfs, words, accel, memory_mib, vcpus, share, network, devices, evidence };
             lab.machines.push(Machine::start(&machine)?);
         }
         for (port, machine) in lab.machines.iter().enumerate() {

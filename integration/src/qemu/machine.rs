@@ -51,6 +51,8 @@ pub struct MachineConfig<'a> {
     pub share: Option<&'a Path>,
     /// The switch's socket and the machine's MAC.
     pub network: Option<(PathBuf, String)>,
+    /// More words for QEMU: other devices.
+    pub devices: &'a [&'a str],
     /// Where console and QEMU's own words are kept.
     pub evidence: &'a Path,
 }
@@ -204,6 +206,7 @@ fn arguments(command: &mut Command, config: &MachineConfig<'_>, port: &Path, con
         command.args(["-netdev", &format!("stream,id=net,server=off,addr.type=unix,addr.path={}", path(switch))]);
         command.args(["-device", &format!("virtio-net-pci,netdev=net,mac={mac},romfile=")]);
     }
+    command.args(config.devices);
 }
 
 fn accept(listener: &UnixListener, process: &mut Child) -> Result<UnixStream> {

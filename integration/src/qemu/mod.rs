@@ -10,10 +10,12 @@
 //! lab       machines, switch and a folder of evidence as one value
 //! vm        rebec-vmm in a machine, with the options users have
 //! pool      appliances: `rebec` in a machine, tickets typed at its console
+//! firmware  machines that boot the appliance's ISO as spare hardware does
 //! orders    what the workload in a VM is told over its serial port
 //! ```
 
 pub mod accel;
+pub mod firmware;
 pub mod image;
 pub mod lab;
 pub mod link;

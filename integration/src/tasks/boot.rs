@@ -75,8 +75,10 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let files = guest::files(kernel)?;
     let share = vm::share(kernel, &files, options.vmm.as_ref())?;
     let link = Shape::default();
-    let mut lab =
-        Lab::start(&provisions, &LabConfig { name: "boot", machines: &["a"], accel: options.accel, memory_mib: 2048, share, link })?;
+    let mut lab = Lab::start(
+        &provisions,
+        &LabConfig { name: "boot", machines: &["a"], accel: options.accel, memory_mib: 2048, share, link, devices: &[] },
+    )?;
     let machine = &lab.machines[0];
     lab.check_kvm()?;
     let argv = match &options.exec {

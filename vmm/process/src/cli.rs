@@ -13,6 +13,8 @@ use std::{
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use rebec_vmm_api::{DiskConfig, MacAddr, MemorySize, NetConfig, SerialConfig, control::MigrateOptions};
 
+use crate::cgroup;
+
 /// Device slots of the machine; one of them is the random number generator.
 const DISKS_AND_NETS_MAX: usize = 15;
 /// Donors one `receive` asks; each costs a connection and a question per unknown page.
@@ -144,6 +146,9 @@ pub struct Shared {
     /// Create a control socket here, for `rebec-vmm ctl`
     #[arg(long, value_name = "SOCKET")]
     pub control: Option<PathBuf>,
+    /// Enter this control group (version 2) before anything else
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
     /// Keep the record of who may run this VM here; without it, a crash of both sides of a move is not covered
     #[arg(long, value_name = "FILE")]
     pub ledger: Option<PathBuf>,
@@ -269,6 +274,11 @@ fn no_command(error: clap::Error) -> NoCommand {
 }
 
 impl Shared {
+    /// Enters the control group that was named, if one was.
+    pub fn enter(&self) -> anyhow::Result<()> {
+        self.cgroup.as_deref().map_or(Ok(()), cgroup::enter)
+    }
+
     fn check(&self) -> Result<(), String> {
         let slots = self.disks.len() + self.nets.len();
         if slots > DISKS_AND_NETS_MAX {

@@ -1,6 +1,7 @@
 //! `rebec-vmm`: one process, one VM. The road: `cli` -> `open` -> `seal` -> `vm` -> `owner`, which hears `control` and
 //! lends the VM to `moving`. Frames take `lan`, the console takes `serial`.
 
+mod cgroup;
 mod cli;
 mod control;
 mod ctl;
@@ -55,8 +56,8 @@ fn main() -> ExitCode {
 
 fn carry_out(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Run(options) => run::run(options),
-        Command::Receive(options) => receive::run(options),
+        Command::Run(options) => options.shared.enter().and_then(|()| run::run(options)),
+        Command::Receive(options) => options.shared.enter().and_then(|()| receive::run(options)),
         Command::Ctl(options) => Ok(ctl::run(options)?),
         Command::Unpack(options) => unpack::run(options),
         Command::SealSelfTest(options) => seal::self_test::run(options),

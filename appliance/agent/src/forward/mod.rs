@@ -38,7 +38,7 @@ use self::{
 };
 use crate::{
     agent::{Agent, lock, random},
-    vm::{LocalVm, control::Control, failed},
+    vm::{LocalVm, failed},
 };
 
 /// Connections at a time: each may hold some hundred KiB.
@@ -128,7 +128,8 @@ async fn attach(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<mpsc::Sender<Or
     let std::net::SocketAddr::V4(local) = local else {
         return Err(ApiError::new(ErrorCode::Failed, "forward: its endpoint is no IPv4 one"));
     };
-    tell(vm, Command::FdbAdd { mac: config.mac, endpoint: local, ip: Some(config.address) }).await.map_err(|error| failed(&error))?;
+    let station = Command::FdbAdd { mac: config.mac, endpoint: local, ip: Some(config.address) };
+    vm.talk(|control| control.tell(station)).await.map_err(|error| failed(&error))?;
     lock(&agent.forwards.attached).insert(vm.id(), orders.clone());
     let (agent, vm, own) = (agent.clone(), vm.clone(), orders.clone());
     tokio::spawn(async move {
@@ -144,7 +145,7 @@ async fn attach(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<mpsc::Sender<Or
         }
         // A VM that has gone took its ports with it.
         if vm.seen().pid != 0
-            && let Err(error) = tell(&vm, Command::FdbRemove { mac: config.mac }).await
+            && let Err(error) = vm.talk(move |control| control.tell(Command::FdbRemove { mac: config.mac })).await
         {
             log::debug!("vm {}: forward: {error:#}", vm.name());
         }
@@ -176,15 +177,10 @@ async fn prepare(config: &StationConfig, nic: &NicBody, endpoint: SocketAddrV4) 
     Ok((Carrier::new(station, udp, vni, endpoint, guest, wishes), orders))
 }
 
-async fn tell(vm: &LocalVm, command: Command) -> anyhow::Result<()> {
-    let socket = vm.control();
-    tokio::task::spawn_blocking(move || Control::connect(&socket)?.tell(command)).await?
-}
-
 /// Until the VMM that was told of the station is not the one that runs here.
 async fn has_gone(agent: &Agent, vm: &LocalVm) {
     let (mut changed, pid) = (agent.changed.subscribe(), vm.seen().pid);
-    while vm.seen().pid == pid && vm.kept().want == crate::vm::Want::Running {
+    while vm.seen().pid == pid && vm.want() == crate::vm::Want::Running {
         if changed.changed().await.is_err() {
             return;
         }

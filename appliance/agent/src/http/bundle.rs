@@ -1,12 +1,7 @@
 //! `GET /v1/support-bundle`: what somebody needs who is asked why this host or a VM of it does not do what it should, as a tar file.
 //! It holds no key, ticket or token, and no kernel command line: those may carry passwords.
 
-use std::{
-    fs,
-    io::{Read as _, Seek as _, SeekFrom},
-    path::Path,
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use axum::{
@@ -98,7 +93,7 @@ impl Bundle {
     fn vm(&mut self, vm: &LocalVm) -> Result<()> {
         let id = vm.id();
         for file in ["vmm.log", "console.log.1", "console.log"] {
-            if let Ok(tail) = tail(&vm.folder.join(file)) {
+            if let Ok(tail) = logs::tail_of(&vm.folder.join(file), TAIL_BYTES) {
                 self.text(&format!("vms/{id}/{file}"), &tail)?;
             }
         }
@@ -139,15 +134,6 @@ impl Facts {
 fn kernel_version() -> String {
     let uname = rustix::system::uname();
     [uname.sysname(), uname.release(), uname.version(), uname.machine()].map(|word| word.to_string_lossy()).join(" ")
-}
-
-fn tail(path: &Path) -> std::io::Result<String> {
-    let mut file = fs::File::open(path)?;
-    let from = file.metadata()?.len().saturating_sub(TAIL_BYTES);
-    file.seek(SeekFrom::Start(from))?;
-    let mut bytes = vec![];
-    file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// What the kernel said last, where this process may read it.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     body::Body,
     extract::{Path, State},
-    http::{Request, StatusCode},
+    http::Request,
     response::{IntoResponse, Response},
 };
 use rebec_api::{
@@ -17,7 +17,7 @@ use rebec_vmm_api::Outcome;
 
 use super::{
     answer::{Answer, Failure, Json},
-    forward, names, shown,
+    forward, jobs, names, shown,
 };
 use crate::{
     agent::Agent,
@@ -49,15 +49,10 @@ pub async fn drain(State(agent): State<Arc<Agent>>, Path(name): Path<String>, re
     }
     agent.store.set_fact("draining", &true)?;
     run::publish_host(&agent);
-    let (job, reporter) = agent.jobs.begin(format!("drain host {name}"));
-    tokio::spawn(async move {
-        let outcome = empty(&agent, &reporter).await.and_then(|()| {
-            let info = find(&agent, &name).map_err(|Failure(error)| error)?;
-            serde_json::to_value(info).map_err(|error| ApiError::new(ErrorCode::Failed, format!("drain host {name}: {error}")))
-        });
-        reporter.end(outcome);
-    });
-    Ok((StatusCode::ACCEPTED, axum::Json(job)).into_response())
+    Ok(jobs::begin(&agent, format!("drain host {name}"), async move |agent, reporter| {
+        empty(&agent, &reporter).await?;
+        find(&agent, &name).map_err(|Failure(error)| error)
+    }))
 }
 
 /// Moves every running VM away; those that find no place stay and are named.

@@ -26,7 +26,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use super::{
     Caller,
     answer::{Answer, Failure, Json},
-    vms,
+    jobs, vms,
 };
 use crate::{
     agent::Agent,
@@ -98,18 +98,10 @@ pub async fn leases(
 pub async fn starts(State(agent): State<Arc<Agent>>, Json(order): Json<StartOrder>) -> Result<Response, Failure> {
     agent.merge(order.records);
     let (_, body) = start::desired(&agent, order.vm)?;
-    let (job, reporter) = agent.jobs.begin(format!("start VM {}", body.name));
-    let worker = agent.clone();
-    tokio::spawn(async move {
-        let outcome = start::start(&worker, order.vm, order.epoch, &reporter).await;
-        reporter.end(outcome.map(|()| seen_of(&worker, order.vm)));
-    });
-    Ok((StatusCode::ACCEPTED, axum::Json(job)).into_response())
-}
-
-fn seen_of(agent: &Agent, vm: Id) -> serde_json::Value {
-    let records = agent.book(|book| book.select(|key| key.kind == Kind::Seen && key.id == vm, usize::MAX));
-    serde_json::to_value(records.unwrap_or_default()).unwrap_or_default()
+    Ok(jobs::begin(&agent, format!("start VM {}", body.name), async move |agent, reporter| {
+        start::start(&agent, order.vm, order.epoch, &reporter).await?;
+        agent.pool(|book| book.select(|key| key.kind == Kind::Seen && key.id == order.vm, usize::MAX))
+    }))
 }
 
 /// `POST /internal/removals`
@@ -138,13 +130,8 @@ pub async fn arrivals(
     Json(offer): Json<Offer>,
 ) -> Result<Response, Failure> {
     let from = asker(caller)?;
-    let (job, reporter) = agent.jobs.begin(format!("make ready for VM {}", offer.vm.short()));
-    let worker = agent.clone();
-    tokio::spawn(async move {
-        let outcome = arrive::prepare(&worker, from, offer, &reporter).await;
-        reporter.end(outcome.map(|()| serde_json::Value::Null));
-    });
-    Ok((StatusCode::ACCEPTED, axum::Json(job)).into_response())
+    let what = format!("make ready for VM {}", offer.vm.short());
+    Ok(jobs::begin(&agent, what, async move |agent, reporter| arrive::prepare(&agent, from, offer, &reporter).await))
 }
 
 /// `POST /internal/jobs/wait`

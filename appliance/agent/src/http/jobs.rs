@@ -5,23 +5,40 @@ use std::{convert::Infallible, sync::Arc};
 use axum::{
     body::{Body, Bytes},
     extract::{Path, State},
-    http::{Request, header},
+    http::{Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use futures_util::stream;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use rebec_api::{
-    ApiError,
+    ApiError, ErrorCode,
     job::{Job, JobState},
 };
 use rebec_pool::{Key, view};
+use serde::Serialize;
 
 use super::{
     answer::{Answer, Failure},
     forward,
 };
-use crate::agent::Agent;
+use crate::{agent::Agent, jobs::Reporter};
+
+/// Begins a job, which goes on without its caller, and answers with it. What the work returns is the job's result.
+pub fn begin<T: Serialize, F: Future<Output = Result<T, ApiError>> + Send + 'static>(
+    agent: &Arc<Agent>,
+    what: String,
+    work: impl FnOnce(Arc<Agent>, Arc<Reporter>) -> F,
+) -> Response {
+    let (job, reporter) = agent.jobs.begin(what);
+    let reporter = Arc::new(reporter);
+    let work = work(agent.clone(), reporter.clone());
+    tokio::spawn(async move {
+        let as_json = |result| serde_json::to_value(result).map_err(|error| ApiError::new(ErrorCode::Failed, error.to_string()));
+        reporter.end(work.await.and_then(as_json));
+    });
+    (StatusCode::ACCEPTED, axum::Json(job)).into_response()
+}
 
 /// `GET /v1/jobs`
 pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<Job>> {

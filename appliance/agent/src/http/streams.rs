@@ -120,7 +120,7 @@ async fn converse(agent: &Arc<Agent>, vm: &Arc<LocalVm>, stream: TokioIo<hyper::
                 }
                 _ => return,
             },
-            _ = changed.changed() => if vm.seen().pid == 0 || vm.kept().want == crate::vm::Want::Gone { return },
+            _ = changed.changed() => if vm.seen().pid == 0 || vm.want() == crate::vm::Want::Gone { return },
         }
     }
 }

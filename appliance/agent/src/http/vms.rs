@@ -10,7 +10,6 @@ use axum::{
 };
 use rebec_api::{
     ApiError, ErrorCode,
-    job::Job,
     vm::{MoveVm, NewVm, VmInfo},
 };
 use rebec_pool::{Key, key::Id, record::Kind, view};
@@ -18,12 +17,11 @@ use rebec_vmm_api::control::Command;
 
 use super::{
     answer::{Answer, Failure, Json},
-    forward, internal, shown,
+    forward, internal, jobs, shown,
 };
 use crate::{
     agent::Agent,
-    jobs::Reporter,
-    vm::{LocalVm, Want, control::Control, create, depart, start, watch},
+    vm::{LocalVm, Want, create, depart, start, watch},
 };
 
 /// How long a VMM may take to end.
@@ -86,44 +84,19 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewVm>) -> 
         }
     };
     let what = format!("run VM {} on host {} ({})", new.name, chosen.name, chosen.reason);
-    let (job, reporter) = agent.jobs.begin(what.clone());
-    let reporter = Arc::new(reporter);
-    let (worker, reported) = (agent.clone(), reporter.clone());
-    let work = async move {
-        let outcome = create::start_at(&worker, id, 1, &chosen, &reported).await;
+    Ok(jobs::begin(&agent, what, async move |agent, reporter| {
+        let outcome = create::start_at(&agent, id, 1, &chosen, &reporter).await;
         // A VM that never ran leaves nothing behind.
-        if outcome.is_err() && worker.book(|book| view::seen(book, id).is_none()) == Some(true) {
-            worker.publish(Kind::Vm, id, None).map(|_| ())?;
+        if outcome.is_err() && agent.book(|book| view::seen(book, id).is_none()) == Some(true) {
+            agent.publish(Kind::Vm, id, None)?;
         }
-        outcome
-    };
-    Ok(job_of(&agent, what, new.name, work, reporter, job))
-}
-
-/// Runs work as a job whose result is the VM.
-fn job_of(
-    agent: &Arc<Agent>,
-    what: String,
-    name: String,
-    work: impl Future<Output = Result<(), ApiError>> + Send + 'static,
-    reporter: Arc<Reporter>,
-    job: Job,
-) -> Response {
-    let agent = agent.clone();
-    tokio::spawn(async move {
-        let outcome = work.await.and_then(|()| {
-            let info = info(&agent, &name)?;
-            serde_json::to_value(info).map_err(|error| ApiError::new(ErrorCode::Failed, format!("{what}: {error}")))
-        });
-        reporter.end(outcome);
-    });
-    (StatusCode::ACCEPTED, axum::Json(job)).into_response()
+        outcome.and_then(|()| info(&agent, &new.name))
+    }))
 }
 
 /// `POST /v1/vms/{name}/start`
 pub async fn start(State(agent): State<Arc<Agent>>, Path(name): Path<String>, request: Request<Body>) -> Result<Response, Failure> {
     let found = find(&agent, &name)?;
-    let what = format!("start VM {name}");
     match found.holder {
         Some(holder) if holder != agent.key() && is_dead(&agent, &holder) => {
             if found.home != agent.key() {
@@ -132,13 +105,10 @@ pub async fn start(State(agent): State<Arc<Agent>>, Path(name): Path<String>, re
             start_elsewhere(&agent, found.id, name)
         }
         Some(holder) if holder != agent.key() => Ok(forward::to(&agent, &holder, request).await?.into_response()),
-        _ => {
-            let (job, reporter) = agent.jobs.begin(what.clone());
-            let reporter = Arc::new(reporter);
-            let (worker, reported, id) = (agent.clone(), reporter.clone(), found.id);
-            let work = async move { start::start(&worker, id, 1, &reported).await };
-            Ok(job_of(&agent, what, name, work, reporter, job))
-        }
+        _ => Ok(jobs::begin(&agent, format!("start VM {name}"), async move |agent, reporter| {
+            start::start(&agent, found.id, 1, &reporter).await?;
+            info(&agent, &name)
+        })),
     }
 }
 
@@ -152,11 +122,10 @@ fn start_elsewhere(agent: &Arc<Agent>, id: Id, name: String) -> Result<Response,
     let epoch = agent.pool(|book| view::seen(book, id).map_or(1, |seen| seen.body.epoch.saturating_add(1)))?;
     let chosen = create::place(agent, &body, None, None, None)?;
     let what = format!("start VM {name} from its image on host {}: its disk is lost with the host that was declared dead", chosen.name);
-    let (job, reporter) = agent.jobs.begin(what.clone());
-    let reporter = Arc::new(reporter);
-    let (worker, reported) = (agent.clone(), reporter.clone());
-    let work = async move { create::start_at(&worker, id, epoch, &chosen, &reported).await };
-    Ok(job_of(agent, what, name, work, reporter, job))
+    Ok(jobs::begin(agent, what, async move |agent, reporter| {
+        create::start_at(&agent, id, epoch, &chosen, &reporter).await?;
+        info(&agent, &name)
+    }))
 }
 
 /// `POST /v1/vms/{name}/stop`
@@ -174,15 +143,13 @@ pub async fn stop_here(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<(), ApiE
     let name = vm.name();
     let busy = || ApiError::new(ErrorCode::Conflict, format!("VM {name} is being started or moved; wait until that is done"));
     let _change = vm.change.try_lock().map_err(|_| busy())?;
-    match vm.kept().want {
+    match vm.want() {
         Want::Stopped => return Ok(()),
         Want::Arriving | Want::Gone => return Err(busy()),
         Want::Running => {}
     }
     vm.keep(|kept| kept.want = Want::Stopped).map_err(|error| crate::vm::failed(&error))?;
-    let socket = vm.control();
-    let told = tokio::task::spawn_blocking(move || Control::connect(&socket)?.tell(Command::Stop)).await;
-    if let Err(error) = told.map_err(anyhow::Error::from).and_then(|told| told) {
+    if let Err(error) = vm.talk(|control| control.tell(Command::Stop)).await {
         log::warn!("vm {name}: stop: {error:#}");
     }
     if agent.until(END_TIME, || vm.seen().pid == 0).await {
@@ -213,7 +180,7 @@ pub async fn remove(State(agent): State<Arc<Agent>>, Path(name): Path<String>, r
 /// Removes a stopped VM from this host.
 pub fn remove_here(agent: &Arc<Agent>, id: Id) -> Result<(), ApiError> {
     let Some(vm) = agent.local_vm(&id) else { return Ok(()) };
-    if vm.kept().want != Want::Stopped || vm.seen().pid != 0 {
+    if vm.want() != Want::Stopped || vm.seen().pid != 0 {
         let name = vm.name();
         return Err(ApiError::new(ErrorCode::Conflict, format!("VM {name} runs; `rebec vm stop {name}` first")));
     }
@@ -228,19 +195,11 @@ pub async fn depart(State(agent): State<Arc<Agent>>, Path(name): Path<String>, r
         Err(holder) => return Ok(forward::to(&agent, &holder, request).await?.into_response()),
     };
     let Json(wish) = Json::<MoveVm>::from_request(request, &()).await?;
-    if vm.kept().want != Want::Running {
+    if vm.want() != Want::Running {
         return Err(ApiError::new(ErrorCode::Conflict, format!("VM {name} does not run; only a running VM is moved")).into());
     }
     let chosen = create::place(&agent, &vm.kept().body, wish.host.as_deref(), wish.domain.as_deref(), Some(agent.key()))?;
     let peer = agent.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
-    let (job, reporter) = agent.jobs.begin(format!("move VM {name} to host {} ({})", chosen.name, chosen.reason));
-    let worker = agent.clone();
-    tokio::spawn(async move {
-        let report = depart::depart(&worker, &vm, &peer, &wish, &reporter).await;
-        let value = report.and_then(|report| {
-            serde_json::to_value(report).map_err(|error| ApiError::new(ErrorCode::Failed, format!("the report of the move: {error}")))
-        });
-        reporter.end(value);
-    });
-    Ok((StatusCode::ACCEPTED, axum::Json(job)).into_response())
+    let what = format!("move VM {name} to host {} ({})", chosen.name, chosen.reason);
+    Ok(jobs::begin(&agent, what, async move |agent, reporter| depart::depart(&agent, &vm, &peer, &wish, &reporter).await))
 }

@@ -5,7 +5,7 @@ use std::{fs, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
 
-use super::{Kept, LocalVm, control::Control, process::Process, watch};
+use super::{Kept, LocalVm, process::Process, watch};
 use crate::{
     agent::{Agent, lock},
     facts,
@@ -34,14 +34,7 @@ fn read(folder: &Path) -> Result<Kept> {
 async fn one(agent: &Arc<Agent>, folder: &Path, kept: Kept) {
     let vm = Arc::new(LocalVm::new(folder.to_owned(), kept.clone()));
     lock(&agent.vms).insert(kept.id, vm.clone());
-    let socket = vm.control();
-    let pid = tokio::task::spawn_blocking(move || Control::connect(&socket).and_then(|control| control.pid())).await;
-    let process = match pid {
-        Ok(Ok(pid)) => Process::adopt(pid, folder),
-        Ok(Err(error)) => Err(error),
-        Err(error) => Err(error.into()),
-    };
-    match process {
+    match vm.talk(|control| control.pid()).await.and_then(|pid| Process::adopt(pid, folder)) {
         Ok(process) => {
             log::info!("vm {}: adopted", kept.body.name);
             watch::look(agent, &vm).await;

@@ -36,14 +36,14 @@ pub async fn prepare(agent: &Arc<Agent>, from: Key, offer: Offer, reporter: &Rep
     let (home, body) = start::desired(agent, offer.vm)?;
     let name = body.name.clone();
     start::gather(agent, &body.image, agent.peer(&from).as_slice(), reporter).await?;
-    let gone = || agent.local_vm(&offer.vm).is_none_or(|vm| vm.kept().want != Want::Gone);
+    let gone = || agent.local_vm(&offer.vm).is_none_or(|vm| vm.want() != Want::Gone);
     if !gone() {
         reporter.progress("waiting until what it left here has gone", 0, 0);
         agent.until(LEFT_TIME, gone).await;
     }
     let _admission = agent.admission.lock().await;
     if let Some(vm) = agent.local_vm(&offer.vm) {
-        return match vm.kept().want {
+        return match vm.want() {
             // An earlier attempt: its VMM still waits and takes the next.
             Want::Arriving => Ok(()),
             Want::Running | Want::Stopped | Want::Gone => {
@@ -80,7 +80,7 @@ pub async fn wait_for(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> anyhow::Result<P
     let donors = donors(agent, &kept);
     let how = Beginning::Arrive(&donors);
     process::wait_absent(&vm.folder).await?;
-    let mut child = process::spawn(&agent.options.vmm, &vm.folder, &vm.kept(), &agent.depot, &peers, &how)?;
+    let mut child = process::spawn(agent, vm, &peers, &how)?;
     process::wait_ready(&mut child, &vm.folder).await?;
     vm.console.started();
     vm.fdb(|fdb| *fdb = peers.into_iter().take(process::PEERS_MAX).collect());

@@ -16,6 +16,7 @@ pub mod control;
 pub mod create;
 pub mod depart;
 pub mod ledger;
+pub mod limits;
 pub mod ports;
 pub mod process;
 pub mod seed;
@@ -37,6 +38,7 @@ use rebec_pool::{
 };
 use serde::{Deserialize, Serialize};
 
+use self::control::Control;
 use crate::agent::{Agent, lock};
 
 /// What is wanted of a VM here.
@@ -149,6 +151,17 @@ impl LocalVm {
     /// The VMM's control socket.
     pub fn control(&self) -> PathBuf {
         self.folder.join("control.sock")
+    }
+
+    /// What is wanted of it.
+    pub fn want(&self) -> Want {
+        lock(&self.inner).kept.want
+    }
+
+    /// Asks its VMM.
+    pub async fn talk<T: Send + 'static>(&self, ask: impl FnOnce(&mut Control) -> Result<T> + Send + 'static) -> Result<T> {
+        let path = self.control();
+        tokio::task::spawn_blocking(move || ask(&mut Control::connect(&path)?)).await?
     }
 
     /// Says how it is, to this host and to the pool.

@@ -14,7 +14,7 @@ use rebec_pool::{
 };
 use rebec_vmm_api::{MacAddr, control::Command};
 
-use super::{LocalVm, control::Control};
+use super::LocalVm;
 use crate::agent::Agent;
 
 /// Changes of the book that come this close together are carried out as one.
@@ -94,12 +94,7 @@ async fn tell(agent: &Agent, vm: &Arc<LocalVm>) -> Result<()> {
     if commands.is_empty() {
         return Ok(());
     }
-    let path = vm.control();
-    tokio::task::spawn_blocking(move || {
-        let mut control = Control::connect(&path)?;
-        commands.into_iter().try_for_each(|command| control.tell(command))
-    })
-    .await??;
+    vm.talk(move |control| commands.into_iter().try_for_each(|command| control.tell(command))).await?;
     vm.fdb(|fdb| *fdb = wanted);
     Ok(())
 }

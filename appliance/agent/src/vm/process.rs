@@ -14,8 +14,8 @@ use rebec_vmm_api::MacAddr;
 use rustix::event::{PollFd, PollFlags, poll};
 use tokio::{process::Child, sync::oneshot};
 
-use super::{Kept, control::Control, ports::Stations};
-use crate::depot::Depot;
+use super::{LocalVm, control::Control, ports::Stations};
+use crate::{agent::Agent, logs};
 
 /// Stations that are told on the command line; the others follow over the control socket.
 pub const PEERS_MAX: usize = 64;
@@ -28,7 +28,7 @@ const GONE_TIME: Duration = Duration::from_secs(5);
 /// Between two looks.
 const LOOK_PERIOD: Duration = Duration::from_millis(2);
 /// Of the log, what is told when a VMM does not start.
-const LAST_WORDS_BYTES: usize = 500;
+const LAST_WORDS_BYTES: u64 = 500;
 
 /// How a VMM is to begin.
 pub enum Beginning<'a> {
@@ -69,7 +69,8 @@ pub async fn wait_absent(folder: &Path) -> Result<()> {
 }
 
 /// Starts the VMM of a VM whose folder is ready.
-pub fn spawn(vmm: &Path, folder: &Path, kept: &Kept, depot: &Depot, peers: &Stations, how: &Beginning<'_>) -> Result<Child> {
+pub fn spawn(agent: &Agent, vm: &LocalVm, peers: &Stations, how: &Beginning<'_>) -> Result<Child> {
+    let (folder, kept, depot, vmm) = (&vm.folder, &vm.kept(), &agent.depot, &agent.options.vmm);
     let log = File::options().create(true).append(true).open(folder.join("vmm.log")).context("open vmm.log")?;
     let mut command = tokio::process::Command::new(vmm);
     match how {
@@ -100,6 +101,9 @@ pub fn spawn(vmm: &Path, folder: &Path, kept: &Kept, depot: &Depot, peers: &Stat
         let mut net = format!("vni={},mac={},local={endpoint},ip={}/{}", nic.vni, MacAddr(nic.mac), nic.address, nic.prefix);
         peers.iter().take(PEERS_MAX).for_each(|(mac, place)| net.push_str(&format!(",peer={mac}@{}@{}", place.endpoint, place.address)));
         command.arg("--net").arg(net);
+    }
+    if let Some(group) = agent.limits.make(&kept.id, &kept.body)? {
+        command.arg("--cgroup").arg(group);
     }
     command.arg("--serial").arg(format!("unix:{}", folder.join("console.sock").display()));
     command.arg("--control").arg(folder.join("control.sock")).arg("--ledger").arg(folder.join("ledger"));
@@ -133,8 +137,7 @@ pub async fn wait_ready(child: &mut Child, folder: &Path) -> Result<()> {
 
 /// The end of what the VMM said.
 pub fn last_words(folder: &Path) -> String {
-    let log = std::fs::read(folder.join("vmm.log")).unwrap_or_default();
-    let tail = String::from_utf8_lossy(&log[log.len().saturating_sub(LAST_WORDS_BYTES)..]).into_owned();
+    let tail = logs::tail_of(&folder.join("vmm.log"), LAST_WORDS_BYTES).unwrap_or_default();
     let words = tail.lines().rev().find(|line| !line.trim().is_empty() && !line.contains(": info: "));
     words.unwrap_or("it said nothing").to_owned()
 }

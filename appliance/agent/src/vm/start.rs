@@ -108,7 +108,7 @@ pub fn disk_bytes(image: &ImageBody) -> u64 {
 
 /// Memory that VMs of this host have been promised.
 pub fn promised_bytes(agent: &Agent) -> u64 {
-    let promised = agent.local_vms().into_iter().filter(|vm| vm.kept().want != Want::Stopped);
+    let promised = agent.local_vms().into_iter().filter(|vm| vm.want() != Want::Stopped);
     promised.map(|vm| vm.kept().body.memory_bytes).fold(0, u64::saturating_add)
 }
 
@@ -174,7 +174,7 @@ pub async fn boot(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<Process> {
     ledger::begin(&vm.folder, &kept.id, kept.epoch)?;
     let peers = ports::neighbours(agent, &vm.kept().body);
     process::wait_absent(&vm.folder).await?;
-    let mut child = process::spawn(&agent.options.vmm, &vm.folder, &vm.kept(), &agent.depot, &peers, &Beginning::Boot)?;
+    let mut child = process::spawn(agent, vm, &peers, &Beginning::Boot)?;
     process::wait_ready(&mut child, &vm.folder).await?;
     vm.console.started();
     vm.fdb(|fdb| *fdb = peers.into_iter().take(process::PEERS_MAX).collect());

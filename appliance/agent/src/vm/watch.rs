@@ -2,15 +2,12 @@
 
 use std::{fs, sync::Arc, time::Duration};
 
-use anyhow::Result;
 use rebec_migrate::ledger::Right;
 use rebec_pool::record::{Kind, SeenState};
-use rebec_vmm_api::control::{Status, VmState};
+use rebec_vmm_api::control::VmState;
 
 use super::{
-    LocalVm, Want, arrive,
-    control::Control,
-    depart, ledger,
+    LocalVm, Want, arrive, depart, ledger,
     process::{self, Process},
     start,
 };
@@ -54,7 +51,7 @@ async fn until_end(agent: &Arc<Agent>, vm: &Arc<LocalVm>, process: &mut Process)
         if vm.seen().state == SeenState::Waiting {
             tokio::spawn(depart::insist(agent.clone(), vm.clone()));
         }
-        let moving = vm.kept().want == Want::Arriving || vm.seen().state == SeenState::Moving;
+        let moving = vm.want() == Want::Arriving || vm.seen().state == SeenState::Moving;
         let period = if moving { PERIOD_MOVING } else { PERIOD };
         if let Ok(code) = tokio::time::timeout(period, process.ended()).await {
             return code;
@@ -64,12 +61,7 @@ async fn until_end(agent: &Arc<Agent>, vm: &Arc<LocalVm>, process: &mut Process)
 
 /// Asks the VMM and says what it answers.
 pub async fn look(agent: &Agent, vm: &Arc<LocalVm>) {
-    let path = vm.control();
-    let asked = tokio::task::spawn_blocking(move || -> Result<(Status, u32)> {
-        let mut control = Control::connect(&path)?;
-        Ok((control.status()?, control.pid()?))
-    });
-    let (status, pid) = match asked.await.map_err(anyhow::Error::from).and_then(|answer| answer) {
+    let (status, pid) = match vm.talk(|control| Ok((control.status()?, control.pid()?))).await {
         Ok(answer) => answer,
         Err(error) => {
             log::debug!("vm {}: {error:#}", vm.name());
@@ -117,6 +109,7 @@ fn set_want(vm: &LocalVm, want: Want, epoch: u64) {
 
 /// What the end of a VMM means. Returns the VMM that was started instead.
 async fn ended(agent: &Arc<Agent>, vm: &Arc<LocalVm>, code: Option<i32>, restarts: u32) -> Option<Process> {
+    agent.limits.remove(&vm.id());
     let how = code.map_or_else(|| "while no agent was its parent".to_owned(), |code| format!("with exit code {code}"));
     let how = format!("its VMM ended {how}: {}", process::last_words(&vm.folder));
     after(agent, vm, code, &how, restarts).await
@@ -132,7 +125,7 @@ pub async fn after(agent: &Arc<Agent>, vm: &Arc<LocalVm>, code: Option<i32>, how
             return None;
         }
     };
-    match (vm.kept().want, right) {
+    match (vm.want(), right) {
         (Want::Gone, _) | (Want::Arriving, None | Some(Right::Released)) => {
             log::info!("vm {}: nothing of it stays here: {how}", vm.name());
             remove(agent, vm);
@@ -172,7 +165,7 @@ async fn restart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, how: &str, restarts: u32
     }
     // A move that was under way has ended with the VMM, and gives the lock back soon.
     let _change = vm.change.lock().await;
-    if vm.kept().want == Want::Stopped {
+    if vm.want() == Want::Stopped {
         vm.say_stopped(agent, SeenState::Stopped, None);
         return None;
     }
@@ -194,6 +187,7 @@ async fn restart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, how: &str, restarts: u32
 pub fn remove(agent: &Agent, vm: &LocalVm) {
     let id = vm.id();
     lock(&agent.vms).remove(&id);
+    agent.limits.remove(&id);
     if let Err(error) = fs::remove_dir_all(&vm.folder) {
         log::error!("vm {}: remove {}: {error}", vm.name(), vm.folder.display());
     }

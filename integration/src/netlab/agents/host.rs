@@ -91,7 +91,7 @@ impl Host {
         command.args(&words[1..]).arg("agent").arg("--state").arg(&self.state).arg("--socket").arg(&self.socket);
         command.args(["--port", &MESH_PORT.to_string(), "--address", &self.address.to_string()]);
         command.args(["--name", &self.called, "--memory", &self.memory]).arg("--vmm").arg(vmm::program()?);
-        command.env("RUST_LOG", "debug,iroh=warn,noq=warn,hyper=info,netlink_proto=info,portmapper=warn");
+        command.env("RUST_LOG", "debug,iroh=warn,noq=warn,tracing=warn,rustls=info,hyper=info,netlink_proto=info,portmapper=warn");
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut agent = machine.spawn(command)?;
         let until = Instant::now() + SOON;

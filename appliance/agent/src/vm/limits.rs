@@ -1,0 +1,133 @@
+//! What a VMM may take, whatever its guest makes of it: a control group (version 2) of its own, which it enters before it opens anything and
+//! cannot leave once it is sealed.
+//!
+//! ```text
+//! /sys/fs/cgroup/rebec/ID     memory.max, memory.oom.group, pids.max, cpu.weight
+//! ```
+//! Beside the agent's own group, not in it: a service manager that stops the agent finds nothing else there.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use rebec_pool::{key::Id, record::VmBody};
+
+/// Where the kernel shows control groups.
+const CGROUPS: &str = "/sys/fs/cgroup";
+/// The group of all VMs.
+const GROUP: &str = "rebec";
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+/// Beside guest memory: the VMM, buffers of a move, and what the kernel keeps of the disk for it. Of that it takes back what it needs.
+const MEMORY_BESIDE_BYTES: u64 = 128 << 20;
+/// The kernel's tables of guest memory take less than this part of it.
+const TABLES_PART: u64 = 16;
+/// Threads beside one for each vCPU: devices, streams of a move, control.
+const THREADS_BESIDE: u64 = 128;
+/// Share of the processors for each vCPU, against all others that want them.
+const WEIGHT: u64 = 100;
+
+/// Groups of this host's VMs; none where the kernel or the system offers none.
+pub struct Limits {
+    group: Option<PathBuf>,
+}
+
+impl Limits {
+    /// Makes the group of all VMs. A host without is told of once.
+    pub fn open() -> Self {
+        match divide(Path::new(CGROUPS)) {
+            Ok(group) => {
+                sweep(&group);
+                Self { group: Some(group) }
+            }
+            Err(error) => {
+                log::warn!("VMs run without limits of memory, processors and processes: {error:#}");
+                Self { group: None }
+            }
+        }
+    }
+
+    /// Makes the group of a VM, with its limits.
+    pub fn make(&self, id: &Id, body: &VmBody) -> Result<Option<PathBuf>> {
+        let Some(all) = &self.group else { return Ok(None) };
+        let group = all.join(id.to_string());
+        let set = |name: &str, value: u64| write(&group.join(name), &value.to_string());
+        match fs::create_dir(&group) {
+            // An earlier VMM's.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            made => made.with_context(|| format!("create {}", group.display()))?,
+        }
+        set("memory.max", memory_bytes(body.memory_bytes))?;
+        set("memory.oom.group", 1)?;
+        set("pids.max", THREADS_BESIDE + u64::from(body.vcpus))?;
+        set("cpu.weight", WEIGHT * u64::from(body.vcpus))?;
+        Ok(Some(group))
+    }
+
+    /// Removes the group of a VM that has ended. One whose last process is still on its way out stays for the VM's next start, or the
+    /// agent's.
+    pub fn remove(&self, id: &Id) {
+        if let Some(all) = &self.group
+            && let Err(error) = fs::remove_dir(all.join(id.to_string()))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            log::debug!("the control group of VM {}: {error}", id.short());
+        }
+    }
+}
+
+/// Removes groups that nothing is in: those of VMs that ended while no agent watched.
+fn sweep(all: &Path) {
+    for group in fs::read_dir(all).into_iter().flatten().flatten() {
+        // What is in use, and what is no group, the kernel refuses.
+        fs::remove_dir(group.path()).ok();
+    }
+}
+
+fn memory_bytes(guest_bytes: u64) -> u64 {
+    guest_bytes.saturating_add(guest_bytes / TABLES_PART).saturating_add(MEMORY_BESIDE_BYTES)
+}
+
+/// Makes the group of all VMs below `root`, which hands the controllers on.
+fn divide(root: &Path) -> Result<PathBuf> {
+    let offered = fs::read_to_string(root.join("cgroup.controllers"));
+    let offered = offered.with_context(|| format!("no control groups (version 2) at {}", root.display()))?;
+    if let Some(absent) = CONTROLLERS.iter().find(|name| !offered.split_whitespace().any(|one| one == **name)) {
+        bail!("{}: the kernel offers no controller `{absent}`", root.display());
+    }
+    let all = root.join(GROUP);
+    fs::create_dir_all(&all).with_context(|| format!("create {}", all.display()))?;
+    let wanted = CONTROLLERS.map(|name| format!("+{name}")).join(" ");
+    for group in [root, &all] {
+        write(&group.join("cgroup.subtree_control"), &wanted)?;
+    }
+    Ok(all)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("write {text} to {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_controllers_is_told_apart() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(divide(root.path()).unwrap_err().to_string().contains("no control groups"));
+        fs::write(root.path().join("cgroup.controllers"), "cpuset cpu io pids\n").unwrap();
+        assert!(divide(root.path()).unwrap_err().to_string().contains("`memory`"));
+        fs::write(root.path().join("cgroup.controllers"), "cpu io memory pids\n").unwrap();
+        let all = divide(root.path()).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("cgroup.subtree_control")).unwrap(), "+cpu +memory +pids");
+        assert_eq!(all, root.path().join("rebec"));
+    }
+
+    #[test]
+    fn no_size_of_memory_overflows() {
+        assert_eq!(memory_bytes(64 << 20), (64 << 20) + (4 << 20) + (128 << 20));
+        assert_eq!(memory_bytes(u64::MAX), u64::MAX);
+    }
+}

@@ -1,0 +1,155 @@
+//! What befalls the demo's pool in tests: an agent killed under its VMs, the link between the domains cut for a minute during a
+//! move, a host that loses its power.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rebec_api::{
+    host::{HostInfo, HostState},
+    vm::{VmInfo, VmState},
+};
+
+use super::pool::{FILES_DEADLINE, MACHINES, MOVE_DEADLINE, Short, beat_after};
+use crate::{
+    progress::say,
+    qemu::{
+        Machine,
+        pool::{self, ask, rebec},
+    },
+};
+
+/// Where people ask, and where `web` comes back to.
+const ASKED: usize = 0;
+/// The host that loses its power.
+const DIES: usize = 1;
+/// The domain's only host that is cut off.
+const FAR: usize = 2;
+const CUT: Duration = Duration::from_secs(60);
+/// Slow enough that the cut comes in the middle.
+const SLOW_MBIT: &str = "1";
+/// Until something shows, on emulated machines that are busy: five times what was seen.
+const SHOWS: Duration = Duration::from_secs(120);
+const LOOK: Duration = Duration::from_millis(500);
+
+impl Short {
+    /// The agent under `web` and nine more VMs is killed; PID 1 starts another, which adopts them.
+    pub fn agent_restarts(&mut self) -> Result<()> {
+        let first = &self.lab.machines[ASKED];
+        let others: Vec<String> = (1..10).map(|number| format!("vm{number}")).collect();
+        for name in &others {
+            let words =
+                ["vm", "run", name, "--image", "beats", "--memory", "16M", "--host", MACHINES[ASKED], "--cmdline", "heartbeat_ms=1000"];
+            rebec(first, &words, FILES_DEADLINE)?;
+        }
+        let before = running(first)?;
+        ensure!(before.len() == others.len() + 1, "{before:?}");
+        self.are_limited(others.len() + 1)?;
+        let first = &self.lab.machines[ASKED];
+        // All of that name but PID 1.
+        first.shell("kill -9 $(pidof rebec | tr ' ' '\\n' | grep -vx 1)")?;
+        eventually("the new agent has adopted ten VMs, each by its process", || Ok(running(first)? == before))?;
+        self.beats = beat_after(first, "web", self.beats)?;
+        for name in &others {
+            beat_after(first, name, 0)?;
+        }
+        say("demo", "an agent was killed under ten VMs; the next one adopted them");
+        let away: Vec<String> = others.iter().map(|name| format!("{{ rebec vm stop {name} && rebec vm rm {name}; }} &")).collect();
+        first.shell(&format!("{} wait", away.join(" ")))?;
+        eventually("they are gone", || Ok(ask::<Vec<VmInfo>>(first, &["vm", "ls"])?.len() == 1))
+    }
+
+    /// Each VMM is in a control group of its own, which limits it.
+    fn are_limited(&self, count: usize) -> Result<()> {
+        // Guest memory, a sixteenth of it, 128 MiB.
+        const LIMITS: [&str; 2] = ["152043520", "205520896"];
+        let look = "cd /sys/fs/cgroup/rebec && for g in */; do echo $(cat $g/memory.max) $(wc -l < $g/cgroup.procs); done";
+        let groups = self.lab.machines[ASKED].shell(look)?;
+        let limited = groups.lines().filter_map(|line| line.split_once(' ')).filter(|(max, held)| LIMITS.contains(max) && *held != "0");
+        ensure!(limited.count() == count, "the control groups of {count} VMs: {groups}");
+        Ok(())
+    }
+
+    /// The far domain is cut off for a minute while `web` is on its way there.
+    pub fn link_is_cut(&mut self) -> Result<()> {
+        let first = &self.lab.machines[ASKED];
+        let moving = first.start(&["rebec", "vm", "move", "web", "--domain", "beta", "--bandwidth-max-mbit", SLOW_MBIT])?;
+        eventually("the move is under way", || Ok(pool::vm(first, "web")?.state == VmState::Moving))?;
+        let began = Instant::now();
+        self.cut(true);
+        eventually("beta is known to be silent", || Ok(state_of(first, FAR)? == HostState::Silent))?;
+        let ended = moving.finish(MOVE_DEADLINE)?;
+        ensure!(ended.code != 0, "the move was over before the link was cut: {}", ended.errors);
+        let during = beat_after(first, "web", self.beats)?;
+        thread::sleep(CUT.saturating_sub(began.elapsed()));
+        self.beats = beat_after(first, "web", during)?;
+        self.cut(false);
+        pool::wait_hosts(first, MACHINES.len())?;
+        eventually("web runs where it was", || {
+            let web = pool::vm(first, "web")?;
+            Ok(web.state == VmState::Running && web.host == MACHINES[ASKED])
+        })?;
+        say("demo", format_args!("the link was cut for {} s during a move: web ran on, beat {}", CUT.as_secs(), self.beats));
+        self.go(FAR, &["--domain", "beta"])
+    }
+
+    fn cut(&self, cut: bool) {
+        for near in [ASKED, DIES] {
+            self.lab.switch.cut(near, FAR, cut);
+        }
+    }
+
+    /// A host loses its power; what ran there is lost, until somebody says that the host is dead.
+    pub fn host_dies(&mut self) -> Result<()> {
+        let first = &self.lab.machines[ASKED];
+        rebec(first, &["vm", "run", "db", "--image", "beats", "--memory", "16M", "--host", MACHINES[DIES]], FILES_DEADLINE)?;
+        beat_after(first, "db", 0)?;
+        self.lab.machines[DIES].kill();
+        let first = &self.lab.machines[ASKED];
+        eventually("the host is silent and its VM lost", || {
+            Ok(state_of(first, DIES)? == HostState::Silent && pool::vm(first, "db")?.state == VmState::Lost)
+        })?;
+        if let Ok(said) = rebec(first, &["vm", "start", "db"], FILES_DEADLINE) {
+            bail!("db was started while its host may run it: {said}");
+        }
+        rebec(first, &["host", "declare-dead", MACHINES[DIES], "--reason", "it lost its power"], FILES_DEADLINE)?;
+        rebec(first, &["vm", "start", "db"], FILES_DEADLINE)?;
+        eventually("db runs elsewhere", || {
+            let db = pool::vm(first, "db")?;
+            Ok(db.state == VmState::Running && db.host != MACHINES[DIES])
+        })?;
+        beat_after(first, "db", 0)?;
+        self.beats = beat_after(first, "web", self.beats)?;
+        say("demo", "a host lost its power; its VM runs on another one");
+        Ok(())
+    }
+}
+
+fn state_of(machine: &Machine, host: usize) -> Result<HostState> {
+    Ok(ask::<HostInfo>(machine, &["host", "show", MACHINES[host]])?.state)
+}
+
+/// The VMs and their processes, all of them running.
+fn running(machine: &Machine) -> Result<Vec<(String, u32)>> {
+    let vms: Vec<VmInfo> = ask(machine, &["vm", "ls"])?;
+    ensure!(vms.iter().all(|vm| vm.state == VmState::Running), "{vms:?}");
+    Ok(vms.into_iter().map(|vm| (vm.name, vm.pid)).collect())
+}
+
+/// Waits until something holds. An error while asking is one more reason to ask again.
+fn eventually(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let until = Instant::now() + SHOWS;
+    loop {
+        let asked = holds();
+        if matches!(asked, Ok(true)) {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            asked.with_context(|| format!("not so after {} s: {what}", SHOWS.as_secs()))?;
+            bail!("not so after {} s: {what}", SHOWS.as_secs());
+        }
+        thread::sleep(LOOK);
+    }
+}
