@@ -133,6 +133,39 @@ fn hosts_of_one_name_are_told_apart_and_one_without_kvm_says_why() -> Result<()>
     Ok(())
 }
 
+#[test]
+fn a_host_without_room_on_its_disk_says_how_much_it_has() -> Result<()> {
+    const DISK_BYTES: usize = 60 << 20;
+    let mut agents = Agents::start("local-pool-full", &["a1", "a2"])?;
+    agents.hosts[1].kill()?;
+    let small = format!("mount -t tmpfs -o size=100M none {} && exec \"$0\" \"$@\"", agents.hosts[1].state().display());
+    agents.hosts[1].wrapper = ["unshare", "--mount", "sh", "-c", &small].map(String::from).to_vec();
+    agents.restart(1)?;
+    agents.found(&["alpha", "alpha"])?;
+    agents.furnish()?;
+    let [a1, a2] = &agents.hosts[..] else { unreachable!("two hosts were asked for") };
+
+    let disk = agents.lab.evidence().join("disk.raw");
+    // Not zeros: a sparse file would be no test.
+    fs::write(&disk, (0..DISK_BYTES).map(|at| (at >> 12) as u8 | 1).collect::<Vec<_>>())?;
+    let (kernel, disk) = (rebec_lab::netlab::guest::build()?.display().to_string(), disk.display().to_string());
+    let import = ["image", "import", "large", "--kernel", &kernel, "--disk", &disk];
+    refuses(a2, &import, "MiB free, 60 MiB are needed and 64 MiB stay free for disks")?;
+    ensure!(!a2.knows("image", "large")?);
+    a1.must(&import)?;
+    a2.must(&["vm", "run", "small", "--image", "bench", "--memory", "16M", "--host", "a2"])?;
+    let (code, said) = a1.refused(&["vm", "run", "web", "--image", "large", "--memory", "16M", "--host", "a2"])?;
+    ensure!(code == 1 && said.contains("MiB free, 60 MiB are needed"), "{said}");
+    ensure!(!a1.knows("vm", "web")?, "what could not be started is still there");
+    a1.must(&["vm", "run", "web", "--image", "large", "--memory", "16M", "--host", "a1"])?;
+    let (code, said) = a1.refused(&["vm", "move", "web", "--to", "a2"])?;
+    ensure!(code == 1 && said.contains("MiB free, 60 MiB are needed"), "{said}");
+    same("web's state", &a1.vm("web")?["state"], "running")?;
+    same("small's state", &a2.vm("small")?["state"], "running")?;
+    agents.succeeded();
+    Ok(())
+}
+
 /// One request as bytes, and the answer to its end.
 fn raw(socket: &Path, request: &[u8]) -> Result<String> {
     let mut stream = UnixStream::connect(socket)?;

@@ -1,5 +1,6 @@
-//! Three machines boot the appliance's image and become a pool of two domains by tickets; a VM goes through all of them and comes back. Then an agent
-//! is killed under ten VMs, the link between the domains is cut for a minute during a move, and a host loses its power.
+//! Three machines boot the appliance's image, one of them with a wrong clock, and become a pool of two domains by tickets; a VM goes through all of
+//! them and comes back. Then an agent is killed under ten VMs, the link between the domains is cut for a minute during a move, and a host loses its
+//! power.
 
 use anyhow::Result;
 use rebec_lab::demo::{Options, pool::Short};
@@ -8,7 +9,9 @@ use rebec_lab::demo::{Options, pool::Short};
 fn machines_boot_the_image_and_their_pool_survives_what_befalls_it() -> Result<()> {
     let options =
         Options { local: false, work: false, two_vmms: false, accel: None, vmm: None, image: None, moves: 3, streams: 2, json: None };
-    let mut pool = Short::begin(&options)?;
+    let mut pool = Short::boot(&options)?;
+    pool.clock_is_wrong()?;
+    pool.join()?;
     pool.travel()?;
     let views = pool.views()?;
     for name in ["a1", "a2", "b1", "alpha", "beta", "web"] {

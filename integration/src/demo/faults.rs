@@ -1,4 +1,4 @@
-//! What befalls the demo's pool in tests: an agent killed under its VMs, the link between the domains cut for a minute during a
+//! What befalls the demo's pool in tests: a clock that is days off, an agent killed under its VMs, the link between the domains cut for a minute during a
 //! move, a host that loses its power.
 
 use std::{
@@ -35,6 +35,11 @@ const SHOWS: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(500);
 
 impl Short {
+    /// The far machine's clock is three days ahead: tickets, records and moves are to work all the same.
+    pub fn clock_is_wrong(&self) -> Result<()> {
+        self.lab.machines[FAR].shell("date -s @$(($(date +%s) + 259200))").map(drop)
+    }
+
     /// The agent under `web` and nine more VMs is killed; PID 1 starts another, which adopts them.
     pub fn agent_restarts(&mut self) -> Result<()> {
         let first = &self.lab.machines[ASKED];
