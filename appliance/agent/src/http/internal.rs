@@ -45,7 +45,7 @@ const WAIT: Duration = Duration::from_secs(5);
 const PIECE_BYTES: usize = 256 << 10;
 
 /// The agent that asks; users are not let in here.
-fn asker(caller: Caller) -> Result<Key, ApiError> {
+pub fn asker(caller: Caller) -> Result<Key, ApiError> {
     match caller {
         Caller::Agent(key) => Ok(key),
         Caller::User | Caller::Stranger => Err(ApiError::new(ErrorCode::Forbidden, "/internal is for agents")),

@@ -4,7 +4,7 @@ use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     body::{Body, Bytes},
-    extract::{Path, Query, State},
+    extract::{Extension, Path, Query, State},
     http::{HeaderMap, Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -19,7 +19,7 @@ use tokio::{
     sync::broadcast::error::RecvError,
 };
 
-use super::{answer::Failure, forward, vms};
+use super::{Caller, answer::Failure, forward, internal, vms};
 use crate::{
     agent::Agent,
     vm::{LocalVm, arrive, depart},
@@ -151,10 +151,16 @@ pub async fn reach(
 }
 
 /// `GET /internal/arrivals/{id}/stream`
-pub async fn arrival(State(agent): State<Arc<Agent>>, Path(id): Path<String>, mut request: Request<Body>) -> Result<Response, Failure> {
+pub async fn arrival(
+    State(agent): State<Arc<Agent>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    mut request: Request<Body>,
+) -> Result<Response, Failure> {
+    let from = internal::asker(caller)?;
     require_upgrade(request.headers())?;
     let id = id.parse().map_err(|error| ApiError::new(ErrorCode::BadRequest, format!("arrival: {error}")))?;
-    let mut near = arrive::connect(&agent, id).await?;
+    let mut near = arrive::connect(&agent, id, from).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         if let Ok(far) = upgrade.await {

@@ -22,12 +22,19 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
-use super::{CONNECT_TIME, IDLE_TIME, PING_PERIOD, Peer};
+use super::{CONNECT_TIME, Peer};
 
 /// How long a host may take to take a connection: it has just been heard over the mesh.
 const TCP_TIME: Duration = Duration::from_secs(2);
 /// How long a host that TCP did not reach is not tried again.
 const REST: Duration = Duration::from_secs(30);
+
+/// A connection ends when the other side has been silent for this long. The kernel counts a window that stays closed as silence, so it is
+/// longer than the mesh's: a host whose disk stalls for some seconds is not cut off.
+const SILENCE: Duration = Duration::from_secs(20);
+/// Between two questions to a side that has nothing to say; so many without an answer are silence.
+const KEEPALIVE_PERIOD: Duration = Duration::from_secs(2);
+const KEEPALIVE_COUNT: u32 = 9;
 
 /// The own end of bulk connections.
 pub struct Bulk {
@@ -91,10 +98,11 @@ pub async fn listen(port: u16) -> Result<TcpListener> {
     listener.with_context(|| format!("mesh: listen on TCP port {port}; is another agent running?"))
 }
 
-/// A host that lost its power or its cable is noticed as soon as the mesh notices it.
+/// A host that lost its power or its cable is noticed, whether or not bytes are on their way.
 pub fn watch_over(tcp: &TcpStream) -> io::Result<()> {
     sockopt::set_socket_keepalive(tcp, true)?;
-    sockopt::set_tcp_keepidle(tcp, PING_PERIOD)?;
-    sockopt::set_tcp_keepintvl(tcp, PING_PERIOD)?;
-    Ok(sockopt::set_tcp_user_timeout(tcp, IDLE_TIME.as_millis() as u32)?)
+    sockopt::set_tcp_keepidle(tcp, KEEPALIVE_PERIOD)?;
+    sockopt::set_tcp_keepintvl(tcp, KEEPALIVE_PERIOD)?;
+    sockopt::set_tcp_keepcnt(tcp, KEEPALIVE_COUNT)?;
+    Ok(sockopt::set_tcp_user_timeout(tcp, SILENCE.as_millis() as u32)?)
 }

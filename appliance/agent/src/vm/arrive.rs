@@ -45,14 +45,14 @@ pub async fn prepare(agent: &Arc<Agent>, from: Key, offer: Offer, reporter: &Rep
     if let Some(vm) = agent.local_vm(&offer.vm) {
         return match vm.want() {
             // An earlier attempt: its VMM still waits and takes the next.
-            Want::Arriving => Ok(()),
+            Want::Arriving => vm.keep(|kept| kept.from = Some(from)).map_err(|error| failed(&error)),
             Want::Running | Want::Stopped | Want::Gone => {
                 Err(ApiError::new(ErrorCode::Conflict, format!("host {} still has VM {name}; try again in a moment", agent.own_name())))
             }
         };
     }
     start::require_room(agent, &body)?;
-    let vm = start::place_here(agent, Kept::new(offer.vm, home, body, Want::Arriving))?;
+    let vm = start::place_here(agent, Kept { from: Some(from), ..Kept::new(offer.vm, home, body, Want::Arriving) })?;
     match wait_for(agent, &vm).await {
         Ok(process) => {
             watch::spawn(agent, &vm, process);
@@ -96,11 +96,14 @@ fn donors(agent: &Agent, arriving: &Kept) -> Vec<PathBuf> {
     donors.map(|vm| vm.control()).take(DONORS_MAX).collect()
 }
 
-/// A connection to the VMM that waits, for one stream of the move.
-pub async fn connect(agent: &Agent, id: Id) -> Result<TcpStream, ApiError> {
-    let vm = agent.local_vm(&id).filter(|vm| vm.kept().listen != 0);
-    let vm = vm.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("VM {} does not arrive here", id.short())))?;
-    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, vm.kept().listen)).await;
+/// A connection to the VMM that waits, for one stream of the move; for the host that sends the VM, and nobody else.
+pub async fn connect(agent: &Agent, id: Id, from: Key) -> Result<TcpStream, ApiError> {
+    let vm = agent.local_vm(&id).map(|vm| (vm.kept(), vm)).filter(|(kept, _)| kept.listen != 0);
+    let (kept, vm) = vm.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("VM {} does not arrive here", id.short())))?;
+    if kept.from != Some(from) {
+        return Err(ApiError::new(ErrorCode::Forbidden, format!("VM {} does not arrive here from host {}", vm.name(), from.short())));
+    }
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, kept.listen)).await;
     let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
     stream.map_err(|error| ApiError::new(ErrorCode::Unreachable, format!("VM {}: its waiting VMM: {error}", vm.name())))
 }

@@ -72,6 +72,9 @@ pub struct Kept {
     pub endpoints: Vec<SocketAddrV4>,
     /// Where its VMM waits for its arrival, on the loopback interface.
     pub listen: u16,
+    /// The host that sends it here: only its streams are let through to the VMM that waits.
+    #[serde(default)]
+    pub from: Option<Key>,
     /// The last ownership counter seen.
     pub epoch: u64,
     /// The host it was last sent to: whom a granted right waits for.

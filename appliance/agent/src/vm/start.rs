@@ -53,7 +53,7 @@ pub fn records(agent: &Agent, id: Id) -> Result<Vec<Signed>, ApiError> {
 impl Kept {
     /// A VM that was not here before.
     pub fn new(id: Id, home: rebec_pool::Key, body: VmBody, want: Want) -> Self {
-        Self { id, home, body, want, boot: String::new(), endpoints: vec![], listen: 0, epoch: 0, to: None }
+        Self { id, home, body, want, boot: String::new(), endpoints: vec![], listen: 0, from: None, epoch: 0, to: None }
     }
 }
 

@@ -2,11 +2,7 @@
 
 use std::{collections::BTreeMap, io::Read as _};
 
-use rebec_pool::{Body as Record, Key};
-use rebec_pool::{
-    key::Name,
-    record::{ImageBody, Kind, PartRef, VmBody},
-};
+use rebec_pool::{Body as Record, Key, key::Name, record::Kind};
 
 use super::*;
 use crate::{
@@ -16,30 +12,13 @@ use crate::{
     vm::{Kept, LocalVm, Want, folder},
 };
 
-fn image() -> ImageBody {
-    let kernel = PartRef { digest: Name([5; 32]), bytes: 7 };
-    ImageBody { name: "debian".into(), kernel, initramfs: None, cmdline: "console=ttyS0 password=hunter2".into(), disk: None, created: 0 }
-}
-
 /// A VM that has said what guests and VMMs say, with secrets in it.
 fn add_vm(bench: &Bench, home: Key, said: &str) {
     let id = Name([9; 16]);
-    let body = VmBody {
-        name: "web".into(),
-        image_name: "debian".into(),
-        image: image(),
-        memory_bytes: 64 << 20,
-        vcpus: 1,
-        cmdline: "password=hunter2".into(),
-        nics: vec![],
-        seed: Some(("meta".into(), "ssh_authorized_keys: hunter2".into())),
-        restart: false,
-        created: 0,
-    };
+    let body = vm_body();
     let folder = folder(&bench.agent.options.state, &id);
     std::fs::create_dir_all(&folder).unwrap();
-    let kept =
-        Kept { id, home, body: body.clone(), want: Want::Stopped, boot: String::new(), endpoints: vec![], listen: 0, epoch: 0, to: None };
+    let kept = Kept::new(id, home, body.clone(), Want::Stopped);
     std::fs::write(folder.join("console.log"), format!("boot\n{}\n{said}", "[    0.000000] Command line: console=ttyS0 password=hunter2"))
         .unwrap();
     std::fs::write(folder.join("vmm.log"), format!("{}the end\n{said}", "x".repeat(1 << 20))).unwrap();
@@ -67,7 +46,7 @@ async fn the_bundle_tells_what_is_asked_and_no_secret() {
     let ticket = json(&invited)["ticket"].as_str().unwrap().to_owned();
     let (_, made) = bench.ask(Caller::User, "POST", "/v1/tokens", r#"{"name":"laptop"}"#).await;
     let token = json(&made)["token"].as_str().unwrap().to_owned();
-    bench.agent.publish(Kind::Image, Name([3; 16]), Some(Record::Image(image()))).unwrap();
+    bench.agent.publish(Kind::Image, Name([3; 16]), Some(Record::Image(vm_body().image))).unwrap();
     add_vm(&bench, bench.agent.key(), &format!("join with {ticket}, Bearer {token}; rebec.ticket={}", ticket.to_uppercase()));
     logs::keep(&format!("a line of this test: ticket={ticket} and more"));
     let (status, body) = bench.ask(Caller::User, "GET", "/v1/support-bundle", "").await;

@@ -1,5 +1,6 @@
 //! The API as its callers meet it: an agent in a temporary folder, asked over connections in memory and over TLS.
 
+mod arrivals;
 mod bodies;
 mod bundle;
 mod openapi;
@@ -11,6 +12,10 @@ use axum::{body::Body, http::Request};
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 use rebec_api::{ApiError, pool::InitPool};
+use rebec_pool::{
+    key::Name,
+    record::{ImageBody, PartRef, VmBody},
+};
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -82,4 +87,23 @@ pub fn refusal(body: &[u8]) -> ApiError {
 
 pub fn json(body: &[u8]) -> Value {
     serde_json::from_slice(body).unwrap()
+}
+
+/// A VM's record, with secrets in it.
+pub fn vm_body() -> VmBody {
+    let kernel = PartRef { digest: Name([5; 32]), bytes: 7 };
+    let cmdline = "console=ttyS0 password=hunter2".to_owned();
+    let image = ImageBody { name: "debian".into(), kernel, initramfs: None, cmdline, disk: None, created: 0 };
+    VmBody {
+        name: "web".into(),
+        image_name: "debian".into(),
+        image,
+        memory_bytes: 64 << 20,
+        vcpus: 1,
+        cmdline: "password=hunter2".into(),
+        nics: vec![],
+        seed: Some(("meta".into(), "ssh_authorized_keys: hunter2".into())),
+        restart: false,
+        created: 0,
+    }
 }

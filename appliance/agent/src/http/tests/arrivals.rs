@@ -1,0 +1,46 @@
+//! Streams of a move: for the host that sends the VM, and nobody else.
+
+use std::net::TcpListener;
+
+use rebec_api::{ErrorCode, vm::STREAM_UPGRADE};
+use rebec_pool::Key;
+
+use super::*;
+use crate::{
+    agent::lock,
+    vm::{Kept, LocalVm, Want, folder},
+};
+
+const ID: Name<16> = Name([9; 16]);
+
+async fn ask(bench: &Bench, caller: Caller) -> (u16, Vec<u8>) {
+    let (near, far) = tokio::io::duplex(64 << 10);
+    tokio::spawn(serve::connection(far, router(bench.agent.clone()), caller, serve::LIMITS.head));
+    let request = Request::get(format!("/internal/arrivals/{ID}/stream")).header("host", "a1");
+    let request = request.header("connection", "upgrade").header("upgrade", STREAM_UPGRADE);
+    exchange(near, request.body(Body::empty()).unwrap()).await.unwrap()
+}
+
+#[tokio::test]
+async fn only_the_host_that_sends_a_vm_reaches_the_vmm_that_waits_for_it() {
+    let bench = Bench::founded().await;
+    let own = bench.agent.key();
+    let waiting = TcpListener::bind("127.0.0.1:0").unwrap();
+    let add = |from: Option<Key>| {
+        let folder = folder(&bench.agent.options.state, &ID);
+        std::fs::create_dir_all(&folder).unwrap();
+        let listen = waiting.local_addr().unwrap().port();
+        let kept = Kept { listen, from, ..Kept::new(ID, own, vm_body(), Want::Arriving) };
+        lock(&bench.agent.vms).insert(ID, Arc::new(LocalVm::new(folder, kept)));
+    };
+    for from in [None, Some(Name([1; 32]))] {
+        add(from);
+        let (status, body) = ask(&bench, Caller::Agent(own)).await;
+        assert_eq!((status, refusal(&body).code), (403, ErrorCode::Forbidden), "{from:?}");
+    }
+    add(Some(own));
+    assert_eq!(ask(&bench, Caller::User).await.0, 403);
+    assert_eq!(ask(&bench, Caller::Agent(own)).await.0, 101);
+    waiting.set_nonblocking(true).unwrap();
+    assert!(waiting.accept().is_ok(), "it was let through, but to nobody");
+}
