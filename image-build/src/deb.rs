@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn the_unit_leaves_vms_alone() {
         let keys: BTreeSet<_> = UNIT.lines().collect();
-        for line in ["KillMode=process", "Restart=always", "Delegate=yes", "OOMPolicy=continue", "WantedBy=multi-user.target"] {
+        for line in ["KillMode=process", "Restart=always", "OOMPolicy=continue", "WantedBy=multi-user.target"] {
             assert!(keys.contains(line), "{line}");
         }
         let command = UNIT.lines().find_map(|line| line.strip_prefix("ExecStart=")).unwrap();

@@ -83,7 +83,8 @@ impl NetLab {
                 }
             }
         }
-        Ok(())
+        // Who asked in vain during a cut is told "no route" for seconds after it.
+        self.machines.iter().try_for_each(|machine| machine.namespace.ip(&["neigh", "flush", "all"]).map(drop))
     }
 
     /// Lets nothing pass to or from a machine, without either side being told: frames vanish, as in a switch that lost power.
