@@ -63,14 +63,14 @@ impl Appliance {
         Ok(appliance)
     }
 
-    /// Where all of it is.
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
     /// The kernel.
     pub fn vmlinuz(&self) -> PathBuf {
         self.folder.join("vmlinuz")
+    }
+
+    /// The initrd.
+    pub fn initrd(&self) -> PathBuf {
+        self.folder.join("initrd.img")
     }
 
     /// The hybrid ISO.
@@ -89,7 +89,7 @@ impl Appliance {
         let _one_at_a_time = exclusive("images")?;
         fs::create_dir_all(paths::images()).context("create the images folder")?;
         let path = paths::images().join("appliance-lab.cpio");
-        let (initrd, this) = (self.folder.join("initrd.img"), std::env::current_exe().context("find this program")?);
+        let (initrd, this) = (self.initrd(), std::env::current_exe().context("find this program")?);
         if newer(&path, &[&agent, &initrd, &this]) {
             return Ok(path);
         }

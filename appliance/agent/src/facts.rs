@@ -1,6 +1,6 @@
 //! What this host is: processors, memory, room, and whether KVM works.
 
-use std::{collections::BTreeSet, fs, net::Ipv4Addr, path::Path, thread::available_parallelism};
+use std::{fs, net::Ipv4Addr, path::Path, thread::available_parallelism};
 
 /// Memory that is left to the host itself.
 const HOST_MEMORY_BYTES: u64 = 256 << 20;
@@ -49,8 +49,7 @@ pub fn addresses() -> Vec<Ipv4Addr> {
     let Ok(all) = nix::ifaddrs::getifaddrs() else { return vec![] };
     let addresses = all.filter(|interface| interface.flags.contains(nix::net::if_::InterfaceFlags::IFF_UP));
     let addresses = addresses.filter_map(|interface| interface.address?.as_sockaddr_in().map(nix::sys::socket::SockaddrIn::ip));
-    let addresses: BTreeSet<_> = addresses.filter(|address| !address.is_loopback() && !address.is_link_local()).collect();
-    addresses.into_iter().collect()
+    addresses.filter(|address| !address.is_loopback() && !address.is_link_local()).collect()
 }
 
 /// A boot of this machine: state of an earlier one is not running now.

@@ -5,6 +5,7 @@
 
 use std::{
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -75,9 +76,8 @@ impl Spare {
             Medium::Cd => command.args(["-drive", &drive("media=cdrom,"), "-device", "ide-cd,drive=boot,bootindex=0"]),
             Medium::Usb => command.args(["-device", "qemu-xhci", "-drive", &drive(""), "-device", "usb-storage,drive=boot,bootindex=0"]),
             Medium::Network => {
-                let script = "#!ipxe\nkernel vmlinuz initrd=initrd.img console=ttyS0 quiet\ninitrd initrd.img\nboot\n";
-                fs::write(appliance.folder().join(NETWORK_SCRIPT), script).context("write the script of the network boot")?;
-                network += &format!(",tftp={},bootfile={NETWORK_SCRIPT}", appliance.folder().display());
+                let served = serve_files(appliance, folder).context("gather the files of the network boot")?;
+                network += &format!(",tftp={},bootfile={NETWORK_SCRIPT}", served.display());
                 &mut command
             }
         };
@@ -106,6 +106,17 @@ impl Spare {
             std::thread::sleep(LOOK);
         }
     }
+}
+
+/// A folder with what the network serves.
+fn serve_files(appliance: &Appliance, folder: &Path) -> Result<PathBuf> {
+    let served = folder.join("tftp");
+    fs::create_dir(&served)?;
+    symlink(appliance.vmlinuz(), served.join("vmlinuz"))?;
+    symlink(appliance.initrd(), served.join("initrd.img"))?;
+    let script = "#!ipxe\nkernel vmlinuz initrd=initrd.img console=ttyS0 quiet\ninitrd initrd.img\nboot\n";
+    fs::write(served.join(NETWORK_SCRIPT), script)?;
+    Ok(served)
 }
 
 impl Drop for Spare {

@@ -6,7 +6,7 @@ use std::{
     collections::HashMap,
     io,
     net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -23,6 +23,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
 use super::{CONNECT_TIME, Peer};
+use crate::agent::lock;
 
 /// How long a host may take to take a connection: it has just been heard over the mesh.
 const TCP_TIME: Duration = Duration::from_secs(2);
@@ -55,17 +56,17 @@ impl Bulk {
 
     /// A connection to a host; none where TCP does not reach it.
     pub(super) async fn connect(&self, peer: &Peer) -> Option<TlsStream<TcpStream>> {
-        if self.unreached().get(&peer.key).is_some_and(|since| since.elapsed() < REST) {
+        if lock(&self.unreached).get(&peer.key).is_some_and(|since| since.elapsed() < REST) {
             return None;
         }
         match self.attempt(peer).await {
             Ok(stream) => {
-                self.unreached().remove(&peer.key);
+                lock(&self.unreached).remove(&peer.key);
                 Some(stream)
             }
             Err(error) => {
                 log::info!("host {}: bulk goes over the mesh, because TCP does not reach it: {error:#}", peer.name);
-                self.unreached().insert(peer.key, Instant::now());
+                lock(&self.unreached).insert(peer.key, Instant::now());
                 None
             }
         }
@@ -84,11 +85,7 @@ impl Bulk {
     /// Tries every host again.
     #[cfg(test)]
     pub(super) fn forget(&self) {
-        self.unreached().clear();
-    }
-
-    fn unreached(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Instant>> {
-        self.unreached.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.unreached).clear();
     }
 }
 
