@@ -3,6 +3,7 @@
 //! ```text
 //! image/              vmlinuz, initrd.img, rebec.iso, manifest.json, as users get them
 //! images/appliance-lab.cpio   the lab's programs and that initrd, one after the other: the kernel unpacks both
+//!       /appliance-vmlinux   the kernel, unpacked
 //! ```
 //! PID 1 of the appliance starts `/lab/start` if there is such a file; only here there is one.
 
@@ -22,7 +23,7 @@ use crate::{
     command::Program,
     paths,
     progress::say,
-    provision::exclusive,
+    provision::{exclusive, kernel::unpack_elf},
     qemu::image::newer,
 };
 
@@ -66,6 +67,17 @@ impl Appliance {
     /// The kernel.
     pub fn vmlinuz(&self) -> PathBuf {
         self.folder.join("vmlinuz")
+    }
+
+    /// The ELF inside the kernel: QEMU starts it at once, where an emulated processor needs seconds to unpack the kernel as shipped.
+    pub fn vmlinux(&self) -> Result<PathBuf> {
+        let _one_at_a_time = exclusive("images")?;
+        fs::create_dir_all(paths::images()).context("create the images folder")?;
+        let path = paths::images().join("appliance-vmlinux");
+        if !newer(&path, &[&self.vmlinuz()]) {
+            unpack_elf(&self.vmlinuz(), &path)?;
+        }
+        Ok(path)
     }
 
     /// The initrd.

@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread,
@@ -43,13 +43,25 @@ fn main() {
     }
 }
 
-/// Where frames to the host are written, one at a time.
+/// The jobs that are under way, and where frames to the host are written, one at a time.
 #[derive(Clone)]
-struct Port(Arc<Mutex<File>>);
+struct Desk {
+    port: Arc<Mutex<File>>,
+    jobs: Arc<Mutex<HashMap<u32, JobEnds>>>,
+}
 
-impl Port {
+impl Desk {
     fn send(&self, frame: &Frame) -> io::Result<()> {
-        frame.write(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        frame.write(&mut *lock(&self.port))
+    }
+
+    /// The job is over: its number is free before the host hears of it.
+    fn end(&self, job: u32, code: i32) {
+        lock(&self.jobs).remove(&job);
+        // Without the port there is nobody to tell.
+        if let Ok(frame) = Frame::json(job, Kind::Exit, &code) {
+            self.send(&frame).ok();
+        }
     }
 
     fn refuse(&self, job: u32, why: impl std::fmt::Display) -> io::Result<()> {
@@ -79,50 +91,46 @@ fn serve() -> io::Result<()> {
     load_modules(Path::new("/lab/modules/list"));
     let path = find_port()?;
     let mut reader = OpenOptions::new().read(true).write(true).open(&path)?;
-    let port = Port(Arc::new(Mutex::new(reader.try_clone()?)));
-    port.send(&Frame::new(0, Kind::Hello, []))?;
-    let mut jobs: HashMap<u32, JobEnds> = HashMap::new();
+    let desk = Desk { port: Arc::new(Mutex::new(reader.try_clone()?)), jobs: Arc::default() };
+    desk.send(&Frame::new(0, Kind::Hello, []))?;
     loop {
         let frame = Frame::read(&mut reader)?;
         let job = frame.job;
         match frame.kind {
             Kind::Input | Kind::InputEnd => {
                 let input = (frame.kind == Kind::Input).then_some(frame.payload);
-                if let Some(ends) = jobs.get(&job)
-                    && ends.input.send(input).is_err()
-                {
-                    jobs.remove(&job);
+                let to = lock(&desk.jobs).get(&job).map(|ends| ends.input.clone());
+                if let Some(to) = to {
+                    // Nobody reads what a job that has closed its input is sent.
+                    to.send(input).ok();
                 }
             }
             Kind::Kill => {
-                if let Some(ends) = jobs.remove(&job) {
+                if let Some(ends) = lock(&desk.jobs).get(&job) {
                     (ends.kill)();
                 }
             }
-            Kind::ReadClock => tell_time(&port, job)?,
+            Kind::ReadClock => tell_time(&desk, job)?,
             Kind::StepClock => {
                 step_clock(frame.parse()?)?;
-                tell_time(&port, job)?;
+                tell_time(&desk, job)?;
             }
-            Kind::Run | Kind::Connect | Kind::Put | Kind::Get if jobs.len() >= JOBS_MAX => {
-                port.refuse(job, "too many jobs at once")?;
-            }
-            _ => match begin(&port, &frame) {
-                Ok(Some(ends)) => {
-                    jobs.insert(job, ends);
+            _ => {
+                // Held until the job is among the others: it may end at once.
+                let mut jobs = lock(&desk.jobs);
+                let begun = if jobs.len() < JOBS_MAX { begin(&desk, &frame) } else { Err(io::Error::other("too many jobs at once")) };
+                match begun {
+                    Ok(ends) => {
+                        jobs.insert(job, ends);
+                    }
+                    Err(error) => desk.refuse(job, error)?,
                 }
-                Ok(None) => {}
-                Err(error) => port.refuse(job, error)?,
-            },
-        }
-        // A job whose input has nobody at its other end has ended.
-        if jobs.len() > JOBS_MAX / 2 {
-            jobs.retain(|_, ends| ends.input.try_send(Some(Vec::new())).is_ok());
+            }
         }
     }
 }
 
-fn begin(port: &Port, frame: &Frame) -> io::Result<Option<JobEnds>> {
+fn begin(desk: &Desk, frame: &Frame) -> io::Result<JobEnds> {
     let job = frame.job;
     let (input, fed) = sync_channel(INPUT_FRAMES_MAX);
     let kill: Box<dyn Fn() + Send> = match frame.kind {
@@ -130,7 +138,7 @@ fn begin(port: &Port, frame: &Frame) -> io::Result<Option<JobEnds>> {
             let run: Run = frame.parse()?;
             let child = start(&run)?;
             let group = Pid::from_child(&child);
-            supervise(port.clone(), job, child, fed);
+            supervise(desk.clone(), job, child, fed);
             Box::new(move || {
                 // It may have ended by itself.
                 kill_process_group(group, Signal::KILL).ok();
@@ -140,11 +148,11 @@ fn begin(port: &Port, frame: &Frame) -> io::Result<Option<JobEnds>> {
             let request: PathOnly = frame.parse()?;
             let stream = UnixStream::connect(&request.path).map_err(|error| named(&request.path, &error))?;
             let (reading, ending) = (stream.try_clone()?, stream.try_clone()?);
-            let port = port.clone();
+            let desk = desk.clone();
             thread::spawn(move || feed(fed, stream));
             thread::spawn(move || {
-                let code = i32::from(port.pump(job, Kind::Output, reading).is_err());
-                report(&port, job, code);
+                let code = i32::from(desk.pump(job, Kind::Output, reading).is_err());
+                desk.end(job, code);
             });
             Box::new(move || {
                 ending.shutdown(std::net::Shutdown::Both).ok();
@@ -153,11 +161,12 @@ fn begin(port: &Port, frame: &Frame) -> io::Result<Option<JobEnds>> {
         Kind::Put => {
             let request: Put = frame.parse()?;
             let file = create(&request)?;
-            let port = port.clone();
+            let desk = desk.clone();
             thread::spawn(move || match feed(fed, file) {
-                Ok(()) => report(&port, job, 0),
+                Ok(()) => desk.end(job, 0),
                 Err(error) => {
-                    port.refuse(job, named(&request.path, &error)).ok();
+                    lock(&desk.jobs).remove(&job);
+                    desk.refuse(job, named(&request.path, &error)).ok();
                 }
             });
             Box::new(|| {})
@@ -165,16 +174,16 @@ fn begin(port: &Port, frame: &Frame) -> io::Result<Option<JobEnds>> {
         Kind::Get => {
             let request: PathOnly = frame.parse()?;
             let file = File::open(&request.path).map_err(|error| named(&request.path, &error))?;
-            let port = port.clone();
+            let desk = desk.clone();
             thread::spawn(move || {
-                let code = i32::from(port.pump(job, Kind::Output, file).is_err());
-                report(&port, job, code);
+                let code = i32::from(desk.pump(job, Kind::Output, file).is_err());
+                desk.end(job, code);
             });
-            return Ok(None);
+            Box::new(|| {})
         }
         kind => return Err(io::Error::other(format!("{kind:?} is not a request"))),
     };
-    Ok(Some(JobEnds { input, kill }))
+    Ok(JobEnds { input, kill })
 }
 
 fn start(run: &Run) -> io::Result<Child> {
@@ -185,24 +194,24 @@ fn start(run: &Run) -> io::Result<Child> {
 }
 
 /// Passes on what a program says and how it ends.
-fn supervise(port: Port, job: u32, mut child: Child, fed: Receiver<Option<Vec<u8>>>) {
+fn supervise(desk: Desk, job: u32, mut child: Child, fed: Receiver<Option<Vec<u8>>>) {
     if let Some(stdin) = child.stdin.take() {
         thread::spawn(move || feed(fed, stdin));
     }
     let outputs = (child.stdout.take(), child.stderr.take());
     thread::spawn(move || {
         let errors = outputs.1.map(|pipe| {
-            let port = port.clone();
-            thread::spawn(move || port.pump(job, Kind::Errors, pipe))
+            let desk = desk.clone();
+            thread::spawn(move || desk.pump(job, Kind::Errors, pipe))
         });
-        let said = outputs.0.map_or(Ok(()), |pipe| port.pump(job, Kind::Output, pipe));
+        let said = outputs.0.map_or(Ok(()), |pipe| desk.pump(job, Kind::Output, pipe));
         let complained = errors.map_or(Ok(()), |thread| thread.join().unwrap_or(Ok(())));
         let code = match child.wait() {
             Ok(status) => status.code().or_else(|| Some(128 + status.signal()?)).unwrap_or(-1),
             Err(_) => -1,
         };
         if said.and(complained).is_ok() {
-            report(&port, job, code);
+            desk.end(job, code);
         }
     });
 }
@@ -224,16 +233,9 @@ fn create(request: &Put) -> io::Result<File> {
     options.open(&request.path).map_err(|error| named(&request.path, &error))
 }
 
-fn report(port: &Port, job: u32, code: i32) {
-    // Without the port there is nobody to tell.
-    if let Ok(frame) = Frame::json(job, Kind::Exit, &code) {
-        port.send(&frame).ok();
-    }
-}
-
-fn tell_time(port: &Port, job: u32) -> io::Result<()> {
+fn tell_time(desk: &Desk, job: u32) -> io::Result<()> {
     let now = clock_gettime(ClockId::Realtime);
-    port.send(&Frame::json(job, Kind::Time, &(now.tv_sec * 1_000_000_000 + now.tv_nsec))?)
+    desk.send(&Frame::json(job, Kind::Time, &(now.tv_sec * 1_000_000_000 + now.tv_nsec))?)
 }
 
 fn step_clock(by_ns: i64) -> io::Result<()> {
@@ -268,6 +270,10 @@ fn find_port() -> io::Result<PathBuf> {
         thread::sleep(Duration::from_millis(20));
     }
     Err(io::Error::other(format!("no virtio-serial port named {PORT_NAME}")))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn named(path: &str, error: &io::Error) -> io::Error {

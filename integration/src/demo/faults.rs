@@ -1,7 +1,9 @@
 //! What befalls the demo's pool in tests: a clock that is days off, an agent killed under its VMs, the link between the domains cut for a minute during a
-//! move, a host that loses its power.
+//! move, a host that loses its power, and machines that join in its place without anybody at their consoles.
 
 use std::{
+    fs,
+    path::Path,
     thread,
     time::{Duration, Instant},
 };
@@ -14,6 +16,8 @@ use rebec_api::{
 
 use super::pool::{FILES_DEADLINE, MACHINES, MOVE_DEADLINE, Short, beat_after};
 use crate::{
+    command::Program,
+    netlab::agents::eventually,
     progress::say,
     qemu::{
         Machine,
@@ -32,7 +36,6 @@ const CUT: Duration = Duration::from_secs(60);
 const SLOW_MBIT: &str = "1";
 /// Until something shows, on emulated machines that are busy: five times what was seen.
 const SHOWS: Duration = Duration::from_secs(120);
-const LOOK: Duration = Duration::from_millis(500);
 
 impl Short {
     /// The far machine's clock is three days ahead: tickets, records and moves are to work all the same.
@@ -55,7 +58,7 @@ impl Short {
         let first = &self.lab.machines[ASKED];
         // All of that name but PID 1.
         first.shell("kill -9 $(pidof rebec | tr ' ' '\\n' | grep -vx 1)")?;
-        eventually("the new agent has adopted ten VMs, each by its process", || Ok(running(first)? == before))?;
+        eventually("the new agent has adopted ten VMs, each by its process", SHOWS, || Ok(running(first)? == before))?;
         self.beats = beat_after(first, "web", self.beats)?;
         for name in &others {
             beat_after(first, name, 0)?;
@@ -63,7 +66,7 @@ impl Short {
         say("demo", "an agent was killed under ten VMs; the next one adopted them");
         let away: Vec<String> = others.iter().map(|name| format!("{{ rebec vm stop {name} && rebec vm rm {name}; }} &")).collect();
         first.shell(&format!("{} wait", away.join(" ")))?;
-        eventually("they are gone", || Ok(ask::<Vec<VmInfo>>(first, &["vm", "ls"])?.len() == 1))
+        eventually("they are gone", SHOWS, || Ok(ask::<Vec<VmInfo>>(first, &["vm", "ls"])?.len() == 1))
     }
 
     /// Each VMM is in a control group of its own, which limits it.
@@ -81,10 +84,10 @@ impl Short {
     pub fn link_is_cut(&mut self) -> Result<()> {
         let first = &self.lab.machines[ASKED];
         let moving = first.start(&["rebec", "vm", "move", "web", "--domain", "beta", "--bandwidth-max-mbit", SLOW_MBIT])?;
-        eventually("the move is under way", || Ok(pool::vm(first, "web")?.state == VmState::Moving))?;
+        eventually("the move is under way", SHOWS, || Ok(pool::vm(first, "web")?.state == VmState::Moving))?;
         let began = Instant::now();
         self.cut(true);
-        eventually("beta is known to be silent", || Ok(state_of(first, FAR)? == HostState::Silent))?;
+        eventually("beta is known to be silent", SHOWS, || Ok(state_of(first, MACHINES[FAR])? == HostState::Silent))?;
         let ended = moving.finish(MOVE_DEADLINE)?;
         ensure!(ended.code != 0, "the move was over before the link was cut: {}", ended.errors);
         let during = beat_after(first, "web", self.beats)?;
@@ -92,7 +95,7 @@ impl Short {
         self.beats = beat_after(first, "web", during)?;
         self.cut(false);
         pool::wait_hosts(first, MACHINES.len())?;
-        eventually("web runs where it was", || {
+        eventually("web runs where it was", SHOWS, || {
             let web = pool::vm(first, "web")?;
             Ok(web.state == VmState::Running && web.host == MACHINES[ASKED])
         })?;
@@ -113,15 +116,15 @@ impl Short {
         beat_after(first, "db", 0)?;
         self.lab.machines[DIES].kill();
         let first = &self.lab.machines[ASKED];
-        eventually("the host is silent and its VM lost", || {
-            Ok(state_of(first, DIES)? == HostState::Silent && pool::vm(first, "db")?.state == VmState::Lost)
+        eventually("the host is silent and its VM lost", SHOWS, || {
+            Ok(state_of(first, MACHINES[DIES])? == HostState::Silent && pool::vm(first, "db")?.state == VmState::Lost)
         })?;
         if let Ok(said) = rebec(first, &["vm", "start", "db"], FILES_DEADLINE) {
             bail!("db was started while its host may run it: {said}");
         }
         rebec(first, &["host", "declare-dead", MACHINES[DIES], "--reason", "it lost its power"], FILES_DEADLINE)?;
         rebec(first, &["vm", "start", "db"], FILES_DEADLINE)?;
-        eventually("db runs elsewhere", || {
+        eventually("db runs elsewhere", SHOWS, || {
             let db = pool::vm(first, "db")?;
             Ok(db.state == VmState::Running && db.host != MACHINES[DIES])
         })?;
@@ -130,10 +133,39 @@ impl Short {
         say("demo", "a host lost its power; its VM runs on another one");
         Ok(())
     }
+
+    /// New machines take the place of the one that died, one after the other. Nobody types: the first finds its ticket on its kernel's
+    /// command line, the second on a USB stick.
+    pub fn machines_join_by_themselves(&mut self) -> Result<()> {
+        let ticket = pool::ticket(&self.lab.machines[ASKED], &["host", "invite"])?;
+        self.joins("c1", &format!(" rebec.join={ticket}"), &[])?;
+        let ticket = pool::ticket(&self.lab.machines[ASKED], &["host", "invite"])?;
+        let seed = self.lab.evidence().join("seed.img");
+        write_seed(&seed, &ticket)?;
+        let drive = format!("file={},if=none,id=seed,format=raw,readonly=on", seed.display());
+        self.joins("d1", "", &["-device", "qemu-xhci", "-drive", &drive, "-device", "usb-storage,drive=seed"])?;
+        say("demo", "two machines joined with a ticket that they found when they booted");
+        Ok(())
+    }
+
+    fn joins(&mut self, name: &str, words: &str, devices: &[&str]) -> Result<()> {
+        pool::wait_member(self.lab.replace(DIES, name, words, devices)?, "alpha")?;
+        let first = &self.lab.machines[ASKED];
+        eventually(&format!("host {name} is ready"), SHOWS, || Ok(state_of(first, name)? == HostState::Ready))
+    }
 }
 
-fn state_of(machine: &Machine, host: usize) -> Result<HostState> {
-    Ok(ask::<HostInfo>(machine, &["host", "show", MACHINES[host]])?.state)
+/// A stick as people make them: one FAT file system with a label and a file.
+fn write_seed(image: &Path, ticket: &str) -> Result<()> {
+    const KIB: &str = "1024";
+    let file = image.with_extension("ticket");
+    fs::write(&file, format!("{ticket}\n")).with_context(|| format!("write {}", file.display()))?;
+    Program::new("/usr/sbin/mkfs.vfat").args(["-n", "REBEC-SEED", "-C"]).arg(image).arg(KIB).quiet()?;
+    Program::new("mcopy").arg("-i").arg(image).arg(&file).arg("::ticket").quiet()
+}
+
+fn state_of(machine: &Machine, host: &str) -> Result<HostState> {
+    Ok(ask::<HostInfo>(machine, &["host", "show", host])?.state)
 }
 
 /// The VMs and their processes, all of them running.
@@ -141,20 +173,4 @@ fn running(machine: &Machine) -> Result<Vec<(String, u32)>> {
     let vms: Vec<VmInfo> = ask(machine, &["vm", "ls"])?;
     ensure!(vms.iter().all(|vm| vm.state == VmState::Running), "{vms:?}");
     Ok(vms.into_iter().map(|vm| (vm.name, vm.pid)).collect())
-}
-
-/// Waits until something holds. An error while asking is one more reason to ask again.
-fn eventually(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let until = Instant::now() + SHOWS;
-    loop {
-        let asked = holds();
-        if matches!(asked, Ok(true)) {
-            return Ok(());
-        }
-        if Instant::now() > until {
-            asked.with_context(|| format!("not so after {} s: {what}", SHOWS.as_secs()))?;
-            bail!("not so after {} s: {what}", SHOWS.as_secs());
-        }
-        thread::sleep(LOOK);
-    }
 }

@@ -29,6 +29,8 @@ pub(super) const MACHINES: [&str; 3] = ["a1", "a2", "b1"];
 const DOMAINS: [&str; 3] = ["alpha", "alpha", "beta"];
 /// Between the domains.
 pub(super) const LINK: Shape = Shape { rate_mbit: Some(100), delay: Duration::from_millis(10), loss_ppm: 0, cut: false };
+/// Of each VM: what a Debian kernel needs, and the pattern. Every page of it travels with each move.
+const MEMORY: &str = "128M";
 /// Kernel and modules, state in RAM and two VMs.
 const MEMORY_MIB: u32 = 1792;
 /// Five times what three machines on two busy cores were seen to need.
@@ -223,11 +225,11 @@ fn start_vms(lab: &Lab, first: &Machine) -> Result<(VmInfo, VmInfo, VmInfo)> {
     rebec(first, &[&["image", "import", "debian", "--cmdline", &cmdline], &files[..]].concat(), FILES_DEADLINE)?;
     say("demo", format_args!("image debian is imported in {:.1} s", start.elapsed().as_secs_f64()));
     rebec(first, &["lan", "create", "office"], FILES_DEADLINE)?;
-    let run = |name: &str, vcpus: &str, place: [&str; 2]| -> Result<VmInfo> {
+    let run = |name: &str, place: [&str; 2]| -> Result<VmInfo> {
         let start = Instant::now();
         let before = lab.switch.passed(0, 2).bytes;
         let named = format!("rebec.name={name}");
-        let words = ["vm", "run", name, "--image", "debian", "--memory", "256M", "--vcpus", vcpus, "--lan", "office", "--cmdline", &named];
+        let words = ["vm", "run", name, "--image", "debian", "--memory", MEMORY, "--lan", "office", "--cmdline", &named];
         rebec(first, &[&words[..], &place].concat(), FILES_DEADLINE)?;
         let vm = pool::vm(first, name)?;
         let sent = mega(lab.switch.passed(0, 2).bytes - before);
@@ -237,10 +239,9 @@ fn start_vms(lab: &Lab, first: &Machine) -> Result<(VmInfo, VmInfo, VmInfo)> {
     };
     // First those whose parts have a way to go: emulated machines with booting VMs in them send slowly. With `control` on the host
     // that `web` visits first, the image is there before that move.
-    let client = run("client", "1", ["--domain", DOMAINS[2]])?;
-    let control = run("control", "1", ["--host", MACHINES[1]])?;
-    // The VM that moves has clocks to compare: one watcher on each of its processors.
-    let web = run("web", "2", ["--host", MACHINES[0]])?;
+    let client = run("client", ["--domain", DOMAINS[2]])?;
+    let control = run("control", ["--host", MACHINES[1]])?;
+    let web = run("web", ["--host", MACHINES[0]])?;
     Ok((web, client, control))
 }
 

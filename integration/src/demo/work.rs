@@ -19,7 +19,7 @@ const PING_EVERY_MS: u64 = 10;
 const CONTROL_PING_EVERY_MS: u64 = 40;
 /// What `web` does to its disk and memory during each move.
 const DISK: Blocks = Blocks { blocks: 4096, batch: 4, batches_per_second: 2 };
-const PATTERN_MIB: u64 = 48;
+const PATTERN_MIB: u64 = 24;
 const REWRITES_PER_SECOND: u32 = 16;
 /// How close to the host's the guest's clock is set before the first move.
 const CLOCK_SET_MS: f64 = 15.0;

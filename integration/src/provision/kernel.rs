@@ -86,15 +86,13 @@ pub fn ensure(role: KernelRole, lock: &mut Lock) -> Result<Kernel> {
     let kernel = rebec_image_build::kernel::unpack(&store, &locked)?;
     let elf = kernel.home.join("vmlinux");
     if !elf.exists() {
-        let whole = elf.with_extension("new");
-        unpack_elf(&kernel.bzimage, &whole)?;
-        fs::rename(&whole, &elf).with_context(|| format!("write {}", elf.display()))?;
+        unpack_elf(&kernel.bzimage, &elf)?;
     }
     Ok(Kernel { release: kernel.release, version: locked.version, bzimage: kernel.bzimage, elf, modules: kernel.modules })
 }
 
 /// Takes the ELF out of a bzImage (boot protocol 2.08: payload_offset at 0x248, payload_length at 0x24c).
-fn unpack_elf(bzimage: &Path, elf: &Path) -> Result<()> {
+pub fn unpack_elf(bzimage: &Path, elf: &Path) -> Result<()> {
     const SIZE_TRAILER_BYTES: usize = 4;
     let image = fs::read(bzimage).with_context(|| format!("read {}", bzimage.display()))?;
     let word = |at: usize| image.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes);
@@ -106,19 +104,20 @@ fn unpack_elf(bzimage: &Path, elf: &Path) -> Result<()> {
     // The compressed stream is followed by its unpacked size.
     let end = (start + length as usize).saturating_sub(SIZE_TRAILER_BYTES);
     let payload = image.get(start..end).with_context(|| format!("{}: its payload lies outside the file", bzimage.display()))?;
-    let packed = elf.with_extension("packed");
+    let (packed, whole) = (elf.with_extension("packed"), elf.with_extension("new"));
     fs::write(&packed, payload).with_context(|| format!("write {}", packed.display()))?;
     let tool = match payload {
         [0x28, 0xb5, 0x2f, 0xfd, ..] => "zstd",
         [0x02, 0x21, 0x4c, 0x18, ..] => "lz4",
         _ => bail!("{}: its payload is neither zstd nor lz4", bzimage.display()),
     };
-    let (input, output) = (fs::File::open(&packed), fs::File::create(elf));
-    let (input, output) = (input.context("open the payload")?, output.with_context(|| format!("create {}", elf.display()))?);
+    let (input, output) = (fs::File::open(&packed), fs::File::create(&whole));
+    let (input, output) = (input.context("open the payload")?, output.with_context(|| format!("create {}", whole.display()))?);
     Program::new(tool).arg("-dc").stdin(input).stdout(output).deadline(Duration::from_secs(60)).into_file()?;
-    let magic = fs::read(elf).with_context(|| format!("read {}", elf.display()))?;
+    let magic = fs::read(&whole).with_context(|| format!("read {}", whole.display()))?;
     if !magic.starts_with(b"\x7fELF") {
         bail!("{}: unpacking its payload gave no ELF", bzimage.display());
     }
-    fs::remove_file(&packed).context("remove the payload")
+    fs::remove_file(&packed).context("remove the payload")?;
+    fs::rename(&whole, elf).with_context(|| format!("write {}", elf.display()))
 }

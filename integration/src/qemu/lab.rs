@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::{
     Accel, Machine, Shape,
@@ -15,7 +15,12 @@ use super::{
     switch::Switch,
     tsc,
 };
-use crate::{appliance::Appliance, paths, progress::say, provision::Provisions};
+use crate::{
+    appliance::Appliance,
+    paths,
+    progress::say,
+    provision::{Emulator, Provisions},
+};
 
 /// What a lab consists of.
 pub struct LabConfig<'a> {
@@ -52,6 +57,18 @@ pub struct Lab {
     pub switch: Switch,
     evidence: PathBuf,
     keep: bool,
+    starting: Starting,
+}
+
+/// What every machine of a lab is started with.
+struct Starting {
+    emulator: Emulator,
+    kernel: PathBuf,
+    initramfs: PathBuf,
+    share: PathBuf,
+    accel: Accel,
+    memory_mib: u32,
+    is_appliance: bool,
 }
 
 impl Lab {
@@ -66,7 +83,7 @@ impl Lab {
         let accel = Accel::choose(config.accel, provisions)?;
         for _ in 0..TRIES {
             match Self::start_once(provisions, config, system, accel)? {
-                Started::Ready(lab) => return Ok(lab),
+                Started::Ready(lab) => return Ok(*lab),
                 Started::WrongClock(name) => {
                     say("lab", format_args!("machine {name} measured its clock wrongly: booting again with the right frequency"));
                 }
@@ -77,8 +94,8 @@ impl Lab {
 
     fn start_once(provisions: &Provisions, config: &LabConfig<'_>, system: System<'_>, accel: Accel) -> Result<Started> {
         let (kernel, initramfs) = match system {
-            System::Bare => (provisions.lab.bzimage.clone(), image::lab_initramfs(&provisions.lab)?),
-            System::Appliance(appliance) => (appliance.vmlinuz(), appliance.lab_initrd()?),
+            System::Bare => (provisions.lab.elf.clone(), image::lab_initramfs(&provisions.lab)?),
+            System::Appliance(appliance) => (appliance.vmlinux()?, appliance.lab_initrd()?),
         };
         let evidence = evidence_folder(config.name)?;
         let share = evidence.join("share.img");
@@ -89,36 +106,77 @@ impl Lab {
                 switch.shape(one, other, config.link);
             }
         }
-        let mut lab = Self { machines: Vec::new(), switch, evidence, keep: true };
+        let (emulator, is_appliance) = (provisions.emulator.clone(), matches!(system, System::Appliance(_)));
+        let starting = Starting { emulator, kernel, initramfs, share, accel, memory_mib: config.memory_mib, is_appliance };
+        let mut lab = Self { machines: Vec::new(), switch, evidence, keep: true, starting };
         say("lab", format_args!("booting {}", config.machines.join(" and ")));
         for (port, name) in config.machines.iter().enumerate() {
-            let network = Some((lab.switch.socket(port), mac(port)));
-            let (accel, initramfs, share, evidence) = (accel, &initramfs, Some(share.as_path()), lab.evidence.as_path());
-            let (emulator, kernel) = (&provisions.emulator, kernel.as_path());
-            let (memory_mib, vcpus) = (config.memory_mib, accel.processors());
-            let words = match system {
-                System::Bare => String::new(),
-                System::Appliance(_) => format!(" quiet rebec.state=ram rebec.hostname={name} rebec.ip={}/24", address(port)),
-            };
-            let (words, devices) = (words.as_str(), config.devices);
-            let machine =
-                MachineConfig { name, emulator, kernel, initramfs, words, accel, memory_mib, vcpus, share, network, devices, evidence };
-            lab.machines.push(Machine::start(&machine)?);
+            let machine = lab.start_machine(port, name, "", config.devices)?;
+            lab.machines.push(machine);
         }
-        for (port, machine) in lab.machines.iter().enumerate() {
-            machine.wait_ready(true)?;
-            if let System::Bare = system {
-                let wait = "until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done";
-                machine.shell(&format!("{wait}; ip addr add {}/24 dev eth0 && ip link set eth0 up", address(port)))?;
-            }
-            if accel == Accel::Tcg && !tsc::learn(machine)? {
-                lab.keep = false;
-                return Ok(Started::WrongClock(machine.name().to_owned()));
-            }
-            machine.set_clock()?;
-            say("lab", format_args!("machine {} is ready", machine.name()));
+        let clocks_are_right = lab.wait_ready()?;
+        if let Some((machine, _)) = lab.machines.iter().zip(clocks_are_right).find(|(_, right)| !right) {
+            let name = machine.name().to_owned();
+            lab.keep = false;
+            return Ok(Started::WrongClock(name));
         }
-        Ok(Started::Ready(lab))
+        Ok(Started::Ready(Box::new(lab)))
+    }
+
+    /// Waits for all machines, side by side: a clock is watched for seconds. Says of each whether its clock runs as it should.
+    fn wait_ready(&self) -> Result<Vec<bool>> {
+        std::thread::scope(|scope| {
+            let start = |(port, machine)| scope.spawn(move || self.wait_machine(port, machine));
+            let waiting: Vec<_> = self.machines.iter().enumerate().map(start).collect();
+            waiting.into_iter().map(|one| one.join().map_err(|_| anyhow!("the thread that waits for a machine panicked"))?).collect()
+        })
+    }
+
+    fn wait_machine(&self, port: usize, machine: &Machine) -> Result<bool> {
+        machine.wait_ready(true)?;
+        if !self.starting.is_appliance {
+            let wait = "until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done";
+            machine.shell(&format!("{wait}; ip addr add {}/24 dev eth0 && ip link set eth0 up", address(port)))?;
+        }
+        if self.starting.accel == Accel::Tcg && !tsc::learn(machine)? {
+            return Ok(false);
+        }
+        machine.set_clock()?;
+        say("lab", format_args!("machine {} is ready", machine.name()));
+        Ok(true)
+    }
+
+    fn start_machine(&self, port: usize, name: &str, more: &str, devices: &[&str]) -> Result<Machine> {
+        let Starting { emulator, kernel, initramfs, share, accel, memory_mib, is_appliance } = &self.starting;
+        let words = match is_appliance {
+            false => more.to_owned(),
+            true => format!(" quiet rebec.state=ram rebec.hostname={name} rebec.ip={}/24{more}", address(port)),
+        };
+        Machine::start(&MachineConfig {
+            name,
+            emulator,
+            kernel,
+            initramfs,
+            words: &words,
+            accel: *accel,
+            memory_mib: *memory_mib,
+            vcpus: accel.processors(),
+            share: Some(share),
+            network: Some((self.switch.socket(port), mac(port))),
+            devices,
+            evidence: &self.evidence,
+        })
+    }
+
+    /// Puts another machine in the place of one, with more words on its kernel's command line and more devices, and waits until it is ready.
+    pub fn replace(&mut self, port: usize, name: &str, words: &str, devices: &[&str]) -> Result<&Machine> {
+        self.machines[port].kill();
+        self.machines[port] = self.start_machine(port, name, words, devices)?;
+        let machine = &self.machines[port];
+        machine.wait_ready(true)?;
+        machine.set_clock()?;
+        say("lab", format_args!("machine {name} is ready"));
+        Ok(machine)
     }
 
     /// Where consoles, logs and the capture are while the lab runs.
@@ -153,7 +211,7 @@ impl Lab {
 
 /// How a start ended.
 enum Started {
-    Ready(Lab),
+    Ready(Box<Lab>),
     /// A machine whose kernel believes in a wrong frequency; the right one is known now.
     WrongClock(String),
 }

@@ -108,7 +108,9 @@ impl Orders {
 
     fn read_answers(&mut self) -> Result<Vec<Answer>> {
         let bytes = self.job.take_output();
-        self.console.write_all(&bytes).with_context(|| format!("keep the console of vm {}", self.name))?;
+        // What is left with the job would wake whoever waits for its words, again and again.
+        let console = self.console.write_all(&bytes).and_then(|()| self.console.write_all(&self.job.take_errors()));
+        console.with_context(|| format!("keep the console of vm {}", self.name))?;
         self.rest.extend_from_slice(&bytes);
         let mut answers = Vec::new();
         while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {

@@ -52,8 +52,13 @@ pub fn ticket(machine: &Machine, words: &[&str]) -> Result<String> {
 pub fn join_by_typing(machine: &Machine, ticket: &str, domain: &str) -> Result<Duration> {
     let start = Instant::now();
     machine.type_line(ticket)?;
-    machine.wait_console(&format!(", domain {domain}"), JOIN_DEADLINE)?;
+    wait_member(machine, domain)?;
     Ok(start.elapsed())
+}
+
+/// Waits until a machine's screen says that it is a member.
+pub fn wait_member(machine: &Machine, domain: &str) -> Result<()> {
+    machine.wait_console(&format!(", domain {domain}"), JOIN_DEADLINE)
 }
 
 /// Waits until so many hosts answer, as one of them knows it.

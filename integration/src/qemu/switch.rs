@@ -145,6 +145,7 @@ struct Body {
 
 impl Body {
     fn run(&mut self) {
+        let mut space = vec![0; READ_BYTES];
         while !self.stop.load(std::sync::atomic::Ordering::Relaxed) {
             self.wait();
             // Read to reset; an empty counter is as good.
@@ -152,7 +153,7 @@ impl Body {
             let now = Instant::now();
             for port in 0..self.cables.len() {
                 self.cables[port].connect();
-                for frame in self.cables[port].receive() {
+                for frame in self.cables[port].receive(&mut space) {
                     self.forward(port, frame.into(), now);
                 }
             }
@@ -234,17 +235,14 @@ impl Cable {
         }
     }
 
-    /// Whole frames that have come.
-    fn receive(&mut self) -> Vec<Vec<u8>> {
+    /// Whole frames that have come; `space` is what one reading may take.
+    fn receive(&mut self, space: &mut [u8]) -> Vec<Vec<u8>> {
         let Some(stream) = &mut self.stream else { return Vec::new() };
-        let held = self.inbox.len();
-        self.inbox.resize(held + READ_BYTES, 0);
-        let read = stream.read(&mut self.inbox[held..]);
-        self.inbox.truncate(held + *read.as_ref().unwrap_or(&0));
-        match read {
+        match stream.read(space) {
             Ok(0) => self.stream = None,
+            Ok(count) => self.inbox.extend_from_slice(&space[..count]),
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => self.stream = None,
-            _ => {}
+            Err(_) => return Vec::new(),
         }
         let mut frames = Vec::new();
         let mut at = 0;
