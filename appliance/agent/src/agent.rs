@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant, SystemTime},
 };
@@ -277,9 +277,10 @@ impl Agent {
         self.options.memory_bytes.unwrap_or_else(crate::facts::memory_bytes)
     }
 
-    /// The address that this host's ports have.
+    /// The address that this host's ports have: VXLAN between hosts is IPv4.
     pub fn underlay(&self) -> Option<Ipv4Addr> {
-        self.options.address.or_else(|| crate::facts::addresses().into_iter().next())
+        let own = self.options.address.into_iter().chain(crate::facts::addresses());
+        own.filter_map(|address| if let IpAddr::V4(address) = address { Some(address) } else { None }).next()
     }
 
     /// Where the mesh endpoint is reached.

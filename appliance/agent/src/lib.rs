@@ -15,6 +15,7 @@ mod http;
 mod identity;
 mod invitations;
 mod jobs;
+mod listen;
 mod logs;
 mod mesh;
 mod pool;

@@ -1,6 +1,6 @@
 //! `rebec agent`: opens what the agent owns, starts what it does, and ends in order. VMs run on.
 
-use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use rebec_links::{Addressing, Policy};
@@ -46,8 +46,8 @@ pub struct Options {
     pub vmm: PathBuf,
     /// The name this host would like.
     pub name: Option<String>,
-    /// The address that its ports and its mesh endpoint have.
-    pub address: Option<Ipv4Addr>,
+    /// The address that its mesh endpoint has, and its ports if it is IPv4.
+    pub address: Option<IpAddr>,
     /// Memory that VMs may have, where it is not all but what the host keeps.
     pub memory_bytes: Option<u64>,
     /// Whether the state folder survives a reboot.
@@ -90,13 +90,13 @@ async fn serve(options: Options) -> Result<()> {
     });
     let accepting = agent.clone();
     tokio::spawn(async move { accepting.mesh.accept(serve_stream).await });
-    let bulk = bulk::listen(agent.mesh.port()).await?;
+    let bulk = bulk::listen(agent.mesh.port())?;
     tokio::spawn(tls::run_for_agents(bulk, agent.mesh.bulk.acceptor()?, router.clone()));
     if let Some(addressing) = agent.options.links.clone() {
         tokio::spawn(bring_up_links(agent.own_name(), addressing));
     }
     if agent.options.api_port > 0 {
-        let (listener, acceptor) = (tls::listen(agent.options.api_port).await?, tls::acceptor(&agent)?);
+        let (listener, acceptor) = (tls::listen(agent.options.api_port)?, tls::acceptor(&agent)?);
         tokio::spawn(tls::run(agent.clone(), listener, acceptor, router.clone(), serve::LIMITS));
     }
     tokio::spawn(exchange::run(agent.clone()));
@@ -140,13 +140,13 @@ pub fn publish_host(agent: &Arc<Agent>) {
 
 /// Addresses, room and KVM change without anybody saying so.
 async fn watch_facts(agent: Arc<Agent>) {
-    let mut underlay = facts::addresses();
+    let mut known = facts::addresses();
     loop {
         tokio::time::sleep(FACTS_PERIOD).await;
         let now = facts::addresses();
-        if now != underlay {
+        if now != known {
             log::info!("addresses: {now:?}");
-            underlay = now;
+            known = now;
         }
         publish_host(&agent);
         obey(&agent).await;

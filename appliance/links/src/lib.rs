@@ -6,12 +6,13 @@
 //! dhcp     getting and keeping a lease on one interface
 //! kernel   interfaces, addresses and routes by rtnetlink
 //! ```
-//! IPv6 addresses come by router advertisements, which the kernel handles itself. Name servers go into a file that `/etc/resolv.conf`
-//! leads to. Nothing here decides what an address is used for.
+//! IPv6 addresses come by router advertisements, which the kernel handles itself once it is told to; they are watched and told, and no link
+//! waits for one kind of address to use the other. Name servers go into a file that `/etc/resolv.conf` leads to. Nothing here decides what
+//! an address is used for.
 
 use std::{
     collections::BTreeMap,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -79,6 +80,8 @@ pub enum Progress {
 }
 
 /// Why nothing can be brought up at all.
+    /// Its IPv6 addresses and prefix lengths are others than before.
+    Ipv6(Vec<(Ipv6Addr, u8)>),
 #[derive(Debug, thiserror::Error)]
 pub enum LinksError {
     /// The kernel does not talk to us.
@@ -148,6 +151,7 @@ async fn keep_up(
         tokio::time::sleep(AGAIN).await;
         return interface.index;
     }
+    kernel.hear_routers(&interface.name);
     if interface.name == "lo" {
         return std::future::pending().await;
     }
@@ -158,6 +162,8 @@ async fn keep_up(
             None => return interface.index,
             Some(now) if !now.carrier => {
                 if !told_no_carrier {
+    // A network without IPv4 stays so: that DHCP is asked in vain is told once.
+    let (mut failure, mut ipv6) = (None, Vec::new());
                     say(Progress::NoCarrier);
                     told_no_carrier = true;
                 }
@@ -166,6 +172,7 @@ async fn keep_up(
             }
             Some(_) => told_no_carrier = false,
         }
+                failure = None;
         let served = async {
             match &policy.addressing {
                 Addressing::Static(wanted) => {
@@ -180,7 +187,9 @@ async fn keep_up(
                     Ok(())
                 }
                 Addressing::Dhcp => {
-                    say(Progress::Asking);
+                    if failure.is_none() {
+                        say(Progress::Asking);
+                    }
                     let host = dhcp::Host { kernel, interface: &interface, metric, hostname: policy.hostname.as_deref() };
                     host.keep_lease(|lease| {
                         names.lock().insert(interface.name.clone(), lease.map(|lease| lease.name_servers.clone()).unwrap_or_default());
@@ -195,7 +204,10 @@ async fn keep_up(
         };
         tokio::select! {
             ended = served => if let Err(why) = ended {
-                say(Progress::Failed(format!("{}: {why}", interface.name)));
+                if failure.as_ref() != Some(&why) {
+                    say(Progress::Failed(format!("{}: {why}", interface.name)));
+                    failure = Some(why);
+                }
                 tokio::time::sleep(AGAIN).await;
             },
             // A fixed address is given back first.
@@ -204,8 +216,22 @@ async fn keep_up(
     }
 }
 
+            () = watch_ipv6(kernel, interface.index, &mut ipv6, &say) => {}
 async fn carrier_lost(kernel: &Kernel, index: u32) {
     while kernel.interface(index).await.is_some_and(|interface| interface.carrier) {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Tells of IPv6 addresses whenever they change; never ends.
+async fn watch_ipv6(kernel: &Kernel, index: u32, known: &mut Vec<(Ipv6Addr, u8)>, say: &impl Fn(Progress)) {
+    loop {
+        if let Ok(now) = kernel.ipv6(index).await
+            && now != *known
+        {
+            known.clone_from(&now);
+            say(Progress::Ipv6(now));
+        }
         tokio::time::sleep(LOOK).await;
     }
 }
