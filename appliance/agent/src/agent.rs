@@ -59,6 +59,8 @@ pub struct Agent {
     pub grants: Mutex<()>,
     /// How far this host is with its pool.
     pub join: watch::Sender<Join>,
+    /// How the machine's clock is kept, in words; none where that is not the agent's.
+    pub clock: watch::Sender<Option<String>>,
     /// Grows with every change of the book.
     pub changed: watch::Sender<u64>,
     book: Mutex<Option<Book>>,
@@ -91,6 +93,7 @@ impl Agent {
             naming: tokio::sync::Mutex::default(),
             grants: Mutex::default(),
             join: watch::Sender::new(Join::Alone),
+            clock: watch::Sender::new(None),
             changed: watch::Sender::new(0),
             book: Mutex::new(book),
             heard: Mutex::default(),

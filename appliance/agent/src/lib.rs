@@ -17,6 +17,7 @@ mod invitations;
 mod jobs;
 mod listen;
 mod logs;
+mod machine;
 mod mesh;
 mod pool;
 mod run;

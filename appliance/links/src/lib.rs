@@ -1,10 +1,11 @@
-//! Brings up a host's network links for the agent: every physical interface up, addresses by DHCPv4 or as told.
+//! Brings up a host's network links for the agent, every physical interface up, addresses by DHCPv4 or as told, and keeps its clock right.
 //!
 //! ```text
 //! policy   what is wanted: `--ip ADDRESS/LENGTH[,GATEWAY]`, or DHCP
 //! lease    DHCP's messages (RFC 2131), pure
 //! dhcp     getting and keeping a lease on one interface
 //! kernel   interfaces, addresses and routes by rtnetlink
+//! time     the clock, by time servers that DHCP or the user names
 //! ```
 //! IPv6 addresses come by router advertisements, which the kernel handles itself once it is told to; they are watched and told, and no link
 //! waits for one kind of address to use the other. Name servers go into a file that `/etc/resolv.conf` leads to. Nothing here decides what
@@ -27,6 +28,8 @@ mod lease;
 mod dhcp;
 
 mod kernel;
+
+pub mod time;
 
 pub use policy::{Addressing, PolicyError, Static};
 
@@ -74,14 +77,16 @@ pub enum Progress {
         address: (Ipv4Addr, u8),
         /// Where the rest of the world is.
         gateway: Option<Ipv4Addr>,
+        /// Who knows the time, as the DHCP server says.
+        time_servers: Vec<Ipv4Addr>,
     },
+    /// Its IPv6 addresses and prefix lengths are others than before.
+    Ipv6(Vec<(Ipv6Addr, u8)>),
     /// It could not be brought up and is tried again; the text says why and what to do.
     Failed(String),
 }
 
 /// Why nothing can be brought up at all.
-    /// Its IPv6 addresses and prefix lengths are others than before.
-    Ipv6(Vec<(Ipv6Addr, u8)>),
 #[derive(Debug, thiserror::Error)]
 pub enum LinksError {
     /// The kernel does not talk to us.
@@ -146,33 +151,33 @@ async fn keep_up(
     tell: &impl Fn(LinkState),
 ) -> u32 {
     let say = |progress| tell(LinkState { interface: interface.name.clone(), progress });
+    kernel.hear_routers(&interface.name);
     if let Err(error) = kernel.up(interface.index).await {
         say(Progress::Failed(format!("{} cannot be switched on: {error}; check its driver", interface.name)));
         tokio::time::sleep(AGAIN).await;
         return interface.index;
     }
-    kernel.hear_routers(&interface.name);
     if interface.name == "lo" {
         return std::future::pending().await;
     }
     let metric = METRIC + interface.index;
     let mut told_no_carrier = false;
+    // A network without IPv4 stays so: that DHCP is asked in vain is told once.
+    let (mut failure, mut ipv6) = (None, Vec::new());
     loop {
         match kernel.interface(interface.index).await {
             None => return interface.index,
             Some(now) if !now.carrier => {
                 if !told_no_carrier {
-    // A network without IPv4 stays so: that DHCP is asked in vain is told once.
-    let (mut failure, mut ipv6) = (None, Vec::new());
                     say(Progress::NoCarrier);
                     told_no_carrier = true;
                 }
+                failure = None;
                 tokio::time::sleep(LOOK).await;
                 continue;
             }
             Some(_) => told_no_carrier = false,
         }
-                failure = None;
         let served = async {
             match &policy.addressing {
                 Addressing::Static(wanted) => {
@@ -181,7 +186,7 @@ async fn keep_up(
                         .set(interface.index, (wanted.address, wanted.length), wanted.gateway, metric)
                         .await
                         .map_err(|error| error.to_string())?;
-                    say(Progress::Ready { address: (wanted.address, wanted.length), gateway: wanted.gateway });
+                    say(Progress::Ready { address: (wanted.address, wanted.length), gateway: wanted.gateway, time_servers: Vec::new() });
                     carrier_lost(kernel, interface.index).await;
                     kernel.remove(interface.index, wanted.address).await;
                     Ok(())
@@ -195,7 +200,8 @@ async fn keep_up(
                         names.lock().insert(interface.name.clone(), lease.map(|lease| lease.name_servers.clone()).unwrap_or_default());
                         write_names(policy, names);
                         if let Some(lease) = lease {
-                            say(Progress::Ready { address: (lease.address, lease.length), gateway: lease.gateway });
+                            let time_servers = lease.time_servers.clone();
+                            say(Progress::Ready { address: (lease.address, lease.length), gateway: lease.gateway, time_servers });
                         }
                     })
                     .await
@@ -210,16 +216,10 @@ async fn keep_up(
                 }
                 tokio::time::sleep(AGAIN).await;
             },
+            () = watch_ipv6(kernel, interface.index, &mut ipv6, &say) => {}
             // A fixed address is given back first.
             () = carrier_lost(kernel, interface.index), if policy.addressing == Addressing::Dhcp => {}
         }
-    }
-}
-
-            () = watch_ipv6(kernel, interface.index, &mut ipv6, &say) => {}
-async fn carrier_lost(kernel: &Kernel, index: u32) {
-    while kernel.interface(index).await.is_some_and(|interface| interface.carrier) {
-        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -232,6 +232,12 @@ async fn watch_ipv6(kernel: &Kernel, index: u32, known: &mut Vec<(Ipv6Addr, u8)>
             known.clone_from(&now);
             say(Progress::Ipv6(now));
         }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn carrier_lost(kernel: &Kernel, index: u32) {
+    while kernel.interface(index).await.is_some_and(|interface| interface.carrier) {
         tokio::time::sleep(LOOK).await;
     }
 }

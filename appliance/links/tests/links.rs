@@ -5,6 +5,7 @@
 use std::{
     cell::RefCell,
     fs::File,
+    net::Ipv4Addr,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -102,10 +103,13 @@ fn a_link_gets_its_address_route_and_name_server_by_dhcp() {
         "--dhcp-range=10.9.0.50,10.9.0.60,255.255.255.0,2m",
         "--dhcp-option=option:router,10.9.0.1",
         "--dhcp-option=option:dns-server,10.9.0.1",
+        "--dhcp-option=option:ntp-server,10.9.0.1,10.9.0.2",
     ]);
     net.enter();
     let states = told(policy(Addressing::Dhcp, folder.path()), is_ready);
-    let Some(Progress::Ready { address, gateway }) = states.last().map(|state| state.progress.clone()) else { panic!("{states:?}") };
+    let ready = states.last().map(|state| state.progress.clone());
+    let Some(Progress::Ready { address, gateway, time_servers }) = ready else { panic!("{states:?}") };
+    assert_eq!(time_servers, [Ipv4Addr::new(10, 9, 0, 1), Ipv4Addr::new(10, 9, 0, 2)]);
     assert_eq!((address.0.octets()[..3].to_vec(), address.1, gateway), (vec![10, 9, 0], 24, Some([10, 9, 0, 1].into())));
     assert!(net.client_says(&["addr", "show", "dev", "c0"]).contains(&format!("inet {}/24", address.0)));
     assert!(net.client_says(&["route"]).contains("default via 10.9.0.1 dev c0"));

@@ -44,4 +44,10 @@ pub struct ServeOptions {
     /// A fixed address in place of DHCP
     #[arg(long, value_name = "ADDRESS/LENGTH[,GATEWAY]", requires = "bring_up_links")]
     pub ip: Option<rebec_agent::Addressing>,
+    /// Keep the machine's clock right, by time servers that DHCP names
+    #[arg(long)]
+    pub keep_time: bool,
+    /// Time servers in place of those that DHCP names
+    #[arg(long, value_name = "ADDRESS[,ADDRESS]", value_delimiter = ',', requires = "keep_time")]
+    pub ntp: Vec<IpAddr>,
 }
