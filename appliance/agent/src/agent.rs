@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant, SystemTime},
 };
@@ -59,6 +59,8 @@ pub struct Agent {
     pub grants: Mutex<()>,
     /// How far this host is with its pool.
     pub join: watch::Sender<Join>,
+    /// How the machine's clock is kept, in words; none where that is not the agent's.
+    pub clock: watch::Sender<Option<String>>,
     /// Grows with every change of the book.
     pub changed: watch::Sender<u64>,
     book: Mutex<Option<Book>>,
@@ -91,6 +93,7 @@ impl Agent {
             naming: tokio::sync::Mutex::default(),
             grants: Mutex::default(),
             join: watch::Sender::new(Join::Alone),
+            clock: watch::Sender::new(None),
             changed: watch::Sender::new(0),
             book: Mutex::new(book),
             heard: Mutex::default(),
@@ -277,9 +280,10 @@ impl Agent {
         self.options.memory_bytes.unwrap_or_else(crate::facts::memory_bytes)
     }
 
-    /// The address that this host's ports have.
+    /// The address that this host's ports have: VXLAN between hosts is IPv4.
     pub fn underlay(&self) -> Option<Ipv4Addr> {
-        self.options.address.or_else(|| crate::facts::addresses().into_iter().next())
+        let own = self.options.address.into_iter().chain(crate::facts::addresses());
+        own.filter_map(|address| if let IpAddr::V4(address) = address { Some(address) } else { None }).next()
     }
 
     /// Where the mesh endpoint is reached.

@@ -1,6 +1,8 @@
 //! What this host is: processors, memory, room, and whether KVM works.
 
-use std::{fs, net::Ipv4Addr, path::Path, thread::available_parallelism};
+use std::{fs, net::IpAddr, path::Path, thread::available_parallelism};
+
+use nix::{ifaddrs::InterfaceAddress, net::if_::InterfaceFlags};
 
 /// Memory that is left to the host itself.
 const HOST_MEMORY_BYTES: u64 = 256 << 20;
@@ -44,12 +46,20 @@ pub fn hostname() -> String {
     if name.is_empty() { "host".into() } else { name.to_ascii_lowercase() }
 }
 
-/// This host's IPv4 addresses that others may reach.
-pub fn addresses() -> Vec<Ipv4Addr> {
+/// This host's addresses that others may reach, IPv4 first, each kind in the order of the links.
+pub fn addresses() -> Vec<IpAddr> {
     let Ok(all) = nix::ifaddrs::getifaddrs() else { return vec![] };
-    let addresses = all.filter(|interface| interface.flags.contains(nix::net::if_::InterfaceFlags::IFF_UP));
-    let addresses = addresses.filter_map(|interface| interface.address?.as_sockaddr_in().map(nix::sys::socket::SockaddrIn::ip));
-    addresses.filter(|address| !address.is_loopback() && !address.is_link_local()).collect()
+    let up = all.filter(|interface| interface.flags.contains(InterfaceFlags::IFF_UP));
+    let mut addresses: Vec<_> = up.filter_map(|interface| reachable(&interface)).collect();
+    addresses.sort_by_key(IpAddr::is_ipv6);
+    addresses
+}
+
+fn reachable(interface: &InterfaceAddress) -> Option<IpAddr> {
+    let address = interface.address?;
+    let v4 = address.as_sockaddr_in().map(|v4| v4.ip()).filter(|v4| !v4.is_loopback() && !v4.is_link_local());
+    let v6 = address.as_sockaddr_in6().map(|v6| v6.ip()).filter(|v6| !v6.is_loopback() && !v6.is_unicast_link_local());
+    v4.map(IpAddr::from).or(v6.map(IpAddr::from))
 }
 
 /// A boot of this machine: state of an earlier one is not running now.

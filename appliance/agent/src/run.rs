@@ -1,9 +1,9 @@
 //! `rebec agent`: opens what the agent owns, starts what it does, and ends in order. VMs run on.
 
-use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use rebec_links::{Addressing, Policy};
+use rebec_links::Addressing;
 use rebec_pool::{
     Body,
     record::{Kind, id_of_key},
@@ -16,15 +16,13 @@ use crate::{
     facts,
     http::{self, Caller, serve, tls},
     identity::Identity,
-    logs,
+    logs, machine,
     mesh::{Mesh, Serve, bulk, exchange},
     pool, screen,
     store::Store,
     vm::{Want, adopt, ports},
 };
 
-/// Where the appliance's resolver looks.
-const RESOLV_CONF: &str = "/run/resolv.conf";
 /// Between two looks whether the host's own facts have changed.
 const FACTS_PERIOD: Duration = Duration::from_secs(2);
 
@@ -46,8 +44,8 @@ pub struct Options {
     pub vmm: PathBuf,
     /// The name this host would like.
     pub name: Option<String>,
-    /// The address that its ports and its mesh endpoint have.
-    pub address: Option<Ipv4Addr>,
+    /// The address that its mesh endpoint has, and its ports if it is IPv4.
+    pub address: Option<IpAddr>,
     /// Memory that VMs may have, where it is not all but what the host keeps.
     pub memory_bytes: Option<u64>,
     /// Whether the state folder survives a reboot.
@@ -56,6 +54,8 @@ pub struct Options {
     pub screen: Option<PathBuf>,
     /// Whether the agent brings the machine's links up: an address with its gateway, or by DHCP.
     pub links: Option<Addressing>,
+    /// Whether the agent keeps the machine's clock: by these time servers or, where it is told of none, by those that DHCP names.
+    pub time: Option<Vec<IpAddr>>,
     /// A ticket to join with when this host belongs to no pool.
     pub ticket: Option<String>,
 }
@@ -90,13 +90,11 @@ async fn serve(options: Options) -> Result<()> {
     });
     let accepting = agent.clone();
     tokio::spawn(async move { accepting.mesh.accept(serve_stream).await });
-    let bulk = bulk::listen(agent.mesh.port()).await?;
+    let bulk = bulk::listen(agent.mesh.port())?;
     tokio::spawn(tls::run_for_agents(bulk, agent.mesh.bulk.acceptor()?, router.clone()));
-    if let Some(addressing) = agent.options.links.clone() {
-        tokio::spawn(bring_up_links(agent.own_name(), addressing));
-    }
+    machine::keep(&agent);
     if agent.options.api_port > 0 {
-        let (listener, acceptor) = (tls::listen(agent.options.api_port).await?, tls::acceptor(&agent)?);
+        let (listener, acceptor) = (tls::listen(agent.options.api_port)?, tls::acceptor(&agent)?);
         tokio::spawn(tls::run(agent.clone(), listener, acceptor, router.clone(), serve::LIMITS));
     }
     tokio::spawn(exchange::run(agent.clone()));
@@ -118,14 +116,6 @@ async fn serve(options: Options) -> Result<()> {
     Ok(())
 }
 
-async fn bring_up_links(hostname: String, addressing: Addressing) {
-    let policy = Policy { addressing, hostname: Some(hostname), resolv_conf: RESOLV_CONF.into(), only: None };
-    let tell = |state| log::info!("links: {state:?}");
-    if let Err(error) = rebec_links::bring_up(policy, tell).await {
-        log::error!("links: {error}");
-    }
-}
-
 /// Tells the pool what this host is, if that is news.
 pub fn publish_host(agent: &Arc<Agent>) {
     let id = id_of_key(&agent.key());
@@ -140,13 +130,13 @@ pub fn publish_host(agent: &Arc<Agent>) {
 
 /// Addresses, room and KVM change without anybody saying so.
 async fn watch_facts(agent: Arc<Agent>) {
-    let mut underlay = facts::addresses();
+    let mut known = facts::addresses();
     loop {
         tokio::time::sleep(FACTS_PERIOD).await;
         let now = facts::addresses();
-        if now != underlay {
+        if now != known {
             log::info!("addresses: {now:?}");
-            underlay = now;
+            known = now;
         }
         publish_host(&agent);
         obey(&agent).await;

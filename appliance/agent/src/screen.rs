@@ -38,6 +38,7 @@ pub fn screen(agent: &Agent) -> Screen {
         fingerprint: agent.key().to_string(),
         addresses: agent.mesh_addresses().iter().map(|address| address.ip().to_string()).collect(),
         api: tls::address(agent).map(|address| format!("https://{address}")),
+        clock: agent.clock.borrow().clone(),
         kvm: facts::no_kvm().map_or(Kvm::Ready, |reason| Kvm::Absent { reason }),
         join: agent.join.borrow().clone(),
         vms: agent.local_vms().iter().filter(|vm| vm.seen().pid != 0).count() as u32,

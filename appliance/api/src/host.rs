@@ -18,6 +18,9 @@ pub struct HostInfo {
     pub silent_s: u64,
     /// Where it is reached.
     pub addresses: Vec<String>,
+    /// How its clock is kept; only of the host that answers, and only where its agent keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<String>,
     /// Why no VM can run there; none where they can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_kvm: Option<String>,

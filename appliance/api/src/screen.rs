@@ -17,6 +17,9 @@ pub struct Screen {
     /// Where the API listens, as `https://ADDRESS:PORT`; none before there is an address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api: Option<String>,
+    /// How the clock is kept; none where its agent does not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<String>,
     /// Whether VMs can run here.
     pub kvm: Kvm,
     /// How far the host is with its pool.

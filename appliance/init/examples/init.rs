@@ -45,7 +45,17 @@ fn agent(screen: Option<String>, ticket: Option<String>, words: String) {
     };
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
     let version = env!("CARGO_PKG_VERSION").to_owned();
-    let said = Screen { version, host, fingerprint: "0123456789abcdef".repeat(4), addresses: Vec::new(), api: None, kvm, join, vms: 0 };
+    let said = Screen {
+        version,
+        host,
+        fingerprint: "0123456789abcdef".repeat(4),
+        addresses: Vec::new(),
+        api: None,
+        clock: None,
+        kvm,
+        join,
+        vms: 0,
+    };
     if let (Some(path), Ok(text)) = (screen, serde_json::to_string(&said)) {
         let fresh = format!("{path}.new");
         if fs::write(&fresh, text).and_then(|()| fs::rename(&fresh, &path)).is_err() {

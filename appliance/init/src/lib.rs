@@ -1,7 +1,7 @@
 //! PID 1 of the appliance: small, no network, no shell. It prepares the machine, starts the agent and keeps it running.
 //!
 //! ```text
-//! options   what the kernel's command line asks for: rebec.join, rebec.hostname, rebec.ip, rebec.state
+//! options   what the kernel's command line asks for: rebec.join, rebec.hostname, rebec.ip, rebec.ntp, rebec.state
 //! mounts    /proc /sys /dev /run /tmp and their like
 //! alias     which modules a device asks for: depmod's files, read without modprobe
 //! modules   loading them, for devices and for the kernel's own requests

@@ -85,7 +85,9 @@ pub fn run() -> ! {
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let options = Options::parse(&command_line);
     notes.extend(options.unknown.iter().map(|word| {
-        format!("{word} on the kernel's command line means nothing here; rebec.join, rebec.hostname, rebec.ip and rebec.state=ram do")
+        format!(
+            "{word} on the kernel's command line means nothing here; rebec.join, rebec.hostname, rebec.ip, rebec.ntp and rebec.state=ram do"
+        )
     }));
     if command_line.split_whitespace().any(|word| word == "quiet") {
         // Only what ends the machine may break into the screen.
@@ -301,8 +303,8 @@ fn catch_signals(events: &SyncSender<Event>, notes: &mut Vec<String>) {
 
 fn agent_args(options: &Options, state: Option<&State>) -> Vec<String> {
     let mut args: Vec<String> =
-        ["agent", "--state", volumes::STATE, "--screen", SCREEN, "--vmm", VMM, "--bring-up-links"].map(str::to_owned).into();
-    for (name, value) in [("--ip", &options.ip), ("--name", &options.hostname)] {
+        ["agent", "--state", volumes::STATE, "--screen", SCREEN, "--vmm", VMM, "--bring-up-links", "--keep-time"].map(str::to_owned).into();
+    for (name, value) in [("--ip", &options.ip), ("--ntp", &options.ntp), ("--name", &options.hostname)] {
         args.extend(value.iter().flat_map(|value| [name.to_owned(), value.clone()]));
     }
     if let Some(State::Ram(_)) = state {

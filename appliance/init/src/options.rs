@@ -9,6 +9,8 @@ pub struct Options {
     pub hostname: Option<String>,
     /// `rebec.ip=...`, for the agent.
     pub ip: Option<String>,
+    /// `rebec.ntp=...`, for the agent.
+    pub ntp: Option<String>,
     /// `rebec.state=ram`: do not look for a disk to keep state on.
     pub state_in_ram: bool,
     /// Words under `rebec.` that mean nothing.
@@ -27,6 +29,7 @@ impl Options {
                 "join" if !value.is_empty() => options.ticket = Some(value),
                 "hostname" if is_hostname(&value) => options.hostname = Some(value),
                 "ip" if !value.is_empty() => options.ip = Some(value),
+                "ntp" if !value.is_empty() => options.ntp = Some(value),
                 "state" if value == "ram" => options.state_in_ram = true,
                 // The value stays out of it: it may be a ticket.
                 _ => options.unknown.push(format!("rebec.{key}")),
@@ -48,10 +51,13 @@ mod tests {
 
     #[test]
     fn options_are_found_among_other_words() {
-        let options = Options::parse("console=tty1 rebec.join=rebec1abc quiet rebec.hostname=spare-1 rebec.ip=10.0.0.2/24,10.0.0.1\n");
+        let line =
+            "console=tty1 rebec.join=rebec1abc quiet rebec.hostname=spare-1 rebec.ip=10.0.0.2/24,10.0.0.1 rebec.ntp=10.0.0.1,fd00::1\n";
+        let options = Options::parse(line);
         assert_eq!(options.ticket.as_deref(), Some("rebec1abc"));
         assert_eq!(options.hostname.as_deref(), Some("spare-1"));
         assert_eq!(options.ip.as_deref(), Some("10.0.0.2/24,10.0.0.1"));
+        assert_eq!(options.ntp.as_deref(), Some("10.0.0.1,fd00::1"));
         assert!(!options.state_in_ram && options.unknown.is_empty());
         assert!(Options::parse("rebec.state=ram").state_in_ram);
     }

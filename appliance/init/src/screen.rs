@@ -52,6 +52,9 @@ pub fn lines(view: &View<'_>) -> Vec<Line> {
             add("addresses", &addresses);
             add("key", &agent.fingerprint);
             add("API", agent.api.as_deref().unwrap_or("not before there is an address"));
+            if let Some(clock) = &agent.clock {
+                add("clock", clock);
+            }
             match &agent.kvm {
                 Kvm::Ready => add("VMs", &format!("{} running", agent.vms)),
                 Kvm::Absent { reason } => add("VMs", &format!("cannot run here: {reason}")),
@@ -150,6 +153,7 @@ mod tests {
             fingerprint: "ab".repeat(32),
             addresses: vec!["10.0.0.5".to_owned()],
             api: None,
+            clock: Some("by 10.0.0.1, was off by less than 1ms".to_owned()),
             kvm: Kvm::Ready,
             join: Join::Joined { pool: "lab".to_owned(), domain: "alpha\x1b[2J".to_owned() },
             vms: 2,
@@ -171,6 +175,7 @@ mod tests {
             "addresses: 10.0.0.5".to_owned(),
             format!("key: {}", "ab".repeat(32)),
             "API: not before there is an address".to_owned(),
+            "clock: by 10.0.0.1, was off by less than 1ms".to_owned(),
             "VMs: 2 running".to_owned(),
             "pool: member of lab, domain alpha[2J".to_owned(),
             "state: in RAM, lost at the next boot: no disk".to_owned(),

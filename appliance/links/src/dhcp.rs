@@ -51,8 +51,9 @@ impl Host<'_> {
         let mut bytes = [0; 4];
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(|error| format!("random number: {error}"))?;
         let client = Client { mac: self.interface.mac, transaction: u32::from_ne_bytes(bytes), hostname: self.hostname };
-        let (mut lease, mut start) =
-            acquire(&socket, &client).await.ok_or("no DHCP server answers; check the cable, or give an address by --ip")?;
+        let (mut lease, mut start) = acquire(&socket, &client)
+            .await
+            .ok_or("no DHCP server answers, so there is no IPv4; check the cable, or give an address by --ip")?;
         loop {
             let set = self.kernel.set(self.interface.index, (lease.address, lease.length), lease.gateway, self.metric).await;
             set.map_err(|error| format!("set {}/{}: {error}", lease.address, lease.length))?;

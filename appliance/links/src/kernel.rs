@@ -1,15 +1,15 @@
 //! Interfaces, addresses and routes by rtnetlink.
 
 use std::{
-    io,
-    net::{IpAddr, Ipv4Addr},
+    fs, io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use futures_util::stream::TryStreamExt as _;
 use rtnetlink::{
     Error, Handle, LinkUnspec, RouteMessageBuilder,
     packet_route::{
-        address::AddressAttribute,
+        address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
         link::{LinkAttribute, LinkFlags, LinkMessage},
     },
 };
@@ -57,6 +57,20 @@ impl Kernel {
         self.handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await
     }
 
+    /// Has the kernel take addresses and routes from router advertisements (RFC 4862), whatever its defaults are.
+    pub fn hear_routers(&self, name: &str) {
+        for option in ["accept_ra", "autoconf"] {
+            // Without IPv6 there is no such file, and nothing to hear.
+            fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{option}"), "1").ok();
+        }
+    }
+
+    /// Its IPv6 addresses that others can reach: not those of the link alone, nor those not yet known to be its own.
+    pub async fn ipv6(&self, index: u32) -> Result<Vec<(Ipv6Addr, u8)>, Error> {
+        let messages: Vec<AddressMessage> = self.handle.address().get().set_link_index_filter(index).execute().try_collect().await?;
+        Ok(messages.iter().filter_map(reachable).collect())
+    }
+
     /// Gives an interface an address and, through it, a way to the world.
     pub async fn set(&self, index: u32, address: (Ipv4Addr, u8), gateway: Option<Ipv4Addr>, metric: u32) -> Result<(), Error> {
         self.handle.address().add(index, IpAddr::V4(address.0), address.1).replace().execute().await?;
@@ -76,6 +90,17 @@ impl Kernel {
             }
         }
     }
+}
+
+fn reachable(message: &AddressMessage) -> Option<(Ipv6Addr, u8)> {
+    let unsure = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
+    if message.header.scope != AddressScope::Universe || message.header.flags.intersects(unsure) {
+        return None;
+    }
+    message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(IpAddr::V6(address)) => Some((*address, message.header.prefix_len)),
+        _ => None,
+    })
 }
 
 fn interface(message: &LinkMessage) -> Interface {

@@ -10,6 +10,7 @@ use dhcproto::{
 /// Bounds of a lease: below, a client does nothing but renew; above, nothing changes.
 const LEASE_SECONDS: std::ops::RangeInclusive<u32> = 60..=(30 * 24 * 3600);
 const NAME_SERVERS_MAX: usize = 3;
+const TIME_SERVERS_MAX: usize = 4;
 
 /// Who asks.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +34,8 @@ pub struct Lease {
     pub gateway: Option<Ipv4Addr>,
     /// Name servers.
     pub name_servers: Vec<Ipv4Addr>,
+    /// Time servers (RFC 2132 §8.3).
+    pub time_servers: Vec<Ipv4Addr>,
     /// Who gave it.
     pub server: Ipv4Addr,
     /// When the server is asked to renew it, when any server is, and when it ends; since it was asked for.
@@ -82,7 +85,7 @@ impl Client<'_> {
             options.insert(DhcpOption::RequestedIpAddress(lease.address));
             options.insert(DhcpOption::ServerIdentifier(lease.server));
         }
-        let wanted = vec![OptionCode::SubnetMask, OptionCode::Router, OptionCode::DomainNameServer];
+        let wanted = vec![OptionCode::SubnetMask, OptionCode::Router, OptionCode::DomainNameServer, OptionCode::NtpServers];
         options.insert(DhcpOption::ParameterRequestList(wanted));
         if let Some(name) = self.hostname {
             options.insert(DhcpOption::Hostname(name.to_owned()));
@@ -131,10 +134,15 @@ fn lease(message: &Message) -> Option<Lease> {
         Some(DhcpOption::DomainNameServer(servers)) => servers.iter().copied().take(NAME_SERVERS_MAX).collect(),
         _ => Vec::new(),
     };
+    let time_servers = match get(OptionCode::NtpServers) {
+        Some(DhcpOption::NtpServers(servers)) => servers.iter().copied().take(TIME_SERVERS_MAX).collect(),
+        _ => Vec::new(),
+    };
     let end = Duration::from_secs(u64::from((*seconds).clamp(*LEASE_SECONDS.start(), *LEASE_SECONDS.end())));
     let length = u8::try_from(length).ok()?;
     // T1 and T2 as RFC 2131 §4.4.5 has them by default.
-    usable.then_some(Lease { address, length, gateway, name_servers, server: *server, times: [end / 2, end / 8 * 7, end] })
+    let times = [end / 2, end / 8 * 7, end];
+    usable.then_some(Lease { address, length, gateway, name_servers, time_servers, server: *server, times })
 }
 
 #[cfg(test)]
@@ -159,7 +167,12 @@ mod tests {
 
     #[test]
     fn a_given_lease_is_understood() {
-        let Some(Answer::Given(lease)) = CLIENT.hear(&answer(|_| {})) else { panic!("no lease") };
+        let servers: Vec<Ipv4Addr> = (1..=9).map(|last| Ipv4Addr::new(10, 0, 0, last)).collect();
+        let bytes = answer(|message| {
+            message.opts_mut().insert(DhcpOption::NtpServers(servers.clone()));
+        });
+        let Some(Answer::Given(lease)) = CLIENT.hear(&bytes) else { panic!("no lease") };
+        assert_eq!(lease.time_servers, servers[..TIME_SERVERS_MAX]);
         assert_eq!((lease.address, lease.length, lease.gateway), ([10, 0, 0, 9].into(), 22, None));
         assert_eq!(lease.times.map(|time| time.as_secs()), [1800, 3150, 3600]);
     }

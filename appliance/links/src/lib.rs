@@ -1,17 +1,19 @@
-//! Brings up a host's network links for the agent: every physical interface up, addresses by DHCPv4 or as told.
+//! Brings up a host's network links for the agent, every physical interface up, addresses by DHCPv4 or as told, and keeps its clock right.
 //!
 //! ```text
 //! policy   what is wanted: `--ip ADDRESS/LENGTH[,GATEWAY]`, or DHCP
 //! lease    DHCP's messages (RFC 2131), pure
 //! dhcp     getting and keeping a lease on one interface
 //! kernel   interfaces, addresses and routes by rtnetlink
+//! time     the clock, by time servers that DHCP or the user names
 //! ```
-//! IPv6 addresses come by router advertisements, which the kernel handles itself. Name servers go into a file that `/etc/resolv.conf`
-//! leads to. Nothing here decides what an address is used for.
+//! IPv6 addresses come by router advertisements, which the kernel handles itself once it is told to; they are watched and told, and no link
+//! waits for one kind of address to use the other. Name servers go into a file that `/etc/resolv.conf` leads to. Nothing here decides what
+//! an address is used for.
 
 use std::{
     collections::BTreeMap,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -26,6 +28,8 @@ mod lease;
 mod dhcp;
 
 mod kernel;
+
+pub mod time;
 
 pub use policy::{Addressing, PolicyError, Static};
 
@@ -73,7 +77,11 @@ pub enum Progress {
         address: (Ipv4Addr, u8),
         /// Where the rest of the world is.
         gateway: Option<Ipv4Addr>,
+        /// Who knows the time, as the DHCP server says.
+        time_servers: Vec<Ipv4Addr>,
     },
+    /// Its IPv6 addresses and prefix lengths are others than before.
+    Ipv6(Vec<(Ipv6Addr, u8)>),
     /// It could not be brought up and is tried again; the text says why and what to do.
     Failed(String),
 }
@@ -143,6 +151,7 @@ async fn keep_up(
     tell: &impl Fn(LinkState),
 ) -> u32 {
     let say = |progress| tell(LinkState { interface: interface.name.clone(), progress });
+    kernel.hear_routers(&interface.name);
     if let Err(error) = kernel.up(interface.index).await {
         say(Progress::Failed(format!("{} cannot be switched on: {error}; check its driver", interface.name)));
         tokio::time::sleep(AGAIN).await;
@@ -153,6 +162,8 @@ async fn keep_up(
     }
     let metric = METRIC + interface.index;
     let mut told_no_carrier = false;
+    // A network without IPv4 stays so: that DHCP is asked in vain is told once.
+    let (mut failure, mut ipv6) = (None, Vec::new());
     loop {
         match kernel.interface(interface.index).await {
             None => return interface.index,
@@ -161,6 +172,7 @@ async fn keep_up(
                     say(Progress::NoCarrier);
                     told_no_carrier = true;
                 }
+                failure = None;
                 tokio::time::sleep(LOOK).await;
                 continue;
             }
@@ -174,19 +186,22 @@ async fn keep_up(
                         .set(interface.index, (wanted.address, wanted.length), wanted.gateway, metric)
                         .await
                         .map_err(|error| error.to_string())?;
-                    say(Progress::Ready { address: (wanted.address, wanted.length), gateway: wanted.gateway });
+                    say(Progress::Ready { address: (wanted.address, wanted.length), gateway: wanted.gateway, time_servers: Vec::new() });
                     carrier_lost(kernel, interface.index).await;
                     kernel.remove(interface.index, wanted.address).await;
                     Ok(())
                 }
                 Addressing::Dhcp => {
-                    say(Progress::Asking);
+                    if failure.is_none() {
+                        say(Progress::Asking);
+                    }
                     let host = dhcp::Host { kernel, interface: &interface, metric, hostname: policy.hostname.as_deref() };
                     host.keep_lease(|lease| {
                         names.lock().insert(interface.name.clone(), lease.map(|lease| lease.name_servers.clone()).unwrap_or_default());
                         write_names(policy, names);
                         if let Some(lease) = lease {
-                            say(Progress::Ready { address: (lease.address, lease.length), gateway: lease.gateway });
+                            let time_servers = lease.time_servers.clone();
+                            say(Progress::Ready { address: (lease.address, lease.length), gateway: lease.gateway, time_servers });
                         }
                     })
                     .await
@@ -195,12 +210,29 @@ async fn keep_up(
         };
         tokio::select! {
             ended = served => if let Err(why) = ended {
-                say(Progress::Failed(format!("{}: {why}", interface.name)));
+                if failure.as_ref() != Some(&why) {
+                    say(Progress::Failed(format!("{}: {why}", interface.name)));
+                    failure = Some(why);
+                }
                 tokio::time::sleep(AGAIN).await;
             },
+            () = watch_ipv6(kernel, interface.index, &mut ipv6, &say) => {}
             // A fixed address is given back first.
             () = carrier_lost(kernel, interface.index), if policy.addressing == Addressing::Dhcp => {}
         }
+    }
+}
+
+/// Tells of IPv6 addresses whenever they change; never ends.
+async fn watch_ipv6(kernel: &Kernel, index: u32, known: &mut Vec<(Ipv6Addr, u8)>, say: &impl Fn(Progress)) {
+    loop {
+        if let Ok(now) = kernel.ipv6(index).await
+            && now != *known
+        {
+            known.clone_from(&now);
+            say(Progress::Ipv6(now));
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -9,6 +9,8 @@ pub struct Want {
     pub memory_bytes: u64,
     /// Room on the host's disk that it may come to take.
     pub disk_bytes: u64,
+    /// Whether it is on LANs.
+    pub lans: bool,
     /// Only this host.
     pub host: Option<Key>,
     /// Only this domain.
@@ -36,6 +38,8 @@ pub struct Candidate {
     pub draining: bool,
     /// Why no VM can run there.
     pub no_kvm: Option<String>,
+    /// Whether it has an address for ports of LANs.
+    pub underlay: bool,
     /// Memory that is left.
     pub memory_free_bytes: u64,
     /// Room that is left.
@@ -98,6 +102,9 @@ fn refusal(want: &Want, candidate: &Candidate) -> Option<String> {
     if let Some(why) = &candidate.no_kvm {
         return Some(format!("cannot run VMs: {why}"));
     }
+    if want.lans && !candidate.underlay {
+        return Some("has no IPv4 address, which LANs need; give it one, or run the VM without a LAN".into());
+    }
     let short = |what: &str, free: u64, wanted: u64| format!("{what}: {} MiB free, {} MiB wanted", free >> 20, wanted.div_ceil(1 << 20));
     if candidate.memory_free_bytes < want.memory_bytes {
         return Some(short("memory", candidate.memory_free_bytes, want.memory_bytes));
@@ -121,6 +128,7 @@ mod tests {
             answers: true,
             draining: false,
             no_kvm: None,
+            underlay: true,
             memory_free_bytes: free_mib << 20,
             disk_free_bytes: 1 << 30,
             parts: vec![],
@@ -146,13 +154,14 @@ mod tests {
 
     #[test]
     fn each_host_says_why_not() {
-        let mut hosts: Vec<_> = (1..=6).map(|number| candidate(number, 1, 1000)).collect();
+        let mut hosts: Vec<_> = (1..=7).map(|number| candidate(number, 1, 1000)).collect();
         hosts[0].answers = false;
         hosts[1].draining = true;
         hosts[2].no_kvm = Some("/dev/kvm is missing".into());
         hosts[3].memory_free_bytes = 100 << 20;
         hosts[4].disk_free_bytes = 1 << 20;
-        let want = Want { leaves: Some(Name([6; 32])), disk_bytes: 5 << 20, ..want(512) };
+        hosts[5].underlay = false;
+        let want = Want { leaves: Some(Name([7; 32])), disk_bytes: 5 << 20, lans: true, ..want(512) };
         let refusals = choose(&want, &hosts).unwrap_err();
         let expected = [
             "h1: does not answer",
@@ -160,14 +169,17 @@ mod tests {
             "h3: cannot run VMs: /dev/kvm is missing",
             "h4: memory: 100 MiB free, 512 MiB wanted",
             "h5: disk: 1 MiB free, 5 MiB wanted",
-            "h6: the VM is there already",
+            "h6: has no IPv4 address, which LANs need; give it one, or run the VM without a LAN",
+            "h7: the VM is there already",
         ];
         assert_eq!(refusals, expected);
     }
 
     #[test]
     fn only_what_was_asked_for_is_in_question() {
-        let hosts = vec![candidate(1, 1, 1000), candidate(2, 2, 1000)];
+        let mut hosts = vec![candidate(1, 1, 1000), candidate(2, 2, 1000)];
+        // A VM without a LAN asks for no IPv4 address.
+        hosts[1].underlay = false;
         assert_eq!(chosen(&Want { host: Some(Name([2; 32])), ..want(512) }, &hosts), "h2");
         assert_eq!(chosen(&Want { domain: Some(Name([2; 32])), ..want(512) }, &hosts), "h2");
         assert_eq!(choose(&Want { host: Some(Name([3; 32])), ..want(512) }, &hosts), Err(vec![]));

@@ -36,7 +36,7 @@ pub const PACKAGES: &[Package] = &[
     package("iproute2", "the namespace lab"),
     package("tcpdump", "captures of the namespace lab"),
     package("procps", "`kill`, for the tests of the command line"),
-    package("dnsmasq-base", "a DHCP server for the tests of rebec-links"),
+    package("dnsmasq-base", "DHCP and router advertisements for the tests of rebec-links and of a pool without IPv4"),
     package("iperf3", "network benchmarks"),
     package("g++", "libFuzzer, in front of the fuzz targets"),
     package("debian-archive-keyring", "signatures of the kernels' archive"),

@@ -108,7 +108,7 @@ struct Facts {
     disk_bytes: u64,
     disk_free_bytes: u64,
     no_kvm: Option<String>,
-    addresses: Vec<std::net::Ipv4Addr>,
+    addresses: Vec<std::net::IpAddr>,
     boot_id: String,
     durable: bool,
     parts: usize,

@@ -73,6 +73,7 @@ pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
             },
             silent_s: silence.unwrap_or(Duration::ZERO).as_secs(),
             addresses: body.map(|body| body.addresses.iter().map(ToString::to_string).collect()).unwrap_or_default(),
+            clock: if host.key == agent.key() { agent.clock.borrow().clone() } else { None },
             no_kvm: body.and_then(|body| body.no_kvm.clone()),
             cpus: body.map_or(0, |body| body.cpus),
             memory_bytes: body.map_or(0, |body| body.memory_bytes),

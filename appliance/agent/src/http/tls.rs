@@ -1,10 +1,7 @@
 //! Requests over TCP. Those of users: TLS 1.3 under the host's Ed25519 key. Clients pin that key, whose digits
 //! are on the status screen; no name, date or authority counts. Who shows a token is a user, who does not is told so and hears no more.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::{Context, Result};
 use axum::{
@@ -24,18 +21,18 @@ use super::{
     answer::Failure,
     serve::{self, Limits},
 };
-use crate::{agent::Agent, mesh::bulk, tokens};
+use crate::{agent::Agent, listen, mesh::bulk, tokens};
 
 /// Where others reach the API; none where it is off or the host has no address.
 pub fn address(agent: &Agent) -> Option<SocketAddr> {
     let port = Some(agent.options.api_port).filter(|port| *port > 0)?;
-    Some((agent.underlay()?, port).into())
+    Some((agent.mesh_addresses().first()?.ip(), port).into())
 }
 
-/// Listens on all addresses: those of an appliance come later than its agent.
-pub async fn listen(port: u16) -> Result<TcpListener> {
-    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await;
-    listener.with_context(|| format!("API: listen on TCP port {port}; is another agent running? --api-port chooses another port"))
+/// Listens on all addresses.
+pub fn listen(port: u16) -> Result<TcpListener> {
+    listen::everywhere(port)
+        .with_context(|| format!("API: listen on TCP port {port}; is another agent running? --api-port chooses another port"))
 }
 
 /// What ends TLS under the host's key.

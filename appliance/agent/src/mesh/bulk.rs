@@ -5,7 +5,6 @@
 use std::{
     collections::HashMap,
     io,
-    net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -23,7 +22,7 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
 use super::{CONNECT_TIME, Peer};
-use crate::agent::lock;
+use crate::{agent::lock, listen};
 
 /// How long a host may take to take a connection: it has just been heard over the mesh.
 const TCP_TIME: Duration = Duration::from_secs(2);
@@ -89,10 +88,9 @@ impl Bulk {
     }
 }
 
-/// Listens on all addresses: those of an appliance come later than its agent.
-pub async fn listen(port: u16) -> Result<TcpListener> {
-    let listener = TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).await;
-    listener.with_context(|| format!("mesh: listen on TCP port {port}; is another agent running?"))
+/// Listens on all addresses.
+pub fn listen(port: u16) -> Result<TcpListener> {
+    listen::everywhere(port).with_context(|| format!("mesh: listen on TCP port {port}; is another agent running?"))
 }
 
 /// A host that lost its power or its cable is noticed, whether or not bytes are on their way.

@@ -12,7 +12,7 @@ mod tests;
 
 use std::{
     collections::HashMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -26,7 +26,7 @@ use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use iroh::{
     Endpoint, EndpointAddr, PublicKey, RelayMode, SecretKey,
-    endpoint::{Connection, IdleTimeout, QuicTransportConfig, RecvStream, SendStream, presets},
+    endpoint::{BindOpts, Connection, IdleTimeout, QuicTransportConfig, RecvStream, SendStream, presets},
 };
 use rebec_api::{ApiError, ErrorCode};
 use rebec_pool::{Key, key::Name};
@@ -86,6 +86,8 @@ impl Mesh {
             .transport_config(transport)
             .clear_ip_transports()
             .bind_addr(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?
+            // A kernel may have no IPv6.
+            .bind_addr_with_opts(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), BindOpts::default().set_is_required(false))?
             .bind()
             .await
             .with_context(|| format!("mesh: listen on UDP port {port}; is another agent running?"))?;
@@ -94,7 +96,7 @@ impl Mesh {
 
     /// The port that others reach this host at.
     pub fn port(&self) -> u16 {
-        self.endpoint.bound_sockets().first().map_or(0, SocketAddr::port)
+        self.endpoint.bound_sockets().iter().find(|address| address.is_ipv4()).map_or(0, SocketAddr::port)
     }
 
     /// Takes connections until the endpoint ends; each stream, also of connections that this side opened, is handed to `serve`.

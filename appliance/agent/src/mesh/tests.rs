@@ -33,7 +33,7 @@ async fn open() -> (Arc<Mesh>, Peer) {
 }
 
 async fn listen(mesh: &Mesh) {
-    let listener = bulk::listen(mesh.port()).await.unwrap();
+    let listener = bulk::listen(mesh.port()).unwrap();
     tokio::spawn(tls::run_for_agents(listener, mesh.bulk.acceptor().unwrap(), router("tcp")));
 }
 
@@ -60,7 +60,7 @@ async fn bulk_takes_tcp_where_it_can_and_the_mesh_where_it_cannot() {
 async fn who_answers_at_the_port_with_another_key_is_given_nothing() {
     let ((a, as_a), (b, as_b)) = (open().await, open().await);
     let (thief, _) = open().await;
-    let listener = bulk::listen(b.port()).await.unwrap();
+    let listener = bulk::listen(b.port()).unwrap();
     tokio::spawn(tls::run_for_agents(listener, thief.bulk.acceptor().unwrap(), router("thief")));
     assert_eq!(ask(&a, &as_b).await, format!("mesh {}", as_a.key.0[0]));
 }

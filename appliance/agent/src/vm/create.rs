@@ -155,6 +155,7 @@ pub fn place(agent: &Agent, body: &VmBody, host: Option<&str>, domain: Option<&s
     let want = Want {
         memory_bytes: body.memory_bytes,
         disk_bytes: start::disk_bytes(&body.image),
+        lans: !body.nics.is_empty(),
         host,
         domain,
         leaves,
@@ -180,6 +181,7 @@ fn candidates(agent: &Agent, book: &rebec_pool::Book) -> Vec<Candidate> {
             answers: agent.answers(&host.key),
             draining: body.draining,
             no_kvm: body.no_kvm.clone(),
+            underlay: body.underlay.is_some(),
             memory_free_bytes: body.memory_bytes.saturating_sub(loads.get(&host.key).map_or(0, |load| load.memory_bytes)),
             disk_free_bytes: body.disk_bytes.saturating_sub(body.disk_used_bytes),
             parts: body.parts.clone(),

@@ -186,7 +186,8 @@ pub fn free_endpoints(agent: &Agent, count: usize) -> Result<Vec<SocketAddrV4>> 
     if count == 0 {
         return Ok(vec![]);
     }
-    let underlay = agent.underlay().context("this host has no IPv4 address for its LANs yet; give it one, or say --address")?;
+    let underlay =
+        agent.underlay().context("this host has no IPv4 address, which its LANs need; give it one, or run the VM without a LAN")?;
     let taken: Vec<_> = agent.local_vms().iter().flat_map(|vm| vm.kept().endpoints).collect();
     process::endpoints(underlay, count, &taken)
 }

@@ -1,6 +1,6 @@
 //! `rebec agent`: what the program that runs on every host is told.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{net::IpAddr, path::PathBuf};
 
 use clap::Args;
 use rebec_vmm_api::MemorySize;
@@ -17,9 +17,9 @@ pub struct ServeOptions {
     /// TCP port of the API, with TLS; 0 leaves only the Unix socket
     #[arg(long, value_name = "N", default_value_t = rebec_api::API_PORT)]
     pub api_port: u16,
-    /// Address that LANs and other hosts use [default: this host's first]
+    /// Address that other hosts use, and LANs if it is IPv4 [default: other hosts all of them, LANs the first of IPv4]
     #[arg(long, value_name = "IP")]
-    pub address: Option<Ipv4Addr>,
+    pub address: Option<IpAddr>,
     /// Name in the pool [default: the machine's host name]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -44,4 +44,10 @@ pub struct ServeOptions {
     /// A fixed address in place of DHCP
     #[arg(long, value_name = "ADDRESS/LENGTH[,GATEWAY]", requires = "bring_up_links")]
     pub ip: Option<rebec_agent::Addressing>,
+    /// Keep the machine's clock right, by time servers that DHCP names
+    #[arg(long)]
+    pub keep_time: bool,
+    /// Time servers in place of those that DHCP names
+    #[arg(long, value_name = "ADDRESS[,ADDRESS]", value_delimiter = ',', requires = "keep_time")]
+    pub ntp: Vec<IpAddr>,
 }

@@ -27,6 +27,8 @@ fn the_definitions_are_consistent() {
 #[test]
 fn every_command_line_is_understood() {
     for line in [
+        "agent --keep-time",
+        "agent --bring-up-links --ip 10.0.0.2/24 --keep-time --ntp 10.0.0.1,fd00::1 --address fd00::2",
         "pool init lab --domain alpha",
         "pool join rebec1abc",
         "pool join @/run/ticket",
@@ -122,6 +124,8 @@ fn what_is_wrong_is_said_in_one_line_that_names_it() {
         ("rebec fly", "fly"),
         ("rebec pool", "[subcommands: init, join"),
         ("rebec vm", "[subcommands: run, ls"),
+        ("rebec agent --ntp 10.0.0.1", "--keep-time"),
+        ("rebec agent --keep-time --ntp pool", "--ntp"),
         ("rebec pool init lab", "--domain"),
         ("rebec pool join", "TICKET"),
         ("rebec pool join @", "file's name"),

@@ -32,6 +32,7 @@ pub fn agent(options: ServeOptions, socket: Option<PathBuf>) -> Exit {
         durable: !options.volatile,
         screen: options.screen,
         links: options.bring_up_links.then(|| options.ip.unwrap_or(rebec_agent::Addressing::Dhcp)),
+        time: options.keep_time.then_some(options.ntp),
         ticket,
     });
     match run {

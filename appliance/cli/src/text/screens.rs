@@ -44,6 +44,7 @@ fn host() -> HostInfo {
         state: HostState::Ready,
         silent_s: 0,
         addresses: vec!["10.0.0.1:7118".into(), "[fe80::1]:7118".into()],
+        clock: Some("by 10.0.0.3, was off by less than 1ms".into()),
         no_kvm: None,
         cpus: 4,
         memory_bytes: 6 << 30,
@@ -134,6 +135,7 @@ fn hosts_and_domains() {
              memory for VMs  512 MiB of 6 GiB used\n\
              disk            1.5 GiB of 20 GiB used\n\
              state survives  a reboot\n\
+             clock           by 10.0.0.3, was off by less than 1ms\n\
              addresses       10.0.0.1:7118\n\
              \x20               [fe80::1]:7118\n",
             "cd".repeat(32)

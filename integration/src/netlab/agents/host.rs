@@ -32,11 +32,12 @@ const EVIDENCE: [&str; 3] = ["vmm.log", "console.log", "vm.json"];
 /// A host.
 pub struct Host {
     name: String,
-    address: std::net::Ipv4Addr,
     state: PathBuf,
     socket: PathBuf,
     log: PathBuf,
     agent: Option<Child>,
+    /// The address it is told to use; none leaves it to its agent.
+    pub address: Option<std::net::IpAddr>,
     /// The name it asks for in the pool.
     pub called: String,
     /// Memory that its VMs may have, as in `512M`.
@@ -53,8 +54,8 @@ impl Host {
             state: states.join(&name),
             socket: states.join(format!("{name}.sock")),
             log: machine.evidence().join(format!("agent-{name}.log")),
-            address: machine.address(),
             agent: None,
+            address: Some(machine.address().into()),
             called: name.clone(),
             memory: "1G".into(),
             wrapper: vec![],
@@ -89,7 +90,10 @@ impl Host {
         words.push(program()?.display().to_string());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).arg("agent").arg("--state").arg(&self.state).arg("--socket").arg(&self.socket);
-        command.args(["--port", &MESH_PORT.to_string(), "--address", &self.address.to_string()]);
+        command.args(["--port", &MESH_PORT.to_string()]);
+        if let Some(address) = self.address {
+            command.args(["--address", &address.to_string()]);
+        }
         command.args(["--name", &self.called, "--memory", &self.memory]).arg("--vmm").arg(vmm::program()?);
         command.env("RUST_LOG", "debug,iroh=warn,noq=warn,tracing=warn,rustls=info,hyper=info,netlink_proto=info,portmapper=warn");
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);

@@ -66,14 +66,19 @@ pub fn program() -> Result<PathBuf> {
 impl Agents {
     /// Starts an agent on each machine; none belongs to a pool.
     pub fn start(story: &str, names: &[&str]) -> Result<Self> {
+        Self::start_on(NetLab::start(story, names)?, names.len(), |_| ())
+    }
+
+    /// The same on the first machines of a lab, each host changed before its agent starts.
+    pub fn start_on(lab: NetLab, hosts: usize, change: impl Fn(&mut Host)) -> Result<Self> {
         static FOLDERS: AtomicU32 = AtomicU32::new(0);
-        let lab = NetLab::start(story, names)?;
         let number = FOLDERS.fetch_add(1, Ordering::Relaxed);
         let state = Path::new("/tmp").join(format!("{PREFIX}{}-{number}", std::process::id()));
         fs::create_dir_all(&state).with_context(|| format!("make {}", state.display()))?;
         let mut agents = Self { lab, hosts: vec![], state, keep: true };
-        for machine in 0..names.len() {
-            let host = Host::new(&agents.lab.machines[machine], &agents.state);
+        for machine in 0..hosts {
+            let mut host = Host::new(&agents.lab.machines[machine], &agents.state);
+            change(&mut host);
             agents.hosts.push(host);
             agents.restart(machine)?;
         }

@@ -44,6 +44,7 @@ impl Bench {
             durable: true,
             screen: None,
             links: None,
+            time: None,
             ticket: None,
             state: state.clone(),
         };

@@ -20,7 +20,7 @@ const LIMITS: Limits = Limits { connections: 8, handshake: Duration::from_millis
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn listen(bench: &Bench, router: Router, limits: Limits) -> SocketAddr {
-    let listener = tls::listen(0).await.unwrap();
+    let listener = tls::listen(0).unwrap();
     let address = SocketAddr::from(([127, 0, 0, 1], listener.local_addr().unwrap().port()));
     let acceptor = tls::acceptor(&bench.agent).unwrap();
     tokio::spawn(tls::run(bench.agent.clone(), listener, acceptor, router, limits));

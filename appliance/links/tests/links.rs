@@ -1,10 +1,11 @@
-//! A link gets its address from a real DHCP server (dnsmasq) over a pair of interfaces in two network namespaces. Needs root, iproute2
-//! and dnsmasq-base.
+//! A link gets its addresses from a real DHCP server and a real router's advertisements (dnsmasq is both) over a pair of interfaces in two
+//! network namespaces. Needs root, iproute2 and dnsmasq-base.
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
 use std::{
     cell::RefCell,
     fs::File,
+    net::Ipv4Addr,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -31,20 +32,10 @@ impl Net {
         net
     }
 
-    fn serve(&mut self) {
+    fn serve(&mut self, what: &[&str]) {
         let mut command = Command::new("ip");
-        command.args([
-            "netns",
-            "exec",
-            &self.names[1],
-            "dnsmasq",
-            "--keep-in-foreground",
-            "--conf-file=/dev/null",
-            "--port=0",
-            "--no-ping",
-        ]);
-        command.args(["--interface=s0", "--dhcp-range=10.9.0.50,10.9.0.60,255.255.255.0,2m", "--dhcp-option=option:router,10.9.0.1"]);
-        command.args(["--dhcp-option=option:dns-server,10.9.0.1", "--dhcp-leasefile=/dev/null", "--user=root", "--pid-file"]);
+        command.args(["netns", "exec", &self.names[1], "dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0"]);
+        command.args(["--no-ping", "--interface=s0", "--dhcp-leasefile=/dev/null", "--user=root", "--pid-file"]).args(what);
         self.server = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
     }
 
@@ -108,14 +99,43 @@ fn is_ready(state: &LinkState) -> bool {
 fn a_link_gets_its_address_route_and_name_server_by_dhcp() {
     let folder = tempfile::tempdir().unwrap();
     let mut net = Net::make("dhcp");
-    net.serve();
+    net.serve(&[
+        "--dhcp-range=10.9.0.50,10.9.0.60,255.255.255.0,2m",
+        "--dhcp-option=option:router,10.9.0.1",
+        "--dhcp-option=option:dns-server,10.9.0.1",
+        "--dhcp-option=option:ntp-server,10.9.0.1,10.9.0.2",
+    ]);
     net.enter();
     let states = told(policy(Addressing::Dhcp, folder.path()), is_ready);
-    let Some(Progress::Ready { address, gateway }) = states.last().map(|state| state.progress.clone()) else { panic!("{states:?}") };
+    let ready = states.last().map(|state| state.progress.clone());
+    let Some(Progress::Ready { address, gateway, time_servers }) = ready else { panic!("{states:?}") };
+    assert_eq!(time_servers, [Ipv4Addr::new(10, 9, 0, 1), Ipv4Addr::new(10, 9, 0, 2)]);
     assert_eq!((address.0.octets()[..3].to_vec(), address.1, gateway), (vec![10, 9, 0], 24, Some([10, 9, 0, 1].into())));
     assert!(net.client_says(&["addr", "show", "dev", "c0"]).contains(&format!("inet {}/24", address.0)));
     assert!(net.client_says(&["route"]).contains("default via 10.9.0.1 dev c0"));
     assert_eq!(std::fs::read_to_string(folder.path().join("resolv.conf")).unwrap(), "nameserver 10.9.0.1\n");
+}
+
+#[test]
+fn a_link_gets_an_ipv6_address_and_route_from_a_router_where_there_is_no_ipv4() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut net = Net::make("routed");
+    let [client, server] = &net.names;
+    run(&["-n", server, "addr", "add", "2001:db8:7::1/64", "dev", "s0", "nodad"]);
+    // As a machine whose kernel was told to hear no routers.
+    for option in ["accept_ra", "autoconf"] {
+        run(&["netns", "exec", client, "sh", "-c", &format!("echo 0 >/proc/sys/net/ipv6/conf/c0/{option}")]);
+    }
+    net.serve(&["--enable-ra", "--dhcp-range=2001:db8:7::,ra-only,64,10m"]);
+    net.enter();
+    let has_address = |state: &LinkState| matches!(&state.progress, Progress::Ipv6(addresses) if !addresses.is_empty());
+    let states = told(policy(Addressing::Dhcp, folder.path()), has_address);
+    let Some(Progress::Ipv6(addresses)) = states.last().map(|state| state.progress.clone()) else { panic!("{states:?}") };
+    assert!(matches!(addresses[..], [(address, 64)] if address.segments()[..4] == [0x2001, 0xdb8, 7, 0]), "{addresses:?}");
+    assert!(net.client_says(&["addr", "show", "dev", "c0"]).contains(&format!("inet6 {}/64 scope global", addresses[0].0)));
+    assert!(net.client_says(&["-6", "route"]).contains("default via fe80:"));
+    // It did not wait until DHCP had been asked in vain.
+    assert!(states.iter().all(|state| !matches!(state.progress, Progress::Ready { .. } | Progress::Failed(_))), "{states:?}");
 }
 
 #[test]
