@@ -2,7 +2,9 @@
 //!
 //! Started by busybox init, linked statically. At its start it loads the modules of `/lab/modules/list`; then it says
 //! Hello and serves jobs until the machine ends. It decides nothing: the host's tests do. Frames are those of
-//! `rebec_lab_agent`.
+//! `rebec_lab_agent`. Started as `agent tell-time` it is a time server and nothing else.
+
+mod time;
 
 use std::{
     collections::HashMap,
@@ -37,7 +39,11 @@ const INPUT_FRAMES_MAX: usize = 64;
 const PORT_DEADLINE: Duration = Duration::from_secs(60);
 
 fn main() {
-    if let Err(error) = serve() {
+    let served = match std::env::args().nth(1).as_deref() {
+        Some("tell-time") => time::serve(),
+        _ => serve(),
+    };
+    if let Err(error) = served {
         eprintln!("lab-agent: {error}");
         std::process::exit(1);
     }

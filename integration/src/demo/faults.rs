@@ -21,6 +21,7 @@ use crate::{
     progress::say,
     qemu::{
         Machine,
+        lab::address,
         pool::{self, ask, rebec},
     },
 };
@@ -32,6 +33,8 @@ const DIES: usize = 1;
 /// The domain's only host that is cut off.
 const FAR: usize = 2;
 const CUT: Duration = Duration::from_secs(60);
+/// What a busy machine's question for the time may be off by, on top of that machine's own.
+const CLOCK_OFF_NS_MAX: u128 = 1_000_000_000;
 /// Slow enough that the cut comes in the middle.
 const SLOW_MBIT: &str = "1";
 /// Until something shows, on emulated machines that are busy: five times what was seen.
@@ -134,17 +137,21 @@ impl Short {
         Ok(())
     }
 
-    /// New machines take the place of the one that died, one after the other. Nobody types: the first finds its ticket on its kernel's
-    /// command line, the second on a USB stick.
+    /// New machines take the place of the one that died, one after the other. Nobody types: the first, whose battery is empty, finds its
+    /// ticket and a time server on its kernel's command line, the second a ticket on a USB stick.
     pub fn machines_join_by_themselves(&mut self) -> Result<()> {
-        let ticket = pool::ticket(&self.lab.machines[ASKED], &["host", "invite"])?;
-        self.joins("c1", &format!(" rebec.join={ticket}"), &[])?;
+        let first = &self.lab.machines[ASKED];
+        let _server = first.start(&["/lab/start", "tell-time"])?;
+        let ticket = pool::ticket(first, &["host", "invite"])?;
+        let words = format!(" rebec.join={ticket} rebec.ntp={}", address(ASKED));
+        self.joins("c1", &words, &["-rtc", "base=2020-02-02"])?;
+        eventually("its clock is set", SHOWS, || Ok(self.lab.machines[DIES].clock_offset()?.0.unsigned_abs() < CLOCK_OFF_NS_MAX))?;
         let ticket = pool::ticket(&self.lab.machines[ASKED], &["host", "invite"])?;
         let seed = self.lab.evidence().join("seed.img");
         write_seed(&seed, &ticket)?;
         let drive = format!("file={},if=none,id=seed,format=raw,readonly=on", seed.display());
         self.joins("d1", "", &["-device", "qemu-xhci", "-drive", &drive, "-device", "usb-storage,drive=seed"])?;
-        say("demo", "two machines joined with a ticket that they found when they booted");
+        say("demo", "two machines joined by what they found when they booted; one came from 2020");
         Ok(())
     }
 

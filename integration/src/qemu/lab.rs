@@ -169,12 +169,12 @@ impl Lab {
     }
 
     /// Puts another machine in the place of one, with more words on its kernel's command line and more devices, and waits until it is ready.
+    /// Its clock is left alone.
     pub fn replace(&mut self, port: usize, name: &str, words: &str, devices: &[&str]) -> Result<&Machine> {
         self.machines[port].kill();
         self.machines[port] = self.start_machine(port, name, words, devices)?;
         let machine = &self.machines[port];
         machine.wait_ready(true)?;
-        machine.set_clock()?;
         say("lab", format_args!("machine {name} is ready"));
         Ok(machine)
     }
