@@ -25,7 +25,7 @@ use crate::{
     mesh::{Mesh, Peer, exchange},
     run::Options,
     store::Store,
-    vm::{LocalVm, limits::Limits},
+    vm::{LocalVm, keeper::Keeper, limits::Limits},
 };
 
 /// A host that has not been heard for this long is silent.
@@ -49,6 +49,8 @@ pub struct Agent {
     pub limits: Limits,
     /// Connections into guests.
     pub forwards: Forwards,
+    /// Promises about VMs that this host keeps.
+    pub keeper: Keeper,
     /// VMs that are here.
     pub vms: Mutex<BTreeMap<Id, Arc<LocalVm>>>,
     /// Serialises what checks the room of this host and then takes it.
@@ -88,6 +90,7 @@ impl Agent {
             depot,
             limits: Limits::open(),
             forwards: Forwards::default(),
+            keeper: Keeper::new(),
             vms: Mutex::default(),
             admission: tokio::sync::Mutex::default(),
             naming: tokio::sync::Mutex::default(),

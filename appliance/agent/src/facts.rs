@@ -1,8 +1,9 @@
 //! What this host is: processors, memory, room, and whether KVM works.
 
-use std::{fs, net::IpAddr, path::Path, thread::available_parallelism};
+use std::{fs, net::IpAddr, path::Path, thread::available_parallelism, time::Duration};
 
 use nix::{ifaddrs::InterfaceAddress, net::if_::InterfaceFlags};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Memory that is left to the host itself.
 const HOST_MEMORY_BYTES: u64 = 256 << 20;
@@ -37,6 +38,12 @@ fn meminfo(field: &str) -> u64 {
 /// Room on the file system of a folder: all of it, and what is free.
 pub fn disk_bytes(folder: &Path) -> (u64, u64) {
     rustix::fs::statvfs(folder).map_or((0, 0), |stat| (stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
+}
+
+/// Time since the machine started, also while it slept (CLOCK_BOOTTIME).
+pub fn boot_time() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 /// The name a host takes when it is given none.

@@ -255,6 +255,10 @@ pub async fn leave(agent: &Arc<Agent>) -> Result<(), ApiError> {
     if let Some(vm) = agent.local_vms().first() {
         return Err(ApiError::new(ErrorCode::Conflict, format!("VM {} is on this host; move it away or remove it first", vm.name())));
     }
+    let kept = agent.pool(|book| view::vms(book).into_iter().find(|vm| vm.body.keeper == Some(agent.key())).map(|vm| vm.name))?;
+    if let Some(name) = kept {
+        return Err(ApiError::new(ErrorCode::Conflict, format!("this host is the keeper of VM {name}; remove that VM first")));
+    }
     for peer in agent.peers() {
         if agent.answers(&peer.key) {
             // Those without the domain's key answer that they cannot; the others do.

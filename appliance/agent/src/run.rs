@@ -20,7 +20,7 @@ use crate::{
     mesh::{Mesh, Serve, bulk, exchange},
     pool, screen,
     store::Store,
-    vm::{Want, adopt, ports},
+    vm::{Want, adopt, keeper, lease, ports},
 };
 
 /// Between two looks whether the host's own facts have changed.
@@ -99,6 +99,8 @@ async fn serve(options: Options) -> Result<()> {
     }
     tokio::spawn(exchange::run(agent.clone()));
     tokio::spawn(ports::run(agent.clone()));
+    tokio::spawn(lease::run(agent.clone()));
+    tokio::spawn(keeper::run(agent.clone()));
     tokio::spawn(watch_facts(agent.clone()));
     if let Some(path) = agent.options.screen.clone() {
         tokio::spawn(screen::run(agent.clone(), path));

@@ -4,12 +4,19 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
-use rebec_pool::{Book, Key, Record, Signed, record::RecordKey};
+use rebec_pool::{
+    Book, Key, Record, Signed,
+    key::{Id, Name},
+    lease::Charge,
+    record::RecordKey,
+};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
 
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
 const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
+/// Not forgotten with the pool: a keeper that left and came back must know what it has granted.
+const CHARGES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("charges");
 const POOL: &str = "pool";
 
 /// The open file.
@@ -31,6 +38,7 @@ impl Store {
         store.write("make its tables", |tx| {
             tx.open_table(RECORDS)?;
             tx.open_table(FACTS)?;
+            tx.open_table(CHARGES)?;
             Ok(())
         })?;
         Ok(store)
@@ -122,6 +130,47 @@ impl Store {
         drop(table);
         tx.commit().with_context(|| format!("store: change {name}"))?;
         Ok(outcome)
+    }
+
+    /// What this host knows of the VMs that it keeps.
+    pub fn charges(&self) -> Result<Vec<(Id, Charge)>> {
+        let table = self.db.begin_read()?.open_table(CHARGES).context("store: read the charges")?;
+        let mut charges = vec![];
+        for entry in table.iter()? {
+            let (key, value) = entry?;
+            let vm = key.value().try_into().map(Name).context("store: a charge without a VM")?;
+            charges.push((vm, serde_json::from_slice(value.value()).with_context(|| format!("store: understand the charge of VM {vm}"))?));
+        }
+        Ok(charges)
+    }
+
+    /// Changes what is known of one, or leaves it where the change is refused. Who changes it at the same time waits.
+    pub fn change_charge<E>(&self, vm: &Id, change: impl FnOnce(Option<&Charge>) -> Result<Charge, E>) -> Result<Result<Charge, E>> {
+        let what = || format!("store: change the charge of VM {vm}");
+        let tx = self.db.begin_write().with_context(what)?;
+        let mut table = tx.open_table(CHARGES)?;
+        let before: Option<Charge> = match table.get(vm.0.as_slice())? {
+            Some(bytes) => Some(serde_json::from_slice(bytes.value()).with_context(what)?),
+            None => None,
+        };
+        let after = match change(before.as_ref()) {
+            Ok(after) => after,
+            Err(refused) => return Ok(Err(refused)),
+        };
+        if before.as_ref() != Some(&after) {
+            table.insert(vm.0.as_slice(), serde_json::to_vec(&after)?.as_slice())?;
+            drop(table);
+            tx.commit().with_context(what)?;
+        }
+        Ok(Ok(after))
+    }
+
+    /// A VM that this host kept is no more.
+    pub fn forget_charge(&self, vm: &Id) -> Result<()> {
+        self.write("forget a charge", |tx| {
+            tx.open_table(CHARGES)?.remove(vm.0.as_slice())?;
+            Ok(())
+        })
     }
 
     fn write(&self, what: &str, change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>) -> Result<()> {

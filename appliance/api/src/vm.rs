@@ -70,7 +70,8 @@ pub enum OnHostLoss {
     /// Only its host, or an operator who declares the host dead, may start it again.
     #[default]
     Hold,
-    /// Its keeper starts it elsewhere once the host's lease has ended.
+    /// Its keeper, a second host of its home domain, starts it elsewhere, from its image, once its host's lease has run out. It stands still while
+    /// its host does not reach the keeper.
     Restart,
 }
 
@@ -104,10 +105,26 @@ pub struct VmInfo {
     pub home: String,
     /// What happens when its host is lost.
     pub on_host_loss: OnHostLoss,
+    /// The host that has it started elsewhere when its host is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keeper: Option<String>,
+    /// The lease that its host has from the keeper, where the VM runs or would.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<LeaseState>,
     /// When it was created, in seconds since 1970.
     pub created: u64,
     /// The VMM's process on its host; 0 when none runs.
     pub pid: u32,
+}
+
+/// Whether a VM with a keeper may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeaseState {
+    /// Its host renews it.
+    Held,
+    /// Its keeper does not answer its host: the VM stands still until it does.
+    RanOut,
 }
 
 /// Where a VM is in its life.
@@ -118,7 +135,7 @@ pub enum VmState {
     Starting,
     /// Its vCPUs run.
     Running,
-    /// Paused by request.
+    /// Paused by request, or because its lease has run out; `reason` says so.
     Paused,
     /// It runs, and a move is under way.
     Moving,

@@ -36,6 +36,8 @@ pub struct Candidate {
     pub answers: bool,
     /// Whether it is being emptied.
     pub draining: bool,
+    /// Whether its state survives a reboot.
+    pub durable: bool,
     /// Why no VM can run there.
     pub no_kvm: Option<String>,
     /// Whether it has an address for ports of LANs.
@@ -89,6 +91,14 @@ pub fn choose(want: &Want, candidates: &[Candidate]) -> Result<Choice, Vec<Strin
     Ok(Choice { key: chosen.key, name: chosen.name.clone(), reason })
 }
 
+/// Chooses the keeper of a VM: another host of its home domain than the one it is to run on, rather one whose state survives a reboot and that
+/// stays, then the one with most free memory.
+pub fn choose_keeper(home_domain: Key, runner: Key, candidates: &[Candidate]) -> Option<Key> {
+    let fit = candidates.iter().filter(|candidate| candidate.domain == home_domain && candidate.key != runner && candidate.answers);
+    let best = fit.max_by_key(|candidate| (candidate.durable, !candidate.draining, candidate.memory_free_bytes, candidate.key));
+    best.map(|candidate| candidate.key)
+}
+
 fn refusal(want: &Want, candidate: &Candidate) -> Option<String> {
     if want.leaves == Some(candidate.key) {
         return Some("the VM is there already".into());
@@ -127,6 +137,7 @@ mod tests {
             domain: Name([domain; 32]),
             answers: true,
             draining: false,
+            durable: true,
             no_kvm: None,
             underlay: true,
             memory_free_bytes: free_mib << 20,
@@ -173,6 +184,18 @@ mod tests {
             "h7: the VM is there already",
         ];
         assert_eq!(refusals, expected);
+    }
+
+    #[test]
+    fn a_keeper_is_another_host_of_the_home_domain() {
+        let mut hosts = vec![candidate(1, 1, 100), candidate(2, 1, 900), candidate(3, 1, 500), candidate(4, 2, 9000)];
+        let keeper = |runner: u8, hosts: &[Candidate]| choose_keeper(Name([1; 32]), Name([runner; 32]), hosts).map(|key| key.0[0]);
+        assert_eq!((keeper(1, &hosts), keeper(2, &hosts), keeper(4, &hosts)), (Some(2), Some(3), Some(2)));
+        hosts[1].durable = false;
+        assert_eq!(keeper(1, &hosts), Some(3));
+        hosts[2].answers = false;
+        assert_eq!(keeper(1, &hosts), Some(2));
+        assert_eq!(keeper(2, &hosts[1..]), None);
     }
 
     #[test]

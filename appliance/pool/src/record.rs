@@ -227,8 +227,8 @@ pub struct VmBody {
     pub nics: Vec<NicBody>,
     /// Texts of its NoCloud seed disk: meta-data, user-data.
     pub seed: Option<(String, String)>,
-    /// Whether a keeper restarts it when its host is lost.
-    pub restart: bool,
+    /// The host that has it started elsewhere when its host is lost; without one it is held. For life.
+    pub keeper: Option<Key>,
     /// When it was created, in seconds since 1970.
     pub created: u64,
 }
@@ -282,6 +282,8 @@ pub enum SeenState {
     Stopped,
     /// It ended with an error.
     Failed,
+    /// Its lease has run out: it stands still until its keeper answers.
+    Unleased,
 }
 
 impl Body {

@@ -39,6 +39,8 @@ pub struct VmmConfig {
     pub nets: Vec<String>,
     /// Value of `--ledger`.
     pub ledger: Option<PathBuf>,
+    /// Whether it has `--lease`.
+    pub lease: bool,
     /// Control sockets of donors, for `receive`.
     pub donors: Vec<PathBuf>,
 }
@@ -113,6 +115,9 @@ impl Vmm {
         command.args(config.nets.iter().flat_map(|net| ["--net", net]));
         if let Some(ledger) = &config.ledger {
             command.arg("--ledger").arg(ledger);
+        }
+        if config.lease {
+            command.arg("--lease");
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&log).with_context(|| format!("make {}", log.display()))?);
         let mut child = machine.spawn(command)?;

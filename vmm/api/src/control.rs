@@ -79,6 +79,11 @@ pub enum Command {
     },
     /// Move the VM over the connections passed with the request: the first for control, the others as streams.
     Migrate(MigrateOptions),
+    /// Let the vCPUs run until an instant of CLOCK_BOOTTIME, which both sides have in common: a line that is read late grants nothing.
+    Lease {
+        /// That instant, in milliseconds.
+        until_ms: u64,
+    },
     /// Turn this connection into a donor connection.
     Donate,
 }
@@ -202,6 +207,9 @@ pub struct Status {
     /// Whether the right to run it is recorded in a file, and so survives a crash of both sides of a move.
     #[serde(default)]
     pub ledger: bool,
+    /// How long the lease without which it does not run still lasts; 0 when it has ended, none where it needs none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_ms: Option<u64>,
 }
 
 /// One NIC's counters.
@@ -256,6 +264,8 @@ mod tests {
         let text = r#"{"id":3,"do":"fdb-add","mac":"52:54:00:00:00:01","endpoint":"10.0.0.2:4789","ip":"10.7.0.5"}"#;
         assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
         let text = r#"{"id":4,"do":"fdb-remove","mac":"52:54:00:00:00:01"}"#;
+        assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
+        let text = r#"{"id":5,"do":"lease","until_ms":86400000}"#;
         assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
         let error =
             Response { id: 4, body: ResponseBody::Error(ControlError { code: ErrorCode::Busy, message: "a move is under way".into() }) };

@@ -129,8 +129,13 @@ impl Vcpu {
                     let what = format!("KVM returned {other:?}, which this machine never asks for");
                     return Err(self.stopped(what));
                 }
-                // EINTR: a signal, maybe a kick. EAGAIN: a vCPU that waited to be started was woken.
-                Err(errno) if matches!(errno.errno(), libc::EINTR | libc::EAGAIN) => {
+                // A kick, or another signal: one comes when the machine is put to sleep, and whether the vCPU may go on is then asked anew.
+                Err(errno) if errno.errno() == libc::EINTR => {
+                    self.kicks.take();
+                    return Ok(VcpuExit::Interrupted);
+                }
+                // A vCPU that waited to be started was woken.
+                Err(errno) if errno.errno() == libc::EAGAIN => {
                     if self.kicks.take() {
                         return Ok(VcpuExit::Interrupted);
                     }

@@ -152,6 +152,9 @@ pub struct Shared {
     /// Keep the record of who may run this VM here; without it, a crash of both sides of a move is not covered
     #[arg(long, value_name = "FILE")]
     pub ledger: Option<PathBuf>,
+    /// Let the vCPUs run only while a lease lasts, which `lease` on the control socket extends
+    #[arg(long, requires = "control")]
+    pub lease: bool,
 }
 
 /// Options of `ctl`.
@@ -182,6 +185,12 @@ pub enum CtlRequest {
     Stop,
     /// Abandon the move under way; the VM runs on here
     Cancel,
+    /// Let a VM that was started with --lease run for a time from now
+    Lease {
+        /// In milliseconds, at most an hour; an end that is later stays
+        #[arg(value_name = "MS")]
+        for_ms: u64,
+    },
     /// Tell the VM's ports where a MAC address lives
     FdbAdd {
         /// The station
@@ -386,7 +395,8 @@ mod tests {
     #[test]
     fn receive_and_every_ctl_request() {
         let line = "rebec-vmm receive --listen 0.0.0.0:7000 --donor /a --donor /b --disk d --control /c";
-        assert!(matches!(parse_words(line), Ok(Command::Receive(options)) if options.donors.len() == 2));
+        assert!(matches!(parse_words(line), Ok(Command::Receive(options)) if options.donors.len() == 2 && !options.shared.lease));
+        assert!(matches!(parse_words("rebec-vmm run --kernel k --control /c --lease"), Ok(Command::Run(options)) if options.shared.lease));
         for request in [
             "status",
             "status --json",
@@ -394,6 +404,7 @@ mod tests {
             "resume",
             "stop",
             "cancel",
+            "lease 15000",
             "fdb-add 52:54:00:00:00:01 10.0.0.1:4789",
             "fdb-add 52:54:00:00:00:01 10.0.0.1:4789 10.7.0.5",
             "fdb-remove 52:54:00:00:00:01",
@@ -423,6 +434,7 @@ mod tests {
             ("rebec-vmm run --kernel k --disk d --disk d", "disk `d` is given twice"),
             ("rebec-vmm run --kernel k --disk d --serial file:d", "--serial `d`"),
             ("rebec-vmm run --kernel k --ledger x --control x", "--ledger `x`"),
+            ("rebec-vmm run --kernel k --lease", "--control"),
             ("rebec-vmm receive", "--listen"),
             ("rebec-vmm receive --listen nowhere", "nowhere"),
             ("rebec-vmm receive --listen 1.2.3.4:1 --donor /a --donor /a", "donor `/a`"),

@@ -9,6 +9,7 @@ mod departure;
 mod event;
 mod held;
 mod lan;
+mod lease;
 mod ledger;
 mod lending;
 mod listen;

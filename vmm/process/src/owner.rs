@@ -34,6 +34,7 @@ use crate::{
     event::Event,
     held::Held,
     lan::Lan,
+    lease::Lease,
     lending::Lending,
     moving::{Canceller, Outgoing, Settled},
     run::BootPlan,
@@ -52,6 +53,7 @@ pub struct Owner {
     /// Missing when the VM arrived from elsewhere and its user named no kernel for it here.
     plan: Option<BootPlan>,
     lending: Lending,
+    lease: Lease,
     events: SyncSender<Event>,
 }
 
@@ -118,8 +120,13 @@ impl Owner {
 
     fn of_nothing(place: Place, state: VmState, lans: Vec<Lan>, services: Arc<Services>, events: SyncSender<Event>) -> Self {
         let (vm, disk_bytes, nets) = (String::new(), vec![], net_status(&lans));
-        let last = Status { state, epoch: 0, vm, memory_bytes: 0, vcpus: 0, disk_bytes, nets, ledger: false };
-        Self { place, last, lans, services, plan: None, lending: Lending::default(), events }
+        let last = Status { state, epoch: 0, vm, memory_bytes: 0, vcpus: 0, disk_bytes, nets, ledger: false, lease_ms: None };
+        Self { place, last, lans, services, plan: None, lending: Lending::default(), lease: Lease::new(false), events }
+    }
+
+    /// The VM runs only while this lasts.
+    pub fn under(self, lease: Lease) -> Self {
+        Self { lease, ..self }
     }
 
     /// Decides until the VM has ended here.
@@ -266,6 +273,7 @@ impl Owner {
             Command::FdbAdd { mac, endpoint, ip } => self.edit_fdb(|lan| lan.fdb_add(&Peer { mac, endpoint, ip })),
             Command::FdbRemove { mac } => self.edit_fdb(|lan| lan.fdb_remove(mac)),
             Command::Cancel => self.cancel(),
+            Command::Lease { until_ms } => self.extend(until_ms),
             Command::Migrate(options) => {
                 self.migrate(options, descriptors, reply);
                 return Next::Go;
@@ -307,6 +315,10 @@ impl Owner {
             }
             _ => Err(self.wrong_state("resume", "it was not paused by request")),
         }
+    }
+
+    fn extend(&self, until_ms: u64) -> Result<Answer, ControlError> {
+        self.lease.extend(until_ms).map(|()| Answer::Done).map_err(|why| self.wrong_state("lease", &why))
     }
 
     fn cancel(&self) -> Result<Answer, ControlError> {
@@ -384,13 +396,14 @@ impl Owner {
     }
 
     fn status(&self) -> Status {
-        match &self.place {
+        let status = match &self.place {
             Place::Here(held, stand) => status_of(held, stand.state(), &self.lans),
             Place::Arriving { .. } | Place::Gone | Place::Unsettled(_) | Place::Asking => {
                 Status { nets: net_status(&self.lans), ..self.last.clone() }
             }
             Place::Moving { .. } => Status { state: VmState::Moving, nets: net_status(&self.lans), ..self.last.clone() },
-        }
+        };
+        Status { lease_ms: self.lease.left_ms(), ..status }
     }
 
     fn wrong_state(&self, what: &str, why: &str) -> ControlError {
@@ -424,6 +437,7 @@ fn status_of(held: &Held, state: VmState, lans: &[Lan]) -> Status {
         disk_bytes: held.vm.disks().iter().map(|disk| disk.size_bytes()).collect(),
         nets: net_status(lans),
         ledger: held.has_durable_ledger(),
+        lease_ms: None,
     }
 }
 

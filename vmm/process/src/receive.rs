@@ -22,9 +22,10 @@ use crate::{
     event::{EVENTS_MAX, Event},
     held::Held,
     lan::Lan,
+    lease::Lease,
     ledger::Ledger,
     moving::{Arrived, Incoming},
-    open::{self, DiskFile},
+    open::{self, DiskFile, Opened},
     owner::Owner,
     run::BootPlan,
     services::Services,
@@ -47,7 +48,9 @@ pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
         Decision::Nothing | Decision::Wait => None,
     };
     let services = Arc::new(Services::start(opened.serial, opened.control, stop, &sender)?);
-    let site = Site { kvm: opened.kvm, disks: opened.disks, lans: opened.lans, services: services.clone(), events: sender.clone() };
+    let lease = Lease::new(options.shared.lease);
+    let Opened { kvm, disks, lans, .. } = opened;
+    let site = Site { kvm, disks, lans, services: services.clone(), lease: lease.clone(), events: sender.clone() };
     let owner = Owner::of_arriving(site.lans.clone(), services, plan, sender.clone());
     let take_in = move || {
         let arrived = match released {
@@ -60,7 +63,7 @@ pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
         sender.send(Event::Arrived(arrived.map(Box::new))).unwrap_or_default();
     };
     ServiceThreads.spawn("receive", Box::new(take_in)).context("start the thread that receives the VM")?;
-    owner.serve(&events)
+    owner.under(lease).serve(&events)
 }
 
 /// What this side gives to the machine that comes.
@@ -69,6 +72,7 @@ struct Site {
     disks: Vec<DiskFile>,
     lans: Vec<Lan>,
     services: Arc<Services>,
+    lease: Lease,
     events: SyncSender<Event>,
 }
 
@@ -92,7 +96,8 @@ impl Site {
         let sized = self.disks.iter().zip(&shape.disks);
         let disks = sized.map(|(file, wanted)| open_disk(file, wanted.bytes)).collect::<Result<_>>()?;
         let kvm = self.kvm.try_clone().context("duplicate the KVM descriptor")?;
-        let host = Host { kvm, disks, lans: self.lans.clone(), services: self.services.clone(), events: self.events.clone() };
+        let (services, lease) = (self.services.clone(), self.lease.clone());
+        let host = Host { kvm, disks, lans: self.lans.clone(), services, lease, events: self.events.clone() };
         let memory = MemorySize::from_bytes(shape.memory_bytes)?;
         let vm = vm::build(vm::Shape { memory, vcpus: shape.vcpus }, &host)?;
         let theirs = CpuModel::from_bytes(&shape.cpu_model)?;

@@ -15,6 +15,7 @@ use crate::{
     cli::RunOptions,
     event::EVENTS_MAX,
     held::Held,
+    lease::Lease,
     ledger::Ledger,
     open::{self, BootFiles},
     owner::Owner,
@@ -73,7 +74,9 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let disks = opened.disks.iter().map(|disk| disk.parse().map(Arc::new)).collect::<Result<_>>()?;
     let services = Arc::new(Services::start(opened.serial, opened.control, stop, &sender)?);
     let lans = opened.lans;
-    let host = Host { kvm: opened.kvm, disks, lans: lans.clone(), services: services.clone(), events: sender.clone() };
+    let lease = Lease::new(options.shared.lease);
+    let host =
+        Host { kvm: opened.kvm, disks, lans: lans.clone(), services: services.clone(), lease: lease.clone(), events: sender.clone() };
     let plan = BootPlan::new(files, &options.boot.cmdline);
     let cold = ColdStart { shape: Shape { memory: options.memory, vcpus: options.vcpus }, host, plan };
     let owner = match word {
@@ -83,7 +86,7 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
         }
         Word::Granted(record) => Owner::of_unsettled(Unsettled::new(record, ledger, cold), lans, services, sender),
     };
-    owner.serve(&events)
+    owner.under(lease).serve(&events)
 }
 
 /// What the ledger says about starting the VM here.

@@ -34,7 +34,8 @@ use crate::{
     pool::{self, JoinAnswer, JoinQuestion},
     vm::{
         arrive::{self, Offer},
-        create::{self, LeaseQuestion, StartOrder},
+        create::{self, LeaseQuestion, Order, StartOrder},
+        keeper::{self, Verdict, Wish},
         start,
     },
 };
@@ -94,13 +95,28 @@ pub async fn leases(
     Ok(axum::Json(records))
 }
 
+/// `POST /internal/promises`: from a host that has a copy of a VM that this one keeps.
+pub async fn promises(
+    State(agent): State<Arc<Agent>>,
+    Extension(caller): Extension<Caller>,
+    Json(question): Json<keeper::Question>,
+) -> Answer<Verdict> {
+    Ok(axum::Json(keeper::answer(&agent, asker(caller)?, &question)?))
+}
+
+/// `POST /internal/restarts`: to the keeper of a VM whose host is lost, for a user who wants it to run.
+pub async fn restarts(State(agent): State<Arc<Agent>>, Json(wish): Json<Wish>) -> Answer<()> {
+    Ok(axum::Json(keeper::wish(&agent, wish.vm)?))
+}
+
 /// `POST /internal/starts`: a job whose result is how the VM is.
 pub async fn starts(State(agent): State<Arc<Agent>>, Json(order): Json<StartOrder>) -> Result<Response, Failure> {
-    agent.merge(order.records);
-    let (_, body) = start::desired(&agent, order.vm)?;
+    let StartOrder { vm, epoch, reason, records } = order;
+    agent.merge(records);
+    let (_, body) = start::desired(&agent, vm)?;
     Ok(jobs::begin(&agent, format!("start VM {}", body.name), async move |agent, reporter| {
-        start::start(&agent, order.vm, order.epoch, &reporter).await?;
-        agent.pool(|book| book.select(|key| key.kind == Kind::Seen && key.id == order.vm, usize::MAX))
+        start::start(&agent, vm, Order { epoch, reason }, &reporter).await?;
+        agent.pool(|book| book.select(|key| key.kind == Kind::Seen && key.id == vm, usize::MAX))
     }))
 }
 

@@ -7,7 +7,7 @@ use rebec_api::{
     image::{ImageInfo, Part},
     lan::{LanInfo, PortInfo},
     pool::DomainInfo,
-    vm::{NicInfo, OnHostLoss, VmInfo, VmState},
+    vm::{LeaseState, NicInfo, OnHostLoss, VmInfo, VmState},
 };
 use rebec_pool::{
     Book, Key,
@@ -176,7 +176,9 @@ pub fn vms(agent: &Agent, book: &Book) -> Vec<VmInfo> {
             vcpus: vm.body.vcpus,
             nics: nics(vm.body, &lans),
             home: names.host(&vm.home),
-            on_host_loss: if vm.body.restart { OnHostLoss::Restart } else { OnHostLoss::Hold },
+            on_host_loss: if vm.body.keeper.is_some() { OnHostLoss::Restart } else { OnHostLoss::Hold },
+            keeper: vm.body.keeper.map(|keeper| names.host(&keeper)),
+            lease: seen.filter(|_| !lost && vm.body.keeper.is_some()).and_then(|seen| lease_of(seen.body.state)),
             created: vm.body.created,
             pid: seen.map_or(0, |seen| seen.body.pid),
             name: vm.name,
@@ -194,11 +196,20 @@ fn nics(body: &VmBody, lans: &BTreeMap<rebec_pool::key::Id, String>) -> Vec<NicI
     nics.collect()
 }
 
+/// What a holder's word on a VM tells of its lease.
+fn lease_of(state: SeenState) -> Option<LeaseState> {
+    match state {
+        SeenState::Running | SeenState::Moving | SeenState::Paused => Some(LeaseState::Held),
+        SeenState::Unleased => Some(LeaseState::RanOut),
+        SeenState::Starting | SeenState::Waiting | SeenState::Stopped | SeenState::Failed => None,
+    }
+}
+
 fn state_of(state: SeenState) -> VmState {
     match state {
         SeenState::Starting => VmState::Starting,
         SeenState::Running => VmState::Running,
-        SeenState::Paused => VmState::Paused,
+        SeenState::Paused | SeenState::Unleased => VmState::Paused,
         SeenState::Moving => VmState::Moving,
         SeenState::Waiting => VmState::Waiting,
         SeenState::Stopped => VmState::Stopped,

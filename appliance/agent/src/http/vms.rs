@@ -12,7 +12,12 @@ use rebec_api::{
     ApiError, ErrorCode,
     vm::{MoveVm, NewVm, VmInfo},
 };
-use rebec_pool::{Key, key::Id, record::Kind, view};
+use rebec_pool::{
+    Book, Key,
+    key::Id,
+    record::{Kind, SeenState},
+    view,
+};
 use rebec_vmm_api::control::Command;
 
 use super::{
@@ -21,9 +26,17 @@ use super::{
 };
 use crate::{
     agent::Agent,
-    vm::{LocalVm, Want, create, depart, start, watch},
+    vm::{
+        LocalVm, Want,
+        create::{self, Order},
+        depart,
+        keeper::{self, Wish},
+        lease, start, watch,
+    },
 };
 
+/// How long a start by a keeper is watched: a lease, its margin, and an image that must be fetched.
+const START_TIME: Duration = Duration::from_secs(90);
 /// How long a VMM may take to end.
 const END_TIME: Duration = Duration::from_secs(10);
 
@@ -74,18 +87,10 @@ pub fn local_or_holder(agent: &Agent, name: &str) -> Result<Result<Arc<LocalVm>,
 
 /// `POST /v1/vms`
 pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewVm>) -> Result<Response, Failure> {
-    let (id, body) = create::record(&agent, &new).await?;
-    let chosen = create::place(&agent, &body, new.host.as_deref(), new.domain.as_deref(), None);
-    let chosen = match chosen {
-        Ok(chosen) => chosen,
-        Err(error) => {
-            agent.publish(Kind::Vm, id, None)?;
-            return Err(error.into());
-        }
-    };
+    let (id, chosen) = create::record(&agent, &new).await?;
     let what = format!("run VM {} on host {} ({})", new.name, chosen.name, chosen.reason);
     Ok(jobs::begin(&agent, what, async move |agent, reporter| {
-        let outcome = create::start_at(&agent, id, 1, &chosen, &reporter).await;
+        let outcome = create::start_at(&agent, id, Order::FIRST, &chosen, &reporter).await;
         // A VM that never ran leaves nothing behind.
         if outcome.is_err() && agent.book(|book| view::seen(book, id).is_none()) == Some(true) {
             agent.publish(Kind::Vm, id, None)?;
@@ -106,26 +111,56 @@ pub async fn start(State(agent): State<Arc<Agent>>, Path(name): Path<String>, re
         }
         Some(holder) if holder != agent.key() => Ok(forward::to(&agent, &holder, request).await?.into_response()),
         _ => Ok(jobs::begin(&agent, format!("start VM {name}"), async move |agent, reporter| {
-            start::start(&agent, found.id, 1, &reporter).await?;
+            start::start(&agent, found.id, Order::FIRST, &reporter).await?;
             info(&agent, &name)
         })),
     }
 }
 
 fn is_dead(agent: &Agent, host: &Key) -> bool {
-    agent.book(|book| book.membership(host).is_some_and(|(_, member)| member.dead.is_some())) == Some(true)
+    agent.book(|book| was_declared_dead(book, host)) == Some(true)
+}
+
+fn was_declared_dead(book: &Book, host: &Key) -> bool {
+    book.membership(host).is_some_and(|(_, member)| member.dead.is_some())
 }
 
 /// What a VM had written is lost with its host: it starts from its image, at the epoch after the one that host held.
 fn start_elsewhere(agent: &Arc<Agent>, id: Id, name: String) -> Result<Response, Failure> {
     let (_, body) = start::desired(agent, id)?;
+    if let Some(keeper) = body.keeper {
+        return Ok(start_by_keeper(agent, id, name, keeper));
+    }
     let epoch = agent.pool(|book| view::seen(book, id).map_or(1, |seen| seen.body.epoch.saturating_add(1)))?;
     let chosen = create::place(agent, &body, None, None, None)?;
     let what = format!("start VM {name} from its image on host {}: its disk is lost with the host that was declared dead", chosen.name);
     Ok(jobs::begin(agent, what, async move |agent, reporter| {
-        create::start_at(&agent, id, epoch, &chosen, &reporter).await?;
+        create::start_at(&agent, id, Order { epoch, reason: None }, &chosen, &reporter).await?;
         info(&agent, &name)
     }))
+}
+
+/// Who may run it is for its keeper to say, which starts it elsewhere by itself unless it was stopped.
+fn start_by_keeper(agent: &Arc<Agent>, id: Id, name: String, keeper: Key) -> Response {
+    let what = format!("have VM {name} started by its keeper, host {}", agent.name_of(&keeper));
+    jobs::begin(agent, what, async move |agent, _| {
+        if keeper == agent.key() {
+            keeper::wish(&agent, id)?;
+        } else {
+            let unknown = || ApiError::new(ErrorCode::Unreachable, format!("VM {name}: its keeper is not known here"));
+            let peer = agent.peer(&keeper).ok_or_else(unknown)?;
+            agent.mesh.ask::<_, ()>(&peer, "/internal/restarts", &Wish { vm: id }).await?;
+        }
+        let runs = |book: &Book| {
+            view::seen(book, id).is_some_and(|seen| seen.body.state == SeenState::Running && !was_declared_dead(book, &seen.holder))
+        };
+        if agent.until(START_TIME, || agent.book(runs) == Some(true)).await {
+            return info(&agent, &name);
+        }
+        let message =
+            format!("VM {name}: not started within {} s; its keeper goes on trying, see `rebec vm show {name}`", START_TIME.as_secs());
+        Err(ApiError::new(ErrorCode::Failed, message))
+    })
 }
 
 /// `POST /v1/vms/{name}/stop`
@@ -153,6 +188,8 @@ pub async fn stop_here(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<(), ApiE
         log::warn!("vm {name}: stop: {error:#}");
     }
     if agent.until(END_TIME, || vm.seen().pid == 0).await {
+        // Its keeper should know at once that it is not to be started elsewhere.
+        tokio::spawn(lease::renew(agent.clone(), vm.clone()));
         return Ok(());
     }
     Err(ApiError::new(ErrorCode::Failed, format!("VM {name}: its VMM did not end within {} s", END_TIME.as_secs())))

@@ -4,12 +4,12 @@
 use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
 
 use rebec_api::{ApiError, ErrorCode};
-use rebec_pool::{Key, Signed, key::Id, record::SeenState};
+use rebec_pool::{Key, Signed, key::Id, lease::Stance, record::SeenState};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
 use super::{
-    Kept, LocalVm, Want, failed, ports,
+    Kept, LocalVm, Want, failed, lease, ports,
     process::{self, Beginning, Process},
     start, watch,
 };
@@ -26,6 +26,8 @@ const DONORS_MAX: usize = 4;
 pub struct Offer {
     /// The VM.
     pub vm: Id,
+    /// Its ownership counter at the host that sends it.
+    pub epoch: u64,
     /// Records it needs here.
     pub records: Vec<Signed>,
 }
@@ -34,25 +36,33 @@ pub struct Offer {
 pub async fn prepare(agent: &Arc<Agent>, from: Key, offer: Offer, reporter: &Reporter) -> Result<(), ApiError> {
     agent.merge(offer.records);
     let (home, body) = start::desired(agent, offer.vm)?;
-    let name = body.name.clone();
+    let (name, epoch) = (body.name.clone(), offer.epoch.saturating_add(1));
     start::gather(agent, &body.image, agent.peer(&from).as_slice(), reporter).await?;
     let gone = || agent.local_vm(&offer.vm).is_none_or(|vm| vm.want() != Want::Gone);
     if !gone() {
         reporter.progress("waiting until what it left here has gone", 0, 0);
         agent.until(LEFT_TIME, gone).await;
     }
+    let kept = Kept { from: Some(from), epoch, ..Kept::new(offer.vm, home, body.clone(), Want::Arriving) };
+    let leased_until = lease::require(agent, &kept, Stance::Arrives).await?;
     let _admission = agent.admission.lock().await;
     if let Some(vm) = agent.local_vm(&offer.vm) {
         return match vm.want() {
             // An earlier attempt: its VMM still waits and takes the next.
-            Want::Arriving => vm.keep(|kept| kept.from = Some(from)).map_err(|error| failed(&error)),
+            Want::Arriving => {
+                vm.keep(|kept| (kept.from, kept.epoch) = (Some(from), epoch)).map_err(|error| failed(&error))?;
+                vm.leased_until(leased_until);
+                lease::tell(&vm).await;
+                Ok(())
+            }
             Want::Running | Want::Stopped | Want::Gone => {
                 Err(ApiError::new(ErrorCode::Conflict, format!("host {} still has VM {name}; try again in a moment", agent.own_name())))
             }
         };
     }
     start::require_room(agent, &body)?;
-    let vm = start::place_here(agent, Kept { from: Some(from), ..Kept::new(offer.vm, home, body, Want::Arriving) })?;
+    let vm = start::place_here(agent, kept)?;
+    vm.leased_until(leased_until);
     match wait_for(agent, &vm).await {
         Ok(process) => {
             watch::spawn(agent, &vm, process);
@@ -82,6 +92,7 @@ pub async fn wait_for(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> anyhow::Result<P
     process::wait_absent(&vm.folder).await?;
     let mut child = process::spawn(agent, vm, &peers, &how)?;
     process::wait_ready(&mut child, &vm.folder).await?;
+    lease::tell(vm).await;
     vm.console.started();
     vm.fdb(|fdb| *fdb = peers.into_iter().take(process::PEERS_MAX).collect());
     Ok(Process::Child(child))

@@ -1,4 +1,4 @@
-//! `vm run`: a record is written here, its home; a host is chosen; that host starts the VM.
+//! `vm run`: a host is chosen, and a keeper where there is to be one; a record is written here, its home; that host starts the VM.
 
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
@@ -7,10 +7,10 @@ use rebec_api::{
     vm::{NewVm, OnHostLoss},
 };
 use rebec_pool::{
-    Body, Key,
+    Body, Key, Signed,
     key::{Id, Name},
     lan,
-    place::{Candidate, Choice, Want, choose},
+    place::{Candidate, Choice, Want, choose, choose_keeper},
     record::{ImageBody, Kind, LanBody, NicBody, RangeLease, VmBody},
     view,
 };
@@ -22,6 +22,7 @@ use crate::{
     agent::{Agent, lock, now_s, random},
     http::names,
     jobs::Reporter,
+    mesh::exchange::News,
 };
 
 /// LANs one VM may be on.
@@ -37,8 +38,8 @@ pub struct LeaseQuestion {
     pub lan: Id,
 }
 
-/// Checks what was asked for and writes the VM's record.
-pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, VmBody), ApiError> {
+/// Checks what was asked for, chooses a host for it and writes the VM's record.
+pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, Choice), ApiError> {
     names::check("VM", &new.name)?;
     let bad = |what: String| Err(ApiError::new(ErrorCode::BadRequest, what));
     if MemorySize::from_bytes(new.memory_bytes).is_err() {
@@ -49,11 +50,6 @@ pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, VmBody), Api
     }
     if new.lans.len() > LANS_MAX {
         return bad(format!("{} LANs: at most {LANS_MAX}", new.lans.len()));
-    }
-    if new.on_host_loss == OnHostLoss::Restart {
-        return bad(
-            "on-host-loss restart: this version cannot start a VM elsewhere when its host is lost; leave it out, or say hold".into()
-        );
     }
     let _alone = agent.naming.lock().await;
     let taken = agent.pool(|book| view::vms(book).iter().any(|vm| vm.name == new.name))?;
@@ -74,7 +70,7 @@ pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, VmBody), Api
         Some(more) => format!("{} {more}", image.cmdline).trim().to_owned(),
         None => image.cmdline.clone(),
     };
-    let body = VmBody {
+    let mut body = VmBody {
         name: new.name.clone(),
         image_name: new.image.clone(),
         image,
@@ -83,12 +79,41 @@ pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, VmBody), Api
         cmdline,
         nics,
         seed,
-        restart: false,
+        keeper: None,
         created: now_s(),
     };
+    let chosen = place(agent, &body, new.host.as_deref(), new.domain.as_deref(), None)?;
+    if new.on_host_loss == OnHostLoss::Restart {
+        body.keeper = Some(keeper(agent, &body.name, &chosen)?);
+    }
     let id: Id = Name(random());
-    agent.publish(Kind::Vm, id, Some(Body::Vm(body.clone())))?;
-    Ok((id, body))
+    let record = agent.publish(Kind::Vm, id, Some(Body::Vm(body.clone())))?;
+    if let Some(keeper) = body.keeper.filter(|keeper| *keeper != agent.key())
+        && let Err(error) = introduce(agent, keeper, record).await
+    {
+        agent.publish(Kind::Vm, id, None)?;
+        return Err(error);
+    }
+    Ok((id, chosen))
+}
+
+/// The host that is to look after a VM.
+fn keeper(agent: &Agent, vm: &str, runner: &Choice) -> Result<Key, ApiError> {
+    let own = agent.key();
+    let (candidates, home) = agent.pool(|book| (candidates(agent, book), book.membership(&own).map(|(domain, _)| domain)))?;
+    home.and_then(|home| choose_keeper(home, runner.key, &candidates)).ok_or_else(|| {
+        let message = format!(
+            "VM {vm}: on-host-loss restart needs a keeper, a second host of this domain that answers; add one with `rebec host invite`, or say hold"
+        );
+        ApiError::new(ErrorCode::Refused, message)
+    })
+}
+
+/// Tells a keeper of its VM: it is asked before the news has spread.
+async fn introduce(agent: &Arc<Agent>, keeper: Key, record: Signed) -> Result<(), ApiError> {
+    let unknown = || ApiError::new(ErrorCode::Unreachable, format!("host {} is not known here any more; try again", keeper.short()));
+    let peer = agent.peer(&keeper).ok_or_else(unknown)?;
+    agent.mesh.ask(&peer, "/internal/records", &News { records: vec![record] }).await
 }
 
 fn image(agent: &Agent, name: &str) -> Result<ImageBody, ApiError> {
@@ -129,7 +154,7 @@ async fn lease(agent: &Arc<Agent>, lan: Id, home: Key) -> Result<(), ApiError> {
     }
     let peer =
         agent.peer(&home).ok_or_else(|| ApiError::new(ErrorCode::Unreachable, "the LAN's home host is not known here yet; try again"))?;
-    let records: Vec<rebec_pool::Signed> = agent.mesh.ask(&peer, "/internal/leases", &LeaseQuestion { lan }).await?;
+    let records: Vec<Signed> = agent.mesh.ask(&peer, "/internal/leases", &LeaseQuestion { lan }).await?;
     agent.merge(records);
     Ok(())
 }
@@ -180,6 +205,7 @@ fn candidates(agent: &Agent, book: &rebec_pool::Book) -> Vec<Candidate> {
             domain: host.domain,
             answers: agent.answers(&host.key),
             draining: body.draining,
+            durable: body.durable,
             no_kvm: body.no_kvm.clone(),
             underlay: body.underlay.is_some(),
             memory_free_bytes: body.memory_bytes.saturating_sub(loads.get(&host.key).map_or(0, |load| load.memory_bytes)),
@@ -191,12 +217,13 @@ fn candidates(agent: &Agent, book: &rebec_pool::Book) -> Vec<Candidate> {
 }
 
 /// Has the chosen host start a VM that this host has the record of.
-pub async fn start_at(agent: &Arc<Agent>, id: Id, epoch: u64, chosen: &Choice, reporter: &Reporter) -> Result<(), ApiError> {
+pub async fn start_at(agent: &Arc<Agent>, id: Id, order: Order, chosen: &Choice, reporter: &Reporter) -> Result<(), ApiError> {
     if chosen.key == agent.key() {
-        return start::start(agent, id, epoch, reporter).await;
+        return start::start(agent, id, order, reporter).await;
     }
     let peer = agent.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
-    let order = StartOrder { vm: id, epoch, records: start::records(agent, id)? };
+    let Order { epoch, reason } = order;
+    let order = StartOrder { vm: id, epoch, reason, records: start::records(agent, id)? };
     let job = agent.mesh.ask(&peer, "/internal/starts", &order).await?;
     let seen: serde_json::Value = depart::follow(agent, &peer, job, reporter).await?;
     // The chosen host's word on how the VM is comes with its answer, so that whoever asks next is not told less.
@@ -204,6 +231,19 @@ pub async fn start_at(agent: &Arc<Agent>, id: Id, epoch: u64, chosen: &Choice, r
         agent.merge(records);
     }
     Ok(())
+}
+
+/// How a VM is to begin where it was never before.
+pub struct Order {
+    /// Its ownership counter.
+    pub epoch: u64,
+    /// Why, where that is not plain.
+    pub reason: Option<String>,
+}
+
+impl Order {
+    /// Its first start.
+    pub const FIRST: Self = Self { epoch: 1, reason: None };
 }
 
 /// `POST /internal/starts`: a job.
@@ -214,6 +254,9 @@ pub struct StartOrder {
     pub vm: Id,
     /// Its ownership counter, where it was never there.
     pub epoch: u64,
+    /// Why it is started there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
     /// Records it needs here.
-    pub records: Vec<rebec_pool::Signed>,
+    pub records: Vec<Signed>,
 }

@@ -20,14 +20,14 @@ use rebec_api::{
     job::{Job, JobState},
     vm::{MoveVm, STREAM_UPGRADE},
 };
-use rebec_pool::{record::SeenState, view};
+use rebec_pool::{lease::Stance, record::SeenState, view};
 use rebec_vmm_api::{
     MoveReport, Outcome,
     control::{Command, MigrateOptions, Progress},
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{LocalVm, Want, arrive::Offer, control::Control, failed, start, watch};
+use super::{LocalVm, Want, arrive::Offer, control::Control, failed, lease, start, watch};
 use crate::{
     agent::Agent,
     jobs::Reporter,
@@ -53,6 +53,10 @@ pub async fn depart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, wish: &Mov
     if !(1..=MigrateOptions::STREAMS_MAX).contains(&streams) {
         return Err(ApiError::new(ErrorCode::BadRequest, format!("streams {streams}: from 1 to {}", MigrateOptions::STREAMS_MAX)));
     }
+    // No epoch is passed that the keeper has not promised the one before.
+    watch::look(agent, vm).await;
+    vm.leased_until(lease::require(agent, &vm.kept(), Stance::Runs).await?);
+    lease::tell(vm).await;
     make_ready(agent, vm, to, reporter).await?;
     let options = MigrateOptions {
         streams,
@@ -86,7 +90,7 @@ pub async fn depart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, wish: &Mov
 /// The other side gathers what the VM needs and starts a VMM that waits.
 async fn make_ready(agent: &Arc<Agent>, vm: &LocalVm, to: &Peer, reporter: &Reporter) -> Result<(), ApiError> {
     reporter.progress(format!("host {} makes ready", to.name), 0, 0);
-    let offer = Offer { vm: vm.id(), records: start::records(agent, vm.id())? };
+    let offer = Offer { vm: vm.id(), epoch: vm.kept().epoch, records: start::records(agent, vm.id())? };
     let job: Job = agent.mesh.ask(to, "/internal/arrivals", &offer).await?;
     follow(agent, to, job, reporter).await.map(|_| ())
 }
@@ -187,7 +191,7 @@ pub async fn insist(agent: Arc<Agent>, vm: Arc<LocalVm>) {
     let to = vm.kept().to.and_then(|to| agent.peer(&to));
     if let Some(to) = to {
         let (_, reporter) = agent.jobs.begin(format!("bring VM {} to host {}", vm.name(), to.name));
-        while vm.seen().state == SeenState::Waiting && !resolved(&agent, &vm, &to, &reporter).await {
+        while vm.want() == Want::Running && vm.seen().state == SeenState::Waiting && !resolved(&agent, &vm, &to, &reporter).await {
             tokio::time::sleep(RETRY).await;
         }
         reporter.end(Ok(serde_json::Value::Null));
@@ -204,6 +208,7 @@ async fn resolved(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, reporter: &R
                 left(vm);
             }
             watch::look(agent, vm).await;
+            lease::renew(agent.clone(), vm.clone()).await;
             true
         }
         Err(error) => {

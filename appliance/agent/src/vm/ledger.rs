@@ -8,6 +8,16 @@ use rebec_pool::key::Id;
 
 /// What the last record says; none where nothing was ever written.
 pub fn last(folder: &Path) -> Result<Option<Right>> {
+    Ok(last_record(folder)?.map(|record| record.right))
+}
+
+/// The epoch at which the VM may be started here, by the last record.
+pub fn epoch(folder: &Path) -> Result<Option<u64>> {
+    let mine = |record: &Record| matches!(record.right, Right::Holding | Right::Running);
+    Ok(last_record(folder)?.filter(mine).map(|record| record.epoch))
+}
+
+fn last_record(folder: &Path) -> Result<Option<Record>> {
     let path = folder.join("ledger");
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
@@ -15,7 +25,7 @@ pub fn last(folder: &Path) -> Result<Option<Right>> {
         Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
     };
     let read = ledger::read(&bytes).with_context(|| format!("ledger {}", path.display()))?;
-    Ok(read.last.map(|record| record.right))
+    Ok(read.last)
 }
 
 /// Begins the ledger of a VM that starts here for the first time, under the name that the pool knows it by.

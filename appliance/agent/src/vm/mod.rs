@@ -15,6 +15,8 @@ pub mod console;
 pub mod control;
 pub mod create;
 pub mod depart;
+pub mod keeper;
+pub mod lease;
 pub mod ledger;
 pub mod limits;
 pub mod ports;
@@ -27,6 +29,7 @@ use std::{
     net::SocketAddrV4,
     path::{Path, PathBuf},
     sync::{Mutex, atomic::AtomicBool},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
@@ -75,7 +78,7 @@ pub struct Kept {
     /// The host that sends it here: only its streams are let through to the VMM that waits.
     #[serde(default)]
     pub from: Option<Key>,
-    /// The last ownership counter seen.
+    /// The last ownership counter seen; of one that arrives, the counter it will have.
     pub epoch: u64,
     /// The host it was last sent to: whom a granted right waits for.
     pub to: Option<Key>,
@@ -98,6 +101,8 @@ struct Inner {
     kept: Kept,
     seen: SeenBody,
     fdb: ports::Stations,
+    /// End of its lease (CLOCK_BOOTTIME). Not kept: a new agent asks, and its VMM knows.
+    lease_ends: Duration,
 }
 
 impl LocalVm {
@@ -117,7 +122,7 @@ impl LocalVm {
             console,
             change: tokio::sync::Mutex::default(),
             insisting: AtomicBool::new(false),
-            inner: Mutex::new(Inner { kept, seen, fdb: ports::Stations::new() }),
+            inner: Mutex::new(Inner { kept, seen, fdb: ports::Stations::new(), lease_ends: Duration::ZERO }),
         }
     }
 
@@ -192,6 +197,17 @@ impl LocalVm {
             seen.endpoints = vec![];
             seen.pid = 0;
         });
+    }
+
+    /// Its keeper has promised that it may run until then.
+    pub fn leased_until(&self, ends: Duration) {
+        let mut inner = lock(&self.inner);
+        inner.lease_ends = inner.lease_ends.max(ends);
+    }
+
+    /// Until when it may run, as far as this agent has heard.
+    pub fn lease_ends(&self) -> Duration {
+        lock(&self.inner).lease_ends
     }
 
     /// What the VMM's ports were told last.

@@ -62,7 +62,7 @@ pub async fn run(agent: Arc<Agent>) {
         let mut all_told = true;
         for vm in agent.local_vms() {
             let state = vm.seen().state;
-            if !matches!(state, SeenState::Running | SeenState::Paused | SeenState::Moving) {
+            if !matches!(state, SeenState::Running | SeenState::Paused | SeenState::Moving | SeenState::Unleased) {
                 continue;
             }
             if let Err(error) = tell(&agent, &vm).await {

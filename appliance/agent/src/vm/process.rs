@@ -102,6 +102,9 @@ pub fn spawn(agent: &Agent, vm: &LocalVm, peers: &Stations, how: &Beginning<'_>)
         peers.iter().take(PEERS_MAX).for_each(|(mac, place)| net.push_str(&format!(",peer={mac}@{}@{}", place.endpoint, place.address)));
         command.arg("--net").arg(net);
     }
+    if kept.body.keeper.is_some() {
+        command.arg("--lease");
+    }
     if let Some(group) = agent.limits.make(&kept.id, &kept.body)? {
         command.arg("--cgroup").arg(group);
     }

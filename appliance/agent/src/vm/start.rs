@@ -1,6 +1,6 @@
 //! Starts a VM here: its parts are gathered, its disk made if it has none, its VMM started.
 
-use std::{fs, net::SocketAddrV4, path::PathBuf, sync::Arc};
+use std::{fs, net::SocketAddrV4, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use rebec_api::{ApiError, ErrorCode};
@@ -8,12 +8,15 @@ use rebec_devices::disk::{BackingName, Disk, ImageFormat};
 use rebec_pool::{
     Signed,
     key::Id,
+    lease::Stance,
     record::{ImageBody, Kind, PartRef, RecordKey, SeenState, VmBody},
     view,
 };
 
 use super::{
-    Kept, LocalVm, Want, failed, folder, ledger, ports,
+    Kept, LocalVm, Want,
+    create::Order,
+    failed, folder, lease, ledger, ports,
     process::{self, Beginning, Process},
     seed, watch, write_kept,
 };
@@ -27,15 +30,35 @@ use crate::{
 /// Records that are sent along with a VM.
 const RECORDS_BYTES_MAX: usize = 1 << 20;
 
-/// Starts a VM whose record is in the book. `epoch` counts where it was never here: the first, or the one after that of a
-/// host that was declared dead.
-pub async fn start(agent: &Arc<Agent>, id: Id, epoch: u64, reporter: &Reporter) -> Result<(), ApiError> {
+/// How long the removal of what a host had of a VM before may take.
+const LEFT_TIME: Duration = Duration::from_secs(30);
+
+/// Starts a VM whose record is in the book. The order's epoch counts where it was never here: the first, the one after that of a host that was
+/// declared dead, or its keeper's grant.
+pub async fn start(agent: &Arc<Agent>, id: Id, order: Order, reporter: &Reporter) -> Result<(), ApiError> {
     let (home, body) = desired(agent, id)?;
     gather(agent, &body.image, &[], reporter).await?;
-    let vm = place_here(agent, Kept { epoch, ..Kept::new(id, home, body, Want::Stopped) })?;
-    let _change = vm.change.lock().await;
-    let _admission = agent.admission.lock().await;
-    begin(agent, &vm, reporter).await
+    if let Some(old) = agent.local_vm(&id)
+        && body.keeper.is_some()
+        && old.kept().epoch < order.epoch
+    {
+        lease::withdraw(agent, &old, &format!("it is started anew at epoch {}", order.epoch)).await;
+        agent.until(LEFT_TIME, || agent.local_vm(&id).is_none()).await;
+    }
+    let granted = body.keeper.is_some() && agent.local_vm(&id).is_none() && order.epoch > 1;
+    let vm = place_here(agent, Kept { epoch: order.epoch, ..Kept::new(id, home, body, Want::Stopped) })?;
+    let started = async {
+        vm.leased_until(lease::require(agent, &vm.kept(), Stance::Runs).await?);
+        let _change = vm.change.lock().await;
+        let _admission = agent.admission.lock().await;
+        begin(agent, &vm, order.reason, reporter).await
+    };
+    let outcome = started.await;
+    if outcome.is_err() && granted {
+        // Nothing of it ran here: its keeper tries elsewhere.
+        watch::remove(agent, &vm);
+    }
+    outcome
 }
 
 /// The desired record of a VM.
@@ -131,7 +154,7 @@ pub fn require_room(agent: &Agent, body: &VmBody) -> Result<(), ApiError> {
 }
 
 /// Starts the VMM of a VM that is stopped here.
-pub async fn begin(agent: &Arc<Agent>, vm: &Arc<LocalVm>, reporter: &Reporter) -> Result<(), ApiError> {
+async fn begin(agent: &Arc<Agent>, vm: &Arc<LocalVm>, reason: Option<String>, reporter: &Reporter) -> Result<(), ApiError> {
     let kept = vm.kept();
     match kept.want {
         Want::Running => return Err(ApiError::new(ErrorCode::Conflict, format!("VM {} runs already", kept.body.name))),
@@ -144,7 +167,7 @@ pub async fn begin(agent: &Arc<Agent>, vm: &Arc<LocalVm>, reporter: &Reporter) -
     reporter.progress("starting its VMM", 0, 0);
     vm.say(agent, |seen| {
         seen.state = SeenState::Starting;
-        seen.reason = None;
+        seen.reason = reason;
     });
     let started = boot(agent, vm).await;
     match started {
@@ -172,10 +195,15 @@ pub async fn boot(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<Process> {
         kept.endpoints = endpoints;
     })?;
     ledger::begin(&vm.folder, &kept.id, kept.epoch)?;
+    // It may have moved on when nobody was there to hear it.
+    if let Some(epoch) = ledger::epoch(&vm.folder)? {
+        vm.keep(|kept| kept.epoch = epoch)?;
+    }
     let peers = ports::neighbours(agent, &vm.kept().body);
     process::wait_absent(&vm.folder).await?;
     let mut child = process::spawn(agent, vm, &peers, &Beginning::Boot)?;
     process::wait_ready(&mut child, &vm.folder).await?;
+    lease::tell(vm).await;
     vm.console.started();
     vm.fdb(|fdb| *fdb = peers.into_iter().take(process::PEERS_MAX).collect());
     Ok(Process::Child(child))

@@ -7,7 +7,7 @@ use rebec_pool::record::{Kind, SeenState};
 use rebec_vmm_api::control::VmState;
 
 use super::{
-    LocalVm, Want, arrive, depart, ledger,
+    LocalVm, Want, arrive, depart, lease, ledger,
     process::{self, Process},
     start,
 };
@@ -51,6 +51,9 @@ async fn until_end(agent: &Arc<Agent>, vm: &Arc<LocalVm>, process: &mut Process)
         if vm.seen().state == SeenState::Waiting {
             tokio::spawn(depart::insist(agent.clone(), vm.clone()));
         }
+        if vm.seen().state == SeenState::Unleased {
+            tokio::spawn(lease::renew(agent.clone(), vm.clone()));
+        }
         let moving = vm.want() == Want::Arriving || vm.seen().state == SeenState::Moving;
         let period = if moving { PERIOD_MOVING } else { PERIOD };
         if let Ok(code) = tokio::time::timeout(period, process.ended()).await {
@@ -69,6 +72,7 @@ pub async fn look(agent: &Agent, vm: &Arc<LocalVm>) {
         }
     };
     let state = match status.state {
+        VmState::Running if status.lease_ms == Some(0) => SeenState::Unleased,
         VmState::Running => SeenState::Running,
         VmState::Paused => SeenState::Paused,
         VmState::Moving => SeenState::Moving,
@@ -85,8 +89,14 @@ pub async fn look(agent: &Agent, vm: &Arc<LocalVm>) {
         let want = if kept.want == Want::Arriving { Want::Running } else { kept.want };
         set_want(vm, want, status.epoch);
     }
+    let keeper = kept.body.keeper.map(|keeper| agent.name_of(&keeper)).unwrap_or_default();
+    if state == SeenState::Unleased && vm.seen().state != state {
+        log::warn!("vm {}: stands still: its lease has run out, and keeper {keeper} has not renewed it", vm.name());
+    }
     vm.say(agent, |seen| {
-        if state != SeenState::Waiting {
+        if state == SeenState::Unleased {
+            seen.reason = Some(format!("its lease has run out: it goes on as soon as keeper {keeper} answers"));
+        } else if state != SeenState::Waiting {
             // Why it had to start again stays said while it runs.
             seen.reason = seen.reason.take().filter(|_| seen.state == state || seen.state == SeenState::Starting);
         }
@@ -165,6 +175,9 @@ async fn restart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, how: &str, restarts: u32
     }
     // A move that was under way has ended with the VMM, and gives the lock back soon.
     let _change = vm.change.lock().await;
+    if vm.want() == Want::Gone {
+        return None;
+    }
     if vm.want() == Want::Stopped {
         vm.say_stopped(agent, SeenState::Stopped, None);
         return None;

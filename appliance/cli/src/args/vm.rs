@@ -112,7 +112,7 @@ pub struct RunOptions {
     /// Public key that may log in, or a file of such keys, told by a NoCloud seed disk; may be repeated
     #[arg(long = "ssh-key", value_name = "FILE|KEY")]
     pub ssh_keys: Vec<String>,
-    /// What happens when the VM's host is lost: hold it until the host is back, or restart it elsewhere
+    /// What happens when the VM's host is lost: hold it until the host is back, or restart it elsewhere from its image (its disk's changes are lost)
     #[arg(long, value_name = "WHAT", default_value = "hold")]
     pub on_host_loss: HostLoss,
     /// Whether to wait
@@ -135,7 +135,7 @@ impl RunOptions {
 pub enum HostLoss {
     /// Only its host, or an operator who declares the host dead, starts it again
     Hold,
-    /// Its keeper starts it elsewhere
+    /// Its keeper, a second host of this domain, starts it elsewhere; the VM stands still while its host does not reach the keeper
     Restart,
 }
 

@@ -31,6 +31,8 @@ fn vm() -> VmInfo {
         nics: vec![NicInfo { lan: "office".into(), mac: "52:54:00:00:00:01".into(), address: "10.5.0.2".parse().unwrap() }],
         home: "a1".into(),
         on_host_loss: OnHostLoss::Hold,
+        keeper: None,
+        lease: None,
         created: NOW - 7200,
         pid: 42,
     }

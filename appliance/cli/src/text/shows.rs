@@ -5,7 +5,7 @@ use rebec_api::{
     job::Job,
     lan::LanInfo,
     pool::PoolStatus,
-    vm::{OnHostLoss, VmInfo},
+    vm::{LeaseState, OnHostLoss, VmInfo},
 };
 
 use super::{
@@ -33,12 +33,22 @@ pub fn vm(vm: &VmInfo, now: u64) -> String {
     lines.extend(nics.map(|(index, nic)| (if index == 0 { "lans" } else { "" }, format!("{} {} {}", nic.lan, nic.address, nic.mac))));
     let loss = match vm.on_host_loss {
         OnHostLoss::Hold => "held until its host is back",
-        OnHostLoss::Restart => "started again elsewhere",
+        OnHostLoss::Restart => "started again elsewhere, from its image",
     };
-    lines.extend([("when its host is lost", loss.to_owned()), ("age", age(vm.created, now))]);
+    lines.push(("when its host is lost", loss.to_owned()));
+    lines.extend(vm.keeper.iter().map(|keeper| ("keeper", keeper.clone())));
+    lines.extend(vm.lease.map(|lease| ("lease", lease_words(lease).to_owned())));
+    lines.push(("age", age(vm.created, now)));
     lines.extend((vm.pid != 0).then(|| ("process", vm.pid.to_string())));
     lines.push(("id", vm.id.clone()));
     pairs(&lines)
+}
+
+fn lease_words(lease: LeaseState) -> &'static str {
+    match lease {
+        LeaseState::Held => "held: the keeper answers",
+        LeaseState::RanOut => "ran out: the VM stands still until the keeper answers",
+    }
 }
 
 /// One sentence on where a VM is and how it is reached.

@@ -19,6 +19,7 @@ use self::client::Client;
 use crate::{
     cli::{CtlOptions, CtlRequest},
     control::wire::WireError,
+    lease,
 };
 
 /// Why `ctl` has nothing good to report.
@@ -96,6 +97,7 @@ pub fn run(options: &CtlOptions) -> Result<ExitCode, CtlError> {
         CtlRequest::Resume => ("resume", Command::Resume),
         CtlRequest::Stop => ("stop", Command::Stop),
         CtlRequest::Cancel => ("cancel", Command::Cancel),
+        CtlRequest::Lease { for_ms } => ("lease", Command::Lease { until_ms: lease::now_ms().saturating_add(*for_ms) }),
         CtlRequest::FdbAdd { mac, endpoint, ip } => ("fdb-add", Command::FdbAdd { mac: *mac, endpoint: *endpoint, ip: *ip }),
         CtlRequest::FdbRemove { mac } => ("fdb-remove", Command::FdbRemove { mac: *mac }),
     };

@@ -16,6 +16,7 @@ pub fn table(status: &Status) -> String {
         ("memory".to_owned(), size(status.memory_bytes)),
         ("vcpus".to_owned(), status.vcpus.to_string()),
     ];
+    rows.extend(status.lease_ms.map(|left| ("lease".to_owned(), lease(left))));
     rows.extend(status.disk_bytes.iter().enumerate().map(|(index, bytes)| (format!("disk {index}"), size(*bytes))));
     rows.extend(status.nets.iter().enumerate().map(|(index, net)| (format!("net {index}"), counters(net))));
     rows.iter().fold(String::new(), |mut text, (name, value)| {
@@ -38,6 +39,10 @@ fn state(state: VmState) -> &'static str {
         VmState::Waiting => "waiting: the right to run it was granted away and not yet confirmed",
         VmState::Moved => "moved: it runs elsewhere",
     }
+}
+
+fn lease(left_ms: u64) -> String {
+    if left_ms == 0 { "ended: no vCPU runs until it is extended".into() } else { format!("{left_ms} ms left") }
 }
 
 /// One line that says how far a move is.
@@ -87,8 +92,9 @@ mod tests {
             disk_bytes: vec![2 << 30],
             nets: vec![net],
             ledger: true,
+            lease_ms: Some(0),
         };
-        let expected = "state    running\nvm       00[2J11\nepoch    1\nmemory   512 MiB\nvcpus    2\ndisk 0   2 GiB\n\
+        let expected = "state    running\nvm       00[2J11\nepoch    1\nmemory   512 MiB\nvcpus    2\nlease    ended: no vCPU runs until it is extended\ndisk 0   2 GiB\n\
                         net 0    52:54:00:00:00:01 on LAN 7: 3 frames out, 4 in, 0 dropped\n";
         assert_eq!(table(&status), expected);
     }

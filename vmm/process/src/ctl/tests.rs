@@ -32,6 +32,7 @@ fn status() -> Status {
         disk_bytes: vec![7],
         nets: Vec::new(),
         ledger: false,
+        lease_ms: None,
     }
 }
 

@@ -31,6 +31,7 @@ use super::{
 use crate::{
     event::{self, Event},
     lan::Lan,
+    lease::Lease,
     services::Services,
     threads::{ServiceThreads, WorkThreads},
 };
@@ -51,6 +52,7 @@ pub struct Host {
     pub disks: Vec<Arc<Disk>>,
     pub lans: Vec<Lan>,
     pub services: Arc<Services>,
+    pub lease: Lease,
     pub events: SyncSender<Event>,
 }
 
@@ -66,7 +68,7 @@ pub fn build(shape: Shape, host: &Host) -> Result<Vm> {
     }
     let buses = Arc::new(Buses { slots, serial: serial(host, &machine)?, power: PowerPorts::new(), events: host.events.clone() });
     connect_input(host, &buses);
-    let vcpus = VcpuThreads::start(machine.take_vcpus(), &buses, &WorkThreads, &reporter(host.events.clone()))?;
+    let vcpus = VcpuThreads::start(machine.take_vcpus(), &buses, &WorkThreads, &reporter(host.events.clone()), &host.lease)?;
     Ok(Vm { shape, ram, machine, vcpus, buses, disks: host.disks.clone(), lans: host.lans.clone() })
 }
 

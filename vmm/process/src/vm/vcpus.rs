@@ -7,6 +7,7 @@
 //!     |  '-----------------'  an order arrives: the owner sends it, then kicks
 //!     '-- EnterPvh, Save, Restore and Park are answered here
 //! ```
+//! A vCPU that is to run and whose lease has ended stands still until it has one again, and hears orders meanwhile.
 
 use std::{
     io,
@@ -25,7 +26,10 @@ use rebec_kvm::{Populated, Vcpu, VcpuExit, VcpuKicker};
 use rebec_vmm_saved::{Part, SavedMachine};
 
 use super::bus::Buses;
-use crate::threads::ServiceThreads;
+use crate::{
+    lease::{Lease, STILL_PERIOD},
+    threads::ServiceThreads,
+};
 
 /// Orders one thread may have waiting: each is answered before the owner sends the next.
 const ORDERS_MAX: usize = 4;
@@ -45,6 +49,9 @@ pub enum VcpuError {
         /// What the system said.
         source: io::Error,
     },
+    /// Nobody would end the lease.
+    #[error("start the thread that ends the lease")]
+    Lease(#[source] io::Error),
     /// The thread is gone.
     #[error("vCPU {index}: its thread ended")]
     Gone {
@@ -104,17 +111,20 @@ pub struct VcpuThreads {
 
 impl VcpuThreads {
     /// Starts a parked thread for each vCPU.
-    pub fn start(vcpus: Vec<Vcpu>, buses: &Arc<Buses>, threads: &dyn Threads, report: &Report) -> Result<Self, VcpuError> {
+    pub fn start(vcpus: Vec<Vcpu>, buses: &Arc<Buses>, threads: &dyn Threads, report: &Report, lease: &Lease) -> Result<Self, VcpuError> {
         let mut started = Self { threads: Vec::with_capacity(vcpus.len()), throttle: Arc::default() };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let kicker = vcpu.kicker();
             let (orders, inbox) = sync_channel(ORDERS_MAX);
             let throttle = started.throttle.clone();
-            let body = VcpuLoop { index, vcpu, inbox, buses: buses.clone(), report: report.clone(), throttle, has_run: false };
+            let (buses, report, lease) = (buses.clone(), report.clone(), lease.clone());
+            let body = VcpuLoop { index, vcpu, inbox, buses, report, throttle, lease, has_run: false };
             let handle = threads.spawn(&format!("vcpu{index}"), Box::new(move || body.serve()));
             let handle = Some(handle.map_err(|source| VcpuError::Spawn { index, source })?);
             started.threads.push(Thread { orders, kicker, handle });
         }
+        let kickers = started.threads.iter().map(|thread| thread.kicker.clone()).collect();
+        lease.enforce(Arc::downgrade(&started.throttle), kickers).map_err(VcpuError::Lease)?;
         Ok(started)
     }
 
@@ -257,6 +267,7 @@ struct VcpuLoop {
     buses: Arc<Buses>,
     report: Report,
     throttle: Arc<Throttle>,
+    lease: Lease,
     /// Whether the guest ran here since it was last told of a pause.
     has_run: bool,
 }
@@ -264,9 +275,18 @@ struct VcpuLoop {
 impl VcpuLoop {
     fn serve(mut self) {
         let mut running = false;
+        // Whether it would run, had it a lease.
+        let mut still = false;
         loop {
             let order = match (running, self.inbox.try_recv()) {
                 (_, Ok(order)) => Some(order),
+                (true, Err(TryRecvError::Empty)) if !self.lease.holds() => {
+                    still = true;
+                    match self.inbox.recv_timeout(STILL_PERIOD) {
+                        Ok(order) => Some(order),
+                        Err(_) => continue,
+                    }
+                }
                 (true, Err(TryRecvError::Empty)) => None,
                 (false, Err(TryRecvError::Empty)) => match self.inbox.recv() {
                     Ok(order) => Some(order),
@@ -277,7 +297,12 @@ impl VcpuLoop {
             running = match order {
                 Some(Order::Exit) => return,
                 Some(order) => self.obey(order, running),
-                None => self.run_once(),
+                None => {
+                    if std::mem::take(&mut still) {
+                        self.tell_of_pause();
+                    }
+                    self.run_once()
+                }
             };
         }
     }

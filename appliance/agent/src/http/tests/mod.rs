@@ -3,6 +3,7 @@
 mod arrivals;
 mod bodies;
 mod bundle;
+mod leases;
 mod openapi;
 mod tls;
 
@@ -104,7 +105,7 @@ pub fn vm_body() -> VmBody {
         cmdline: "password=hunter2".into(),
         nics: vec![],
         seed: Some(("meta".into(), "ssh_authorized_keys: hunter2".into())),
-        restart: false,
+        keeper: None,
         created: 0,
     }
 }

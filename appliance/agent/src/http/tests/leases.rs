@@ -1,0 +1,78 @@
+//! A keeper's answers as holders hear them, and what a holder makes of them.
+
+use rebec_api::ErrorCode;
+use rebec_pool::{
+    Body as RecordBody, Key, lease,
+    record::{Kind, SeenState},
+};
+use serde_json::json;
+
+use super::*;
+use crate::{
+    agent::lock,
+    vm::{Kept, LocalVm, Want, folder, lease as holder},
+};
+
+const ID: Name<16> = Name([9; 16]);
+const ELSEWHERE: Key = Name([1; 32]);
+
+fn kept_by(bench: &Bench, keeper: Key) -> VmBody {
+    let body = VmBody { keeper: Some(keeper), ..vm_body() };
+    bench.agent.publish(Kind::Vm, ID, Some(RecordBody::Vm(body.clone()))).unwrap();
+    body
+}
+
+async fn ask(bench: &Bench, epoch: u64, stance: &str) -> (u16, Vec<u8>) {
+    let question = json!({ "vm": ID, "ask": { "epoch": epoch, "stance": stance } });
+    bench.ask(Caller::Agent(bench.agent.key()), "POST", "/internal/promises", question.to_string()).await
+}
+
+fn grant_elsewhere(bench: &Bench) {
+    let granted = bench.agent.store.change_charge(&ID, |charge| Ok::<_, ()>(lease::grant(charge.unwrap(), ELSEWHERE)));
+    assert_eq!(granted.unwrap().unwrap().floor, 4);
+}
+
+#[tokio::test]
+async fn a_keeper_promises_what_it_keeps_and_remembers_it() {
+    let bench = Bench::founded().await;
+    assert_eq!(ask(&bench, 1, "runs").await.0, 404);
+    kept_by(&bench, ELSEWHERE);
+    let (status, body) = ask(&bench, 1, "runs").await;
+    assert_eq!((status, refusal(&body).code), (409, ErrorCode::Conflict));
+    kept_by(&bench, bench.agent.key());
+    let (status, body) = ask(&bench, 1, "runs").await;
+    assert_eq!((status, json(&body)), (200, json!({ "promised": { "lease_ms": 15000 } })));
+    // What it never promised leads nowhere, and removes nothing.
+    assert_eq!(refusal(&ask(&bench, 9, "runs").await.1).code, ErrorCode::Refused);
+    assert_eq!(ask(&bench, 1, "flies").await.0, 400);
+    let charges = bench.agent.store.charges().unwrap();
+    assert_eq!((charges.len(), charges[0].0, charges[0].1.holder), (1, ID, bench.agent.key()));
+
+    grant_elsewhere(&bench);
+    let (status, body) = ask(&bench, 1, "runs").await;
+    assert_eq!((status, json(&body)), (200, json!({ "superseded": { "host": ELSEWHERE, "epoch": 4 } })));
+    assert_eq!(bench.ask(Caller::User, "POST", "/internal/promises", "{}").await.0, 403);
+}
+
+#[tokio::test]
+async fn a_holder_keeps_what_it_is_promised_and_removes_what_runs_elsewhere() {
+    let bench = Bench::founded().await;
+    let agent = &bench.agent;
+    let body = kept_by(&bench, agent.key());
+    let folder = folder(&agent.options.state, &ID);
+    std::fs::create_dir_all(&folder).unwrap();
+    let kept = Kept { epoch: 1, boot: "b".into(), ..Kept::new(ID, agent.key(), body, Want::Running) };
+    let vm = Arc::new(LocalVm::new(folder.clone(), kept));
+    lock(&agent.vms).insert(ID, vm.clone());
+    vm.say_stopped(agent, SeenState::Failed, None);
+
+    let before = crate::facts::boot_time();
+    holder::renew(agent.clone(), vm.clone()).await;
+    let lasts = vm.lease_ends() - before;
+    assert!(lasts >= lease::Terms::STANDARD.lease && folder.exists(), "{lasts:?}");
+
+    grant_elsewhere(&bench);
+    holder::renew(agent.clone(), vm.clone()).await;
+    assert!(agent.local_vm(&ID).is_none() && !folder.exists(), "the old copy is still here");
+    assert_eq!(agent.book(|book| rebec_pool::view::seen(book, ID).is_none()), Some(true));
+}

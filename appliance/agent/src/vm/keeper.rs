@@ -1,0 +1,185 @@
+//! The keeper's side of leases (docs/formats/lease.md): answers the holders of VMs that this host keeps, and has a VM started elsewhere whose holder
+//! has not asked for long enough. What is decided, and when, is `rebec_pool::lease`; what must survive is in the store before anybody hears of it.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use rebec_api::{ApiError, ErrorCode};
+use rebec_pool::{
+    Key,
+    key::Id,
+    lease::{self, Ask, Charge, Promises, Refusal, Terms},
+    record::Kind,
+    view,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{create, failed, start};
+use crate::{
+    agent::{Agent, lock},
+    facts,
+};
+
+/// What holders and keepers of a pool agree on.
+pub const TERMS: Terms = Terms::STANDARD;
+/// Between two looks for VMs whose holders are silent.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
+/// After a start elsewhere that failed: no host had room, or the one that was chosen refused.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// What a keeper remembers while its agent lives.
+pub struct Keeper {
+    promises: Mutex<Promises>,
+    /// VMs that are being started elsewhere.
+    starting: Mutex<BTreeSet<Id>>,
+}
+
+/// `POST /internal/promises`: may the VM run here?
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    /// The VM.
+    pub vm: Id,
+    /// What the asker has of it.
+    pub ask: Ask,
+}
+
+/// Its answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// So long from when it was asked.
+    Promised {
+        /// In milliseconds.
+        lease_ms: u64,
+    },
+    /// It was started elsewhere: what the asker has of it must go.
+    Superseded {
+        /// The host that it was started on.
+        host: Key,
+        /// At this epoch.
+        epoch: u64,
+    },
+}
+
+/// `POST /internal/restarts`: a VM that is stopped, or counts as such, on a host that is lost is to run.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wish {
+    /// The VM.
+    pub vm: Id,
+}
+
+impl Keeper {
+    /// A keeper whose agent starts now.
+    pub fn new() -> Self {
+        Self { promises: Mutex::new(Promises::new(facts::boot_time(), TERMS)), starting: Mutex::default() }
+    }
+}
+
+/// Answers a holder.
+pub fn answer(agent: &Agent, asker: Key, question: &Question) -> Result<Verdict, ApiError> {
+    let Question { vm, ask } = *question;
+    let name = require_charge(agent, vm)?;
+    // Judged and noted as one, so that no grant comes in between.
+    let judged = agent.store.change_charge(&vm, |charge| {
+        let charge = lease::promise(charge, asker, ask)?;
+        lock(&agent.keeper.promises).note(vm, facts::boot_time(), TERMS);
+        Ok(charge)
+    });
+    match judged.map_err(|error| failed(&error))? {
+        Ok(_) => Ok(Verdict::Promised { lease_ms: TERMS.lease.as_millis().try_into().unwrap_or(u64::MAX) }),
+        Err(Refusal::Superseded { epoch, host }) => Ok(Verdict::Superseded { host, epoch }),
+        Err(Refusal::Unheard) => {
+            let message = format!("VM {name}: its keeper made no promise that leads to epoch {}; it stays as it is", ask.epoch);
+            Err(ApiError::new(ErrorCode::Refused, message))
+        }
+    }
+}
+
+/// A user wants a VM to run whose host was lost: it is started as soon as that is safe.
+pub fn wish(agent: &Agent, vm: Id) -> Result<(), ApiError> {
+    let name = require_charge(agent, vm)?;
+    let none = || ApiError::new(ErrorCode::Conflict, format!("VM {name} has not been started yet; `rebec vm start {name}`"));
+    let changed = agent.store.change_charge(&vm, |charge| Ok(Charge { runs: true, ..charge.cloned().ok_or_else(none)? }));
+    changed.map_err(|error| failed(&error))?.map(|_| ())
+}
+
+/// The name of a VM that this host keeps.
+fn require_charge(agent: &Agent, vm: Id) -> Result<String, ApiError> {
+    let (_, body) = start::desired(agent, vm)?;
+    if body.keeper != Some(agent.key()) {
+        let message = format!("host {} is not the keeper of VM {}", agent.own_name(), body.name);
+        return Err(ApiError::new(ErrorCode::Conflict, message));
+    }
+    Ok(body.name)
+}
+
+/// Looks after the VMs that this host keeps, as long as the agent lives.
+pub async fn run(agent: Arc<Agent>) {
+    let mut period = tokio::time::interval(LOOK_PERIOD);
+    period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        period.tick().await;
+        if let Err(error) = look(&agent) {
+            log::error!("keeper: {error:#}");
+        }
+    }
+}
+
+fn look(agent: &Arc<Agent>) -> anyhow::Result<()> {
+    let own = agent.key();
+    let known = agent.book(|book| {
+        let kept = view::vms(book).into_iter().filter(|vm| vm.body.keeper == Some(own)).map(|vm| vm.id).collect::<BTreeSet<_>>();
+        let gone = book.of_kind(Kind::Vm).filter(|record| record.body.is_none()).map(|record| record.key.id).collect::<BTreeSet<_>>();
+        (kept, gone)
+    });
+    let Some((kept, gone)) = known else { return Ok(()) };
+    for (vm, charge) in agent.store.charges()? {
+        if gone.contains(&vm) && !kept.contains(&vm) {
+            agent.store.forget_charge(&vm)?;
+            lock(&agent.keeper.promises).forget(vm);
+        } else if kept.contains(&vm) && may_restart(agent, &charge, vm) && lock(&agent.keeper.starting).insert(vm) {
+            let agent = agent.clone();
+            tokio::spawn(async move {
+                if let Err(error) = restart(&agent, vm).await {
+                    log::warn!("keeper: {error}");
+                    tokio::time::sleep(RETRY).await;
+                }
+                lock(&agent.keeper.starting).remove(&vm);
+            });
+        }
+    }
+    Ok(())
+}
+
+fn may_restart(agent: &Agent, charge: &Charge, vm: Id) -> bool {
+    lease::may_restart(charge, &lock(&agent.keeper.promises), vm, facts::boot_time(), TERMS)
+}
+
+/// Grants a VM to a host that has room, and tells that host.
+async fn restart(agent: &Arc<Agent>, vm: Id) -> Result<(), ApiError> {
+    let (_, body) = start::desired(agent, vm)?;
+    let chosen = create::place(agent, &body, None, None, None)?;
+    let granted = agent.store.change_charge(&vm, |charge| match charge {
+        Some(charge) if may_restart(agent, charge, vm) => {
+            // If the order is lost, the next one waits as if it had been obeyed.
+            lock(&agent.keeper.promises).note(vm, facts::boot_time(), TERMS);
+            Ok(lease::grant(charge, chosen.key))
+        }
+        _ => Err(()),
+    });
+    // Its holder has asked meanwhile.
+    let Ok(granted) = granted.map_err(|error| failed(&error))? else { return Ok(()) };
+    let lost = granted.lost.map_or_else(String::new, |lost| agent.name_of(&lost));
+    let reason = format!("host {lost} was lost; started again from its disk image on host {}", chosen.name);
+    log::warn!("vm {}: {reason}, at epoch {}", body.name, granted.floor);
+    let (_, reporter) = agent.jobs.begin(format!("start VM {} on host {}, because host {lost} was lost", body.name, chosen.name));
+    let order = create::Order { epoch: granted.floor, reason: Some(reason) };
+    let outcome = create::start_at(agent, vm, order, &chosen, &reporter).await;
+    reporter.end(outcome.clone().map(|()| serde_json::Value::Null));
+    outcome
+}

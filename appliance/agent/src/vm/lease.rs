@@ -1,0 +1,131 @@
+//! The holder's side of leases (docs/formats/lease.md): asks the keepers of this host's VMs again and again, tells their VMMs how long they may run,
+//! and removes what was started elsewhere meanwhile. A VMM whose lease has ended stands still by itself, with or without this agent.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Result;
+use rebec_api::{ApiError, ErrorCode};
+use rebec_pool::{
+    lease::{Ask, Stance},
+    record::SeenState,
+};
+use rebec_vmm_api::control::Command;
+
+use super::{
+    Kept, LocalVm, Want, failed,
+    keeper::{self, Question, TERMS, Verdict},
+    watch,
+};
+use crate::{agent::Agent, facts};
+
+/// Asks for every VM of this host that has a keeper, as long as the agent lives.
+pub async fn run(agent: Arc<Agent>) {
+    let mut period = tokio::time::interval(TERMS.period());
+    period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        period.tick().await;
+        for vm in agent.local_vms() {
+            tokio::spawn(renew(agent.clone(), vm));
+        }
+    }
+}
+
+/// Asks for one VM, as it is now.
+pub async fn renew(agent: Arc<Agent>, vm: Arc<LocalVm>) {
+    let kept = vm.kept();
+    let Some(stance) = stance(&agent, &vm, &kept) else { return };
+    match ask(&agent, &kept, stance).await {
+        Ok(Heard::Promised(until)) => {
+            vm.leased_until(until);
+            tell(&vm).await;
+            if vm.seen().state == SeenState::Unleased {
+                watch::look(&agent, &vm).await;
+            }
+        }
+        // What it has now may be another copy.
+        Ok(Heard::Superseded(why)) if vm.kept().epoch == kept.epoch => withdraw(&agent, &vm, &why).await,
+        Ok(Heard::Superseded(_)) => {}
+        Err(error) => log::debug!("vm {}: {error}", vm.name()),
+    }
+}
+
+/// What this host has to say about its copy of a VM, if it has to.
+fn stance(agent: &Agent, vm: &LocalVm, kept: &Kept) -> Option<Stance> {
+    kept.body.keeper?;
+    match kept.want {
+        // Its right to run is at the other side of a move: should that be lost, nobody here may keep the VM from being started elsewhere.
+        Want::Running => (vm.seen().state != SeenState::Waiting).then_some(Stance::Runs),
+        // Without its source it does not come by itself, and may have to be started elsewhere.
+        Want::Arriving => kept.from.is_some_and(|from| agent.answers(&from)).then_some(Stance::Arrives),
+        // What never began here was not stopped either.
+        Want::Stopped => (!kept.boot.is_empty()).then_some(Stance::Stopped),
+        Want::Gone => None,
+    }
+}
+
+/// A promise for a VM that is about to run or to move: until when it may run.
+pub async fn require(agent: &Arc<Agent>, kept: &Kept, stance: Stance) -> Result<Duration, ApiError> {
+    if kept.body.keeper.is_none() {
+        return Ok(Duration::ZERO);
+    }
+    match ask(agent, kept, stance).await? {
+        Heard::Promised(until) => Ok(until),
+        Heard::Superseded(why) => Err(ApiError::new(ErrorCode::Conflict, format!("VM {}: {why}", kept.body.name))),
+    }
+}
+
+/// What a keeper says.
+enum Heard {
+    /// The VM may run until then.
+    Promised(Duration),
+    /// Why it may never run here again.
+    Superseded(String),
+}
+
+async fn ask(agent: &Arc<Agent>, kept: &Kept, stance: Stance) -> Result<Heard, ApiError> {
+    let name = &kept.body.name;
+    let unreached = |who: &str, why: &str| ApiError::new(ErrorCode::Unreachable, format!("VM {name}: keeper {who} is not reached: {why}"));
+    let keeper = kept.body.keeper.ok_or_else(|| unreached("?", "the VM has none"))?;
+    let question = Question { vm: kept.id, ask: Ask { epoch: kept.epoch.max(1), stance } };
+    // Counted from before the question: however late the answer, the keeper counts from later.
+    let asked = facts::boot_time();
+    let verdict = if keeper == agent.key() {
+        keeper::answer(agent, keeper, &question)?
+    } else {
+        let peer = agent.peer(&keeper).ok_or_else(|| unreached(&keeper.short(), "it is not known here"))?;
+        let answer = agent.mesh.ask(&peer, "/internal/promises", &question);
+        tokio::time::timeout(TERMS.period(), answer).await.unwrap_or_else(|_| Err(unreached(&peer.name, "no answer in time")))?
+    };
+    match verdict {
+        Verdict::Promised { lease_ms } => Ok(Heard::Promised(asked.saturating_add(Duration::from_millis(lease_ms)))),
+        Verdict::Superseded { host, epoch } => {
+            let host = agent.name_of(&host);
+            Ok(Heard::Superseded(format!(
+                "host {host} has it at epoch {epoch} since this host was lost, and what this host has of it goes"
+            )))
+        }
+    }
+}
+
+/// Tells the VMM, where there is one, how long it may run.
+pub async fn tell(vm: &LocalVm) {
+    if vm.kept().body.keeper.is_none() {
+        return;
+    }
+    let until_ms = vm.lease_ends().as_millis().try_into().unwrap_or(u64::MAX);
+    if let Err(error) = vm.talk(move |control| control.tell(Command::Lease { until_ms })).await {
+        log::debug!("vm {}: tell its VMM of the lease: {error:#}", vm.name());
+    }
+}
+
+/// Removes what this host has of a VM that was started elsewhere.
+pub async fn withdraw(agent: &Arc<Agent>, vm: &Arc<LocalVm>, why: &str) {
+    log::warn!("vm {}: removed: {why}", vm.name());
+    if let Err(error) = vm.keep(|kept| kept.want = Want::Gone) {
+        log::error!("{}", failed(&error));
+    }
+    // Who watches the VMM removes the rest at its end.
+    if vm.talk(|control| control.tell(Command::Stop)).await.is_err() {
+        watch::remove(agent, vm);
+    }
+}
