@@ -6,7 +6,7 @@
 //! 16  reference time            24  originate time          32  receive time      40  transmit time
 //! ```
 //! A question's transmit time is a random number: the server sends it back as originate time, so only who saw the question can answer it, and
-//! nobody learns what this host's clock says. Times wrap every 136 years and are taken for those since [`FLOOR_S`], whatever the own clock says.
+//! nobody learns what this host's clock says. Times wrap every 136 years and are taken for those since `FLOOR_S`, whatever the own clock says.
 
 use std::time::Duration;
 
