@@ -38,23 +38,27 @@ const LEFT_TIME: Duration = Duration::from_secs(30);
 pub async fn start(agent: &Arc<Agent>, id: Id, order: Order, reporter: &Reporter) -> Result<(), ApiError> {
     let (home, body) = desired(agent, id)?;
     gather(agent, &body.image, &[], reporter).await?;
-    if let Some(old) = agent.local_vm(&id)
-        && body.keeper.is_some()
-        && old.kept().epoch < order.epoch
-    {
+    let here = agent.local_vm(&id).map(|vm| vm.kept());
+    let is_grant = body.keeper.is_some() && order.epoch > here.as_ref().map_or(1, |here| here.epoch);
+    let kept = match here {
+        Some(here) if !is_grant => here,
+        _ => Kept { epoch: order.epoch, ..Kept::new(id, home, body, Want::Stopped) },
+    };
+    // Asked before anything goes: an order that is not the keeper's removes nothing.
+    let until = lease::require(agent, &kept, Stance::Runs).await?;
+    if is_grant && let Some(old) = agent.local_vm(&id) {
         lease::withdraw(agent, &old, &format!("it is started anew at epoch {}", order.epoch)).await;
         agent.until(LEFT_TIME, || agent.local_vm(&id).is_none()).await;
     }
-    let granted = body.keeper.is_some() && agent.local_vm(&id).is_none() && order.epoch > 1;
-    let vm = place_here(agent, Kept { epoch: order.epoch, ..Kept::new(id, home, body, Want::Stopped) })?;
+    let vm = place_here(agent, kept)?;
+    vm.leased_until(until);
     let started = async {
-        vm.leased_until(lease::require(agent, &vm.kept(), Stance::Runs).await?);
         let _change = vm.change.lock().await;
         let _admission = agent.admission.lock().await;
         begin(agent, &vm, order.reason, reporter).await
     };
     let outcome = started.await;
-    if outcome.is_err() && granted {
+    if outcome.is_err() && is_grant {
         // Nothing of it ran here: its keeper tries elsewhere.
         watch::remove(agent, &vm);
     }

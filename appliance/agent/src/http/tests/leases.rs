@@ -10,7 +10,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     agent::lock,
-    vm::{Kept, LocalVm, Want, folder, lease as holder},
+    vm::{Kept, LocalVm, Want, create, folder, lease as holder, start},
 };
 
 const ID: Name<16> = Name([9; 16]);
@@ -54,18 +54,36 @@ async fn a_keeper_promises_what_it_keeps_and_remembers_it() {
     assert_eq!(bench.ask(Caller::User, "POST", "/internal/promises", "{}").await.0, 403);
 }
 
-#[tokio::test]
-async fn a_holder_keeps_what_it_is_promised_and_removes_what_runs_elsewhere() {
-    let bench = Bench::founded().await;
+/// A VM that this host keeps, on this host.
+fn own(bench: &Bench) -> Arc<LocalVm> {
     let agent = &bench.agent;
-    let body = kept_by(&bench, agent.key());
+    let body = kept_by(bench, agent.key());
     let folder = folder(&agent.options.state, &ID);
     std::fs::create_dir_all(&folder).unwrap();
     let kept = Kept { epoch: 1, boot: "b".into(), ..Kept::new(ID, agent.key(), body, Want::Running) };
-    let vm = Arc::new(LocalVm::new(folder.clone(), kept));
+    let vm = Arc::new(LocalVm::new(folder, kept));
     lock(&agent.vms).insert(ID, vm.clone());
     vm.say_stopped(agent, SeenState::Failed, None);
+    vm
+}
 
+#[tokio::test]
+async fn an_order_that_is_not_the_keepers_removes_nothing() {
+    let bench = Bench::founded().await;
+    let (agent, vm) = (&bench.agent, own(&bench));
+    std::fs::write(agent.depot.path(&vm.kept().body.image.kernel.digest), b"7 bytes").unwrap();
+    holder::renew(agent.clone(), vm.clone()).await;
+    let (_, reporter) = agent.jobs.begin("start".into());
+    let refused = start::start(agent, ID, create::Order { epoch: 9, reason: None }, &reporter).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Refused, "{refused}");
+    assert!(agent.local_vm(&ID).is_some() && vm.folder.exists(), "what was here has gone");
+}
+
+#[tokio::test]
+async fn a_holder_keeps_what_it_is_promised_and_removes_what_runs_elsewhere() {
+    let bench = Bench::founded().await;
+    let (agent, vm) = (&bench.agent, own(&bench));
+    let folder = vm.folder.clone();
     let before = crate::facts::boot_time();
     holder::renew(agent.clone(), vm.clone()).await;
     let lasts = vm.lease_ends() - before;
