@@ -36,7 +36,7 @@ async fn bring_up_links(hostname: String, addressing: Addressing, named: Option<
     let policy = Policy { addressing, hostname: Some(hostname), resolv_conf: RESOLV_CONF.into(), only: None };
     let servers = Mutex::new(TimeServers::default());
     let tell = |state| {
-        log::info!("links: {state:?}");
+        log::info!("link {state}");
         if let Some(named) = &named {
             let now = lock(&servers).after(state);
             named.send_if_modified(|known| std::mem::replace(known, now.clone()) != now);

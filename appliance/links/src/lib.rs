@@ -13,6 +13,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{Ipv4Addr, Ipv6Addr},
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -84,6 +85,26 @@ pub enum Progress {
     Ipv6(Vec<(Ipv6Addr, u8)>),
     /// It could not be brought up and is tried again; the text says why and what to do.
     Failed(String),
+}
+
+impl fmt::Display for LinkState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.interface)?;
+        match &self.progress {
+            Progress::NoCarrier => f.write_str("no carrier; is its cable plugged in?"),
+            Progress::Asking => f.write_str("asks for an address by DHCP"),
+            Progress::Ready { address: (address, length), gateway, .. } => {
+                write!(f, "{address}/{length}")?;
+                gateway.map_or(Ok(()), |gateway| write!(f, ", gateway {gateway}"))
+            }
+            Progress::Ipv6(addresses) if addresses.is_empty() => f.write_str("no IPv6 address any more"),
+            Progress::Ipv6(addresses) => {
+                let written: Vec<_> = addresses.iter().map(|(address, length)| format!("{address}/{length}")).collect();
+                f.write_str(&written.join(", "))
+            }
+            Progress::Failed(why) => f.write_str(why),
+        }
+    }
 }
 
 /// Why nothing can be brought up at all.
@@ -260,5 +281,16 @@ mod tests {
         fn spawnable(_: impl Future<Output = Result<(), LinksError>> + Send) {}
         let policy = Policy { addressing: Addressing::Dhcp, hostname: None, resolv_conf: PathBuf::new(), only: None };
         spawnable(bring_up(policy, |_| ()));
+    }
+
+    #[test]
+    fn links_are_told_in_words() {
+        let told = |progress| LinkState { interface: "eth0".to_owned(), progress }.to_string();
+        let ready = |gateway| Progress::Ready { address: (Ipv4Addr::new(10, 0, 0, 2), 24), gateway, time_servers: vec![] };
+        assert_eq!(told(ready(None)), "eth0: 10.0.0.2/24");
+        assert_eq!(told(ready(Some(Ipv4Addr::new(10, 0, 0, 1)))), "eth0: 10.0.0.2/24, gateway 10.0.0.1");
+        assert_eq!(told(Progress::Ipv6(vec![(Ipv6Addr::LOCALHOST, 64)])), "eth0: ::1/64");
+        assert_eq!(told(Progress::NoCarrier), "eth0: no carrier; is its cable plugged in?");
+        assert_eq!(told(Progress::Failed("no answer".to_owned())), "eth0: no answer");
     }
 }
