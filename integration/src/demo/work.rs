@@ -138,7 +138,8 @@ impl Work {
     /// Sets the guest's clock once, before the first move: a guest was seen to be 3.3 s behind under emulation, for a
     /// reason that is not known. From here on nobody but the VMM answers for it.
     fn set_clock(&mut self) -> Result<()> {
-        const TRIES: u32 = 3;
+        // Three were too few once, on a machine without other work.
+        const TRIES: u32 = 10;
         for _ in 0..TRIES {
             let off_ms = self.clock_off_ms()?;
             if off_ms.abs() < CLOCK_SET_MS {
