@@ -285,8 +285,8 @@ impl Agent {
 
     /// The address that this host's ports have: VXLAN between hosts is IPv4.
     pub fn underlay(&self) -> Option<Ipv4Addr> {
-        let own = self.options.address.into_iter().chain(crate::facts::addresses());
-        own.filter_map(|address| if let IpAddr::V4(address) = address { Some(address) } else { None }).next()
+        let v4 = |address| if let IpAddr::V4(address) = address { Some(address) } else { None };
+        self.options.address.and_then(v4).or_else(|| crate::facts::addresses().into_iter().find_map(v4))
     }
 
     /// Where the mesh endpoint is reached.

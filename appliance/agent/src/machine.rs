@@ -65,8 +65,12 @@ impl TimeServers {
     /// All of them, now that a link is so.
     fn after(&mut self, link: LinkState) -> Vec<SocketAddr> {
         match link.progress {
-            Progress::Ready { time_servers, .. } => drop(self.0.insert(link.interface, time_servers)),
-            Progress::NoCarrier | Progress::Failed(_) => drop(self.0.remove(&link.interface)),
+            Progress::Ready { time_servers, .. } => {
+                self.0.insert(link.interface, time_servers);
+            }
+            Progress::NoCarrier | Progress::Failed(_) => {
+                self.0.remove(&link.interface);
+            }
             Progress::Asking | Progress::Ipv6(_) => {}
         }
         let mut servers: Vec<_> = self.0.values().flatten().map(|address| SocketAddr::from((*address, time::PORT))).collect();

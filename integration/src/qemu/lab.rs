@@ -148,9 +148,10 @@ impl Lab {
 
     fn start_machine(&self, port: usize, name: &str, more: &str, devices: &[&str]) -> Result<Machine> {
         let Starting { emulator, kernel, initramfs, share, accel, memory_mib, is_appliance } = &self.starting;
-        let words = match is_appliance {
-            false => more.to_owned(),
-            true => format!(" quiet rebec.state=ram rebec.hostname={name} rebec.ip={}/24{more}", address(port)),
+        let words = if *is_appliance {
+            format!(" quiet rebec.state=ram rebec.hostname={name} rebec.ip={}/24{more}", address(port))
+        } else {
+            more.to_owned()
         };
         Machine::start(&MachineConfig {
             name,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
 use super::{
-    Kept, LocalVm, Want, failed, lease, ports,
+    Kept, LocalVm, Want, failed, lease,
     process::{self, Beginning, Process},
     start, watch,
 };
@@ -86,16 +86,7 @@ pub async fn wait_for(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> anyhow::Result<P
         kept.listen = listen;
         kept.boot = facts::boot_id();
     })?;
-    let peers = ports::neighbours(agent, &kept.body);
-    let donors = donors(agent, &kept);
-    let how = Beginning::Arrive(&donors);
-    process::wait_absent(&vm.folder).await?;
-    let mut child = process::spawn(agent, vm, &peers, &how)?;
-    process::wait_ready(&mut child, &vm.folder).await?;
-    lease::tell(vm).await;
-    vm.console.started();
-    vm.fdb(|fdb| *fdb = peers.into_iter().take(process::PEERS_MAX).collect());
-    Ok(Process::Child(child))
+    process::start(agent, vm, &Beginning::Arrive(&donors(agent, &kept))).await
 }
 
 /// Running VMs of the same home host: their content is within the same trust.

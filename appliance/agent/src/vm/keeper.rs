@@ -131,6 +131,11 @@ pub async fn run(agent: Arc<Agent>) {
 }
 
 fn look(agent: &Arc<Agent>) -> anyhow::Result<()> {
+    let charges = agent.store.charges()?;
+    if charges.is_empty() {
+        // Most hosts keep nothing, and the book may be long.
+        return Ok(());
+    }
     let own = agent.key();
     let known = agent.book(|book| {
         let kept = view::vms(book).into_iter().filter(|vm| vm.body.keeper == Some(own)).map(|vm| vm.id).collect::<BTreeSet<_>>();
@@ -138,7 +143,7 @@ fn look(agent: &Arc<Agent>) -> anyhow::Result<()> {
         (kept, gone)
     });
     let Some((kept, gone)) = known else { return Ok(()) };
-    for (vm, charge) in agent.store.charges()? {
+    for (vm, charge) in charges {
         if gone.contains(&vm) && !kept.contains(&vm) {
             agent.store.forget_charge(&vm)?;
             lock(&agent.keeper.promises).forget(vm);

@@ -14,7 +14,12 @@ use rebec_vmm_api::MacAddr;
 use rustix::event::{PollFd, PollFlags, poll};
 use tokio::{process::Child, sync::oneshot};
 
-use super::{LocalVm, control::Control, ports::Stations};
+use super::{
+    LocalVm,
+    control::Control,
+    lease,
+    ports::{self, Stations},
+};
 use crate::{agent::Agent, logs};
 
 /// Stations that are told on the command line; the others follow over the control socket.
@@ -54,8 +59,20 @@ pub fn loopback_port() -> Result<u16> {
     Ok(listener.local_addr()?.port())
 }
 
+/// Starts the VMM of a VM whose folder is ready, and waits until it answers; it knows its neighbours and its lease then.
+pub async fn start(agent: &Agent, vm: &LocalVm, how: &Beginning<'_>) -> Result<Process> {
+    let peers = ports::neighbours(agent, &vm.kept().body);
+    wait_absent(&vm.folder).await?;
+    let mut child = spawn(agent, vm, &peers, how)?;
+    wait_ready(&mut child, &vm.folder).await?;
+    lease::tell(vm).await;
+    vm.console.started();
+    vm.fdb(|fdb| *fdb = peers.into_iter().take(PEERS_MAX).collect());
+    Ok(Process::Child(child))
+}
+
 /// Waits until nothing of an earlier VMM holds the sockets of a VM: a killed process is seen to end before its children are.
-pub async fn wait_absent(folder: &Path) -> Result<()> {
+async fn wait_absent(folder: &Path) -> Result<()> {
     let deadline = tokio::time::Instant::now() + GONE_TIME;
     for name in ["control.sock", "console.sock"] {
         while UnixStream::connect(folder.join(name)).is_ok() {
@@ -68,8 +85,7 @@ pub async fn wait_absent(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Starts the VMM of a VM whose folder is ready.
-pub fn spawn(agent: &Agent, vm: &LocalVm, peers: &Stations, how: &Beginning<'_>) -> Result<Child> {
+fn spawn(agent: &Agent, vm: &LocalVm, peers: &Stations, how: &Beginning<'_>) -> Result<Child> {
     let (folder, kept, depot, vmm) = (&vm.folder, &vm.kept(), &agent.depot, &agent.options.vmm);
     let log = File::options().create(true).append(true).open(folder.join("vmm.log")).context("open vmm.log")?;
     let mut command = tokio::process::Command::new(vmm);
@@ -116,7 +132,7 @@ pub fn spawn(agent: &Agent, vm: &LocalVm, peers: &Stations, how: &Beginning<'_>)
 }
 
 /// Waits until the control socket answers, or says what the VMM said when it ended.
-pub async fn wait_ready(child: &mut Child, folder: &Path) -> Result<()> {
+async fn wait_ready(child: &mut Child, folder: &Path) -> Result<()> {
     let socket = folder.join("control.sock");
     let deadline = tokio::time::Instant::now() + START_TIME;
     loop {

@@ -16,7 +16,7 @@ use rebec_pool::{
 use super::{
     Kept, LocalVm, Want,
     create::Order,
-    failed, folder, lease, ledger, ports,
+    failed, folder, lease, ledger,
     process::{self, Beginning, Process},
     seed, watch, write_kept,
 };
@@ -203,14 +203,7 @@ pub async fn boot(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<Process> {
     if let Some(epoch) = ledger::epoch(&vm.folder)? {
         vm.keep(|kept| kept.epoch = epoch)?;
     }
-    let peers = ports::neighbours(agent, &vm.kept().body);
-    process::wait_absent(&vm.folder).await?;
-    let mut child = process::spawn(agent, vm, &peers, &Beginning::Boot)?;
-    process::wait_ready(&mut child, &vm.folder).await?;
-    lease::tell(vm).await;
-    vm.console.started();
-    vm.fdb(|fdb| *fdb = peers.into_iter().take(process::PEERS_MAX).collect());
-    Ok(Process::Child(child))
+    process::start(agent, vm, &Beginning::Boot).await
 }
 
 /// Endpoints that no VM of this host has.

@@ -89,12 +89,14 @@ pub async fn look(agent: &Agent, vm: &Arc<LocalVm>) {
         let want = if kept.want == Want::Arriving { Want::Running } else { kept.want };
         set_want(vm, want, status.epoch);
     }
-    let keeper = kept.body.keeper.map(|keeper| agent.name_of(&keeper)).unwrap_or_default();
-    if state == SeenState::Unleased && vm.seen().state != state {
+    let silent_keeper = kept.body.keeper.filter(|_| state == SeenState::Unleased).map(|keeper| agent.name_of(&keeper));
+    if let Some(keeper) = &silent_keeper
+        && vm.seen().state != state
+    {
         log::warn!("vm {}: stands still: its lease has run out, and keeper {keeper} has not renewed it", vm.name());
     }
     vm.say(agent, |seen| {
-        if state == SeenState::Unleased {
+        if let Some(keeper) = silent_keeper {
             seen.reason = Some(format!("its lease has run out: it goes on as soon as keeper {keeper} answers"));
         } else if state != SeenState::Waiting {
             // Why it had to start again stays said while it runs.
