@@ -1,8 +1,11 @@
 //! The demo of the pool, step by step: machines booted from the image, tickets, an image, a LAN, VMs and moves, all by `rebec`.
 
-use std::time::{Duration, Instant};
+use std::{
+    thread::ScopedJoinHandle,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use rebec_api::vm::VmInfo;
 use rebec_vmm_api::Outcome;
 
@@ -30,7 +33,7 @@ const DOMAINS: [&str; 3] = ["alpha", "alpha", "beta"];
 /// Between the domains.
 pub(super) const LINK: Shape = Shape { rate_mbit: Some(100), delay: Duration::from_millis(10), loss_ppm: 0, cut: false };
 /// Of each VM: what a Debian kernel needs, and the pattern. Every page of it travels with each move.
-const MEMORY: &str = "128M";
+const MEMORY: &str = "112M";
 /// Kernel and modules, state in RAM and two VMs.
 const MEMORY_MIB: u32 = 1792;
 /// Five times what three machines on two busy cores were seen to need.
@@ -225,24 +228,25 @@ fn start_vms(lab: &Lab, first: &Machine) -> Result<(VmInfo, VmInfo, VmInfo)> {
     rebec(first, &[&["image", "import", "debian", "--cmdline", &cmdline], &files[..]].concat(), FILES_DEADLINE)?;
     say("demo", format_args!("image debian is imported in {:.1} s", start.elapsed().as_secs_f64()));
     rebec(first, &["lan", "create", "office"], FILES_DEADLINE)?;
+    let (start, before) = (Instant::now(), lab.switch.passed(0, 2).bytes);
     let run = |name: &str, place: [&str; 2]| -> Result<VmInfo> {
-        let start = Instant::now();
-        let before = lab.switch.passed(0, 2).bytes;
         let named = format!("rebec.name={name}");
         let words = ["vm", "run", name, "--image", "debian", "--memory", MEMORY, "--lan", "office", "--cmdline", &named];
         rebec(first, &[&words[..], &place].concat(), FILES_DEADLINE)?;
         let vm = pool::vm(first, name)?;
-        let sent = mega(lab.switch.passed(0, 2).bytes - before);
-        let took = start.elapsed().as_secs_f64();
-        say("demo", format_args!("VM {name} runs on host {} after {took:.1} s; {sent:.1} MB went to beta", vm.host));
+        say("demo", format_args!("VM {name} runs on host {} after {:.1} s", vm.host, start.elapsed().as_secs_f64()));
         Ok(vm)
     };
-    // First those whose parts have a way to go: emulated machines with booting VMs in them send slowly. With `control` on the host
-    // that `web` visits first, the image is there before that move.
-    let client = run("client", ["--domain", DOMAINS[2]])?;
-    let control = run("control", ["--host", MACHINES[1]])?;
-    let web = run("web", ["--host", MACHINES[0]])?;
-    Ok((web, client, control))
+    // With `control` on the host that `web` visits first, the image is there before that move.
+    let vms = std::thread::scope(|scope| {
+        let web = scope.spawn(|| run("web", ["--host", MACHINES[0]]));
+        let client = scope.spawn(|| run("client", ["--domain", DOMAINS[2]]));
+        let control = run("control", ["--host", MACHINES[1]])?;
+        let joined = |vm: ScopedJoinHandle<'_, Result<VmInfo>>| vm.join().map_err(|_| anyhow!("a thread that starts a VM panicked"))?;
+        Ok((joined(web)?, joined(client)?, control))
+    });
+    say("demo", format_args!("{:.1} MB went to beta", mega(lab.switch.passed(0, 2).bytes - before)));
+    vms
 }
 
 fn address(vm: &VmInfo) -> Result<std::net::Ipv4Addr> {

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use rebec_vmm_api::MoveReport;
-use rebec_workload::words::{PingPhase, PingReport, Report, Told, What};
+use rebec_workload::words::{ClockReport, PingPhase, PingReport, Report, Told, What};
 
 use super::report::{DemoReport, MoveSeen};
 use crate::{progress::say, qemu::Orders};
@@ -16,10 +16,10 @@ const PORT: u16 = 5001;
 // Under emulation frames are dear: more than this left guests on two busy cores no time to answer.
 const TRANSFER_KBIT: u32 = 1000;
 const PING_EVERY_MS: u64 = 10;
-const CONTROL_PING_EVERY_MS: u64 = 40;
+const CONTROL_PING_EVERY_MS: u64 = 100;
 /// What `web` does to its disk and memory during each move.
 const DISK: Blocks = Blocks { blocks: 4096, batch: 4, batches_per_second: 2 };
-const PATTERN_MIB: u64 = 24;
+const PATTERN_MIB: u64 = 8;
 const REWRITES_PER_SECOND: u32 = 16;
 /// How close to the host's the guest's clock is set before the first move.
 const CLOCK_SET_MS: f64 = 15.0;
@@ -66,6 +66,7 @@ impl Work {
         let mbit = TRANSFER_KBIT / 1000;
         say("demo", format_args!("client sends to web at {mbit} Mbit/s with a running checksum and pings every {PING_EVERY_MS} ms"));
         work.set_clock()?;
+        work.web.order(What::WatchClocks, WORK_DEADLINE)?;
         // Before there is traffic: with it, filling the pattern took more than 100 s under emulation.
         work.web.order(What::Hold { mib: PATTERN_MIB, rewrites_per_second: 0 }, WORK_DEADLINE)?;
         work.web.order(What::Serve { port: PORT }, WORK_DEADLINE)?;
@@ -95,16 +96,17 @@ impl Work {
     /// After a move: what `web` has is verified.
     pub fn after_move(&mut self, number: u8, way: String, reported: MoveReport, link_bytes: u64) -> Result<Seen> {
         std::thread::sleep(CALM);
-        let stall = self.web.report(WORK_DEADLINE)?.clock.longest_stall_ms;
+        let clock = self.clocks()?;
+        let guest_stall_ms = clock.longest_stall_ms;
         self.phase(&format!("after {number}"))?;
         say("demo", format_args!("move {number}: verifying disk and memory in the guest"));
         let disk = self.web.verify(What::VerifyDisk, WORK_DEADLINE)?;
         let memory = self.web.verify(What::VerifyMemory, WORK_DEADLINE)?;
-        let clock_off_ms = self.clock_off_ms()?;
-        let clock = self.web.report(WORK_DEADLINE)?.clock;
+        let (clock_off_ms, clock_unsure_ms) = self.clock_off_ms()?;
         let empty = PingPhase::default;
         let (pings, control) = (empty(), empty());
-        let seen = MoveSeen { way, reported, link_bytes, pings, control, guest_stall_ms: stall, disk, memory, clock_off_ms, clock };
+        let seen =
+            MoveSeen { way, reported, link_bytes, pings, control, guest_stall_ms, disk, memory, clock_off_ms, clock_unsure_ms, clock };
         Ok(Seen { phase: phase_of(number), seen })
     }
 
@@ -128,6 +130,10 @@ impl Work {
         Ok(DemoReport::new(seen, sender, server))
     }
 
+    fn clocks(&mut self) -> Result<ClockReport> {
+        self.web.report(WORK_DEADLINE)?.clock.context("vm web does not watch its clocks")
+    }
+
     fn phase(&mut self, name: &str) -> Result<()> {
         for orders in [&mut self.web, &mut self.client] {
             orders.order(What::Phase { name: name.to_owned() }, WORK_DEADLINE)?;
@@ -141,7 +147,7 @@ impl Work {
         // Three were too few once, on a machine without other work.
         const TRIES: u32 = 10;
         for _ in 0..TRIES {
-            let off_ms = self.clock_off_ms()?;
+            let (off_ms, _) = self.clock_off_ms()?;
             if off_ms.abs() < CLOCK_SET_MS {
                 say("demo", format_args!("web's clock is set once, {off_ms:+.1} ms off now; from here on the moves must keep it"));
                 return Ok(());
@@ -151,9 +157,9 @@ impl Work {
         bail!("the clock of vm web cannot be set to within {CLOCK_SET_MS} ms; the host is too busy")
     }
 
-    /// How far the guest's CLOCK_REALTIME is from the host's: the best of several looks, as a slow answer says little.
-    fn clock_off_ms(&mut self) -> Result<f64> {
-        const LOOKS: u32 = 20;
+    /// How far the guest's CLOCK_REALTIME is from the host's, give or take how much: the best of several looks, as a slow answer says little.
+    fn clock_off_ms(&mut self) -> Result<(f64, f64)> {
+        const LOOKS: u32 = 16;
         let mut best: Option<(Duration, f64)> = None;
         for _ in 0..LOOKS {
             let before = SystemTime::now();
@@ -165,7 +171,7 @@ impl Work {
                 best = Some((took, now_ns as f64 / 1e6 - host_ms));
             }
         }
-        best.map(|(_, off_ms)| off_ms).context("invariant: there is at least one look")
+        best.map(|(took, off_ms)| (off_ms, took.as_secs_f64() * 500.0)).context("invariant: there is at least one look")
     }
 }
 

@@ -16,8 +16,8 @@ use rustix::{
 
 use crate::words::ClockReport;
 
-/// How often a watcher looks.
-const EVERY: Duration = Duration::from_millis(2);
+/// How often a watcher looks. In an emulated machine each look costs it about a millisecond: looks every 2 ms left nothing for others.
+const EVERY: Duration = Duration::from_millis(10);
 
 #[derive(Default)]
 struct Seen {

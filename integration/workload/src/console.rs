@@ -22,7 +22,7 @@ const ANSWERS_KEPT: usize = 16;
 
 /// Everything that is under way.
 struct Work {
-    watch: Watch,
+    watch: Option<Watch>,
     server: Option<Server>,
     sender: Option<Sender>,
     pingers: Vec<Pinger>,
@@ -33,7 +33,7 @@ struct Work {
 /// Serves until the input ends.
 pub fn serve(input: impl BufRead, mut output: impl Write) -> io::Result<()> {
     let mut input = input;
-    let mut work = Work { watch: Watch::start(), server: None, sender: None, pingers: Vec::new(), writer: None, holder: None };
+    let mut work = Work { watch: None, server: None, sender: None, pingers: Vec::new(), writer: None, holder: None };
     let mut answered: VecDeque<Answer> = VecDeque::new();
     loop {
         let mut line = Vec::new();
@@ -76,7 +76,7 @@ impl Work {
                 self.pingers.push(pinger.map_err(|error| named(&format!("ping {to}"), &error))?);
             }
             What::Phase { name } => {
-                self.watch.phase();
+                self.watch.iter().for_each(Watch::phase);
                 self.pingers.iter().for_each(|pinger| pinger.phase(&name));
             }
             What::Write { file, blocks, batch, batches_per_second } => {
@@ -89,6 +89,9 @@ impl Work {
                 _ => self.holder = Some(Holder::start(mib, rewrites_per_second, random()?)?),
             },
             What::VerifyMemory => return Ok(Told::Verified(self.holder.as_mut().ok_or_else(|| missing("pattern"))?.verify())),
+            What::WatchClocks => {
+                self.watch.get_or_insert_with(Watch::start);
+            }
             What::Now => return Ok(Told::Now(clock::realtime_ns())),
             What::StepClock { by_ns } => clock::step(by_ns)?,
             What::Report => return Ok(Told::Report(Box::new(self.report()))),
@@ -103,7 +106,7 @@ impl Work {
             pings: self.pingers.iter().map(Pinger::report).collect(),
             disk: self.writer.as_ref().map(Writer::report),
             memory: self.holder.as_ref().map(Holder::report),
-            clock: self.watch.report(),
+            clock: self.watch.as_ref().map(Watch::report),
         }
     }
 }

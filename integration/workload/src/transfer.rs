@@ -27,6 +27,8 @@ use crate::{
 
 /// Place of the block that ends a transfer.
 const END: u64 = u64::MAX;
+/// Blocks that are written at once: one frame where segmentation is the NIC's, and a few wake-ups a second.
+const TURN_BLOCKS: u64 = 8;
 /// Blocks between two confirmations.
 const CONFIRM_EVERY: u64 = 32;
 /// Confirmations that may be outstanding; a server that sends none makes the sender wait.
@@ -174,7 +176,8 @@ impl Sender {
 }
 
 fn send(mut stream: TcpStream, kbit: u32, owner: u64, sending: &Mutex<Sending>, stop: &AtomicBool) -> io::Result<()> {
-    let every = Duration::from_nanos(BLOCK_BYTES as u64 * 8 * 1_000_000 / u64::from(kbit.max(1)));
+    let every = Duration::from_nanos(TURN_BLOCKS * BLOCK_BYTES as u64 * 8 * 1_000_000 / u64::from(kbit.max(1)));
+    let mut turn = Vec::new();
     let mut block = [0; BLOCK_BYTES];
     let mut checksum = Checksum::default();
     let mut due = Instant::now();
@@ -191,7 +194,12 @@ fn send(mut stream: TcpStream, kbit: u32, owner: u64, sending: &Mutex<Sending>, 
         if full {
             return Err(io::Error::other("the server confirms nothing"));
         }
-        stream.write_all(&block)?;
+        turn.extend_from_slice(&block);
+        if !last && count % TURN_BLOCKS != 0 {
+            continue;
+        }
+        stream.write_all(&turn)?;
+        turn.clear();
         let mut shared = locked(sending);
         shared.report.blocks = count;
         shared.report.checksum = hex(&checksum);

@@ -78,6 +78,8 @@ pub enum What {
     },
     /// Stop rewriting; then check every page.
     VerifyMemory,
+    /// Begin to watch the clocks.
+    WatchClocks,
     /// What is CLOCK_REALTIME? A short answer, because a long one takes long on a slow serial port.
     Now,
     /// Move CLOCK_REALTIME.
@@ -149,8 +151,8 @@ pub struct Report {
     pub disk: Option<DiskReport>,
     /// The pattern in memory.
     pub memory: Option<MemoryReport>,
-    /// The clocks.
-    pub clock: ClockReport,
+    /// The clocks, if they are watched.
+    pub clock: Option<ClockReport>,
 }
 
 /// The receiving end.

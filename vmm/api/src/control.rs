@@ -54,6 +54,8 @@ pub struct Request {
 pub enum Command {
     /// Answered with [`Status`].
     Status,
+    /// Answered with [`Status`] too, as soon as the VM that is expected has come: at once where none is.
+    Arrival,
     /// Stop all vCPUs and device threads; the state stays.
     Pause,
     /// Undo a pause.

@@ -43,6 +43,9 @@ use crate::{
     vm::VcpuEvent,
 };
 
+/// Callers that wait for a VM's arrival: not all connections, so that others are heard.
+const EXPECTING_MAX: usize = 4;
+
 /// Owns the VM.
 pub struct Owner {
     place: Place,
@@ -54,6 +57,8 @@ pub struct Owner {
     plan: Option<BootPlan>,
     lending: Lending,
     lease: Lease,
+    /// Who wants to hear of the VM's arrival.
+    expecting: Vec<Reply>,
     events: SyncSender<Event>,
 }
 
@@ -121,7 +126,8 @@ impl Owner {
     fn of_nothing(place: Place, state: VmState, lans: Vec<Lan>, services: Arc<Services>, events: SyncSender<Event>) -> Self {
         let (vm, disk_bytes, nets) = (String::new(), vec![], net_status(&lans));
         let last = Status { state, epoch: 0, vm, memory_bytes: 0, vcpus: 0, disk_bytes, nets, ledger: false, lease_ms: None };
-        Self { place, last, lans, services, plan: None, lending: Lending::default(), lease: Lease::new(false), events }
+        let (lending, lease, expecting) = (Lending::default(), Lease::new(false), vec![]);
+        Self { place, last, lans, services, plan: None, lending, lease, expecting, events }
     }
 
     /// The VM runs only while this lasts.
@@ -137,6 +143,7 @@ impl Owner {
             Place::Here(held, _) => held.vm.pause().map(drop),
             _ => Ok(()),
         };
+        self.expecting.clear();
         self.services.finish();
         paused.and(ended)
     }
@@ -166,6 +173,8 @@ impl Owner {
             Place::Arriving { pending } => pending,
             _ => None,
         };
+        let status = self.status();
+        self.expecting.drain(..).for_each(|reply| reply.send(ResponseBody::Ok(Answer::Status(status.clone()))));
         pending.map_or(Ok(Next::Go), |event| self.end_or_restart(event))
     }
 
@@ -267,7 +276,11 @@ impl Owner {
     fn answer(&mut self, request: ControlRequest) -> Next {
         let ControlRequest { command, descriptors, reply } = request;
         let answer = match command {
-            Command::Status => Ok(Answer::Status(self.status())),
+            Command::Arrival if matches!(self.place, Place::Arriving { .. }) => {
+                self.expect(reply);
+                return Next::Go;
+            }
+            Command::Status | Command::Arrival => Ok(Answer::Status(self.status())),
             Command::Pause => self.pause(),
             Command::Resume => self.resume(),
             Command::FdbAdd { mac, endpoint, ip } => self.edit_fdb(|lan| lan.fdb_add(&Peer { mac, endpoint, ip })),
@@ -289,6 +302,15 @@ impl Owner {
         };
         reply.send(answer.map_or_else(ResponseBody::Error, ResponseBody::Ok));
         Next::Go
+    }
+
+    fn expect(&mut self, reply: Reply) {
+        if self.expecting.len() == EXPECTING_MAX {
+            // It may be one that has left, and its connection is needed.
+            let error = ControlError { code: ErrorCode::Busy, message: "arrival: too many others wait for it".into() };
+            self.expecting.remove(0).send(ResponseBody::Error(error));
+        }
+        self.expecting.push(reply);
     }
 
     fn edit_fdb(&self, edit: impl FnMut(&Lan) -> Result<(), FdbError>) -> Result<Answer, ControlError> {

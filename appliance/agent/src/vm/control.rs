@@ -56,6 +56,12 @@ impl Control {
         }
     }
 
+    /// Returns when the VM that the VMM waits for has come; takes as long as it takes.
+    pub fn arrival(&mut self) -> Result<()> {
+        self.stream.set_read_timeout(None)?;
+        self.tell(Command::Arrival)
+    }
+
     /// A command without an answer of its own.
     pub fn tell(&mut self, command: Command) -> Result<()> {
         self.ask(command, &[], |_| {}).map(|_| ())

@@ -7,16 +7,16 @@ use rebec_pool::record::{Kind, SeenState};
 use rebec_vmm_api::control::VmState;
 
 use super::{
-    LocalVm, Want, arrive, depart, lease, ledger,
+    LocalVm, Want, arrive,
+    control::Control,
+    depart, lease, ledger,
     process::{self, Process},
     start,
 };
 use crate::agent::{Agent, lock};
 
-/// Between two looks at a VM that runs.
+/// Between two looks at a VM.
 const PERIOD: Duration = Duration::from_secs(2);
-/// Between two looks at one that arrives or leaves.
-const PERIOD_MOVING: Duration = Duration::from_millis(50);
 /// A VMM that was killed is started again after this time, doubled for each time in a row.
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 /// Times in a row; one that ran for [`STEADY`] begins anew.
@@ -46,6 +46,7 @@ async fn watch(agent: Arc<Agent>, vm: Arc<LocalVm>, mut process: Process) {
 
 /// Says how the VM is until its VMM ends.
 async fn until_end(agent: &Arc<Agent>, vm: &Arc<LocalVm>, process: &mut Process) -> Option<i32> {
+    let mut has_come = false;
     loop {
         look(agent, vm).await;
         if vm.seen().state == SeenState::Waiting {
@@ -54,12 +55,25 @@ async fn until_end(agent: &Arc<Agent>, vm: &Arc<LocalVm>, process: &mut Process)
         if vm.seen().state == SeenState::Unleased {
             tokio::spawn(lease::renew(agent.clone(), vm.clone()));
         }
-        let moving = vm.want() == Want::Arriving || vm.seen().state == SeenState::Moving;
-        let period = if moving { PERIOD_MOVING } else { PERIOD };
-        if let Ok(code) = tokio::time::timeout(period, process.ended()).await {
-            return code;
+        tokio::select! {
+            code = process.ended() => return code,
+            () = until_look(vm, &mut has_come) => {}
         }
     }
+}
+
+/// Waits for the next look: for a VM that arrives, until its VMM says that it has.
+async fn until_look(vm: &LocalVm, has_come: &mut bool) {
+    if vm.want() == Want::Arriving && !*has_come {
+        match vm.talk(Control::arrival).await {
+            Ok(()) => {
+                *has_come = true;
+                return;
+            }
+            Err(error) => log::debug!("vm {}: {error:#}", vm.name()),
+        }
+    }
+    tokio::time::sleep(PERIOD).await;
 }
 
 /// Asks the VMM and says what it answers.

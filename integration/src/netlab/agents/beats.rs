@@ -76,11 +76,12 @@ impl Beats {
     }
 }
 
-/// Without a beat whose digits an agent had in its hands when it was killed: its number falls back, and the next one goes on from before.
+/// Without a beat whose digits an agent had in its hands when it was killed: its number or its stamp falls back, and the next one goes on from before.
 fn whole(beats: &[(u64, u64)]) -> Vec<(u64, u64)> {
     let torn = |at: usize| {
         let before = at.checked_sub(1).and_then(|before| beats.get(before));
-        matches!((before, beats.get(at + 1)), (Some(before), Some(after)) if beats[at].0 <= before.0 && after.0 > before.0)
+        let follows = |beat: (u64, u64), before: (u64, u64)| beat.0 > before.0 && beat.1 > before.1;
+        matches!((before, beats.get(at + 1)), (Some(before), Some(after)) if !follows(beats[at], *before) && follows(*after, *before))
     };
     (0..beats.len()).filter(|at| !torn(*at)).map(|at| beats[at]).collect()
 }
@@ -101,6 +102,8 @@ mod tests {
         assert_eq!(Beats::parse("rebec-bench 1 tsc_khz=1000 x\nhb 7 0\nhb 0 64\n").unwrap().lost(), None);
         let halved = Beats::parse("rebec-bench 1 tsc_khz=1000 x\nhb 99 0\nhb 100 64\nhb 11 c8\nhb 102 12c\n").unwrap();
         assert_eq!((halved.count(), halved.lost()), (3, Some(1)));
+        let late = Beats::parse("rebec-bench 1 tsc_khz=1000 x\nhb 5 164\nhb 6 1c8\nhb 7 2c\nhb 8 290\n").unwrap();
+        assert_eq!((late.lost(), late.longest_gap(0)), (Some(1), Duration::from_micros(100)));
         assert!(Beats::parse("hb 0 0\n").is_err());
     }
 }

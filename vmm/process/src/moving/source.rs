@@ -33,7 +33,7 @@ use super::{
 /// What happened and was not yet told to the engine: what every worker can say at once, and the control connection.
 const EVENTS_MAX: usize = 256;
 /// Between two reports of progress.
-const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
+const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
 
 /// Calls a move off from any thread.
 #[derive(Clone, Default)]
