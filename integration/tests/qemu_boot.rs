@@ -134,9 +134,33 @@ impl Running {
     }
 
     fn facts(&self) -> BTreeMap<String, String> {
-        let facts = self.said.lines().filter_map(|line| line.trim_end().strip_prefix("fact "));
+        let said = without_kernel(&self.said);
+        let facts = said.lines().filter_map(|line| line.trim_end().strip_prefix("fact "));
         facts.map(|fact| fact.split_once(' ').unwrap_or((fact, ""))).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
+}
+
+/// What programs said: the kernel's messages, which may come in the middle of their lines, are cut out.
+fn without_kernel(said: &str) -> String {
+    let is_stamp = |stamp: &str| stamp.contains('.') && stamp.chars().all(|c| c == ' ' || c == '.' || c.is_ascii_digit());
+    let (mut own, mut rest) = (String::new(), said);
+    while let Some((before, after)) = rest.split_once('[') {
+        own += before;
+        rest = match after.split_once("] ") {
+            Some((stamp, message)) if is_stamp(stamp) => message.split_once('\n').map_or("", |(_, rest)| rest),
+            _ => {
+                own.push('[');
+                after
+            }
+        };
+    }
+    own + rest
+}
+
+#[test]
+fn a_fact_is_whole_if_the_kernel_speaks_in_the_middle_of_it() {
+    let said = "fact a 1\n[    1.2] x\nfact release 6.1[   25.439133] hrtimer: [x] took 14 ns\n.0\nfact b [7]\n";
+    assert_eq!(without_kernel(said), "fact a 1\nfact release 6.1.0\nfact b [7]\n");
 }
 
 fn start(machine: &Machine, guest: &Guest<'_>) -> Result<Running> {

@@ -23,8 +23,6 @@ pub const BOOT_DEADLINE: Duration = Duration::from_secs(150);
 /// How long an order to a program in a machine may take unless it is known to be long.
 pub const ORDER_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Without SATA, SMBus and PS/2: finding nothing there takes a second of a boot. Firmware and device tests have them.
-const MACHINE: &str = "q35,sata=off,smbus=off,i8042=off";
 /// Name of the socket behind the serial port.
 const SERIAL: &str = "serial";
 /// Between two looks at a console.
@@ -183,7 +181,7 @@ impl Drop for Machine {
 
 fn arguments(command: &mut Command, config: &MachineConfig<'_>, port: &Path, console: &Path, typed: &Path) {
     let path = |path: &Path| path.display().to_string().replace(',', ",,");
-    command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", MACHINE]).args(config.accel.arguments());
+    command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", "q35"]).args(config.accel.arguments());
     command.args(["-name", config.name, "-smp", &config.vcpus.to_string(), "-m", &config.memory_mib.to_string()]);
     command.arg("-kernel").arg(config.kernel).arg("-initrd").arg(config.initramfs);
     // tsc=reliable: under emulation the watchdog would call the clock unstable whenever the host is busy. The self-tests of the kernel's
