@@ -25,6 +25,8 @@ use crate::{
 
 /// Between two looks whether the host's own facts have changed.
 const FACTS_PERIOD: Duration = Duration::from_secs(2);
+/// What is being written to the disk at the agent's end has so long.
+const END_TIME: Duration = Duration::from_secs(2);
 
 /// Where others reach an agent when nobody says otherwise.
 pub const MESH_PORT: u16 = 7116;
@@ -67,7 +69,10 @@ pub struct Options {
 pub fn run(options: Options) -> Result<()> {
     logs::begin();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start the runtime")?;
-    runtime.block_on(serve(options))
+    let ended = runtime.block_on(serve(options));
+    // What waits for a move or an arrival would hold the agent's end up for as long as that takes.
+    runtime.shutdown_timeout(END_TIME);
+    ended
 }
 
 async fn serve(options: Options) -> Result<()> {

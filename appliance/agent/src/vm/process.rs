@@ -23,7 +23,7 @@ use super::{
 use crate::{agent::Agent, logs};
 
 /// Stations that are told on the command line; the others follow over the control socket.
-pub const PEERS_MAX: usize = 64;
+const PEERS_MAX: usize = 64;
 /// UDP ports of a host that LANs use.
 const UDP_PORTS: std::ops::Range<u16> = 20_000..30_000;
 /// How long a VMM may take until its control socket answers: it unpacks a kernel and allocates memory.
