@@ -1,7 +1,7 @@
 //! A kernel file that somebody downloaded, put into a machine of 64 MiB.
 //!
 //! ```text
-//! input = vcpus:u8 slots:u8 command line:(length:u8 bytes) file
+//! input = vcpus:u8 flags:u8 command line:(length:u8 bytes) file
 //! ```
 
 use rebec_boot::{BootConfig, Content, GuestRam, KernelImage, load};
@@ -16,7 +16,7 @@ const LOW_RAM_END: u64 = 3 << 30;
 /// Runs one input.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
-    let (vcpus, slots, length) = (input.u8(), input.u8(), input.u8());
+    let (vcpus, flags, length) = (input.u8(), input.u8(), input.u8());
     let cmdline = String::from_utf8_lossy(input.take(length.into())).into_owned();
     let kernel = match KernelImage::from_bytes(input.rest().to_vec()) {
         Ok(kernel) => kernel,
@@ -32,8 +32,8 @@ pub fn run(data: &[u8]) {
 
     let ram = GuestRam::from_ranges(&[(GuestAddress(0), RAM_BYTES as usize)]).expect("memory for a guest");
     let initramfs = Content::from_bytes(vec![7; 5000]);
-    let initramfs = (slots & 0x80 == 0).then_some(&initramfs);
-    let config = BootConfig { kernel: &kernel, initramfs, cmdline: &cmdline, vcpus, slots: usize::from(slots & 0x7f) };
+    let initramfs = (flags & 0x80 == 0).then_some(&initramfs);
+    let config = BootConfig { kernel: &kernel, initramfs, cmdline: &cmdline, vcpus };
     match load(&ram, RAM_BYTES, &config) {
         Ok(entry) => assert_eq!(entry.rip, kernel.entry()),
         Err(error) => assert!(!error.to_string().is_empty()),

@@ -20,20 +20,19 @@ use std::{
 };
 
 use rebec_devices::{
-    GuestRam, MmioTransport, Threads,
+    GuestRam, PciTransport, Threads,
     block::BlockDevice,
     disk::Disk,
     net::{FRAME_BYTES_MAX, FramePort, HEADER_BYTES, NetDevice, NetHeader, Offloads, ReceivedFrame},
     rng::RngDevice,
-    virtio::VirtioDevice,
+    virtio::{VirtioDevice, pci::PciHost},
 };
 use rustix::{
     event::{EventfdFlags, eventfd},
     fs::{MemfdFlags, memfd_create},
 };
-use virtio_bindings::virtio_mmio as offsets;
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::input::Input;
 
@@ -47,7 +46,18 @@ const STEPS_MAX: usize = 256;
 /// How long a device may stay awake: a ring in whose index it writes itself keeps it busy, and it must still be stopped.
 const SETTLE_MAX: Duration = Duration::from_millis(20);
 
-const STATUS: u64 = offsets::VIRTIO_MMIO_STATUS as u64;
+/// Fields of the common structure: offset and bytes (virtio 1.2 §4.1.4.3).
+type Field = (u64, usize);
+const DEVICE_FEATURES_SELECT: Field = (0x00, 4);
+const DEVICE_FEATURES: Field = (0x04, 4);
+const DRIVER_FEATURES_SELECT: Field = (0x08, 4);
+const DRIVER_FEATURES: Field = (0x0c, 4);
+const STATUS: Field = (0x14, 1);
+const QUEUE_SELECT: Field = (0x16, 2);
+const QUEUE_SIZE: Field = (0x18, 2);
+const QUEUE_ENABLE: Field = (0x1c, 2);
+const QUEUE_ADDRESSES: [u64; 3] = [0x20, 0x28, 0x30];
+const NOTIFY: u64 = 0x3000;
 const NEEDS_RESET: u32 = 0x40;
 
 /// Runs one input.
@@ -66,7 +76,7 @@ pub fn run(data: &[u8]) {
 
 struct Driver {
     device: u8,
-    transport: MmioTransport,
+    transport: PciTransport,
     ram: GuestRam,
     threads: Arc<Watched>,
     wire: Option<Wire>,
@@ -85,13 +95,16 @@ impl Driver {
     fn step(&mut self, input: &mut Input<'_>) {
         match input.u8() % 14 {
             0 => {
-                let (register, value) = (u64::from(input.u8()) * 4, input.u32());
-                self.transport.write(register, &value.to_le_bytes());
+                let (at, width, value) = (input.u8(), 1 << (input.u8() % 3), input.u32());
+                self.transport.write(at.into(), &value.to_le_bytes()[..width]);
             }
             1 => {
                 let (offset, width) = (input.u64(), usize::from(input.u8() % 9));
                 self.transport.write(offset, &[0xa5; 8][..width]);
                 self.transport.read(offset, &mut [0; 8][..width]);
+                let value = input.u32();
+                self.transport.write_config(offset % 0x200, &value.to_le_bytes()[..width.min(4)]);
+                self.transport.read_config(offset % 0x200, &mut [0; 8][..width]);
             }
             2 => start(&self.transport),
             3 => {
@@ -157,7 +170,7 @@ impl Driver {
     }
 
     fn kick(&self, queue: u8) {
-        self.transport.write(offsets::VIRTIO_MMIO_QUEUE_NOTIFY.into(), &u32::from(queue).to_le_bytes());
+        self.transport.write(NOTIFY + 4 * u64::from(queue), &[queue, 0]);
     }
 
     /// Buffers at 0x4_0000 and on: a readable head, data of either kind, a writable end.
@@ -200,16 +213,16 @@ impl Driver {
     /// Whatever happened, a reset mends it: the device starts, is not broken, and stops.
     fn comes_back(&self) {
         self.transport.resume();
-        self.transport.write(STATUS, &[0; 4]);
-        assert_eq!(get(&self.transport, STATUS as u32), 0);
+        set(&self.transport, STATUS, 0);
+        assert_eq!(get(&self.transport, STATUS), 0);
         self.put(0x1_0000, &[0; 0x2_0000]);
         start(&self.transport);
         self.threads.settle();
-        let status = get(&self.transport, STATUS as u32);
+        let status = get(&self.transport, STATUS);
         assert!(status == 15, "status {status:#x} after a reset and a good start");
-        self.transport.write(STATUS, &[0; 4]);
+        set(&self.transport, STATUS, 0);
         assert!(self.threads.lock().is_empty(), "threads are left after a reset");
-        assert_eq!(get(&self.transport, STATUS as u32) & NEEDS_RESET, 0);
+        assert_eq!(get(&self.transport, STATUS) & NEEDS_RESET, 0);
     }
 }
 
@@ -217,47 +230,66 @@ fn base(queue: u8) -> u64 {
     (u64::from(queue % QUEUES as u8) + 1) * 0x1_0000
 }
 
-fn get(transport: &MmioTransport, register: u32) -> u32 {
+fn get(transport: &PciTransport, (at, bytes): Field) -> u32 {
     let mut data = [0; 4];
-    transport.read(register.into(), &mut data);
+    transport.read(at, &mut data[..bytes]);
     u32::from_le_bytes(data)
 }
 
-fn set(transport: &MmioTransport, register: u32, value: u32) {
-    transport.write(register.into(), &value.to_le_bytes());
+fn set(transport: &PciTransport, (at, bytes): Field, value: u32) {
+    transport.write(at, &value.to_le_bytes()[..bytes]);
 }
 
 /// Negotiates all that is offered and starts both queues where they belong; in a device that runs it changes nothing.
-pub fn start(transport: &MmioTransport) {
+pub fn start(transport: &PciTransport) {
     for status in [1, 3] {
-        set(transport, offsets::VIRTIO_MMIO_STATUS, status);
+        set(transport, STATUS, status);
     }
     for page in 0..2 {
-        set(transport, offsets::VIRTIO_MMIO_DEVICE_FEATURES_SEL, page);
-        set(transport, offsets::VIRTIO_MMIO_DRIVER_FEATURES_SEL, page);
-        let offered = get(transport, offsets::VIRTIO_MMIO_DEVICE_FEATURES);
-        set(transport, offsets::VIRTIO_MMIO_DRIVER_FEATURES, offered);
+        set(transport, DEVICE_FEATURES_SELECT, page);
+        set(transport, DRIVER_FEATURES_SELECT, page);
+        let offered = get(transport, DEVICE_FEATURES);
+        set(transport, DRIVER_FEATURES, offered);
     }
-    set(transport, offsets::VIRTIO_MMIO_STATUS, 11);
+    set(transport, STATUS, 11);
     for queue in 0..QUEUES {
         let base = base(queue as u8);
         place(transport, queue.into(), SIZE.into(), [base, base + 0x4000, base + 0x5000]);
     }
-    set(transport, offsets::VIRTIO_MMIO_STATUS, 15);
+    set(transport, STATUS, 15);
 }
 
-fn place(transport: &MmioTransport, queue: u32, size: u32, [desc, avail, used]: [u64; 3]) {
-    set(transport, offsets::VIRTIO_MMIO_QUEUE_SEL, queue);
-    set(transport, offsets::VIRTIO_MMIO_QUEUE_NUM, size);
-    let registers = [offsets::VIRTIO_MMIO_QUEUE_DESC_LOW, offsets::VIRTIO_MMIO_QUEUE_AVAIL_LOW, offsets::VIRTIO_MMIO_QUEUE_USED_LOW];
-    for (low, address) in registers.into_iter().zip([desc, avail, used]) {
-        set(transport, low, address as u32);
-        set(transport, low + 4, (address >> 32) as u32);
+fn place(transport: &PciTransport, queue: u32, size: u32, addresses: [u64; 3]) {
+    set(transport, QUEUE_SELECT, queue);
+    set(transport, QUEUE_SIZE, size);
+    for (at, address) in QUEUE_ADDRESSES.into_iter().zip(addresses) {
+        set(transport, (at, 4), address as u32);
+        set(transport, (at + 4, 4), (address >> 32) as u32);
     }
-    set(transport, offsets::VIRTIO_MMIO_QUEUE_READY, 1);
+    set(transport, QUEUE_ENABLE, 1);
 }
 
-fn transport(device: u8, ram: &GuestRam, threads: &Arc<Watched>) -> (MmioTransport, Option<Wire>) {
+/// The function of a device in a machine that takes no interrupts.
+pub fn function(device: Box<dyn VirtioDevice>, ram: &GuestRam, threads: Arc<dyn Threads>) -> PciTransport {
+    PciTransport::new(device, ram.clone(), Arc::new(NoInterrupts), 0xd000_0000, threads).expect("descriptors for a device")
+}
+
+#[derive(Debug)]
+struct NoInterrupts;
+
+impl PciHost for NoInterrupts {
+    fn interrupt(&self, _address: u64, _data: u32) {}
+
+    fn watch(&self, _address: u64, _kick: &EventFd) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn forget(&self, _address: u64, _kick: &EventFd) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn transport(device: u8, ram: &GuestRam, threads: &Arc<Watched>) -> (PciTransport, Option<Wire>) {
     let (device, wire): (Box<dyn VirtioDevice>, _) = match device % 4 {
         0 => (block_device(false), None),
         1 => (block_device(true), None),
@@ -267,9 +299,7 @@ fn transport(device: u8, ram: &GuestRam, threads: &Arc<Watched>) -> (MmioTranspo
             (device, Some(wire))
         }
     };
-    let irq = EventFd::new(EFD_NONBLOCK).expect("a descriptor");
-    let threads = Arc::clone(threads) as Arc<dyn Threads>;
-    (MmioTransport::new(device, ram.clone(), irq, threads).expect("descriptors for a device"), wire)
+    (function(device, ram, Arc::clone(threads) as Arc<dyn Threads>), wire)
 }
 
 /// A block device over a fresh disk of 1 MiB in memory.
@@ -446,6 +476,6 @@ pub fn seeds() -> Vec<Vec<u8>> {
     seeds.push([vec![3], start.clone(), buffers.clone(), arrives(100), arrives(4000), moves, arrives(10)].concat());
     seeds.push([vec![3], start, put(0x4_0000, &frame), request(1, 0, 0, 1400), pause, buffers, arrives(60_000)].concat());
     // Registers by hand, and rings where none can be.
-    seeds.push(vec![3, 0, 28, 1, 0, 0, 0, 0, 28, 3, 0, 0, 0, 13, 0, 64, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0, 2, 0, 0, 0, 2]);
+    seeds.push(vec![3, 0, 0x14, 0, 1, 0, 0, 0, 0, 0x14, 0, 3, 0, 0, 0, 13, 0, 64, 0, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0, 2, 0, 0, 0, 2]);
     seeds
 }

@@ -7,7 +7,7 @@
 
 use std::{io, sync::Arc};
 
-use rebec_devices::{GuestRam, MmioTransport, PlainThreads, power::PowerPorts, rng::RngDevice, serial::SerialPort, virtio::VirtioDevice};
+use rebec_devices::{GuestRam, PlainThreads, power::PowerPorts, rng::RngDevice, serial::SerialPort, virtio::VirtioDevice};
 use rebec_kvm::CpuModel;
 use rebec_vmm_saved::{Part, PartKind, SavedMachine};
 use vm_memory::GuestAddress;
@@ -104,7 +104,7 @@ fn virtio(part: &Part) {
             1 => Box::new(RngDevice::new(io::repeat(0x5a))),
             _ => net_device().0,
         };
-        MmioTransport::new(device, ram.clone(), irq(), Arc::new(PlainThreads)).expect("descriptors for a device")
+        crate::rings::function(device, &ram, Arc::new(PlainThreads))
     };
     let transport = fresh();
     if transport.restore(part).is_err() {
@@ -117,7 +117,7 @@ fn virtio(part: &Part) {
     // Rings of zeros offer nothing, so the threads start and stop.
     other.resume();
     other.pause();
-    other.write(0x70, &[0; 4]);
+    other.write(0x14, &[0]);
 }
 
 fn irq() -> EventFd {
@@ -128,7 +128,7 @@ fn irq() -> EventFd {
 pub fn seeds() -> Vec<Vec<u8>> {
     let ram = GuestRam::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory for a guest");
     let device = |device: Box<dyn VirtioDevice>, slot: u16| {
-        let transport = MmioTransport::new(device, ram.clone(), irq(), Arc::new(PlainThreads)).expect("descriptors for a device");
+        let transport = crate::rings::function(device, &ram, Arc::new(PlainThreads));
         crate::rings::start(&transport);
         transport.save(slot)
     };

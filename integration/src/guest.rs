@@ -30,7 +30,7 @@ pub const DISK_BYTES: u64 = 256 << 20;
 pub const CMDLINE: &str = "console=ttyS0 loglevel=4 panic=-1 mitigations=off audit=0 random.trust_cpu=on";
 
 /// Without udev nothing loads these by itself.
-const MODULES: &[&str] = &["virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng"];
+const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_net", "virtio_rng"];
 
 const INITRAMFS_INIT: &str = "#!/bin/sh
 mount -t proc proc /proc

@@ -43,7 +43,7 @@ fact siblings $(cat cpu0/topology/core_siblings_list)
 fact apicids $(grep '^apicid' /proc/cpuinfo | sed 's/.*: //')
 fact clocksource $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
 fact timers $(grep -c 'Clock Event Device: lapic' /proc/timer_list)
-fact slots $(ls /sys/bus/acpi/devices | grep -c LNRO0005)
+fact functions $(ls /sys/bus/pci/devices | wc -l)
 fact serial $(cat /sys/bus/pnp/devices/00:00/resources | grep -o 'irq.*')
 for word in $(cat /proc/cmdline); do
     case $word in rebec.do=*) order=${word#*=};; esac
@@ -197,7 +197,7 @@ fn boots(machine: &Machine, guest: &Guest<'_>, release: &str) -> Result<()> {
         ("apicids".into(), (0..=last).map(|id| id.to_string()).collect::<Vec<_>>().join(" ")),
         ("clocksource".into(), "kvm-clock".into()),
         // The entropy source is the only device of this machine.
-        ("slots".into(), "1".into()),
+        ("functions".into(), "1".into()),
         ("serial".into(), "irq 4".into()),
         ("timers".into(), guest.vcpus.to_string()),
     ];

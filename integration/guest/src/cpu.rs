@@ -74,12 +74,32 @@ pub fn register_write(address: u64, value: u32) {
     unsafe { asm!("mov dword ptr [{0}], {1:e}", in(reg) address, in(reg) value, options(nostack, preserves_flags)) }
 }
 
-/// Reads one byte of a device's configuration space.
+/// Reads a register of 8 bits.
 pub fn register_read8(address: u64) -> u8 {
     let value: u8;
     // SAFETY: as for `register_read`.
     unsafe { asm!("mov {0}, byte ptr [{1}]", out(reg_byte) value, in(reg) address, options(nostack, preserves_flags)) }
     value
+}
+
+/// Reads a register of 16 bits.
+pub fn register_read16(address: u64) -> u16 {
+    let value: u16;
+    // SAFETY: as for `register_read`.
+    unsafe { asm!("mov {0:x}, word ptr [{1}]", out(reg) value, in(reg) address, options(nostack, preserves_flags)) }
+    value
+}
+
+/// Writes a register of 8 bits.
+pub fn register_write8(address: u64, value: u8) {
+    // SAFETY: as for `register_read`.
+    unsafe { asm!("mov byte ptr [{0}], {1}", in(reg) address, in(reg_byte) value, options(nostack, preserves_flags)) }
+}
+
+/// Writes a register of 16 bits.
+pub fn register_write16(address: u64, value: u16) {
+    // SAFETY: as for `register_read`.
+    unsafe { asm!("mov word ptr [{0}], {1:x}", in(reg) address, in(reg) value, options(nostack, preserves_flags)) }
 }
 
 /// Ends the machine through ACPI.

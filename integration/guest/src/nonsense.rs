@@ -1,11 +1,19 @@
-//! A guest that means no good: random values in every device register, ring and port that it can reach.
+//! A guest that means no good: random values in every device register, configuration space, ring and port that it can reach.
 //!
 //! What it proves is outside: the VMM neither ends nor gives up its memory. From one seed, so that a finding can be repeated.
 
-use crate::{cpu, memory::Memory, pattern, virtio::Device};
+use crate::{
+    cpu,
+    memory::Memory,
+    pattern,
+    virtio::{BAR, BAR_BYTES, Device, QUEUE_ADDRESSES, QUEUE_ENABLE, QUEUE_SELECT, QUEUE_SIZE},
+};
 
 const RING_WORDS: usize = 4096;
 const DEVICES_MAX: usize = 16;
+/// Where the BAR has interrupt messages of 16 bytes.
+const MESSAGES: u64 = 0x4000;
+const MESSAGES_END: u64 = 0x5000;
 
 /// The source of nonsense.
 pub struct Nonsense {
@@ -31,6 +39,7 @@ impl Nonsense {
             match self.next() % 16 {
                 0 => self.port(),
                 1 => self.ring(),
+                2 => self.space(),
                 _ => self.register(),
             }
         }
@@ -62,13 +71,32 @@ impl Nonsense {
 
     fn register(&mut self) {
         let Some(device) = self.device() else { return };
-        let register = (self.next() % 0x200) & !3;
+        let bytes = 1 << (self.next() % 3);
+        // Mostly the common structure, at times anywhere in the BAR.
+        let range = if self.next().is_multiple_of(4) { BAR_BYTES } else { 0x38 };
+        let field = (self.next() % range & !(u64::from(bytes) - 1), bytes);
         if self.next().is_multiple_of(4) {
-            device.read(register);
+            device.read(field);
         } else {
-            let value = self.value();
-            device.write(register, value);
+            // An NMI, a reset or another message that no mask stops would end this guest, which has no handlers: it sends plain vectors.
+            let plain = if (MESSAGES..MESSAGES_END).contains(&field.0) && field.0 % 16 == 8 { 0xff } else { u32::MAX };
+            let value = self.value() & plain;
+            device.write(field, value);
         }
+    }
+
+    /// A configuration space, for a moment: what is written may take the BAR away or put it over memory.
+    fn space(&mut self) {
+        let Some(device) = self.device() else { return };
+        let (command, bar) = (cpu::register_read(device.space + 4), cpu::register_read(device.space + BAR));
+        for _ in 0..4 {
+            let at = device.space + (self.next() % 0x110 & !3);
+            let value = self.value();
+            cpu::register_write(at, value);
+            cpu::register_read(at);
+        }
+        cpu::register_write(device.space + BAR, bar);
+        cpu::register_write(device.space + 4, command);
     }
 
     /// A queue that looks alive and is full of nonsense.
@@ -85,18 +113,18 @@ impl Nonsense {
             return;
         }
         for queue in 0..2 {
-            device.write(0x030, queue);
+            device.write(QUEUE_SELECT, queue);
             let size = 1 << (self.next() % 9);
-            device.write(0x038, size);
-            for register in [0x080, 0x090, 0x0a0] {
+            device.write(QUEUE_SIZE, size);
+            for at in QUEUE_ADDRESSES {
                 let offset = self.next() % 16 * 256;
-                device.write(register, (base + offset) as u32);
-                device.write(register + 4, 0);
+                device.write((at, 4), (base + offset) as u32);
+                device.write((at + 4, 4), 0);
             }
-            device.write(0x044, 1);
+            device.write(QUEUE_ENABLE, 1);
         }
         device.go();
-        device.write(0x050, (self.next() % 3) as u32);
+        device.kick((self.next() % 3) as u16);
     }
 
     /// Any port but those that end the machine or carry this guest's lines.

@@ -1,4 +1,5 @@
-//! virtio-mmio devices and their split virtqueues, polled (virtio 1.3 §2.7, §4.2).
+//! virtio-pci devices and their split virtqueues, polled (virtio 1.3 §2.7, §4.1). The VMM leaves them as firmware would: each BAR has an
+//! address and is decoded. Where in it the structures lie is known here; a stock kernel reads it from the capabilities.
 //!
 //! Descriptors are laid out once by their owner: buffer n always has the same descriptors, so there is no free list. The device is told not to
 //! interrupt; it is kicked unless it says that it polls.
@@ -7,27 +8,35 @@ use core::sync::atomic::{Ordering, fence};
 
 use crate::{cpu, memory::Memory};
 
+/// Configuration spaces of bus 0; devices 1 to 16 are the machine's slots.
+const ECAM: u64 = 0xe000_0000;
+const ECAM_STRIDE: u64 = 0x8000;
 const SLOTS: u64 = 16;
-const SLOT_FIRST: u64 = 0xd000_0000;
-const SLOT_BYTES: u64 = 0x1000;
+/// Device and vendor id of a modern device without its type.
+const ID: u32 = 0x1040_1af4;
+/// BAR 0.
+pub const BAR: u64 = 0x10;
 
-const MAGIC: u64 = 0x000;
-const VERSION: u64 = 0x004;
-const DEVICE_ID: u64 = 0x008;
-const DEVICE_FEATURES: u64 = 0x010;
-const DEVICE_FEATURES_SELECT: u64 = 0x014;
-const DRIVER_FEATURES: u64 = 0x020;
-const DRIVER_FEATURES_SELECT: u64 = 0x024;
-const QUEUE_SELECT: u64 = 0x030;
-const QUEUE_SIZE_MAX: u64 = 0x034;
-const QUEUE_SIZE: u64 = 0x038;
-const QUEUE_READY: u64 = 0x044;
-const QUEUE_NOTIFY: u64 = 0x050;
-const STATUS: u64 = 0x070;
-const QUEUE_DESCRIPTORS: u64 = 0x080;
-const QUEUE_DRIVER: u64 = 0x090;
-const QUEUE_DEVICE: u64 = 0x0a0;
-const CONFIG: u64 = 0x100;
+/// A field of the common structure: where it is in the BAR, and its bytes.
+pub type Field = (u64, u8);
+
+const DEVICE_FEATURES_SELECT: Field = (0x00, 4);
+const DEVICE_FEATURES: Field = (0x04, 4);
+const DRIVER_FEATURES_SELECT: Field = (0x08, 4);
+const DRIVER_FEATURES: Field = (0x0c, 4);
+const STATUS: Field = (0x14, 1);
+pub const QUEUE_SELECT: Field = (0x16, 2);
+pub const QUEUE_SIZE: Field = (0x18, 2);
+pub const QUEUE_ENABLE: Field = (0x1c, 2);
+/// Descriptors, driver's ring, device's ring: two halves each.
+pub const QUEUE_ADDRESSES: [u64; 3] = [0x20, 0x28, 0x30];
+/// The device's own configuration.
+const CONFIG: u64 = 0x2000;
+/// Kicks, four bytes for each queue.
+const NOTIFY: u64 = 0x3000;
+const NOTIFY_STRIDE: u64 = 4;
+/// What the BAR has.
+pub const BAR_BYTES: u64 = 0x8000;
 
 const ACKNOWLEDGE: u32 = 1;
 const DRIVER: u32 = 2;
@@ -52,20 +61,23 @@ pub enum DeviceKind {
 /// One device's registers.
 #[derive(Clone, Copy)]
 pub struct Device {
+    /// Its configuration space.
+    pub space: u64,
     base: u64,
 }
 
 impl Device {
     /// The devices of a kind, in the order of their slots.
     pub fn all(kind: DeviceKind) -> impl Iterator<Item = Self> {
-        Self::present().filter(move |device| device.read(DEVICE_ID) == kind as u32)
+        Self::present().filter(move |device| cpu::register_read(device.space) == ID + ((kind as u32) << 16))
     }
 
     /// Whatever device is there.
     pub fn present() -> impl Iterator<Item = Self> {
-        (0..SLOTS)
-            .map(|slot| Self { base: SLOT_FIRST + slot * SLOT_BYTES })
-            .filter(|device| device.read(MAGIC) == u32::from_le_bytes(*b"virt") && device.read(VERSION) == 2)
+        (1..=SLOTS)
+            .map(|number| ECAM + number * ECAM_STRIDE)
+            .filter(|space| cpu::register_read(*space) & 0xfff0_ffff == ID)
+            .map(|space| Self { space, base: u64::from(cpu::register_read(space + BAR)) })
     }
 
     /// Resets the device and agrees on features: those of `wanted` that it has. `Err` says what it refused.
@@ -91,9 +103,9 @@ impl Device {
     }
 
     /// Makes a queue of at most `size` descriptors.
-    pub fn queue(&self, index: u32, size: u16, memory: &mut Memory) -> Result<Queue, &'static str> {
-        self.write(QUEUE_SELECT, index);
-        let size = self.read(QUEUE_SIZE_MAX).min(u32::from(size)) as u16;
+    pub fn queue(&self, index: u16, size: u16, memory: &mut Memory) -> Result<Queue, &'static str> {
+        self.write(QUEUE_SELECT, index.into());
+        let size = self.read(QUEUE_SIZE).min(u32::from(size)) as u16;
         if size < 16 {
             return Err("a virtio device has too small a queue");
         }
@@ -106,7 +118,7 @@ impl Device {
             device: base.wrapping_add(device as usize),
             size,
             index,
-            notify: self.base + QUEUE_NOTIFY,
+            notify: self.notify(index),
             offered: 0,
             kicked: 0,
             seen: 0,
@@ -114,11 +126,11 @@ impl Device {
         // SAFETY: the flags of the driver's ring, in memory taken above. 1 is VIRTQ_AVAIL_F_NO_INTERRUPT: the guest polls.
         unsafe { queue.driver.cast::<u16>().write_volatile(1) };
         self.write(QUEUE_SIZE, u32::from(size));
-        for (register, address) in [(QUEUE_DESCRIPTORS, base), (QUEUE_DRIVER, queue.driver), (QUEUE_DEVICE, queue.device)] {
-            self.write(register, address as u64 as u32);
-            self.write(register + 4, (address as u64 >> 32) as u32);
+        for (at, address) in QUEUE_ADDRESSES.into_iter().zip([base, queue.driver, queue.device]) {
+            self.write((at, 4), address as u64 as u32);
+            self.write((at + 4, 4), (address as u64 >> 32) as u32);
         }
-        self.write(QUEUE_READY, 1);
+        self.write(QUEUE_ENABLE, 1);
         Ok(queue)
     }
 
@@ -134,17 +146,35 @@ impl Device {
 
     /// Four bytes of its configuration.
     pub fn config32(&self, offset: u64) -> u32 {
-        self.read(CONFIG + offset)
+        cpu::register_read(self.base + CONFIG + offset)
+    }
+
+    /// Where a queue is kicked.
+    fn notify(&self, queue: u16) -> u64 {
+        self.base + NOTIFY + NOTIFY_STRIDE * u64::from(queue)
+    }
+
+    /// Kicks a queue that may not be there.
+    pub fn kick(&self, queue: u16) {
+        cpu::register_write16(self.notify(queue), queue);
     }
 
     /// Reads a register.
-    pub fn read(&self, register: u64) -> u32 {
-        cpu::register_read(self.base + register)
+    pub fn read(&self, (at, bytes): Field) -> u32 {
+        match bytes {
+            1 => cpu::register_read8(self.base + at).into(),
+            2 => cpu::register_read16(self.base + at).into(),
+            _ => cpu::register_read(self.base + at),
+        }
     }
 
     /// Writes a register.
-    pub fn write(&self, register: u64, value: u32) {
-        cpu::register_write(self.base + register, value);
+    pub fn write(&self, (at, bytes): Field, value: u32) {
+        match bytes {
+            1 => cpu::register_write8(self.base + at, value as u8),
+            2 => cpu::register_write16(self.base + at, value as u16),
+            _ => cpu::register_write(self.base + at, value),
+        }
     }
 }
 
@@ -173,7 +203,7 @@ pub struct Queue {
     driver: *mut u8,
     device: *mut u8,
     size: u16,
-    index: u32,
+    index: u16,
     notify: u64,
     offered: u16,
     kicked: u16,
@@ -214,7 +244,7 @@ impl Queue {
         fence(Ordering::SeqCst);
         // SAFETY: the flags of the device's ring.
         if unsafe { self.device.cast::<u16>().read_volatile() } & 1 == 0 {
-            cpu::register_write(self.notify, self.index);
+            cpu::register_write16(self.notify, self.index);
         }
     }
 

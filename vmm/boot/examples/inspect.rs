@@ -35,7 +35,7 @@ fn inspect(path: &str) -> Result<(), Box<dyn Error>> {
 
     let ram = GuestRam::from_ranges(&[(GuestAddress(0), RAM_BYTES as usize)])?;
     let start = Instant::now();
-    load(&ram, RAM_BYTES, &BootConfig { kernel: &kernel, initramfs: None, cmdline: "console=ttyS0", vcpus: 1, slots: 2 })?;
+    load(&ram, RAM_BYTES, &BootConfig { kernel: &kernel, initramfs: None, cmdline: "console=ttyS0", vcpus: 1 })?;
     let load_s = start.elapsed().as_secs_f64();
 
     println!(

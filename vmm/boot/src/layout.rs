@@ -7,7 +7,8 @@
 //! 0x000a_0000  legacy hole; ACPI tables from 0x000e_0000             reserved
 //! 0x0010_0000  kernel ... initramfs ends where low RAM ends          RAM
 //! 0xc000_0000  end of low RAM at the latest
-//! 0xd000_0000  virtio-mmio slots, 4 KiB each
+//! 0xd000_0000  PCI: window for BARs, 32 KiB for each slot when the machine starts
+//! 0xe000_0000  PCI: configuration spaces of bus 0 (ECAM), one function a slot, from device 1 on
 //! 0xfec0_0000  IOAPIC   0xfee0_0000 local APIC   0xfffb_c000 KVM's own four pages
 //! 0x1_0000_0000  RAM beyond 3 GiB
 //! ```
@@ -38,14 +39,16 @@ pub const ACPI: Range<u64> = 0x000e_0000..0x0010_0000;
 /// Kernel segments begin here at the earliest; what is below belongs to the tables above.
 pub const KERNEL_START: u64 = 0x0010_0000;
 
-/// virtio-mmio slots of a machine.
+/// Device slots of a machine: PCI devices 1 to 16 of bus 0, one function each.
 pub const SLOTS: usize = 16;
-/// First slot's registers.
-pub const VIRTIO_MMIO_BASE: u64 = 0xd000_0000;
-/// Bytes from one slot's registers to the next one's; all of them are the slot's.
-pub const VIRTIO_MMIO_STRIDE: u64 = 0x1000;
-/// The pins past the ISA ones first: those are never shared with a legacy interrupt.
-const SLOT_GSIS: [u32; SLOTS] = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12, 14, 15];
+/// Where BARs may lie.
+pub const PCI_WINDOW: Range<u64> = 0xd000_0000..0xe000_0000;
+/// Bytes from one slot's BAR to the next one's when the machine starts; a guest may move them.
+pub const BAR_STRIDE: u64 = 0x8000;
+/// Configuration spaces of bus 0 (PCI Express 5.0 §7.2.2).
+pub const ECAM: Range<u64> = 0xe000_0000..0xe010_0000;
+/// Bytes from one device's configuration space to the next one's: eight functions.
+const ECAM_STRIDE: u64 = 0x8000;
 
 /// Most vCPUs of a machine.
 pub const VCPUS_MAX: u8 = 16;
@@ -81,23 +84,24 @@ pub const RESET_VALUE: u8 = 1;
 /// SLP_TYP of `\_S5`: a write of it with SLP_EN to [`PM1A_CONTROL_PORT`] powers the machine off.
 pub const S5_SLEEP_TYPE: u8 = 5;
 
-/// Address of a slot's registers.
+/// Where a slot's BAR lies when the machine starts.
 ///
 /// # Panics
 /// If there is no such slot: slots are counted when a machine is configured, never by a guest.
 #[must_use]
-pub const fn slot_address(slot: usize) -> u64 {
+pub const fn slot_bar(slot: usize) -> u32 {
     assert!(slot < SLOTS, "invariant: slots are numbered 0..16");
-    VIRTIO_MMIO_BASE + slot as u64 * VIRTIO_MMIO_STRIDE
+    (PCI_WINDOW.start + slot as u64 * BAR_STRIDE) as u32
 }
 
-/// Interrupt of a slot: edge triggered, active high, exclusive.
-///
-/// # Panics
-/// If there is no such slot: slots are counted when a machine is configured, never by a guest.
+/// The slot and the offset in its configuration space that an address within [`ECAM`] means. The slot may not exist.
 #[must_use]
-pub const fn slot_gsi(slot: usize) -> u32 {
-    SLOT_GSIS[slot]
+pub const fn slot_config(address: u64) -> Option<(usize, u64)> {
+    let Some(offset) = address.checked_sub(ECAM.start) else { return None };
+    if address >= ECAM.end || offset < ECAM_STRIDE {
+        return None;
+    }
+    Some(((offset / ECAM_STRIDE - 1) as usize, offset % ECAM_STRIDE))
 }
 
 /// Bytes of `ram_bytes` that lie below 4 GiB, from address 0.
@@ -117,13 +121,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn interrupts_of_slots_are_distinct_and_spare_the_fixed_ones() {
-        // 0 timer, 1 keyboard, 2 cascade, 3 COM2, 4 COM1, 8 RTC, 9 SCI, 13 FPU: a guest may claim those by itself.
-        let mut gsis: Vec<u32> = (0..SLOTS).map(slot_gsi).collect();
-        assert!(gsis.iter().all(|gsi| *gsi < 24 && ![0, 1, 2, 3, 4, 8, 9, 13].contains(gsi)));
-        gsis.sort_unstable();
-        gsis.dedup();
-        assert_eq!(gsis.len(), SLOTS);
+    fn slots_have_a_bar_and_a_configuration_space_of_their_own() {
+        let last = SLOTS - 1;
+        assert_eq!((slot_bar(0), slot_bar(last)), (0xd000_0000, 0xd007_8000));
+        assert!(u64::from(slot_bar(last)) + BAR_STRIDE <= PCI_WINDOW.end);
+        // Device 0 is nobody's; device 1 is slot 0; function 1 of a device lies 4 KiB further.
+        for (address, slot) in [
+            (ECAM.start - 1, None),
+            (ECAM.start + 0x7fff, None),
+            (ECAM.start + 0x8010, Some((0, 0x10))),
+            (ECAM.start + 0x8_1004, Some((last, 0x1004))),
+            (ECAM.end, None),
+        ] {
+            assert_eq!(slot_config(address), slot, "{address:#x}");
+        }
     }
 
     #[test]

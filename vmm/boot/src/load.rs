@@ -18,9 +18,7 @@ use crate::{
     acpi,
     content::Content,
     kernel::KernelImage,
-    layout::{
-        ACPI, CMDLINE_BYTES_MAX, HIGH_RAM_START, KERNEL_START, PAGE_BYTES, SLOTS, START_INFO, VCPUS_MAX, high_ram_bytes, low_ram_bytes,
-    },
+    layout::{ACPI, CMDLINE_BYTES_MAX, HIGH_RAM_START, KERNEL_START, PAGE_BYTES, START_INFO, VCPUS_MAX, high_ram_bytes, low_ram_bytes},
     start_info,
 };
 
@@ -38,8 +36,6 @@ pub struct BootConfig<'a> {
     pub cmdline: &'a str,
     /// vCPUs, 1 to 16; APIC ids are 0, 1, 2...
     pub vcpus: u8,
-    /// virtio-mmio slots in use, from slot 0 on.
-    pub slots: usize,
 }
 
 /// Where the first vCPU starts: 32-bit protected mode without paging, flat segments, `ebx` = `start_info`.
@@ -133,7 +129,7 @@ pub fn load(ram: &GuestRam, ram_bytes: u64, config: &BootConfig<'_>) -> Result<E
     if let (Some(content), Some(range)) = (config.initramfs, &initramfs) {
         copy(ram, "the initramfs", content, 0, range.start, content.len())?;
     }
-    let tables = acpi::tables(config.vcpus, config.slots);
+    let tables = acpi::tables(config.vcpus);
     ram.write_slice(&tables, GuestAddress(ACPI.start)).map_err(|source| BootError::Write { what: "ACPI tables", source })?;
     start_info::write(ram, ram_bytes, config.cmdline, initramfs.as_ref())
         .map_err(|source| BootError::Write { what: "start_info", source })?;
@@ -143,7 +139,6 @@ pub fn load(ram: &GuestRam, ram_bytes: u64, config: &BootConfig<'_>) -> Result<E
 fn check_machine(ram: &GuestRam, ram_bytes: u64, config: &BootConfig<'_>) -> Result<(), BootError> {
     let shape = |what, value, min, max| if (min..=max).contains(&value) { Ok(()) } else { Err(BootError::Shape { what, value, min, max }) };
     shape("vCPUs", config.vcpus.into(), 1, VCPUS_MAX.into())?;
-    shape("virtio slots", config.slots as u64, 0, SLOTS as u64)?;
 
     let mapped = |start, bytes: u64| bytes == 0 || GuestMemoryBackend::check_range(ram, GuestAddress(start), bytes as usize);
     let fits = ram_bytes.is_multiple_of(PAGE_BYTES) && ram_bytes > KERNEL_START;

@@ -9,20 +9,22 @@ use std::ops::Range;
 use vm_memory::{Bytes, GuestAddress, guest_memory};
 
 use crate::{
-    layout::{ACPI, CMDLINE, HIGH_RAM_START, KERNEL_START, LEGACY_HOLE, MEMMAP, MODULES, START_INFO, high_ram_bytes, low_ram_bytes},
+    layout::{ACPI, CMDLINE, ECAM, HIGH_RAM_START, KERNEL_START, LEGACY_HOLE, MEMMAP, MODULES, START_INFO, high_ram_bytes, low_ram_bytes},
     load::GuestRam,
 };
 
 /// Version 1 has the memory map.
 const VERSION: u32 = 1;
 
-/// RAM below the hole, the hole with the ACPI tables, RAM above it, RAM beyond 4 GiB.
+/// RAM below the hole, the hole with the ACPI tables, RAM above it, PCI's configuration spaces, which Linux uses only where they are
+/// reserved, RAM beyond 4 GiB.
 fn memmap(ram_bytes: u64) -> Vec<hvm_memmap_table_entry> {
     let entry = |type_, addr, size| hvm_memmap_table_entry { addr, size, type_, reserved: 0 };
     let mut map = vec![
         entry(XEN_HVM_MEMMAP_TYPE_RAM, 0, LEGACY_HOLE.start),
         entry(XEN_HVM_MEMMAP_TYPE_RESERVED, LEGACY_HOLE.start, LEGACY_HOLE.end - LEGACY_HOLE.start),
         entry(XEN_HVM_MEMMAP_TYPE_RAM, KERNEL_START, low_ram_bytes(ram_bytes) - KERNEL_START),
+        entry(XEN_HVM_MEMMAP_TYPE_RESERVED, ECAM.start, ECAM.end - ECAM.start),
     ];
     if high_ram_bytes(ram_bytes) > 0 {
         map.push(entry(XEN_HVM_MEMMAP_TYPE_RAM, HIGH_RAM_START, high_ram_bytes(ram_bytes)));
@@ -72,15 +74,16 @@ mod tests {
             ram.read_slice(&mut buffer, GuestAddress(address)).unwrap();
             buffer.chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect::<Vec<u32>>()
         };
-        assert_eq!(read(0x6000, 56), [0x336e_c578, 1, 0, 1, 0x8000, 0, 0x9000, 0, 0xe_0000, 0, 0x7000, 0, 4, 0]);
+        assert_eq!(read(0x6000, 56), [0x336e_c578, 1, 0, 1, 0x8000, 0, 0x9000, 0, 0xe_0000, 0, 0x7000, 0, 5, 0]);
         let entries = [
             [0, 0, 0xa_0000, 0, 1, 0],
             [0xa_0000, 0, 0x6_0000, 0, 2, 0],
             [0x10_0000, 0, 0xbff0_0000, 0, 1, 0],
+            [0xe000_0000, 0, 0x10_0000, 0, 2, 0],
             [0, 1, 0x8000_0000, 0, 1, 0],
             [0; 6],
         ];
-        assert_eq!(read(0x7000, 5 * 24), entries.concat());
+        assert_eq!(read(0x7000, 6 * 24), entries.concat());
         assert_eq!(read(0x8000, 32), [0xbfff_e000, 0, 0x1123, 0, 0, 0, 0, 0]);
         let mut cmdline = [0xff; 14];
         ram.read_slice(&mut cmdline, GuestAddress(0x9000)).unwrap();
@@ -92,7 +95,7 @@ mod tests {
         let ram = GuestRam::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap();
         write(&ram, 64 << 20, "", None).unwrap();
         let info: hvm_start_info = ram.read_obj(GuestAddress(START_INFO)).unwrap();
-        assert_eq!((info.nr_modules, info.modlist_paddr, info.memmap_entries), (0, 0, 3));
+        assert_eq!((info.nr_modules, info.modlist_paddr, info.memmap_entries), (0, 0, 4));
         let last: hvm_memmap_table_entry = ram.read_obj(GuestAddress(MEMMAP + 48)).unwrap();
         assert_eq!((last.addr, last.addr + last.size), (KERNEL_START, 64 << 20));
     }

@@ -1,8 +1,8 @@
 //! Device models over guest memory: what a guest's drivers talk to. No KVM, no sockets, no paths.
 //!
 //! A model gets guest memory, event descriptors, opened files and a way to make threads, and knows nothing else of the machine. Layer 3
-//! routes a vCPU's port and MMIO accesses to [`virtio::MmioTransport`], [`serial::SerialPort`] and [`power::PowerPorts`], and wires kicks and
-//! interrupts to KVM's ioeventfd and irqfd.
+//! routes a vCPU's port and memory accesses to [`virtio::PciTransport`], [`serial::SerialPort`] and [`power::PowerPorts`], and wires kicks and
+//! interrupts to KVM.
 //!
 //! Bytes from a guest never panic, never allocate without a limit and never loop without one: a broken ring ends in DEVICE_NEEDS_RESET
 //! (virtio 1.2 §2.1.2), a broken request in a status byte.
@@ -23,7 +23,7 @@ mod conformance;
 
 use std::{io, thread::JoinHandle};
 
-pub use virtio::MmioTransport;
+pub use virtio::PciTransport;
 
 /// A guest's memory with the dirty bitmap that device writes are recorded in; the same type as `rebec_kvm::GuestRam`.
 pub type GuestRam = vm_memory::GuestMemoryMmap<vm_memory::bitmap::AtomicBitmap>;

@@ -7,7 +7,7 @@
 //! RAM              Ram::new(bytes); clones share it; memory() for devices, memfd(), pages(), page_address(n), page_of(address),
 //!                  read_page, write_page, populated(), discard(range), take_device_dirty(&mut PageSet)
 //! machine          Machine::create(kvm, &ram, vcpus)                     after the last fork
-//!                  ioevent, irq, take_vcpus, cpu_model() -> &CpuModel
+//!                  irq, wires, take_vcpus, cpu_model() -> &CpuModel
 //!                  dirty_log_start, dirty_log_take(&mut PageSet), dirty_log_stop
 //! vCPU             enter_pvh(rip, start_info) on every vCPU, then run(&bus) -> VcpuExit on its thread
 //!                  kicker().kick() from anywhere: the present or next run() returns Interrupted, none is lost
@@ -37,6 +37,7 @@ mod run_page;
 mod saved;
 mod system;
 mod vcpu;
+mod wires;
 mod xsave;
 
 #[cfg(test)]
@@ -53,6 +54,7 @@ pub use self::{
     ram::{GuestRam, PAGE_BYTES, RAM_BYTES_MAX, Ram},
     system::{VCPUS_MAX, open_kvm},
     vcpu::{Bus, Vcpu, VcpuExit},
+    wires::Wires,
 };
 #[cfg(fuzzing)]
 pub use saved::fuzzing::{check_part, part_samples};

@@ -4,7 +4,7 @@
 use std::{fs::File, sync::Arc};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
-use kvm_ioctls::{IoEventAddress, VmFd};
+use kvm_ioctls::VmFd;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -15,6 +15,7 @@ use crate::{
     saved::clock::GuestClock,
     system::System,
     vcpu::HostParts,
+    wires::Wires,
 };
 
 /// Three pages that KVM for Intel needs to run real mode; inside the hole below 4 GiB.
@@ -25,7 +26,7 @@ const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 /// A virtual machine.
 #[derive(Debug)]
 pub struct Machine {
-    pub(crate) vm: VmFd,
+    pub(crate) vm: Arc<VmFd>,
     pub(crate) slots: Vec<Slot>,
     pub(crate) clock: Arc<GuestClock>,
     cpu_model: CpuModel,
@@ -60,7 +61,7 @@ impl Machine {
         let (clock, vcpus) = make_vcpus(&system, &vm, ram, vcpus)?;
         let first = vcpus.first().expect("invariant: the count was checked to be at least one");
         let cpu_model = CpuModel::of(first, system.can_scale_tsc())?;
-        Ok(Self { vm, slots, clock, cpu_model, vcpus, _ram: ram.clone() })
+        Ok(Self { vm: Arc::new(vm), slots, clock, cpu_model, vcpus, _ram: ram.clone() })
     }
 
     /// What a guest of this machine sees of its CPUs, to be compared before a move.
@@ -73,10 +74,9 @@ impl Machine {
         std::mem::take(&mut self.vcpus)
     }
 
-    /// Has the guest's writes of `datamatch` (4 bytes) to an address signal an event, without leaving the kernel.
-    pub fn ioevent(&self, address: u64, datamatch: u32, event: &EventFd) -> Result<()> {
-        let at = IoEventAddress::Mmio(address);
-        self.vm.register_ioevent(event, &at, datamatch).map_err(error::machine("register an ioeventfd"))
+    /// What devices signal through while the machine runs.
+    pub fn wires(&self) -> Wires {
+        Wires { vm: Arc::clone(&self.vm) }
     }
 
     /// Has an event raise an interrupt line for a moment (edge).

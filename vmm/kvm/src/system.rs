@@ -14,7 +14,7 @@ pub const VCPUS_MAX: u8 = 16;
 const XSAVE_BYTES_MIN: usize = 4096;
 
 /// Without these there is no machine. Names are KVM's, so that a user can search for them.
-const NEEDED: [(Cap, &str); 18] = [
+const NEEDED: [(Cap, &str); 19] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::DestroyMemoryRegionWorks, "KVM_CAP_DESTROY_MEMORY_REGION_WORKS"),
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
@@ -24,6 +24,7 @@ const NEEDED: [(Cap, &str); 18] = [
     (Cap::PitState2, "KVM_CAP_PIT_STATE2"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
+    (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
     (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
     (Cap::MpState, "KVM_CAP_MP_STATE"),
     (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),

@@ -26,8 +26,9 @@ use crate::{agent::Agent, logs};
 const PEERS_MAX: usize = 64;
 /// UDP ports of a host that LANs use.
 const UDP_PORTS: std::ops::Range<u16> = 20_000..30_000;
-/// How long a VMM may take until its control socket answers: it unpacks a kernel and allocates memory.
-const START_TIME: Duration = Duration::from_secs(30);
+/// How long a VMM may take until its control socket answers: it unpacks a kernel, which took half a minute on a slow machine that started
+/// three VMs at once. One that ends is noticed at once.
+const START_TIME: Duration = Duration::from_secs(120);
 /// How long an earlier VMM's processes may take to go.
 const GONE_TIME: Duration = Duration::from_secs(5);
 /// Between two looks.

@@ -1,15 +1,16 @@
-//! ACPI tables: how a stock kernel finds its processors, interrupts, serial port, virtio slots, power-off and reset.
+//! ACPI tables: how a stock kernel finds its processors, interrupts, serial port, PCI devices, power-off and reset.
 //!
 //! ```text
 //! RSDP -> XSDT -> FADT -> DSDT (namespace: `dsdt`)
 //!              |       -> FACS
 //!              -> MADT
+//!              -> MCFG: PCI's configuration spaces
 //! ```
 //!
 //! It is a full (not hardware-reduced) ACPI machine: PIC, PIT and IOAPIC are there, power-off is PM1a_CNT, reset is the reset
 //! register. SMI_CMD is 0, by which the machine is in ACPI mode always (ACPI 6.5 §5.2.9): Linux then skips the handover and only expects
 //! SCI_EN to read as set. There is no PM timer, GPE block, fixed button, 8042, VGA or CMOS clock, and the tables say so, so that no
-//! driver probes for them. Pure: vCPUs and slots in, bytes out; the bytes lie from `layout::ACPI` on.
+//! driver probes for them. Pure: vCPUs in, bytes out; the bytes lie from `layout::ACPI` on.
 
 mod dsdt;
 
@@ -19,12 +20,13 @@ use acpi_tables::{
     fadt::{FADTBuilder, Flags},
     gas::{AccessSize, AddressSpace, GAS},
     madt::{EnabledStatus, IoApic, ProcessorLocalApic},
+    mcfg::MCFG,
     rsdp::Rsdp,
     sdt::Sdt,
     xsdt::XSDT,
 };
 
-use crate::layout::{ACPI, IOAPIC_ADDRESS, LAPIC_ADDRESS, PM1A_CONTROL_PORT, PM1A_EVENT_PORT, RESET_PORT, RESET_VALUE, SCI_GSI};
+use crate::layout::{ACPI, ECAM, IOAPIC_ADDRESS, LAPIC_ADDRESS, PM1A_CONTROL_PORT, PM1A_EVENT_PORT, RESET_PORT, RESET_VALUE, SCI_GSI};
 
 const OEM_ID: [u8; 6] = *b"REBEC ";
 const OEM_TABLE_ID: [u8; 8] = *b"REBECVMM";
@@ -54,15 +56,19 @@ const ACTIVE_HIGH_LEVEL: u16 = 0b1101;
 const ALL_PROCESSORS: u8 = 0xff;
 
 /// All tables, to be written at the start of `layout::ACPI`; the RSDP is the first.
-pub(crate) fn tables(vcpus: u8, slots: usize) -> Vec<u8> {
+pub(crate) fn tables(vcpus: u8) -> Vec<u8> {
     let mut area = Area { bytes: vec![0; Rsdp::len()] };
-    let dsdt = area.push(&dsdt::table(slots));
+    let dsdt = area.push(&dsdt::table());
     let facs = area.push(&FACS::new());
     let fadt = area.push(&fadt(dsdt, facs));
     let madt = area.push(&madt(vcpus));
+    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    mcfg.add_ecam(ECAM.start, 0, 0, 0);
+    let mcfg = area.push(&mcfg);
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt.into());
     xsdt.add_entry(madt.into());
+    xsdt.add_entry(mcfg.into());
     let xsdt = area.push(&xsdt);
 
     let mut rsdp = Vec::with_capacity(Rsdp::len());
@@ -140,7 +146,7 @@ fn madt(vcpus: u8) -> impl Aml {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::{SLOTS, VCPUS_MAX};
+    use crate::layout::VCPUS_MAX;
 
     fn u32_at(bytes: &[u8], at: usize) -> u32 {
         u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
@@ -166,9 +172,11 @@ mod tests {
         assert_eq!(area[..20].iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
         assert_eq!(area[..36].iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
         let xsdt = table(area, u64_at(area, 24), b"XSDT");
-        assert_eq!(xsdt.len(), 36 + 2 * 8);
+        assert_eq!(xsdt.len(), 36 + 3 * 8);
         let fadt = table(area, u64_at(&xsdt, 36), b"FACP");
         let madt = table(area, u64_at(&xsdt, 44), b"APIC");
+        let mcfg = table(area, u64_at(&xsdt, 52), b"MCFG");
+        assert_eq!((u64_at(&mcfg, 44), &mcfg[52..56]), (ECAM.start, &[0; 4][..]), "segment 0, bus 0 alone");
         let dsdt = table(area, u64_at(&fadt, 140), b"DSDT");
         assert_eq!(u64::from(u32_at(&fadt, 40)), u64_at(&fadt, 140));
         let facs = u32_at(&fadt, 36);
@@ -179,8 +187,8 @@ mod tests {
 
     #[test]
     fn every_table_is_reached_and_sums_to_zero() {
-        for (vcpus, slots) in [(1, 0), (2, 3), (VCPUS_MAX, SLOTS)] {
-            let area = tables(vcpus, slots);
+        for vcpus in [1, 2, VCPUS_MAX] {
+            let area = tables(vcpus);
             assert!(area.len() as u64 <= ACPI.end - ACPI.start);
             walk(&area);
         }
@@ -188,7 +196,7 @@ mod tests {
 
     #[test]
     fn fadt_tells_how_to_power_off_and_reset() {
-        let (fadt, ..) = walk(&tables(1, 0));
+        let (fadt, ..) = walk(&tables(1));
         assert_eq!(fadt.len(), 276);
         assert_eq!(u32_at(&fadt, 48), 0, "SMI_CMD 0: always in ACPI mode");
         assert_eq!(u16::from_le_bytes([fadt[46], fadt[47]]), 9);
@@ -205,7 +213,7 @@ mod tests {
 
     #[test]
     fn madt_lists_processors_ioapic_and_the_sci() {
-        let (_, madt, _) = walk(&tables(3, 0));
+        let (_, madt, _) = walk(&tables(3));
         assert_eq!((u32_at(&madt, 36), u32_at(&madt, 40)), (0xfee0_0000, 1));
         let entries = [
             &[0, 8, 0, 0, 1, 0, 0, 0][..],

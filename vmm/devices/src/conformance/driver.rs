@@ -6,17 +6,24 @@
 //! ```
 
 use std::{
-    ops::Deref,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
-use virtio_bindings::{virtio_mmio as offsets, virtio_ring::VRING_DESC_F_INDIRECT};
+use virtio_bindings::virtio_ring::VRING_DESC_F_INDIRECT;
 use virtio_queue::desc::{RawDescriptor, split::Descriptor};
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::{GuestRam, MmioTransport, PlainThreads, virtio::VirtioDevice};
+use crate::{
+    GuestRam, PlainThreads,
+    virtio::{
+        PciTransport, VirtioDevice,
+        pci::{
+            registers::{self, Field},
+            testing::{FakeHost, MSIX_CONTROL, TABLE},
+        },
+    },
+};
 
 /// Size of the rings that the driver makes.
 pub(super) const SIZE: u16 = 64;
@@ -36,9 +43,9 @@ pub(super) struct Buffer {
 }
 
 pub(super) struct Driver {
-    transport: Arc<MmioTransport>,
+    transport: PciTransport,
+    host: Arc<FakeHost>,
     pub(super) ram: GuestRam,
-    irq: EventFd,
     queues: [QueueEnd; 2],
 }
 
@@ -65,35 +72,55 @@ impl Driver {
     pub(super) fn new(device: Box<dyn VirtioDevice>) -> Self {
         let ranges = [(GuestAddress(0), RAM_BYTES as usize), (GuestAddress(4 << 30), 1 << 20)];
         let ram = GuestRam::from_ranges(&ranges).unwrap();
-        let irq = EventFd::new(EFD_NONBLOCK).unwrap();
-        let transport = transport(device, &ram, &irq);
-        Self { transport, ram, irq, queues: Default::default() }
+        let host = Arc::new(FakeHost::default());
+        let transport = transport(device, &ram, &host);
+        Self { transport, host, ram, queues: Default::default() }
     }
 
     /// The machine goes on elsewhere: the same memory, another device, no interrupts or kicks from before.
     pub(super) fn move_to(&mut self, device: Box<dyn VirtioDevice>) {
-        self.irq = EventFd::new(EFD_NONBLOCK).unwrap();
-        self.transport = transport(device, &self.ram, &self.irq);
+        self.host = Arc::default();
+        self.transport = transport(device, &self.ram, &self.host);
     }
 
-    pub(super) fn transport(&self) -> &MmioTransport {
-        self.transport.deref()
+    pub(super) fn transport(&self) -> &PciTransport {
+        &self.transport
     }
 
-    pub(super) fn get(&self, offset: u32) -> u32 {
+    pub(super) fn get(&self, (at, bytes): Field) -> u32 {
         let mut data = [0; 4];
-        self.transport.read(offset.into(), &mut data);
+        self.transport.read(at, &mut data[..bytes]);
         u32::from_le_bytes(data)
     }
 
-    pub(super) fn set(&self, offset: u32, value: u32) {
-        self.transport.write(offset.into(), &value.to_le_bytes());
+    pub(super) fn set(&self, (at, bytes): Field, value: u32) {
+        self.transport.write(at, &value.to_le_bytes()[..bytes]);
+    }
+
+    /// Switches MSI-X on: vector 0 for the configuration, vector q + 1 for queue q; each message carries its vector.
+    fn set_vectors(&self, queues: u16) {
+        self.set_msix_control(0x8000);
+        for vector in 0..=queues {
+            let entry = [0xfee0_0000, 0, u32::from(vector), 0].map(u32::to_le_bytes);
+            for (at, word) in (TABLE + 16 * u64::from(vector)..).step_by(4).zip(entry) {
+                self.transport.write(at, &word);
+            }
+        }
+        self.set(registers::CONFIG_VECTOR, 0);
+        for queue in 0..queues {
+            self.set(registers::QUEUE_SELECT, queue.into());
+            self.set(registers::QUEUE_VECTOR, u32::from(queue) + 1);
+        }
+    }
+
+    pub(super) fn set_msix_control(&self, control: u16) {
+        self.transport.write_config(MSIX_CONTROL, &control.to_le_bytes());
     }
 
     pub(super) fn offered(&self) -> u64 {
         let page = |page| {
-            self.set(offsets::VIRTIO_MMIO_DEVICE_FEATURES_SEL, page);
-            u64::from(self.get(offsets::VIRTIO_MMIO_DEVICE_FEATURES))
+            self.set(registers::DEVICE_FEATURES_SELECT, page);
+            u64::from(self.get(registers::DEVICE_FEATURES))
         };
         assert_eq!(page(2), 0);
         page(0) | page(1) << 32
@@ -101,44 +128,43 @@ impl Driver {
 
     pub(super) fn set_features(&self, features: u64) {
         for page in 0..2 {
-            self.set(offsets::VIRTIO_MMIO_DRIVER_FEATURES_SEL, page);
-            self.set(offsets::VIRTIO_MMIO_DRIVER_FEATURES, (features >> (32 * page)) as u32);
+            self.set(registers::DRIVER_FEATURES_SELECT, page);
+            self.set(registers::DRIVER_FEATURES, (features >> (32 * page)) as u32);
         }
     }
 
     /// Negotiates everything but `without` and starts the first `queues` queues, empty.
     pub(super) fn start(&mut self, without: u64, queues: u16) {
-        self.set(offsets::VIRTIO_MMIO_STATUS, 1);
-        self.set(offsets::VIRTIO_MMIO_STATUS, 3);
+        self.set(registers::STATUS, 1);
+        self.set(registers::STATUS, 3);
         self.set_features(self.offered() & !without);
-        self.set(offsets::VIRTIO_MMIO_STATUS, 11);
-        assert_eq!(self.get(offsets::VIRTIO_MMIO_STATUS), 11);
+        self.set(registers::STATUS, 11);
+        assert_eq!(self.get(registers::STATUS), 11);
         for queue in 0..queues {
             self.ram.write_slice(&[0; 0x8000], GuestAddress(base(queue))).unwrap();
             self.queues[usize::from(queue)] = QueueEnd::default();
             self.place(queue, SIZE.into(), [base(queue), avail(queue), used(queue)]);
         }
-        self.set(offsets::VIRTIO_MMIO_STATUS, 15);
+        self.set_vectors(queues);
+        self.set(registers::STATUS, 15);
     }
 
     /// Tells the device where a queue is, and makes it ready.
     pub(super) fn place(&self, queue: u16, size: u32, [desc, avail, used]: [u64; 3]) {
-        self.set(offsets::VIRTIO_MMIO_QUEUE_SEL, queue.into());
-        self.set(offsets::VIRTIO_MMIO_QUEUE_NUM, size);
-        for (low, address) in [
-            (offsets::VIRTIO_MMIO_QUEUE_DESC_LOW, desc),
-            (offsets::VIRTIO_MMIO_QUEUE_AVAIL_LOW, avail),
-            (offsets::VIRTIO_MMIO_QUEUE_USED_LOW, used),
-        ] {
-            self.set(low, address as u32);
-            self.set(low + 4, (address >> 32) as u32);
+        self.set(registers::QUEUE_SELECT, queue.into());
+        self.set(registers::QUEUE_SIZE, size);
+        for ((at, bytes), address) in
+            [registers::QUEUE_DESCRIPTORS, registers::QUEUE_DRIVER, registers::QUEUE_DEVICE].into_iter().zip([desc, avail, used])
+        {
+            self.set((at, bytes), address as u32);
+            self.set((at + 4, bytes), (address >> 32) as u32);
         }
-        self.set(offsets::VIRTIO_MMIO_QUEUE_READY, 1);
-        assert_eq!(self.get(offsets::VIRTIO_MMIO_QUEUE_READY), 1);
+        self.set(registers::QUEUE_ENABLE, 1);
+        assert_eq!(self.get(registers::QUEUE_ENABLE), 1);
     }
 
     pub(super) fn reset(&self) {
-        self.set(offsets::VIRTIO_MMIO_STATUS, 0);
+        self.set(registers::STATUS, 0);
     }
 
     pub(super) fn descriptor(&self, table: u64, index: u16, descriptor: Descriptor) {
@@ -184,7 +210,7 @@ impl Driver {
     }
 
     pub(super) fn kick(&self, queue: u16) {
-        self.set(offsets::VIRTIO_MMIO_QUEUE_NOTIFY, queue.into());
+        self.transport.write(0x3000 + 4 * u64::from(queue), &queue.to_le_bytes());
     }
 
     pub(super) fn used_index(&self, queue: u16) -> u16 {
@@ -222,21 +248,22 @@ impl Driver {
         self.ram.write_obj(event.to_le(), GuestAddress(avail(queue) + 4 + 2 * u64::from(SIZE))).unwrap();
     }
 
-    /// Interrupts since the last call. The pause makes sure that none is on its way; what resuming repeats is not counted.
-    pub(super) fn interrupts(&self) -> u64 {
+    /// Interrupts since the last call. The pause makes sure that none is on its way.
+    pub(super) fn interrupts(&self) -> usize {
         self.transport.pause();
-        let count = self.pulses();
+        let count = self.host.take_messages().len();
         self.transport.resume();
-        self.pulses();
         count
     }
 
-    /// Pulses of the interrupt line since it was last looked at.
-    pub(super) fn pulses(&self) -> u64 {
-        self.irq.read().unwrap_or(0)
+    /// Whether the device has said that its configuration changed, by either road.
+    pub(super) fn config_changed(&self) -> bool {
+        let mut isr = [0];
+        self.transport.read(0x1000, &mut isr);
+        isr[0] & 2 != 0 || self.host.take_messages().iter().any(|(_, vector)| *vector == 0)
     }
 }
 
-fn transport(device: Box<dyn VirtioDevice>, ram: &GuestRam, irq: &EventFd) -> Arc<MmioTransport> {
-    Arc::new(MmioTransport::new(device, ram.clone(), irq.try_clone().unwrap(), Arc::new(PlainThreads)).unwrap())
+fn transport(device: Box<dyn VirtioDevice>, ram: &GuestRam, host: &Arc<FakeHost>) -> PciTransport {
+    PciTransport::new(device, ram.clone(), host.clone(), 0xd000_0000, Arc::new(PlainThreads)).unwrap()
 }

@@ -1,7 +1,6 @@
 //! What a hostile driver or a hostile saved part tries, case by case. The answer is always the same: refused, said, and over after a reset.
 
 use rebec_vmm_saved::{Part, PartKind};
-use virtio_bindings::virtio_mmio as offsets;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -11,6 +10,7 @@ use super::{
     expect_broken, running, serve,
     subjects::Subject,
 };
+use crate::virtio::pci::registers;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -89,9 +89,7 @@ fn empty_buffers_are_answered_or_refused<S: Subject>() {
     let head = chain(&driver, S::QUEUE, &[Descriptor::new(DATA, 0, 0, 0)]);
     driver.make_available(S::QUEUE, head);
     driver.kick(S::QUEUE);
-    driver.wait_until("an answer to nothing", |driver| {
-        driver.used_index(S::QUEUE) == 1 || driver.get(offsets::VIRTIO_MMIO_STATUS) & 0x40 != 0
-    });
+    driver.wait_until("an answer to nothing", |driver| driver.used_index(S::QUEUE) == 1 || driver.get(registers::STATUS) & 0x40 != 0);
     comes_back::<S>(driver);
 }
 
@@ -102,7 +100,6 @@ pub(super) fn rings<S: Subject>() {
         ("size 0", 0, sound),
         ("a size that is no power of two", 48, sound),
         ("a size above the maximum", 2048, sound),
-        ("a size that no ring can have", 0x1_0000, sound),
         ("descriptors outside of RAM", 64, [RAM_BYTES, avail, used]),
         ("descriptors across the end of RAM", 64, [RAM_BYTES - 512, avail, used]),
         ("an available ring outside of RAM", 64, [desc, 0xffff_ffff_ffff_fff0, used]),
@@ -114,12 +111,12 @@ pub(super) fn rings<S: Subject>() {
         let subject = S::new();
         let mut driver = Driver::new(subject.device());
         for status in [1, 3] {
-            driver.set(offsets::VIRTIO_MMIO_STATUS, status);
+            driver.set(registers::STATUS, status);
         }
         driver.set_features(driver.offered());
-        driver.set(offsets::VIRTIO_MMIO_STATUS, 11);
+        driver.set(registers::STATUS, 11);
         driver.place(S::QUEUE, size, place);
-        driver.set(offsets::VIRTIO_MMIO_STATUS, 15);
+        driver.set(registers::STATUS, 15);
         expect_broken(&subject, &mut driver, what);
     }
 }
@@ -136,7 +133,7 @@ pub(super) fn parts<S: Subject>() {
         other.transport().restore(part).map(|()| other)
     };
     assert!(restore(&part).is_ok());
-    assert!(restore(&Part { version: 2, ..part.clone() }).is_err());
+    assert!(restore(&Part { version: 1, ..part.clone() }).is_err());
     assert!(restore(&Part { kind: PartKind::Virtio, bytes: [part.bytes.as_slice(), &[0]].concat(), ..part.clone() }).is_err());
     for cut in 0..part.bytes.len() {
         assert!(restore(&Part { bytes: part.bytes[..cut].to_vec(), ..part.clone() }).is_err(), "cut at {cut}");

@@ -17,6 +17,8 @@ fn runner() -> TestRunner {
 
 #[derive(Debug, Clone)]
 struct Access {
+    /// To the configuration space, not the BAR.
+    space: bool,
     offset: u64,
     width: usize,
     value: u64,
@@ -25,24 +27,28 @@ struct Access {
 
 fn access() -> impl Strategy<Value = Access> {
     let offset = prop_oneof![
-        6 => (0_u64..0x48).prop_map(|register| register * 4),
-        1 => 0_u64..0x200,
+        6 => 0_u64..0x38,
+        2 => (0_u64..6, 0_u64..0x40).prop_map(|(region, at)| region * 0x1000 + at),
+        1 => 0_u64..0x110,
         1 => any::<u64>(),
     ];
     let value = prop_oneof![3 => 0_u64..20, 1 => (0..64_u64).prop_map(|bit| 1 << bit), 1 => any::<u64>()];
-    let width = prop_oneof![6 => Just(4_usize), 1 => 0_usize..=8];
-    (offset, width, value, any::<bool>()).prop_map(|(offset, width, value, write)| Access { offset, width, value, write })
+    let width = prop_oneof![3 => Just(4_usize), 3 => Just(2_usize), 1 => Just(1_usize), 1 => 0_usize..=8];
+    let space = prop_oneof![4 => Just(false), 1 => Just(true)];
+    let all = (space, offset, width, value, any::<bool>());
+    all.prop_map(|(space, offset, width, value, write)| Access { space, offset, width, value, write })
 }
 
 pub(super) fn registers<S: Subject>() {
     let test = |(accesses, started): (Vec<Access>, bool)| {
         let driver = if started { running::<S>(0).1 } else { Driver::new(S::new().device()) };
-        for Access { offset, width, value, write } in accesses {
+        for Access { space, offset, width, value, write } in accesses {
             let mut data = value.to_le_bytes();
-            if write {
-                driver.transport().write(offset, &data[..width]);
-            } else {
-                driver.transport().read(offset, &mut data[..width]);
+            match (space, write) {
+                (false, true) => driver.transport().write(offset, &data[..width]),
+                (false, false) => driver.transport().read(offset, &mut data[..width]),
+                (true, true) => driver.transport().write_config(offset, &data[..width]),
+                (true, false) => driver.transport().read_config(offset, &mut data[..width]),
             }
         }
         comes_back::<S>(driver);

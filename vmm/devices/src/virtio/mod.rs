@@ -15,7 +15,7 @@
 //! everything, and a ring is always looked at once after a start, because kicks are not part of them.
 
 pub(crate) mod chain;
-pub mod mmio;
+pub mod pci;
 pub(crate) mod ring;
 pub(crate) mod saved;
 pub(crate) mod single;
@@ -28,7 +28,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::{GuestRam, Threads};
 
-pub use mmio::MmioTransport;
+pub use pci::PciTransport;
 pub use virtio_queue::QueueState;
 
 /// What a device is, by its number in virtio 1.2 §5.

@@ -144,25 +144,49 @@ fn a_triple_fault_is_reported() {
 }
 
 #[test]
-fn an_ioeventfd_takes_its_own_write_and_no_other() {
+fn a_watched_address_takes_every_write_until_it_is_forgotten() {
     let (ram, machine, mut vcpus) = machine(RAM_BYTES, 1);
-    let event = EventFd::new(EFD_NONBLOCK).unwrap();
-    machine.ioevent(MMIO + 0x50, 1, &event).unwrap();
-    assert!(machine.ioevent(MMIO + 0x50, 1, &event).is_err(), "registered twice");
+    let (wires, event) = (machine.wires(), EventFd::new(EFD_NONBLOCK).unwrap());
+    wires.watch(MMIO + 0x50, &event).unwrap();
+    assert!(wires.watch(MMIO + 0x50, &event).is_err(), "registered twice");
     let program = [
         0x89, 0x07, // mov [rdi], eax
-        0xff, 0xc0, // inc eax
-        0x89, 0x07, // mov [rdi], eax
-        0xff, 0xc0, // inc eax
-        0x89, 0x07, // mov [rdi], eax
+        0x66, 0x89, 0x07, // mov [rdi], ax
+        0x89, 0x47, 0x04, // mov [rdi + 4], eax
         0xe6, 0x12, 0xeb, 0xfe, // out 0x12, al; jmp $
     ];
-    start(&ram, &mut vcpus[0], &program, kvm_regs { rdi: MMIO + 0x50, ..Default::default() });
+    let regs = kvm_regs { rdi: MMIO + 0x50, rax: 7, ..Default::default() };
+    start(&ram, &mut vcpus[0], &program, regs);
     let bus = Recorder::new(&vcpus[0]);
     assert_eq!(vcpus[0].run(&bus).unwrap(), VcpuExit::Interrupted);
-    let write = |value: u32| Access::MemoryWrite(MMIO + 0x50, value.to_le_bytes().to_vec());
-    assert_eq!(bus.take(), [write(0), write(2), Access::PortWrite(DONE_PORT, vec![2])]);
-    assert_eq!(event.read().unwrap(), 1);
+    let (beside, done) = (Access::MemoryWrite(MMIO + 0x54, vec![7, 0, 0, 0]), Access::PortWrite(DONE_PORT, vec![7]));
+    assert_eq!(bus.take(), [beside.clone(), done.clone()]);
+    assert_eq!(event.read().unwrap(), 2);
+
+    wires.forget(MMIO + 0x50, &event).unwrap();
+    assert!(wires.forget(MMIO + 0x50, &event).is_err(), "forgotten twice");
+    start(&ram, &mut vcpus[0], &program, regs);
+    assert_eq!(vcpus[0].run(&bus).unwrap(), VcpuExit::Interrupted);
+    let writes = [Access::MemoryWrite(MMIO + 0x50, vec![7, 0, 0, 0]), Access::MemoryWrite(MMIO + 0x50, vec![7, 0])];
+    assert_eq!(bus.take(), [&writes[..], &[beside, done]].concat());
+    assert!(event.read().is_err());
+}
+
+#[test]
+fn a_message_waits_in_the_local_apic_that_it_names() {
+    const SPURIOUS: usize = 0xf0;
+    const REQUESTS: usize = 0x200;
+    let (_ram, machine, vcpus) = machine(RAM_BYTES, 2);
+    for vcpu in &vcpus {
+        let mut apic = vcpu.fd.get_lapic().unwrap();
+        // Bit 8 switches it on.
+        apic.regs[SPURIOUS + 1] = 1;
+        vcpu.fd.set_lapic(&apic).unwrap();
+    }
+    // Destination 1, vector 0x41, fixed, edge.
+    machine.wires().message(0xfee0_1000, 0x41).unwrap();
+    let requests = |vcpu: &crate::Vcpu| vcpu.fd.get_lapic().unwrap().regs[REQUESTS + 0x10 * (0x41 / 32)];
+    assert_eq!((requests(&vcpus[0]), requests(&vcpus[1])), (0, 1 << (0x41 % 32)));
 }
 
 #[test]

@@ -16,9 +16,9 @@ use rebec_devices::{
     power::PowerPorts,
     rng::RngDevice,
     serial::SerialPort,
-    virtio::{MmioTransport, VirtioDevice, mmio::KICK_OFFSET},
+    virtio::{PciTransport, VirtioDevice, pci::PciHost},
 };
-use rebec_kvm::{Machine, Ram};
+use rebec_kvm::{Machine, Ram, Wires};
 use rebec_vmm_api::MemorySize;
 use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -86,17 +86,31 @@ fn devices(host: &Host) -> Result<Vec<Box<dyn VirtioDevice>>> {
     Ok(devices)
 }
 
-fn plug(slot: usize, device: Box<dyn VirtioDevice>, machine: &Machine, ram: &Ram, threads: &Arc<dyn Threads>) -> Result<MmioTransport> {
-    let wire = || -> Result<MmioTransport> {
-        let irq = EventFd::new(EFD_NONBLOCK)?;
-        machine.irq(layout::slot_gsi(slot), &irq)?;
-        let transport = MmioTransport::new(device, ram.memory().clone(), irq, threads.clone())?;
-        for (queue, kick) in transport.kicks()? {
-            machine.ioevent(layout::slot_address(slot) + KICK_OFFSET, u32::from(queue), &kick)?;
+fn plug(slot: usize, device: Box<dyn VirtioDevice>, machine: &Machine, ram: &Ram, threads: &Arc<dyn Threads>) -> Result<PciTransport> {
+    let host = Arc::new(PciWires(machine.wires()));
+    PciTransport::new(device, ram.memory().clone(), host, layout::slot_bar(slot), threads.clone())
+        .with_context(|| format!("device in slot {slot}: connect it"))
+}
+
+/// The machine as its PCI functions see it.
+#[derive(Debug)]
+struct PciWires(Wires);
+
+impl PciHost for PciWires {
+    fn interrupt(&self, address: u64, data: u32) {
+        // The guest wrote the message: one that KVM does not take is its own affair.
+        if let Err(error) = self.0.message(address, data) {
+            log::debug!("{error}: {data:#x} to {address:#x}");
         }
-        Ok(transport)
-    };
-    wire().with_context(|| format!("device in slot {slot}: connect it"))
+    }
+
+    fn watch(&self, address: u64, kick: &EventFd) -> io::Result<()> {
+        self.0.watch(address, kick).map_err(io::Error::other)
+    }
+
+    fn forget(&self, address: u64, kick: &EventFd) -> io::Result<()> {
+        self.0.forget(address, kick).map_err(io::Error::other)
+    }
 }
 
 fn serial(host: &Host, machine: &Machine) -> Result<SerialPort> {

@@ -8,7 +8,7 @@ use rebec_boot::layout;
 use rebec_devices::{
     power::{PowerEvent, PowerPorts},
     serial::SerialPort,
-    virtio::MmioTransport,
+    virtio::{PciTransport, pci::CONFIG_BYTES},
 };
 use rebec_kvm::Bus;
 
@@ -20,31 +20,43 @@ const I8042_PULSE_RESET: u8 = 0xfe;
 
 /// Every device of the machine at its address.
 pub struct Buses {
-    pub slots: Vec<MmioTransport>,
+    pub slots: Vec<PciTransport>,
     pub serial: SerialPort,
     pub power: PowerPorts,
     pub events: SyncSender<Event>,
 }
 
+/// What a memory access goes to.
+enum Target<'a> {
+    /// A slot's configuration space, at this offset.
+    Config(&'a PciTransport, u64),
+    /// A slot's BAR, at this offset.
+    Bar(&'a PciTransport, u64),
+}
+
 impl Buses {
-    fn slot_at(&self, address: u64) -> Option<(&MmioTransport, u64)> {
-        let offset = address.checked_sub(layout::VIRTIO_MMIO_BASE)?;
-        let slot = usize::try_from(offset / layout::VIRTIO_MMIO_STRIDE).ok()?;
-        Some((self.slots.get(slot)?, offset % layout::VIRTIO_MMIO_STRIDE))
+    fn target(&self, address: u64) -> Option<Target<'_>> {
+        if let Some((slot, offset)) = layout::slot_config(address) {
+            return self.slots.get(slot).filter(|_| offset < CONFIG_BYTES).map(|slot| Target::Config(slot, offset));
+        }
+        self.slots.iter().find_map(|slot| Some(Target::Bar(slot, slot.offset_of(address)?)))
     }
 }
 
 impl Bus for Buses {
     fn mmio_read(&self, address: u64, data: &mut [u8]) {
-        match self.slot_at(address) {
-            Some((slot, offset)) => slot.read(offset, data),
+        match self.target(address) {
+            Some(Target::Config(slot, offset)) => slot.read_config(offset, data),
+            Some(Target::Bar(slot, offset)) => slot.read(offset, data),
             None => data.fill(0xff),
         }
     }
 
     fn mmio_write(&self, address: u64, data: &[u8]) {
-        if let Some((slot, offset)) = self.slot_at(address) {
-            slot.write(offset, data);
+        match self.target(address) {
+            Some(Target::Config(slot, offset)) => slot.write_config(offset, data),
+            Some(Target::Bar(slot, offset)) => slot.write(offset, data),
+            None => {}
         }
     }
 

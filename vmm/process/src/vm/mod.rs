@@ -14,7 +14,7 @@ use std::{sync::Arc, time::Instant};
 
 use anyhow::{Context, Result};
 use rebec_boot::{BootConfig, Content, KernelImage};
-use rebec_devices::disk::Disk;
+use rebec_devices::{disk::Disk, virtio::PciTransport};
 use rebec_kvm::{Machine, Ram};
 use rebec_vmm_saved::{PartKind, SavedMachine};
 
@@ -63,8 +63,7 @@ impl Vm {
 
     /// Puts a kernel into empty RAM and the first vCPU at its entry.
     pub fn boot(&self, kernel: &KernelImage, initramfs: Option<&Content>, cmdline: &str) -> Result<()> {
-        let slots = self.buses.slots.len();
-        let config = BootConfig { kernel, initramfs, cmdline, vcpus: self.shape.vcpus, slots };
+        let config = BootConfig { kernel, initramfs, cmdline, vcpus: self.shape.vcpus };
         let entry = rebec_boot::load(self.ram.memory(), self.ram.bytes(), &config)?;
         Ok(self.vcpus.enter_pvh(entry.rip, entry.start_info)?)
     }
@@ -72,7 +71,7 @@ impl Vm {
     /// Stops everything; returns the instant at which the last vCPU stood still.
     pub fn pause(&self) -> Result<Instant> {
         let stopped = self.vcpus.park()?;
-        self.buses.slots.iter().for_each(rebec_devices::virtio::MmioTransport::pause);
+        self.buses.slots.iter().for_each(PciTransport::pause);
         Ok(stopped)
     }
 
@@ -88,7 +87,7 @@ impl Vm {
 
     /// Lets a machine run (on) that stands still.
     pub fn resume(&self) -> Result<()> {
-        self.buses.slots.iter().for_each(rebec_devices::virtio::MmioTransport::resume);
+        self.buses.slots.iter().for_each(PciTransport::resume);
         Ok(self.vcpus.run()?)
     }
 
