@@ -1,7 +1,12 @@
 //! A pool of agents on real VMs, driven as its users drive it: from spare machines to a VM that moves between domains, and agents that die under
 //! their VMs.
 
-use std::{fs, os::unix::fs::MetadataExt as _, path::Path, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use rebec_lab::netlab::agents::{Agents, Beats, Host, SOON, Seat, eventually, same};
@@ -97,6 +102,8 @@ const SLACK: Duration = Duration::from_secs(1);
 /// Beats that an agent may have in its hands when it is killed; what comes after waits in the VMM.
 const UNREAD_MAX: u64 = 30;
 const VMS: usize = 10;
+/// How long an agent may take to end; it gives what it does 2 s.
+const END_MAX: Duration = Duration::from_secs(10);
 
 /// The VMs' processes as a host lists them, all of them running.
 fn processes(host: &Host) -> Result<Vec<(String, u64)>> {
@@ -163,19 +170,22 @@ fn an_agent_that_was_killed_adopts_its_ten_vms() -> Result<()> {
 }
 
 #[test]
-fn an_agent_that_is_killed_during_a_move_stops_no_vm() -> Result<()> {
+fn an_agent_that_ends_during_a_move_stops_no_vm() -> Result<()> {
     let mut agents = Agents::start("local-pool-killed", &["a1", "a2"])?;
     agents.found(&["alpha", "alpha"])?;
     agents.furnish()?;
     agents.run("web", "a1", "64M", &[], "vm=1 fill=random:5:60%,zero dirty=0:words:500")?;
-    for victim in [0, 1] {
+    // Killed, and told to end as by a service manager: which takes no longer for a VM that leaves or arrives.
+    for (victim, end) in [Host::kill, Host::stop].into_iter().flat_map(|end| [(0, end), (1, end)]) {
         agents.lab.shape(Some(50))?;
         let since = Beats::of(&agents.hosts[0], "web")?.last();
         let mut moving = agents.hosts[0].begin(&["vm", "move", "web", "--to", "a2"])?;
         eventually("the move is under way", SOON, || Ok(agents.hosts[0].vm("web")?["state"] == "moving"))?;
         std::thread::sleep(Duration::from_secs(1));
         ensure!(moving.runs(), "the move was over before it was disturbed");
-        agents.hosts[victim].kill()?;
+        let told = Instant::now();
+        end(&mut agents.hosts[victim])?;
+        ensure!(told.elapsed() < END_MAX, "the agent took {:?} to end", told.elapsed());
         agents.restart(victim)?;
         let ended = moving.end()?;
         ensure!(ended.code == 1, "{ended:?}");
