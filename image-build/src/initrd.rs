@@ -1,18 +1,20 @@
 //! The initrd: two archives, one after the other, which the kernel unpacks in that order.
 //!
 //! ```text
-//! plain   cpio of the kernel modules, compressed one by one as Debian ships them; padded to a multiple of 4
-//! zstd    cpio of folders, programs, configuration and lists of modules
+//! plain   cpio of modules.pack alone; padded to a multiple of 4
+//! zstd    cpio of folders, programs, configuration, lists of modules, and the modules that nearly every machine loads
 //! ```
-//! Compressing compressed modules again saves next to nothing and costs every boot the time to unpack them twice.
+//! The pack is the other modules, compressed one by one as Debian ships them, end to end; a line of modules.pack.index is
+//! `NAME OFFSET LENGTH`. `rebec init` takes out what it needs. More than two thousand files, of which a machine reads ten, would cost
+//! every boot the time to make them. Compressing compressed modules again saves next to nothing and costs the time to unpack them twice.
 //!
 //! ```text
 //! /init                  -> usr/bin/rebec (PID 1)      /usr/bin/rebec, /usr/bin/rebec-vmm   the programs
-//! /sbin/modprobe         -> /usr/bin/rebec (the kernel's own requests for modules)
-//! /lib/modules/RELEASE   modules and depmod's files     /etc   passwd, group, hosts, os-release, resolv.conf -> /run/resolv.conf
+//! /sbin                  /sbin/modprobe is made by `rebec init`: before it, the kernel asks for a dozen ciphers that it can do without
+//! /lib/modules/RELEASE   modules, their pack and depmod's files     /etc   passwd, group, hosts, os-release, resolv.conf -> /run/resolv.conf
 //! ```
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
@@ -20,6 +22,10 @@ use crate::{cpio::Tree, modules::Files};
 
 /// A balance: above it, seconds of build for a per cent of the programs' size.
 const ZSTD_LEVEL: i32 = 15;
+/// Name of the last entry of an archive (cpio).
+const PLAIN_END: &[u8] = b"TRAILER!!!\0";
+/// What ends a signed module (Documentation/admin-guide/module-signing.rst).
+const SIGNED: &[u8] = b"~Module signature appended~\n";
 const FOLDERS: [&str; 12] = ["dev", "proc", "sys", "run", "tmp", "mnt", "var/lib/rebec", "var/log", "var/tmp", "root", "usr/bin", "sbin"];
 const PASSWD: &str = "root:x:0:0:root:/root:/usr/bin/nologin\nnobody:x:65534:65534:nobody:/:/usr/bin/nologin\n";
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
@@ -34,13 +40,37 @@ pub struct Programs<'a> {
     pub vmm: &'a Path,
 }
 
+/// Compressed modules, end to end.
+#[derive(Default)]
+struct Pack {
+    modules: Vec<u8>,
+    index: String,
+}
+
+/// Packs by the folder of their kernel: `lib/modules/RELEASE`.
+type Packs<'a> = BTreeMap<&'a str, Pack>;
+
+impl Pack {
+    fn add(&mut self, name: &str, bytes: &[u8]) {
+        self.index += &format!("{name} {} {}\n", self.modules.len(), bytes.len());
+        self.modules.extend_from_slice(bytes);
+    }
+}
+
 /// The initrd's bytes.
 pub fn build(modules: &Files, programs: Programs<'_>, version: &str) -> Result<Vec<u8>> {
     let (mut plain, mut tree) = (Tree::default(), Tree::default());
+    let mut packs = Packs::new();
     for (name, path) in modules {
-        let packed = name.ends_with(".xz");
-        let target = if packed { &mut plain } else { &mut tree };
-        target.data(name, fs::read(path).with_context(|| format!("read {}", path.display()))?);
+        let bytes = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        match name.strip_suffix(".xz").and(name.match_indices('/').nth(2)) {
+            Some((home, _)) => packs.entry(&name[..home]).or_default().add(&name[home + 1..], &bytes),
+            None => tree.data(name, bytes),
+        }
+    }
+    for (home, pack) in packs {
+        tree.data(&format!("{home}/modules.pack.index"), pack.index);
+        plain.data(&format!("{home}/modules.pack"), pack.modules);
     }
     for folder in FOLDERS {
         tree.folder(folder);
@@ -50,7 +80,6 @@ pub fn build(modules: &Files, programs: Programs<'_>, version: &str) -> Result<V
     tree.host_file("usr/bin/rebec", programs.rebec)?;
     tree.host_file("usr/bin/rebec-vmm", programs.vmm)?;
     tree.link("init", "usr/bin/rebec");
-    tree.link("sbin/modprobe", "/usr/bin/rebec");
     tree.link("etc/resolv.conf", "/run/resolv.conf");
     tree.data("etc/passwd", PASSWD);
     tree.data("etc/group", GROUP);
@@ -62,6 +91,32 @@ pub fn build(modules: &Files, programs: Programs<'_>, version: &str) -> Result<V
     Ok(bytes)
 }
 
+/// The same initrd for a machine that is emulated: nothing compressed but the pack, and modules without the mark of their signatures,
+/// whose check takes such a machine 20 to 50 ms each. A kernel that insists on signatures refuses them.
+pub fn for_emulation(initrd: &[u8]) -> Result<Vec<u8>> {
+    let end = find(initrd, PLAIN_END).context("the initrd has no archive of the pack; make the image anew")? + PLAIN_END.len();
+    let packed = initrd[end..].iter().position(|byte| *byte != 0).context("the initrd ends after its pack; make the image anew")? + end;
+    let mut bytes = initrd[..packed].to_vec();
+    bytes.extend(zstd::stream::decode_all(&initrd[packed..]).context("unpack the initrd's programs; make the image anew")?);
+    let mut start = packed;
+    while let Some(at) = find(&bytes[start..], SIGNED) {
+        start += at + SIGNED.len();
+        bytes[start - SIGNED.len()..start].fill(0);
+    }
+    Ok(bytes)
+}
+
+fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    let mut start = 0;
+    loop {
+        start += bytes[start..].iter().position(|byte| wanted.first() == Some(byte))?;
+        if bytes[start..].starts_with(wanted) {
+            return Some(start);
+        }
+        start += 1;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,7 +126,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("program");
         fs::write(&program, "program").unwrap();
-        let modules = Files::from([("lib/modules/1/a.ko.xz".to_owned(), program.clone())]);
+        let named = |name: &str| (format!("lib/modules/1/{name}"), program.clone());
+        let modules = Files::from([named("kernel/a.ko.xz"), named("kernel/b.ko.xz"), named("kernel/c.ko")]);
         let programs = Programs { rebec: &program, vmm: &program };
         let bytes = build(&modules, programs, "1.0").unwrap();
         assert_eq!(bytes, build(&modules, programs, "1.0").unwrap());
@@ -80,6 +136,30 @@ mod tests {
         assert!(bytes.starts_with(b"070701"));
         let second = zstd::bulk::decompress(&bytes[start..], 1 << 20).unwrap();
         let text = String::from_utf8_lossy(&second);
-        assert!(text.contains("sbin/modprobe") && text.contains("PRETTY_NAME=\"Rebec 1.0\""));
+        assert!(text.contains("lib/modules/1/kernel/c.ko\0") && text.contains("PRETTY_NAME=\"Rebec 1.0\""));
+        assert!(text.contains("kernel/a.ko.xz 0 7\nkernel/b.ko.xz 7 7\n"));
+        assert!(String::from_utf8_lossy(&bytes[..start]).contains("lib/modules/1/modules.pack\0"));
+        assert!(bytes[..start].windows(14).any(|both| both == b"programprogram"));
+        // Made by init: the kernel must find nobody to answer before.
+        assert!(!text.contains("sbin/modprobe"));
+    }
+
+    #[test]
+    fn emulated_machines_get_the_same_without_signatures() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("program");
+        let signed = [b"module ", SIGNED].concat();
+        fs::write(&program, &signed).unwrap();
+        let named = |name: &str| (format!("lib/modules/1/{name}"), program.clone());
+        let modules = Files::from([named("kernel/a.ko.xz"), named("kernel/b.ko"), named("kernel/c.ko")]);
+        let packed = build(&modules, Programs { rebec: &program, vmm: &program }, "1.0").unwrap();
+        let bytes = for_emulation(&packed).unwrap();
+        let start = packed.windows(4).position(|four| four == [0x28, 0xb5, 0x2f, 0xfd]).unwrap();
+        assert_eq!(bytes[..start], packed[..start]);
+        // The pack is as it was, all that was compressed is there and has no mark.
+        assert!(find(&bytes[..start], SIGNED).is_some() && find(&bytes[start..], SIGNED).is_none());
+        assert!(bytes[start..].starts_with(b"070701") && find(&bytes[start..], b"kernel/c.ko\0").is_some());
+        assert_eq!(bytes.len() - start, zstd::bulk::decompress(&packed[start..], 1 << 20).unwrap().len());
+        assert!(for_emulation(&packed[..start]).is_err() && for_emulation(b"nothing").is_err());
     }
 }

@@ -133,6 +133,22 @@ const UNPACKED: &[&str] = &[
     "xhci-pci",
     "nvme",
     "nvme-core",
+    "button",
+    "qemu_fw_cfg",
+    "lpc_ich",
+    "i2c-smbus",
+    "pcspkr",
+    "serio_raw",
+    "virtio-rng",
+    "watchdog",
+    "iTCO_vendor_support",
+    "intel_pmc_bxt",
+    "iTCO_wdt",
+    "vsock",
+    "vhost_iotlb",
+    "vhost",
+    "vmw_vsock_virtio_transport_common",
+    "vhost_vsock",
 ];
 
 /// Files beside the modules that depmod reads.

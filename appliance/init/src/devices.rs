@@ -28,6 +28,13 @@ const EVENT_BYTES_MAX: usize = 8 << 10;
 /// How deep `/sys/devices` is walked.
 const DEPTH_MAX: usize = 32;
 
+/// Devices that no agent needs in order to join, by the start of their modalias: keys, beeper, buttons, the maker's extras, QEMU's own.
+const LATER: [&str; 8] = ["input:", "serio:", "platform:pcspkr", "dmi:", "wmi:", "acpi:PNP0C0C:", "acpi:LNXPWRBN:", "acpi:QEMU0002:"];
+/// And by the class in a PCI device's: ISA bridge (the way to the watchdog), SMBus.
+const LATER_CLASSES: [&str; 2] = ["bc06sc01", "bc0Csc05"];
+/// The priority of work that may wait, and how it is taken back.
+const PATIENCE: i32 = 19;
+
 /// What happened to a device.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Event {
@@ -40,6 +47,8 @@ struct Event {
 pub struct Devices {
     socket: OwnedFd,
     loader: Loader,
+    /// Found, and not loaded yet.
+    later: Vec<String>,
 }
 
 impl Devices {
@@ -48,23 +57,31 @@ impl Devices {
         let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkKObjectUEvent)?;
         setsockopt(&socket, RcvBuf, &SOCKET_BYTES)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, KERNEL_GROUP))?;
-        Ok(Self { socket, loader })
+        Ok(Self { socket, loader, later: Vec::new() })
     }
 
-    /// Loads modules by name.
-    pub fn load(&mut self, names: &[&str]) {
-        for name in names {
-            self.loader.load(name);
+    /// Loads modules by name and those for the devices that were left, without taking the processor from anybody.
+    pub fn load_later(&mut self, names: &[&str]) {
+        // Without it the agent only starts more slowly.
+        let patient = rustix::process::nice(PATIENCE).is_ok();
+        let later = std::mem::take(&mut self.later);
+        for wanted in names.iter().copied().chain(later.iter().map(String::as_str)) {
+            self.loader.load(wanted);
+        }
+        if patient {
+            rustix::process::nice(-PATIENCE).ok();
         }
     }
 
-    /// Loads a module for every device that is there.
+    /// Loads a module for every device that is there, but for those that [`Devices::load_later`] is for.
     pub fn load_present(&mut self) {
         let mut found = Vec::new();
         walk(Path::new("/sys/devices"), 0, &mut found);
         found.sort();
         found.dedup();
-        for modalias in found {
+        let (later, now): (Vec<_>, Vec<_>) = found.into_iter().partition(|modalias| can_wait(modalias));
+        self.later = later;
+        for modalias in now {
             self.loader.load(&modalias);
         }
     }
@@ -100,7 +117,10 @@ impl Devices {
             match self.wait(None) {
                 Ok(_) => {}
                 // The kernel dropped announcements: look at everything again.
-                Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => self.load_present(),
+                Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => {
+                    self.load_present();
+                    self.load_later(&[]);
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return,
             }
@@ -125,6 +145,11 @@ impl Devices {
         }
         Ok(Some(event))
     }
+}
+
+fn can_wait(modalias: &str) -> bool {
+    let class = || LATER_CLASSES.iter().any(|class| modalias.contains(class));
+    LATER.iter().any(|start| modalias.starts_with(start)) || modalias.starts_with("pci:") && class()
 }
 
 fn read(bytes: &[u8]) -> Event {
@@ -168,6 +193,23 @@ mod tests {
         assert_eq!(read(bytes), Event { added: true, modalias: Some("pci:v1d2".to_owned()), block: false });
         assert_eq!(read(b"remove@/x\0ACTION=remove\0SUBSYSTEM=block\0"), Event { added: false, modalias: None, block: true });
         assert_eq!(read(b"\xff\xff=\0=\0ACTION"), Event::default());
+    }
+
+    #[test]
+    fn disks_networks_and_processors_never_wait() {
+        for now in [
+            "pci:v00008086d00002922sv00001AF4sd00001100bc01sc06i01",
+            "pci:v00001AF4d00001000sv00001AF4sd00000001bc02sc00i00",
+            "pci:v00008086d0000A0EDsv00001D72sd00002104bc0Csc03i30",
+            "cpu:type:x86,ven0002fam000Fmod006B:feature:,0000",
+            "virtio:d00000001v00001AF4",
+            "acpi:VMBUS:",
+        ] {
+            assert!(!can_wait(now), "{now}");
+        }
+        for later in ["serio:ty06pr00id00ex00", "pci:v00008086d00002930sv00001AF4sd00001100bc0Csc05i00", "acpi:PNP0C0C:"] {
+            assert!(can_wait(later), "{later}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! options   what the kernel's command line asks for: rebec.join, rebec.hostname, rebec.ip, rebec.ntp, rebec.state
 //! mounts    /proc /sys /dev /run /tmp and their like
 //! alias     which modules a device asks for: depmod's files, read without modprobe
+//! pack      the file that holds the modules that few machines load
 //! modules   loading them, for devices and for the kernel's own requests
 //! devices   every device that is there at boot, and each that comes later
 //! label     which label a disk's file system carries
@@ -15,7 +16,7 @@
 //! power     watchdog, orderly reboot and power off
 //! machine   the loop that holds it together
 //! ```
-//! The `rebec` binary is `/init` and `/sbin/modprobe` of the image; [`take_over`] decides by name.
+//! The `rebec` binary is `/init` of the image, and `/sbin/modprobe` once that runs; [`take_over`] decides by name.
 
 use std::path::Path;
 
@@ -24,6 +25,8 @@ mod options;
 mod mounts;
 
 mod alias;
+
+mod pack;
 
 mod modules;
 

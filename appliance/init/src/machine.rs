@@ -20,7 +20,7 @@ use crate::{
     agent::{self, Agent, REBEC, Tail},
     console::{self, Console, Typed},
     devices::Devices,
-    modules::{ALWAYS, Loader},
+    modules::{self, ALWAYS, Loader},
     mounts,
     options::Options,
     power::{self, Ending, Watchdog},
@@ -81,6 +81,9 @@ struct Machine {
 /// Is PID 1 from here on.
 pub fn run() -> ! {
     let mut notes = mounts::prepare();
+    if let Err(error) = modules::answer_from_now_on() {
+        notes.push(format!("the kernel cannot ask for modules: {error}; make the image anew"));
+    }
     fs::create_dir_all("/run/rebec").ok();
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let options = Options::parse(&command_line);
@@ -121,7 +124,7 @@ pub fn run() -> ! {
 }
 
 impl Machine {
-    /// Loads drivers, and waits for disks that matter.
+    /// Loads the drivers that an agent needs, and waits for disks that matter; the others are loaded beside the agent.
     fn bring_devices(&mut self, options: &Options) -> Volumes {
         let opened = Loader::open().and_then(Devices::open);
         let mut devices = match opened {
@@ -138,7 +141,7 @@ impl Machine {
             (options.state_in_ram || volumes.has_state()) && (options.ticket.is_some() || volumes.has_seed())
         });
         let served = std::thread::Builder::new().name("devices".to_owned()).spawn(move || {
-            devices.load(&ALWAYS);
+            devices.load_later(&ALWAYS);
             devices.serve();
         });
         if let Err(error) = served {
@@ -178,7 +181,7 @@ impl Machine {
     fn serve(mut self, inbox: &Receiver<Event>) -> ! {
         // Ctrl-Alt-Del becomes SIGINT to this process.
         reboot(RebootCommand::CadOff).ok();
-        let mut watchdog = Watchdog::open();
+        let mut watchdog = Watchdog::default();
         loop {
             let now = Instant::now();
             if let Some(agent) = &mut self.agent {

@@ -1,6 +1,6 @@
 //! Loading kernel modules: for devices by their modalias, by name from a fixed list, and for the kernel itself.
 //!
-//! Modules stay compressed on disk: the kernel unpacks them (finit_module(2), MODULE_INIT_COMPRESSED_FILE). Whatever the kernel asks for
+//! Most modules lie compressed in a pack; the kernel unpacks them (finit_module(2), MODULE_INIT_COMPRESSED_FILE). Whatever the kernel asks for
 //! on its own (a file system, a cipher, a kind of link) comes to `/sbin/modprobe`, which is this program again.
 
 use std::{
@@ -13,8 +13,14 @@ use std::{
 
 use rustix::io::Errno;
 
-use crate::alias::{Index, name_of};
+use crate::{
+    alias::{Index, name_of},
+    pack,
+};
 
+/// Where the kernel looks for a program that loads modules.
+const MODPROBE: &str = "/sbin/modprobe";
+const REBEC: &str = "/usr/bin/rebec";
 /// Modules that nothing asks for before their device nodes are wanted. All others come by devices or at the kernel's request.
 pub const ALWAYS: [&str; 5] = ["tun", "fuse", "loop", "vxlan", "vhost_vsock"];
 /// Ciphers come when something uses them: processors ask for dozens, whose self-tests take a second of every boot.
@@ -55,15 +61,22 @@ impl Loader {
         for file in files.into_iter().filter(|file| !on_request(file)) {
             let name = name_of(&file);
             if !denied(&self.command_line, &name) && self.done.insert(file.clone()) {
-                loaded += usize::from(insert(&self.home.join(&file), &parameters(&self.command_line, &name)).is_ok());
+                loaded += usize::from(insert(&self.home, &file, &parameters(&self.command_line, &name)).is_ok());
             }
         }
         loaded
     }
 }
 
-fn insert(path: &Path, parameters: &str) -> io::Result<()> {
-    let file = File::open(path)?;
+fn insert(home: &Path, name: &str, parameters: &str) -> io::Result<()> {
+    let path = home.join(name);
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            pack::take_out(home, name)?;
+            File::open(&path)?
+        }
+        file => file?,
+    };
     let packed = path.extension().is_some_and(|extension| extension != "ko");
     let parameters = CString::new(parameters).unwrap_or_default();
     match rustix::system::finit_module(&file, &parameters, if packed { COMPRESSED_FILE } else { 0 }) {
@@ -85,6 +98,12 @@ fn parameters(command_line: &str, module: &str) -> String {
 fn denied(command_line: &str, module: &str) -> bool {
     let lists = command_line.split_whitespace().filter_map(|word| word.strip_prefix("modprobe.blacklist="));
     lists.flat_map(|list| list.split(',')).any(|name| name.replace('-', "_") == module)
+}
+
+/// Answers the kernel's own requests from now on. The image has no such program: while it starts, a kernel asks for a dozen ciphers that
+/// it can do without, and each answer took as long as the start of this program and the reading of depmod's files.
+pub fn answer_from_now_on() -> io::Result<()> {
+    std::os::unix::fs::symlink(REBEC, MODPROBE)
 }
 
 /// What `/sbin/modprobe` does: loads the aliases among its arguments, which the kernel gives as `-q -- ALIAS`.

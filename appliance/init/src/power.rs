@@ -48,16 +48,15 @@ impl Ending {
 }
 
 /// A hardware watchdog; it resets the machine unless it hears from this process about once a minute.
+#[derive(Default)]
 pub struct Watchdog(Option<File>);
 
 impl Watchdog {
-    /// Starts the machine's watchdog, if it has one.
-    pub fn open() -> Self {
-        Self(OpenOptions::new().write(true).open("/dev/watchdog").ok())
-    }
-
-    /// Says that this process runs.
+    /// Says that this process runs. Starts the machine's watchdog if it has one by now: its driver is loaded after the agent's start.
     pub fn pet(&mut self) {
+        if self.0.is_none() {
+            self.0 = OpenOptions::new().write(true).open("/dev/watchdog").ok();
+        }
         if let Some(device) = &mut self.0 {
             // If it cannot be told, it does its work.
             device.write_all(b"\0").ok();
