@@ -22,10 +22,6 @@ use crate::{cpio::Tree, modules::Files};
 
 /// A balance: above it, seconds of build for a per cent of the programs' size.
 const ZSTD_LEVEL: i32 = 15;
-/// Name of the last entry of an archive (cpio).
-const PLAIN_END: &[u8] = b"TRAILER!!!\0";
-/// What ends a signed module (Documentation/admin-guide/module-signing.rst).
-const SIGNED: &[u8] = b"~Module signature appended~\n";
 const FOLDERS: [&str; 12] = ["dev", "proc", "sys", "run", "tmp", "mnt", "var/lib/rebec", "var/log", "var/tmp", "root", "usr/bin", "sbin"];
 const PASSWD: &str = "root:x:0:0:root:/root:/usr/bin/nologin\nnobody:x:65534:65534:nobody:/:/usr/bin/nologin\n";
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\n";
@@ -91,32 +87,6 @@ pub fn build(modules: &Files, programs: Programs<'_>, version: &str) -> Result<V
     Ok(bytes)
 }
 
-/// The same initrd for a machine that is emulated: nothing compressed but the pack, and modules without the mark of their signatures,
-/// whose check takes such a machine 20 to 50 ms each. A kernel that insists on signatures refuses them.
-pub fn for_emulation(initrd: &[u8]) -> Result<Vec<u8>> {
-    let end = find(initrd, PLAIN_END).context("the initrd has no archive of the pack; make the image anew")? + PLAIN_END.len();
-    let packed = initrd[end..].iter().position(|byte| *byte != 0).context("the initrd ends after its pack; make the image anew")? + end;
-    let mut bytes = initrd[..packed].to_vec();
-    bytes.extend(zstd::stream::decode_all(&initrd[packed..]).context("unpack the initrd's programs; make the image anew")?);
-    let mut start = packed;
-    while let Some(at) = find(&bytes[start..], SIGNED) {
-        start += at + SIGNED.len();
-        bytes[start - SIGNED.len()..start].fill(0);
-    }
-    Ok(bytes)
-}
-
-fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
-    let mut start = 0;
-    loop {
-        start += bytes[start..].iter().position(|byte| wanted.first() == Some(byte))?;
-        if bytes[start..].starts_with(wanted) {
-            return Some(start);
-        }
-        start += 1;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,24 +112,5 @@ mod tests {
         assert!(bytes[..start].windows(14).any(|both| both == b"programprogram"));
         // Made by init: the kernel must find nobody to answer before.
         assert!(!text.contains("sbin/modprobe"));
-    }
-
-    #[test]
-    fn emulated_machines_get_the_same_without_signatures() {
-        let folder = tempfile::tempdir().unwrap();
-        let program = folder.path().join("program");
-        let signed = [b"module ", SIGNED].concat();
-        fs::write(&program, &signed).unwrap();
-        let named = |name: &str| (format!("lib/modules/1/{name}"), program.clone());
-        let modules = Files::from([named("kernel/a.ko.xz"), named("kernel/b.ko"), named("kernel/c.ko")]);
-        let packed = build(&modules, Programs { rebec: &program, vmm: &program }, "1.0").unwrap();
-        let bytes = for_emulation(&packed).unwrap();
-        let start = packed.windows(4).position(|four| four == [0x28, 0xb5, 0x2f, 0xfd]).unwrap();
-        assert_eq!(bytes[..start], packed[..start]);
-        // The pack is as it was, all that was compressed is there and has no mark.
-        assert!(find(&bytes[..start], SIGNED).is_some() && find(&bytes[start..], SIGNED).is_none());
-        assert!(bytes[start..].starts_with(b"070701") && find(&bytes[start..], b"kernel/c.ko\0").is_some());
-        assert_eq!(bytes.len() - start, zstd::bulk::decompress(&packed[start..], 1 << 20).unwrap().len());
-        assert!(for_emulation(&packed[..start]).is_err() && for_emulation(b"nothing").is_err());
     }
 }

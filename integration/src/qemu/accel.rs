@@ -30,8 +30,10 @@ impl Accel {
     pub fn arguments(self) -> &'static [&'static str] {
         match self {
             Self::Kvm => &["-accel", "kvm", "-cpu", "host"],
-            // SVM is emulated with nested paging; the rest of `max` is what this QEMU can do.
-            Self::Tcg => &["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,+svm"],
+            // SVM is emulated with nested paging; the rest of `max` is what this QEMU can do. Told that byte strings are fast, kernels copy
+            // and clear pages by them, and emulation goes byte by byte.
+            Self::Tcg => &["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,+svm,-erms,-fsrm,-fsrs,-fzrm"],
+            // Counted on the processor as it is.
             Self::Counting => &["-accel", "tcg,thread=single,tb-size=512", "-icount", "shift=0,sleep=off", "-cpu", "max,+svm"],
         }
     }

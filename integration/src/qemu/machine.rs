@@ -185,12 +185,16 @@ fn arguments(command: &mut Command, config: &MachineConfig<'_>, port: &Path, con
     command.args(["-name", config.name, "-smp", &config.vcpus.to_string(), "-m", &config.memory_mib.to_string()]);
     command.arg("-kernel").arg(config.kernel).arg("-initrd").arg(config.initramfs);
     // tsc=reliable: under emulation the watchdog would call the clock unstable whenever the host is busy. The self-tests of the kernel's
-    // ciphers take a second or two there.
+    // ciphers take a second or two there; so do clearing pages when they are given out and, for the only processor, patching the lock
+    // prefixes out of all code.
     let mut cmdline = "console=ttyS0 loglevel=4 panic=-1 tsc=reliable no_timer_check mitigations=off audit=0 random.trust_cpu=on \
                        cryptomgr.notests"
         .to_owned();
-    if let (Accel::Tcg, Some(khz)) = (config.accel, tsc::known_khz()) {
-        cmdline += &format!(" tsc_early_khz={khz}");
+    if config.accel == Accel::Tcg {
+        cmdline += " init_on_alloc=0 noreplace-smp";
+        if let Some(khz) = tsc::known_khz() {
+            cmdline += &format!(" tsc_early_khz={khz}");
+        }
     }
     cmdline += config.words;
     command.args(["-append", &cmdline]);
