@@ -19,6 +19,8 @@ use rebec_migrate::{
 
 /// A donor that is silent for so long counts as gone: it costs bytes, not the move.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// Pages that are copied and hashed at a time: together they take half as long as one by one.
+const JUDGED_TOGETHER: usize = 64;
 /// Requests that wait for one donor: one a stream.
 const REQUESTS_MAX: usize = rebec_migrate::STREAMS_MAX;
 
@@ -39,12 +41,18 @@ fn answer(ram: &Ram, request: &Request) -> Result<Response> {
             // Looking at a page that was never populated would populate it.
             let mut populated = UnitSet::new(ram.pages());
             ram.populated()?.into_iter().for_each(|range| populated.insert_range(range.start.max(*first)..range.end.min(end)));
-            let mut found = vec![];
-            for number in populated.iter().skip_while(|number| number < first).take_while(|number| *number < end) {
-                ram.read_page(number, &mut unit)?;
-                if let [Verdict::Content(digest)] = page::judge(key, &unit)[..] {
-                    found.push(((number - first) as u16, digest));
+            let numbers: Vec<u64> = populated.iter().skip_while(|number| number < first).take_while(|number| *number < end).collect();
+            let (mut found, mut copy) = (vec![], vec![]);
+            for batch in numbers.chunks(JUDGED_TOGETHER) {
+                copy.resize(batch.len() * UNIT_BYTES, 0);
+                for (&number, unit) in batch.iter().zip(copy.as_chunks_mut().0) {
+                    ram.read_page(number, unit)?;
                 }
+                let judged = batch.iter().zip(page::judge(key, &copy));
+                found.extend(judged.filter_map(|(number, verdict)| match verdict {
+                    Verdict::Content(digest) => Some(((number - first) as u16, digest)),
+                    _ => None,
+                }));
             }
             Ok(Response::Digests { next: Some(end).filter(|end| *end < ram.pages() && end > first), found })
         }
