@@ -32,7 +32,7 @@ pub struct Machine {
     cpu_model: CpuModel,
     vcpus: Vec<Vcpu>,
     /// KVM writes guest memory through the mapping, which so must outlive the machine.
-    _ram: Ram,
+    ram: Ram,
 }
 
 /// A region of guest RAM as KVM knows it.
@@ -61,7 +61,7 @@ impl Machine {
         let (clock, vcpus) = make_vcpus(&system, &vm, ram, vcpus)?;
         let first = vcpus.first().expect("invariant: the count was checked to be at least one");
         let cpu_model = CpuModel::of(first, system.can_scale_tsc())?;
-        Ok(Self { vm: Arc::new(vm), slots, clock, cpu_model, vcpus, _ram: ram.clone() })
+        Ok(Self { vm: Arc::new(vm), slots, clock, cpu_model, vcpus, ram: ram.clone() })
     }
 
     /// What a guest of this machine sees of its CPUs, to be compared before a move.
@@ -76,7 +76,7 @@ impl Machine {
 
     /// What devices signal through while the machine runs.
     pub fn wires(&self) -> Wires {
-        Wires { vm: Arc::clone(&self.vm) }
+        Wires { vm: Arc::clone(&self.vm), _ram: self.ram.clone() }
     }
 
     /// Has an event raise an interrupt line for a moment (edge).

@@ -7,12 +7,16 @@ use kvm_bindings::kvm_msi;
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::error::{self, Result};
+use crate::{
+    Ram,
+    error::{self, Result},
+};
 
-/// Wires of one machine. KVM keeps the machine's shell until the last of them is gone.
+/// Wires of one machine. KVM keeps the machine's shell until the last of them is gone, and so its memory stays mapped.
 #[derive(Debug, Clone)]
 pub struct Wires {
     pub(crate) vm: Arc<VmFd>,
+    pub(crate) _ram: Ram,
 }
 
 impl Wires {
