@@ -1,15 +1,17 @@
-//! The DSDT: COM1, the PCI host bridge, and the sleep type of power-off.
+//! The DSDT: COM1, the PCI host bridge, what the motherboard reserves, and the sleep type of power-off.
 //!
 //! Stock kernels find their disks and network cards behind the bridge; how many there are is nothing that the tables say.
 
 use acpi_tables::{
     Aml, AmlSink,
-    aml::{AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package, ResourceTemplate, Scope, ZERO},
+    aml::{
+        AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope, ZERO,
+    },
     sdt::Sdt,
 };
 
 use super::{HEADER_BYTES, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
-use crate::layout::{COM1_END, COM1_GSI, COM1_PORT, PCI_WINDOW, S5_SLEEP_TYPE};
+use crate::layout::{COM1_END, COM1_GSI, COM1_PORT, ECAM, PCI_WINDOW, S5_SLEEP_TYPE};
 
 /// From revision 2 on, AML integers have 64 bits.
 const REVISION: u8 = 2;
@@ -18,7 +20,7 @@ pub(super) fn table() -> Sdt {
     let mut aml = Vec::new();
     let s5 = Package::new(vec![&S5_SLEEP_TYPE, &ZERO, &ZERO, &ZERO]);
     Name::new("\\_S5_".into(), &s5).to_aml_bytes(&mut aml);
-    Scope::new("\\_SB_".into(), vec![&Com1, &HostBridge]).to_aml_bytes(&mut aml);
+    Scope::new("\\_SB_".into(), vec![&Com1, &HostBridge, &Motherboard]).to_aml_bytes(&mut aml);
 
     let mut dsdt = Sdt::new(*b"DSDT", HEADER_BYTES, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     dsdt.append_slice(&aml);
@@ -55,6 +57,20 @@ impl Aml for HostBridge {
     }
 }
 
+/// What the motherboard takes for itself: PCI's configuration spaces. Linux 6.1 uses them only where this says so, 6.12 where the memory map
+/// reserves them.
+struct Motherboard;
+
+impl Aml for Motherboard {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let spaces = Memory32Fixed::new(true, ECAM.start as u32, (ECAM.end - ECAM.start) as u32);
+        let hid = Name::new("_HID".into(), &EISAName::new("PNP0C02"));
+        let uid = Name::new("_UID".into(), &ZERO);
+        let resources = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&spaces]));
+        Device::new("MRES".into(), vec![&hid, &uid, &resources]).to_aml_bytes(sink);
+    }
+}
+
 /// Consumed, edge triggered, active high, exclusive.
 fn edge(gsi: u32) -> Interrupt {
     Interrupt::new(true, true, false, false, gsi)
@@ -86,6 +102,13 @@ mod tests {
         for id in [[0x41, 0xd0, 0x0a, 0x08], [0x41, 0xd0, 0x0a, 0x03]] {
             assert_eq!(count(aml.as_slice(), &id), 1);
         }
+    }
+
+    #[test]
+    fn the_motherboard_reserves_the_configuration_spaces() {
+        let spaces = [0x86, 9, 0, 1, 0, 0, 0, 0xe0, 0, 0, 0x10, 0, 0x79, 0];
+        let (aml, id) = (table(), [0x41, 0xd0, 0x0c, 0x02]);
+        assert_eq!((count(aml.as_slice(), &spaces), count(aml.as_slice(), &id)), (1, 1));
     }
 
     #[test]
