@@ -14,13 +14,13 @@ use std::{
 use rustix::io::Errno;
 
 use crate::{
+    agent::REBEC,
     alias::{Index, name_of},
     pack,
 };
 
 /// Where the kernel looks for a program that loads modules.
 const MODPROBE: &str = "/sbin/modprobe";
-const REBEC: &str = "/usr/bin/rebec";
 /// Modules that nothing asks for before their device nodes are wanted. All others come by devices or at the kernel's request.
 pub const ALWAYS: [&str; 5] = ["tun", "fuse", "loop", "vxlan", "vhost_vsock"];
 /// Ciphers come when something uses them: processors ask for dozens, whose self-tests take a second of every boot.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use rebec_devices::Threads;
 use rebec_kvm::Ram;
 use rebec_migrate::{
-    UNIT_BYTES, UnitSet,
+    UNIT_BYTES,
     donor::{DIGESTS_MAX, DonorError, Parsed, Request, Response},
     page::{self, Key, Verdict},
 };
@@ -39,9 +39,8 @@ fn answer(ram: &Ram, request: &Request) -> Result<Response> {
         Request::Digests { key, first, count } => {
             let end = first.saturating_add(u64::from((*count).min(DIGESTS_MAX))).min(ram.pages());
             // Looking at a page that was never populated would populate it.
-            let mut populated = UnitSet::new(ram.pages());
-            ram.populated()?.into_iter().for_each(|range| populated.insert_range(range.start.max(*first)..range.end.min(end)));
-            let numbers: Vec<u64> = populated.iter().skip_while(|number| number < first).take_while(|number| *number < end).collect();
+            let populated = ram.populated()?.into_iter().flat_map(|range| range.start.max(*first)..range.end.min(end));
+            let numbers: Vec<u64> = populated.collect();
             let (mut found, mut copy) = (vec![], vec![]);
             for batch in numbers.chunks(JUDGED_TOGETHER) {
                 copy.resize(batch.len() * UNIT_BYTES, 0);

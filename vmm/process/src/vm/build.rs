@@ -16,7 +16,10 @@ use rebec_devices::{
     power::PowerPorts,
     rng::RngDevice,
     serial::SerialPort,
-    virtio::{PciTransport, VirtioDevice, pci::PciHost},
+    virtio::{
+        PciTransport, VirtioDevice,
+        pci::{BAR_BYTES, PciHost},
+    },
 };
 use rebec_kvm::{Machine, Ram, Wires};
 use rebec_vmm_api::MemorySize;
@@ -85,6 +88,9 @@ fn devices(host: &Host) -> Result<Vec<Box<dyn VirtioDevice>>> {
     devices.push(Box::new(RngDevice::new(HostEntropy)));
     Ok(devices)
 }
+
+/// BARs do not overlap when the machine starts.
+const _: () = assert!(layout::BAR_STRIDE >= BAR_BYTES);
 
 fn plug(slot: usize, device: Box<dyn VirtioDevice>, machine: &Machine, ram: &Ram, threads: &Arc<dyn Threads>) -> Result<PciTransport> {
     let host = Arc::new(PciWires(machine.wires()));

@@ -45,14 +45,7 @@ const AT_NOTIFY: usize = 0x70;
 const AT_WINDOW: usize = 0x84;
 const AT_MSIX: usize = 0x98;
 /// The window's last field, through which the BAR is read and written.
-const WINDOW_DATA: std::ops::Range<usize> = AT_WINDOW + 16..AT_WINDOW + 20;
-
-/// Where the window of the configuration space onto the BAR stands (§4.1.4.9).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Window {
-    pub(super) offset: u64,
-    pub(super) bytes: usize,
-}
+const AT_WINDOW_DATA: usize = AT_WINDOW + 16;
 
 #[derive(Debug, Clone)]
 pub(super) struct ConfigSpace {
@@ -62,7 +55,7 @@ pub(super) struct ConfigSpace {
 
 impl ConfigSpace {
     /// A function as firmware leaves it: its BAR has an address and is decoded.
-    pub(super) fn new(kind: DeviceKind, queues: u16, vectors: u16, address: u32) -> Self {
+    pub(super) fn new(kind: DeviceKind, queues: u16, address: u32) -> Self {
         let mut space = Self { bytes: [0; BYTES], writable: [0; BYTES] };
         let device_id = DEVICE_ID + kind as u16;
         space.put(0, &VENDOR_ID.to_le_bytes());
@@ -87,7 +80,8 @@ impl ConfigSpace {
         space.allow(AT_WINDOW + 4, &[0xff]);
         space.allow(AT_WINDOW + 8, &[0xff; 12]);
 
-        let [size_low, size_high] = (vectors - 1).to_le_bytes();
+        // Encoded as one less than there are: the queues' vectors and the configuration's.
+        let [size_low, size_high] = queues.to_le_bytes();
         space.put(AT_MSIX, &[CAPABILITY_MSIX, 0, size_low, size_high]);
         space.put(AT_MSIX + 4, &(TABLE as u32).to_le_bytes());
         space.put(AT_MSIX + 8, &(PENDING as u32).to_le_bytes());
@@ -116,11 +110,11 @@ impl ConfigSpace {
         (control & MSIX_ENABLE != 0, control & MSIX_MASK != 0)
     }
 
-    /// What an access of `bytes` bytes at `at` goes to through the window, if to anything.
-    pub(super) fn window(&self, at: usize, bytes: usize) -> Option<Window> {
+    /// Where in the BAR an access of `bytes` bytes at `at` goes through the window (§4.1.4.9), if it goes there.
+    pub(super) fn window(&self, at: usize, bytes: usize) -> Option<u64> {
         let width = self.dword(AT_WINDOW + 12) as usize;
-        let open = at == WINDOW_DATA.start && bytes == width && matches!(width, 1 | 2 | 4) && self.bytes[AT_WINDOW + 4] == 0;
-        open.then(|| Window { offset: self.dword(AT_WINDOW + 8).into(), bytes: width })
+        let open = at == AT_WINDOW_DATA && bytes == width && matches!(width, 1 | 2 | 4) && self.bytes[AT_WINDOW + 4] == 0;
+        open.then(|| self.dword(AT_WINDOW + 8).into())
     }
 
     pub(super) fn saved(&self) -> Vec<u8> {

@@ -90,7 +90,7 @@ impl PciTransport {
         let (kind, queues) = (device.kind(), device.queue_sizes().len());
         let msix = Arc::new(Msix::new(host.clone(), queues));
         let common = Common::new(device, ram, msix.clone(), threads)?;
-        let config = ConfigSpace::new(kind, queues as u16, queues as u16 + 1, address);
+        let config = ConfigSpace::new(kind, queues as u16, address);
         let function = Self { common, msix, host, address: NOWHERE.into(), config: Mutex::new(config) };
         function.decode(&function.config());
         Ok(function)
@@ -103,8 +103,8 @@ impl PciTransport {
         config.read(offset as usize, data);
         let window = config.window(offset as usize, data.len());
         drop(config);
-        if let Some(window) = window {
-            self.read(window.offset, &mut data[..window.bytes]);
+        if let Some(offset) = window {
+            self.read(offset, data);
         }
     }
 
@@ -117,8 +117,8 @@ impl PciTransport {
         self.msix.change(|state| (state.enabled, state.masked) = (enabled, masked));
         let window = config.window(offset as usize, data.len());
         drop(config);
-        if let Some(window) = window {
-            self.write(window.offset, data);
+        if let Some(offset) = window {
+            self.write(offset, data);
         }
     }
 

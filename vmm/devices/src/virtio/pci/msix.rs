@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{PciHost, copy};
+use super::{
+    PciHost, copy,
+    registers::{set_high, set_low},
+};
 
 /// A queue or the configuration that interrupts nobody.
 pub(super) const NO_VECTOR: u16 = 0xffff;
@@ -142,13 +145,13 @@ impl Msix {
 
     /// Writes the table: four or eight aligned bytes.
     pub(super) fn write_table(&self, offset: u64, data: &[u8]) {
-        for (at, word) in (offset..).step_by(4).zip(data.chunks_exact(4)) {
-            let word = word.iter().rev().fold(0, |word: u32, byte| word << 8 | u32::from(*byte));
+        for (at, word) in (offset..).step_by(4).zip(data.as_chunks().0) {
+            let word = u32::from_le_bytes(*word);
             self.change(|state| {
                 let Some(vector) = state.vectors.get_mut((at / ENTRY_BYTES) as usize) else { return };
                 match at % ENTRY_BYTES {
-                    0 => vector.address = vector.address & !0xffff_ffff | u64::from(word),
-                    4 => vector.address = vector.address & 0xffff_ffff | u64::from(word) << 32,
+                    0 => set_low(&mut vector.address, word),
+                    4 => set_high(&mut vector.address, word),
                     8 => vector.data = word,
                     _ => vector.masked = word & CONTROL_MASK != 0,
                 }

@@ -173,10 +173,10 @@ impl Registers {
     }
 }
 
-fn set_low(register: &mut u64, value: u32) {
+pub(super) fn set_low(register: &mut u64, value: u32) {
     *register = *register & !0xffff_ffff | u64::from(value);
 }
 
-fn set_high(register: &mut u64, value: u32) {
+pub(super) fn set_high(register: &mut u64, value: u32) {
     *register = *register & 0xffff_ffff | u64::from(value) << 32;
 }

@@ -1,5 +1,6 @@
-//! The saved form of a virtio device: its registers, where its rings stand, its own part, and the PCI function in front of it. `docs/formats/saved-devices.md` lists the
-//! fields. What is read back is hostile until [`restore`] has checked it against the device, the function and RAM.
+//! The saved form of a virtio device: its registers, where its rings stand, its own part, and the PCI function in front of it.
+//! `docs/formats/saved-devices.md` lists the fields. What is read back is hostile until [`restore`] has checked it against the device, the
+//! function and RAM.
 
 use rebec_vmm_saved::{Part, PartKind, SavedError};
 use serde::{Deserialize, Serialize};
