@@ -46,32 +46,40 @@ pub const PACKAGES: &[Package] = &[
     package("ovmf", "UEFI firmware of lab machines"),
 ];
 
+/// An installation takes out what does not go with it: a `qemu-utils` from backports went when `qemu-system-x86` came.
+const PASSES: usize = 2;
 /// How long the package manager may take: downloads on a slow line included.
 const INSTALL_DEADLINE: Duration = Duration::from_secs(900);
 
 /// Installs what is missing, or says how.
 pub fn ensure() -> Result<()> {
-    let missing: Vec<&Package> = PACKAGES.iter().filter(|package| !installed(package.name)).collect();
-    if missing.is_empty() {
-        return Ok(());
+    for _ in 0..PASSES {
+        let missing = missing();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        for package in &missing {
+            say("packages", format_args!("{} is missing: {}", package.name, package.why));
+        }
+        let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+        if !rustix::process::geteuid().is_root() {
+            bail!("packages are missing and this is not root; run: sudo apt-get install --no-install-recommends --yes {}", names.join(" "));
+        }
+        say("packages", format_args!("installing {}", names.join(" ")));
+        if install(&names).is_err() {
+            // The package lists may be older than the archive: refresh them once.
+            apt_get(&["update".to_owned()])?;
+            install(&names)?;
+        }
     }
-    for package in &missing {
-        say("packages", format_args!("{} is missing: {}", package.name, package.why));
-    }
-    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
-    if !rustix::process::geteuid().is_root() {
-        bail!("packages are missing and this is not root; run: sudo apt-get install --no-install-recommends --yes {}", names.join(" "));
-    }
-    say("packages", format_args!("installing {}", names.join(" ")));
-    if install(&names).is_err() {
-        // The package lists may be older than the archive: refresh them once.
-        apt_get(&["update".to_owned()])?;
-        install(&names)?;
-    }
-    match PACKAGES.iter().find(|package| !installed(package.name)) {
+    match missing().first() {
         None => Ok(()),
         Some(package) => bail!("package {} is still missing after apt-get; install it by hand", package.name),
     }
+}
+
+fn missing() -> Vec<&'static Package> {
+    PACKAGES.iter().filter(|package| !installed(package.name)).collect()
 }
 
 fn install(names: &[&str]) -> Result<()> {
