@@ -8,6 +8,7 @@ use std::{cell::RefCell, fmt::Debug, net::SocketAddrV4};
 
 use rebec_migrate::{
     MoveId, RUN_UNITS, Record, Space, UNIT_BYTES, VmId,
+    base::BaseName,
     frame::{Content, FRAME_BYTES_MAX, FrameHead, HEAD_BYTES, PREAMBLE_BYTES, Preamble, RawHead, Role},
     ledger::Right,
     message::{DiskShape, FromSource, FromTarget, MESSAGE_HEAD_BYTES, Message, MessageHead, NetShape, Shape},
@@ -146,7 +147,7 @@ fn source_messages() -> Vec<FromSource> {
         memory_bytes: 512 << 20,
         vcpus: 2,
         nets: vec![NetShape { mac: [4; 6], vni: 5 }],
-        disks: vec![DiskShape { bytes: 1 << 30, read_only: true }],
+        disks: vec![DiskShape { bytes: 1 << 30, read_only: true, base: Some(BaseName([8; 32])) }],
         cpu_model: vec![6; 20],
     };
     let record = Record { right: Right::Granted, vm: VmId([2; 16]), epoch: 4, move_id: MoveId([8; 16]) };
@@ -162,7 +163,7 @@ fn source_messages() -> Vec<FromSource> {
 
 fn target_messages() -> Vec<FromTarget> {
     vec![
-        FromTarget::Accept { ports: vec![SocketAddrV4::new([10, 0, 0, 2].into(), 4789)] },
+        FromTarget::Accept { ports: vec![SocketAddrV4::new([10, 0, 0, 2].into(), 4789)], on_base: vec![true] },
         FromTarget::Refuse { reason: "no".to_owned() },
         FromTarget::Have { filter_bytes: 2, offset: 0, bytes: vec![3, 4] },
         FromTarget::Blanked,

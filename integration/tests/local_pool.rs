@@ -43,10 +43,10 @@ fn spare_machines_become_a_pool_whose_vms_move_between_domains() -> Result<()> {
     let [a1, a2, b1] = &agents.hosts[..] else { unreachable!("three hosts were asked for") };
 
     let disk = agents.lab.evidence().join("data.raw");
-    fs::File::create(&disk)?.set_len(16 << 20)?;
+    fs::write(&disk, (0..16_u32 << 20).map(|at| (at.wrapping_mul(0x9e37_79b1) >> 13) as u8).collect::<Vec<_>>())?;
     let kernel = rebec_lab::netlab::guest::build()?.display().to_string();
     a1.must(&["image", "import", "data", "--kernel", &kernel, "--cmdline", "stats_ms=0", "--disk", &disk.display().to_string()])?;
-    let load = format!("vm=1 net0=ip={WEB_IP} blk0=load,rate=200 fill=text:3:30%,random:5:20%,zero dirty=0:lines:500");
+    let load = format!("vm=1 net0=ip={WEB_IP} blk0=load,size=4M,rate=200 fill=text:3:30%,random:5:20%,zero dirty=0:lines:500");
     let web = ["vm", "run", "web", "--image", "data", "--memory", "64M", "--lan", "office", "--host", "a1", "--cmdline", &load];
     let web = a1.must(&web)?;
     same("web's address", &web["nics"][0]["address"], WEB_IP)?;
@@ -70,6 +70,7 @@ fn spare_machines_become_a_pool_whose_vms_move_between_domains() -> Result<()> {
         let before = client.net()?;
         let report = asked.must(&["vm", "move", "web", place[0], place[1]])?;
         same("the move's outcome", &report["outcome"], "moved")?;
+        ensure!(report["clusters"]["on_base"].as_u64() > Some(0), "nothing of the disk was left to its image: {report}");
         agents.everywhere("web is where it went", |host| {
             let vm = host.vm("web")?;
             Ok(vm["state"] == "running" && vm["host"] == lands && vm["epoch"] == step as u64 + 2)
@@ -89,7 +90,7 @@ fn spare_machines_become_a_pool_whose_vms_move_between_domains() -> Result<()> {
             _ => {}
         }
     }
-    ensure!(parts_of_beta.len() == 2, "kernel and disk: {parts_of_beta:?}");
+    ensure!(parts_of_beta.len() == 3, "kernel, disk and its digests: {parts_of_beta:?}");
     let lists = agents.hosts.iter().map(|host| host.must(&["vm", "ls"])).collect::<Result<Vec<_>>>()?;
     ensure!(lists.iter().all(|list| *list == lists[0]), "{lists:?}");
     agents.succeeded();

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::{Read, Seek, SeekFrom, Write},
+    io::{ErrorKind, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -21,7 +21,7 @@ use rebec_pool::{
 };
 
 use crate::{
-    facts,
+    digests, facts,
     mesh::{Mesh, Peer},
 };
 
@@ -38,18 +38,21 @@ const CHUNK_BYTES: usize = 1 << 20;
 pub struct Depot {
     folder: PathBuf,
     cache: PathBuf,
+    /// Held while an image's digests are taken.
+    pub digesting: tokio::sync::Mutex<()>,
 }
 
 impl Depot {
     /// Opens or makes it.
     pub fn open(state: &Path) -> Result<Self> {
-        let depot = Self { folder: state.join("parts"), cache: state.join("kernels") };
+        let depot = Self { folder: state.join("parts"), cache: state.join("kernels"), digesting: tokio::sync::Mutex::default() };
         for folder in [&depot.folder, &depot.cache] {
             fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         }
-        // Imports that a killed agent left: their senders were never told that they had ended well.
+        // Imports that a killed agent left (their senders were never told that they had ended well), and digests of what is gone.
         for entry in fs::read_dir(&depot.folder)?.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(NEW_PREFIX) {
+            let is_new = entry.file_name().to_string_lossy().starts_with(NEW_PREFIX);
+            if is_new || digests::is_orphan(&entry.path()) {
                 fs::remove_file(entry.path()).with_context(|| format!("remove {}", entry.path().display()))?;
             }
         }
@@ -79,20 +82,29 @@ impl Depot {
         all
     }
 
-    /// Removes parts.
+    /// Removes parts, and what is kept beside them.
     pub fn remove(&self, digests: impl Iterator<Item = Digest>) {
         for digest in digests {
-            if let Err(error) = fs::remove_file(self.path(&digest)) {
+            let removed = fs::remove_file(self.path(&digest)).and_then(|()| match fs::remove_file(digests::path(self, &digest)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            });
+            if let Err(error) = removed {
                 log::warn!("depot: remove {digest}: {error}");
             }
         }
+    }
+
+    /// A file that goes at the agent's next start if it gets no other name.
+    pub fn new_file(&self) -> std::io::Result<tempfile::NamedTempFile> {
+        tempfile::NamedTempFile::with_prefix_in(NEW_PREFIX, &self.folder)
     }
 
     /// Takes in a file as it arrives. `length` is what its sender says, if it does.
     pub async fn take(&self, body: Body, length: Option<u64>) -> Result<Part, ApiError> {
         self.require_room(length.unwrap_or(0))?;
         let io = |error: std::io::Error| ApiError::new(ErrorCode::Failed, format!("depot: write a part: {error}"));
-        let mut file = tempfile::NamedTempFile::with_prefix_in(NEW_PREFIX, &self.folder).map_err(io)?;
+        let mut file = self.new_file().map_err(io)?;
         let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0u64);
         let mut body = body;
         let cut_off = |bytes, why: &str| {

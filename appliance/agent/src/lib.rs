@@ -9,6 +9,7 @@
 
 mod agent;
 mod depot;
+mod digests;
 mod facts;
 mod forward;
 mod http;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    bench::{Figure, Target, boot, engine, lan, memory, moves, pool, table},
+    bench::{Figure, Target, base, boot, engine, lan, memory, moves, pool, table},
     progress::say,
     provision,
 };
@@ -18,6 +18,8 @@ pub enum Row {
     Memory,
     /// Bytes and gap of two moves, the second with a donor.
     Moves,
+    /// A move to where the base of the disk is already, with its digests kept and without.
+    Base,
     /// Bulk from guest to guest beside the kernel's VXLAN.
     Lan,
     /// What agents cost: joining, starting, carrying a move, doing nothing.
@@ -66,6 +68,7 @@ fn measure(row: Row) -> Result<Vec<Figure>> {
     match row {
         Row::Memory => memory::measure(),
         Row::Moves => moves::measure(),
+        Row::Base => base::measure(),
         Row::Lan => lan::measure(),
         Row::Pool => pool::measure(),
         Row::Engine => engine::measure(),

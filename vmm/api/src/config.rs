@@ -15,7 +15,7 @@ pub enum ConfigError {
     #[error("memory `{0}`: expected a size from 16M to 1T in whole MiB, as in 512M or 4G")]
     Memory(String),
     /// A disk without a path, or with an option that does not exist.
-    #[error("disk `{0}`: expected FILE or FILE,ro")]
+    #[error("disk `{0}`: expected FILE, FILE,ro or FILE,base-digests=FILE")]
     Disk(String),
     /// A port with a missing or malformed part.
     #[error("net `{text}`: {what}; expected {form}", form = NetConfig::FORM)]
@@ -83,21 +83,26 @@ pub struct DiskConfig {
     pub path: PathBuf,
     /// Whether the guest may only read it.
     pub read_only: bool,
+    /// Kept digests of its backing image.
+    pub base_digests: Option<PathBuf>,
 }
 
 impl FromStr for DiskConfig {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let (path, read_only) = match text.rsplit_once(',') {
-            Some((path, "ro")) => (path, true),
-            Some(_) => return Err(ConfigError::Disk(text.to_owned())),
-            None => (text, false),
-        };
-        if path.is_empty() {
-            return Err(ConfigError::Disk(text.to_owned()));
+        let wrong = || ConfigError::Disk(text.to_owned());
+        let mut parts = text.split(',');
+        let path = parts.next().filter(|path| !path.is_empty()).ok_or_else(wrong)?;
+        let mut disk = Self { path: path.into(), read_only: false, base_digests: None };
+        for part in parts {
+            match part.split_once('=') {
+                None if part == "ro" && !disk.read_only => disk.read_only = true,
+                Some(("base-digests", file)) if !file.is_empty() && disk.base_digests.is_none() => disk.base_digests = Some(file.into()),
+                _ => return Err(wrong()),
+            }
         }
-        Ok(Self { path: path.into(), read_only })
+        Ok(disk)
     }
 }
 
@@ -251,9 +256,14 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_is_a_file_with_at_most_one_option() {
-        assert_eq!("a.qcow2".parse(), Ok(DiskConfig { path: "a.qcow2".into(), read_only: false }));
-        assert_eq!("a.raw,ro".parse(), Ok(DiskConfig { path: "a.raw".into(), read_only: true }));
+    fn a_disk_is_a_file_with_options() {
+        assert_eq!("a.qcow2".parse(), Ok(DiskConfig { path: "a.qcow2".into(), read_only: false, base_digests: None }));
+        assert_eq!("a.raw,ro".parse(), Ok(DiskConfig { path: "a.raw".into(), read_only: true, base_digests: None }));
+        let with_digests = DiskConfig { path: "a".into(), read_only: true, base_digests: Some("b".into()) };
+        assert_eq!("a,ro,base-digests=b".parse(), Ok(with_digests.clone()));
+        assert_eq!("a,base-digests=b,ro".parse(), Ok(with_digests));
+        assert!("a,base-digests=".parse::<DiskConfig>().is_err());
+        assert!("a,ro,ro".parse::<DiskConfig>().is_err());
         assert!("a.raw,rw".parse::<DiskConfig>().is_err());
         assert!("".parse::<DiskConfig>().is_err());
         assert!(",ro".parse::<DiskConfig>().is_err());

@@ -41,6 +41,8 @@ pub struct UnitCounts {
     pub compressed: u64,
     /// Sent as it is, because compression gained nothing.
     pub raw: u64,
+    /// Of a base that the target has too: nothing was said of it.
+    pub on_base: u64,
 }
 
 /// What a move did.

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Version of the whole protocol of a move. Both sides must speak the same one.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of a preamble.
 pub const PREAMBLE_BYTES: usize = 24;
 /// Bytes of a frame's head.

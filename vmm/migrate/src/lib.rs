@@ -11,11 +11,12 @@
 //! ~~ network ~~
 //! target   the side that will: index of held content, applying, handover
 //! index    which contents the target's host already holds, and the filter that tells the source
+//! base     what a base holds, kept in a file, and the name by which both sides know that theirs are the same
 //! donor    how another VMM on the target's host lends contents
 //! ledger   the durable right to run, and what may follow from it
 //! ```
 //! Both engines have one shape: `handle(now, input)`, `poll_output()`, `next_deadline()`, `tick(now)`. Time is a
-//! [`std::time::Duration`] since any fixed moment. Formats are drawn in `docs/formats/{wire,handover,donor,ledger}.md`.
+//! [`std::time::Duration`] since any fixed moment. Formats are drawn in `docs/formats/{wire,handover,base,donor,ledger}.md`.
 
 pub mod unit;
 
@@ -30,6 +31,8 @@ pub mod source;
 pub mod target;
 
 pub mod index;
+
+pub mod base;
 
 pub mod donor;
 

@@ -10,6 +10,7 @@ use std::net::SocketAddrV4;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    base::BaseName,
     frame::array,
     ledger::{MoveId, Record, VmId},
     unit::{DISKS_MAX, STREAMS_MAX, UNIT_BYTES},
@@ -52,6 +53,8 @@ pub struct DiskShape {
     pub bytes: u64,
     /// Whether the guest may not write it. Such a disk must already be at the target: it is compared, never written.
     pub read_only: bool,
+    /// Name of the base that it stands on, where the source knows it.
+    pub base: Option<BaseName>,
 }
 
 /// What a machine is, before anything of it moves. The target builds exactly this or refuses.
@@ -123,6 +126,8 @@ pub enum FromTarget {
     Accept {
         /// Where each NIC's port listens, in order: the source sends late frames there once the VM has moved.
         ports: Vec<SocketAddrV4>,
+        /// For each disk, whether it is a new layer on the base that the source named: what the VM never wrote is there.
+        on_base: Vec<bool>,
     },
     /// It cannot be built here, or this target is taken.
     Refuse {
@@ -285,7 +290,10 @@ impl Message for FromTarget {
             Self::Refuse { reason } | Self::Abort { reason } => limit(reason.len() <= REASON_BYTES_MAX, "reason too long"),
             Self::Have { bytes, .. } => limit(bytes.len() <= HAVE_BYTES_MAX, "piece too long"),
             Self::Applied { wanted, .. } => limit(wanted.len() <= crate::unit::RUN_UNITS as usize, "too many units wanted"),
-            Self::Accept { ports } => limit(ports.len() <= NETS_MAX, "too many ports"),
+            Self::Accept { ports, on_base } => {
+                limit(ports.len() <= NETS_MAX, "too many ports")?;
+                limit(on_base.len() <= DISKS_MAX, "too many disks")
+            }
             Self::Blanked | Self::Prepared { .. } | Self::Running { .. } | Self::Released { .. } => Ok(()),
         }
     }

@@ -12,7 +12,7 @@ use zstd::{
 };
 
 use crate::{
-    frame::{Content, Entry, FrameError, FrameHead},
+    frame::{Content, Entry, FrameError, FrameHead, array},
     unit::{RUN_UNITS, UNIT_BYTES},
 };
 
@@ -69,13 +69,23 @@ pub fn is_zero(unit: &[u8]) -> bool {
     rest && blocks.into_iter().all(|block| block.iter().fold(0, |all, &byte| all | byte) == 0)
 }
 
+/// The inner digest of a unit: the same in every move, so it may be kept. It never travels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inner(pub [u8; 32]);
+
+/// The inner digest of a unit.
+pub fn inner(unit: &[u8]) -> Inner {
+    Inner(*blake3::hash(unit).as_bytes())
+}
+
+/// The wire digest of a unit with this inner digest.
+pub fn wire(key: &Key, inner: &Inner) -> Digest {
+    Digest(array(blake3::keyed_hash(&key.0, &inner.0).as_bytes(), 0))
+}
+
 /// The wire digest of a unit.
 pub fn digest(key: &Key, unit: &[u8]) -> Digest {
-    let inner = blake3::hash(unit);
-    let keyed = blake3::keyed_hash(&key.0, inner.as_bytes());
-    let mut short = [0; 16];
-    short.copy_from_slice(&keyed.as_bytes()[..16]);
-    Digest(short)
+    wire(key, &inner(unit))
 }
 
 /// Zero test and digest of every unit of a batch.

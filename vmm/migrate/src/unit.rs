@@ -153,10 +153,10 @@ impl UnitSet {
         })
     }
 
-    /// The next range of units that are *not* in the set, from `from` on.
-    pub fn next_absent(&self, from: u64) -> Option<std::ops::Range<u64>> {
-        let start = self.seek(from, false)?;
-        Some(start..self.seek(start, true).unwrap_or(self.units))
+    /// The next range of units that are in the set, from `from` on.
+    pub fn next_range(&self, from: u64) -> Option<std::ops::Range<u64>> {
+        let start = self.seek(from, true)?;
+        Some(start..self.seek(start, false).unwrap_or(self.units))
     }
 
     fn seek(&self, from: u64, present: bool) -> Option<u64> {
@@ -231,14 +231,14 @@ mod tests {
     }
 
     #[test]
-    fn absent_ranges_are_the_complement() {
+    fn ranges_are_what_is_in_the_set() {
         let mut set = UnitSet::new(200);
         set.insert_range(10..70);
         set.insert(199);
-        assert_eq!(set.next_absent(0), Some(0..10));
-        assert_eq!(set.next_absent(10), Some(70..199));
-        assert_eq!(set.next_absent(199), None);
-        assert_eq!(UnitSet::new(5).next_absent(0), Some(0..5));
+        assert_eq!(set.next_range(0), Some(10..70));
+        assert_eq!(set.next_range(30), Some(30..70));
+        assert_eq!(set.next_range(70), Some(199..200));
+        assert_eq!(UnitSet::new(5).next_range(0), None);
     }
 
     #[test]

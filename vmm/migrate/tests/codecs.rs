@@ -5,6 +5,7 @@
 use proptest::prelude::*;
 use rebec_migrate::{
     MoveId, Record, Space, UNIT_BYTES, VmId,
+    base::BaseName,
     frame::{Content, ENTRY_BYTES, Entry, FRAME_BYTES_MAX, FrameError, FrameHead, HEAD_BYTES, Preamble, RawHead, Role},
     ledger::Right,
     message::{
@@ -30,7 +31,7 @@ fn shape() -> Shape {
         memory_bytes: 1 << 20,
         vcpus: 2,
         nets: vec![NetShape { mac: [4; 6], vni: 5 }],
-        disks: vec![DiskShape { bytes: 512, read_only: true }],
+        disks: vec![DiskShape { bytes: 512, read_only: true, base: Some(BaseName([6; 32])) }],
         cpu_model: vec![6],
     }
 }
@@ -45,7 +46,7 @@ fn golden<M: Message + PartialEq + std::fmt::Debug>(message: M, expected: &[u8])
 
 #[test]
 fn golden_messages_of_the_source() {
-    let offer = [&[0][..], &[2; 16], &[3, 128, 128, 64, 2, 1], &[4; 6], &[5, 1, 128, 4, 1, 1, 6], &[7; 32]].concat();
+    let offer = [&[0][..], &[2; 16], &[3, 128, 128, 64, 2, 1], &[4; 6], &[5, 1, 128, 4, 1, 1], &[6; 32], &[1, 6], &[7; 32]].concat();
     golden(FromSource::Offer { shape: shape(), key: [7; 32] }, &offer);
     golden(FromSource::Blank { disk: 1, ranges: vec![(2, 300)] }, &[1, 1, 1, 2, 172, 2]);
     golden(FromSource::Final { frames: vec![4, 5], saved: vec![9] }, &[2, 2, 4, 5, 1, 9]);
@@ -57,7 +58,10 @@ fn golden_messages_of_the_source() {
 
 #[test]
 fn golden_messages_of_the_target() {
-    golden(FromTarget::Accept { ports: vec!["10.0.0.2:4789".parse().unwrap()] }, &[0, 1, 10, 0, 0, 2, 0xb5, 0x25]);
+    golden(
+        FromTarget::Accept { ports: vec!["10.0.0.2:4789".parse().unwrap()], on_base: vec![true, false] },
+        &[0, 1, 10, 0, 0, 2, 0xb5, 0x25, 2, 1, 0],
+    );
     golden(FromTarget::Refuse { reason: "no".into() }, &[1, 2, b'n', b'o']);
     golden(FromTarget::Have { filter_bytes: 2, offset: 0, bytes: vec![3, 4] }, &[2, 2, 0, 2, 3, 4]);
     golden(FromTarget::Blanked, &[3]);
@@ -71,12 +75,12 @@ fn golden_messages_of_the_target() {
 #[test]
 fn golden_preamble_and_frame() {
     let preamble = Preamble { role: Role::Stream(1), streams: 2, move_id: MoveId([8; 16]) };
-    let expected = [&b"RBMV\x01\x00\x01\x02"[..], &[8; 16]].concat();
+    let expected = [&b"RBMV\x02\x00\x01\x02"[..], &[8; 16]].concat();
     assert_eq!(preamble.to_bytes()[..], expected);
     assert_eq!(Preamble::from_bytes(&preamble.to_bytes()), Ok(preamble));
     let mut newer = preamble.to_bytes();
-    newer[4] = 2;
-    assert_eq!(Preamble::from_bytes(&newer), Err(FrameError::Version(2)));
+    newer[4] = 3;
+    assert_eq!(Preamble::from_bytes(&newer), Err(FrameError::Version(3)));
 
     let units = [7; UNIT_BYTES];
     let digest = page::digest(&KEY, &units);
@@ -125,7 +129,7 @@ fn limits_come_before_allocation() {
     let announced = (MESSAGE_BYTES_MAX as u32 + 1).to_le_bytes();
     let bytes = [announced, [0; 4]].concat();
     assert_eq!(MessageHead::from_bytes(bytes[..].try_into().unwrap()), Err(MessageError::TooLong(MESSAGE_BYTES_MAX + 1)));
-    let too_many = Shape { disks: vec![DiskShape { bytes: 0, read_only: false }; 17], ..shape() };
+    let too_many = Shape { disks: vec![DiskShape { bytes: 0, read_only: false, base: None }; 17], ..shape() };
     let bytes = FromSource::Offer { shape: too_many, key: [0; 32] }.to_frame();
     assert_eq!(read::<FromSource>(&bytes), Err(MessageError::Refused("too many disks")));
     let huge = Shape { memory_bytes: 1 << 50, ..shape() };

@@ -7,7 +7,7 @@ mod pair;
 
 use std::time::Duration;
 
-use pair::{Fault, Pair, Plan};
+use pair::{Base, Fault, Pair, Plan};
 use rebec_vmm_api::report::Outcome;
 
 const SEEDS: u64 = 24;
@@ -38,6 +38,19 @@ fn a_move_brings_everything() {
         assert_eq!(report.outcome, Outcome::Moved, "{report:?}");
         pair.assert_moved();
         assert!(report.wire_bytes > 0 && report.rounds >= 2);
+    });
+}
+
+#[test]
+fn of_a_base_that_both_sides_have_nothing_is_said() {
+    each_seed(|seed| {
+        for base in [Base::None, Base::Same, Base::Other] {
+            let mut pair = Pair::new(Plan { base, disk_units: vec![40, 60], ..Plan::random(seed) });
+            pair.run();
+            pair.assert_moved();
+            let on_base = pair.report().clusters.on_base;
+            assert_eq!(on_base > 0, base == Base::Same, "{base:?}: {on_base}");
+        }
     });
 }
 

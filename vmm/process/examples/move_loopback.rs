@@ -39,6 +39,9 @@ impl MovingMachine for Still {
     fn disks(&self) -> &[Arc<Disk>] {
         &[]
     }
+    fn bases(&self) -> &[Option<Arc<moving::Base>>] {
+        &[]
+    }
     fn ports(&self) -> Vec<SocketAddrV4> {
         vec![]
     }

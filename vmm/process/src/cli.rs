@@ -63,6 +63,11 @@ The connection is plain TCP: unprotected, neither encrypted nor authenticated. L
     Ctl(CtlOptions),
     /// Write the ELF kernel inside a bzImage to standard output
     Unpack(UnpackOptions),
+    /// Write the digests of a base image to standard output, for `--disk FILE,base-digests=FILE`
+    #[command(after_help = "\
+Given at both sides of a move, they save reading the base, and what the VM never wrote over it is not spoken of.
+Take them again when the base changes; they are worth nothing if it does so afterwards.")]
+    Digests(DigestsOptions),
     /// Seals itself and says what it can still reach, for the tests of the sandbox
     #[command(hide = true)]
     SealSelfTest(SealSelfTest),
@@ -110,6 +115,14 @@ pub struct UnpackOptions {
     pub kernel: PathBuf,
 }
 
+/// Options of `digests`.
+#[derive(Args, Debug)]
+pub struct DigestsOptions {
+    /// The image that VMs' disks stand on, raw or qcow2
+    #[arg(value_name = "FILE")]
+    pub base: PathBuf,
+}
+
 /// Options of `receive`.
 #[derive(Args, Debug)]
 pub struct ReceiveOptions {
@@ -133,8 +146,9 @@ pub struct ReceiveOptions {
 /// Where a VM's disks, ports and sockets are on this host.
 #[derive(Args, Debug)]
 pub struct Shared {
-    /// Disk image, raw or qcow2; `,ro` makes it read-only; may be repeated. `receive` creates a missing one
-    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    /// Disk image, raw or qcow2; `,ro` makes it read-only; may be repeated. `receive` creates a missing one.
+    /// `base-digests=` names what `digests` said of its backing image
+    #[arg(long = "disk", value_name = "FILE[,ro][,base-digests=FILE]")]
     pub disks: Vec<DiskConfig>,
     /// NIC and its port on a VXLAN LAN; may be repeated. ip=ADDRESS/LENGTH is told to the guest by DHCP, with gateway=ADDRESS and dns=ADDRESS;
     /// peer=MAC@IP:PORT, which may be repeated, says where a station is and, with @ADDRESS behind it, answers ARP for it
@@ -264,7 +278,7 @@ fn parse_from(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) 
     let checked = match &command {
         Command::Run(options) => options.shared.check(),
         Command::Receive(options) => options.shared.check().and_then(|()| check_donors(&options.donors)),
-        Command::Ctl(_) | Command::Unpack(_) | Command::SealSelfTest(_) => Ok(()),
+        Command::Ctl(_) | Command::Unpack(_) | Command::Digests(_) | Command::SealSelfTest(_) => Ok(()),
     };
     checked.map(|()| command).map_err(NoCommand::Usage)
 }

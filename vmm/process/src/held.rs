@@ -21,7 +21,7 @@ use rebec_vmm_saved::SavedMachine;
 use crate::{
     lan::Lan,
     ledger::Ledger,
-    moving::{MovingMachine, Populate},
+    moving::{Base, MovingMachine, Populate},
     run::BootPlan,
     vm::{self, Host, Vm},
 };
@@ -70,10 +70,14 @@ impl Held {
             memory_bytes: shape.memory.bytes(),
             vcpus: shape.vcpus,
             nets: self.vm.lans().iter().map(|lan| NetShape { mac: lan.mac().0, vni: lan.vni() }).collect(),
-            disks: self.vm.disks().iter().map(|disk| DiskShape { bytes: disk.size_bytes(), read_only: disk.read_only() }).collect(),
+            disks: self.vm.disks().iter().zip(&self.host.bases).map(disk_shape).collect(),
             cpu_model: self.vm.machine().cpu_model().to_bytes(),
         }
     }
+}
+
+fn disk_shape((disk, base): (&Arc<Disk>, &Option<Arc<Base>>)) -> DiskShape {
+    DiskShape { bytes: disk.size_bytes(), read_only: disk.read_only(), base: base.as_ref().map(|base| base.name()) }
 }
 
 impl MovingMachine for Held {
@@ -83,6 +87,10 @@ impl MovingMachine for Held {
 
     fn disks(&self) -> &[Arc<Disk>] {
         self.vm.disks()
+    }
+
+    fn bases(&self) -> &[Option<Arc<Base>>] {
+        &self.host.bases
     }
 
     fn ports(&self) -> Vec<SocketAddrV4> {

@@ -6,6 +6,7 @@ mod cli;
 mod control;
 mod ctl;
 mod departure;
+mod digests;
 mod event;
 mod held;
 mod lan;
@@ -61,6 +62,7 @@ fn carry_out(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Receive(options) => options.shared.enter().and_then(|()| receive::run(options)),
         Command::Ctl(options) => Ok(ctl::run(options)?),
         Command::Unpack(options) => unpack::run(options),
+        Command::Digests(options) => digests::run(options),
         Command::SealSelfTest(options) => seal::self_test::run(options),
     }
 }

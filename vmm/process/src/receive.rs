@@ -97,7 +97,8 @@ impl Site {
         let disks = sized.map(|(file, wanted)| open_disk(file, wanted.bytes)).collect::<Result<_>>()?;
         let kvm = self.kvm.try_clone().context("duplicate the KVM descriptor")?;
         let (services, lease) = (self.services.clone(), self.lease.clone());
-        let host = Host { kvm, disks, lans: self.lans.clone(), services, lease, events: self.events.clone() };
+        let bases = self.disks.iter().map(|file| file.base.clone()).collect();
+        let host = Host { kvm, disks, bases, lans: self.lans.clone(), services, lease, events: self.events.clone() };
         let memory = MemorySize::from_bytes(shape.memory_bytes)?;
         let vm = vm::build(vm::Shape { memory, vcpus: shape.vcpus }, &host)?;
         let theirs = CpuModel::from_bytes(&shape.cpu_model)?;

@@ -72,11 +72,19 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let mut ledger = Ledger::open(opened.ledger)?;
     let word = last_word(&mut ledger)?;
     let disks = opened.disks.iter().map(|disk| disk.parse().map(Arc::new)).collect::<Result<_>>()?;
+    let bases = opened.disks.iter().map(|file| file.base.clone()).collect();
     let services = Arc::new(Services::start(opened.serial, opened.control, stop, &sender)?);
     let lans = opened.lans;
     let lease = Lease::new(options.shared.lease);
-    let host =
-        Host { kvm: opened.kvm, disks, lans: lans.clone(), services: services.clone(), lease: lease.clone(), events: sender.clone() };
+    let host = Host {
+        kvm: opened.kvm,
+        disks,
+        bases,
+        lans: lans.clone(),
+        services: services.clone(),
+        lease: lease.clone(),
+        events: sender.clone(),
+    };
     let plan = BootPlan::new(files, &options.boot.cmdline);
     let cold = ColdStart { shape: Shape { memory: options.memory, vcpus: options.vcpus }, host, plan };
     let owner = match word {

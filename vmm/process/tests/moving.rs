@@ -11,7 +11,10 @@ use std::{
     fs::File,
     io,
     net::{TcpListener, TcpStream},
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::FileExt, net::UnixStream},
+    },
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,8 +23,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use moving::{Arrived, Incoming, MovingMachine, Outgoing, donor};
-use rebec_devices::{Threads, disk::Disk};
+use moving::{Arrived, Base, Incoming, MovingMachine, Outgoing, donor};
+use rebec_devices::{
+    Threads,
+    disk::{BackingName, Disk, ImageFormat},
+};
 use rebec_kvm::{PageSet, Ram};
 use rebec_migrate::{
     MoveId, Record, SourceConfig, VmId,
@@ -46,6 +52,7 @@ impl Threads for PlainThreads {
 struct Guest {
     ram: Ram,
     disks: Vec<Arc<Disk>>,
+    bases: Vec<Option<Arc<Base>>>,
     running: Arc<AtomicBool>,
     writer: Mutex<Option<JoinHandle<()>>>,
     writes: Arc<AtomicU64>,
@@ -63,6 +70,7 @@ impl Guest {
         Self {
             ram: Ram::new(MEMORY_BYTES).unwrap(),
             disks: vec![Arc::new(open_disk(file))],
+            bases: vec![None],
             running: Arc::new(AtomicBool::new(false)),
             writer: Mutex::new(None),
             writes: Arc::default(),
@@ -115,7 +123,7 @@ impl Guest {
     }
 
     fn shape(&self) -> Shape {
-        let disks = vec![DiskShape { bytes: DISK_BYTES, read_only: false }];
+        let disks = vec![DiskShape { bytes: DISK_BYTES, read_only: false, base: self.bases[0].as_ref().map(|base| base.name()) }];
         Shape { vm: VmId([1; 16]), epoch: 3, memory_bytes: MEMORY_BYTES, vcpus: 1, nets: vec![], disks, cpu_model: vec![] }
     }
 
@@ -134,6 +142,9 @@ impl MovingMachine for Guest {
     }
     fn disks(&self) -> &[Arc<Disk>] {
         &self.disks
+    }
+    fn bases(&self) -> &[Option<Arc<Base>>] {
+        &self.bases
     }
     fn dirty_log_start(&self) -> anyhow::Result<()> {
         Ok(())
@@ -418,4 +429,90 @@ fn a_link_that_breaks_before_the_grant_costs_nothing() {
     let Arrived::Ended { reason } = receiving.join().unwrap() else { panic!("it ran") };
     assert!(reason.contains("runs on"), "{reason}");
     source.stand_still();
+}
+
+/// A base of data, zeros and data, with a short last unit.
+fn base_file(seed: u64) -> File {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(DISK_BYTES).unwrap();
+    for unit in (0..DISK_BYTES / 4096).filter(|unit| !(256..512).contains(unit)) {
+        file.write_all_at(&content(seed + unit * 3 + 1), unit * 4096).unwrap();
+    }
+    file.write_all_at(&[9; 512], DISK_BYTES - 512).unwrap();
+    file
+}
+
+/// A guest with a new layer over this base, and its kept digests.
+fn on_base(below: &File, period: Duration) -> Guest {
+    let layer = tempfile::tempfile().unwrap();
+    let backing = BackingName { name: "base".into(), format: Some(ImageFormat::Raw) };
+    Disk::create_qcow2("layer", &layer, DISK_BYTES, Some(&backing)).unwrap();
+    let mut digests = tempfile::tempfile().unwrap();
+    moving::write_digests(&open_disk(below.try_clone().unwrap()), &mut digests).unwrap();
+    let disk = Disk::open("layer", layer, vec![below.try_clone().unwrap()], false).unwrap();
+    let bases = vec![Some(Arc::new(Base::from_file(digests).unwrap()))];
+    Guest { disks: vec![Arc::new(disk)], bases, ..Guest::empty(period) }
+}
+
+/// Moves a guest that writes nothing meanwhile; the content of both disks is compared.
+fn move_on_base(source: &Guest, target: Guest) -> MoveReport {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let passed = connections(&listener, 2);
+    let incoming = Incoming::new(listener, vec![], Arc::new(PlainThreads));
+    let mut built = Some(target);
+    let receiving = std::thread::spawn(move || incoming.run(|_| Ok(built.take().unwrap()), |_| {}).unwrap());
+    let report = outgoing(source, 2).run(source, &PlainThreads, passed, |_| {}).unwrap();
+    assert_eq!(report.outcome, Outcome::Moved, "{report:?}");
+    let Arrived::Running { machine, .. } = receiving.join().unwrap() else { panic!("did not arrive") };
+    let read = |guest: &Guest| {
+        let mut bytes = vec![0; DISK_BYTES as usize];
+        guest.disks[0].read_at(0, &mut bytes).unwrap();
+        bytes
+    };
+    assert!(read(source) == read(&machine), "disks differ");
+    report
+}
+
+#[test]
+fn of_a_base_that_both_sides_have_only_what_was_written_over_it_travels() {
+    // The first write of an arrived guest goes to memory alone.
+    let still = Duration::from_secs(3600);
+    let below = base_file(0);
+    let source = on_base(&below, still);
+    let disk = &source.disks[0];
+    for unit in [3, 200, 400] {
+        disk.write_at(unit * 4096, &content(unit * 3 + 7)).unwrap();
+    }
+    // Zeros over data, a whole cluster of them.
+    disk.discard_at(640 * 4096, 16 * 4096).unwrap();
+    // A page of memory with what only the base holds.
+    let mut page = [0; 4096];
+    disk.read_at(1000 * 4096, &mut page).unwrap();
+    source.ram.write_page(5, &page).unwrap();
+
+    let report = move_on_base(&source, on_base(&below, still));
+    let (units, clusters) = (DISK_BYTES.div_ceil(4096), report.clusters);
+    // Three clusters of sixteen units were written, one was discarded.
+    assert_eq!(clusters.on_base, units - 4 * 16, "{report:?}");
+    assert_eq!(report.pages.digest, 1, "{report:?}");
+    assert!(report.wire_bytes < 40 << 10, "{report:?}");
+
+    let written = on_base(&below, still);
+    written.disks[0].write_at(0, &[1; 512]).unwrap();
+    for (target, why) in [(on_base(&base_file(1), still), "another base"), (written, "a layer that was written")] {
+        let report = move_on_base(&source, target);
+        assert_eq!(report.clusters.on_base, 0, "{why}: {report:?}");
+    }
+}
+
+#[test]
+fn digests_that_were_cut_off_are_refused() {
+    let mut digests = tempfile::tempfile().unwrap();
+    moving::write_digests(&open_disk(base_file(0)), &mut digests).unwrap();
+    let length = digests.metadata().unwrap().len();
+    assert_eq!(length, DISK_BYTES.div_ceil(4096) * 32 + 48);
+    digests.set_len(length - 1).unwrap();
+    assert!(Base::from_file(digests.try_clone().unwrap()).unwrap_err().to_string().contains("not a file of digests"));
+    digests.set_len(7).unwrap();
+    assert!(Base::from_file(digests).is_err());
 }

@@ -20,7 +20,7 @@ use super::{
     lease,
     ports::{self, Stations},
 };
-use crate::{agent::Agent, logs};
+use crate::{agent::Agent, digests, logs};
 
 /// Stations that are told on the command line; the others follow over the control socket.
 const PEERS_MAX: usize = 64;
@@ -108,8 +108,9 @@ fn spawn(agent: &Agent, vm: &LocalVm, peers: &Stations, how: &Beginning<'_>) -> 
         command.arg("--initramfs").arg(depot.path(&initramfs.digest));
     }
     command.arg("--cmdline").arg(&kept.body.cmdline);
-    if image.disk.is_some() {
-        command.arg("--disk").arg(folder.join("disk.qcow2"));
+    if let Some(disk) = &image.disk {
+        let digests = digests::of(depot, &disk.part.digest).map(|path| format!(",base-digests={}", path.display()));
+        command.arg("--disk").arg(format!("{}{}", folder.join("disk.qcow2").display(), digests.unwrap_or_default()));
     }
     if kept.body.seed.is_some() {
         command.arg("--disk").arg(format!("{},ro", folder.join("seed.img").display()));

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     agent::{Agent, lock},
-    facts,
+    digests, facts,
     jobs::Reporter,
     mesh::Peer,
 };
@@ -106,6 +106,10 @@ pub async fn gather(agent: &Arc<Agent>, image: &ImageBody, first: &[Peer], repor
         let holders = first.iter().cloned().chain(holders(agent, &part)).collect::<Vec<_>>();
         let phase = |from: &str, done, total| reporter.progress(format!("fetching image {} from {from}", image.name), done, total);
         agent.depot.fetch(&agent.mesh, &part, &holders, phase).await?;
+    }
+    if let Some(disk) = &image.disk {
+        reporter.progress(format!("reading image {}", image.name), 0, 0);
+        digests::ensure(agent, &disk.part.digest).await;
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::{fs::File, io, ops::Range};
 
-use imago::Mapping;
+use imago::{Mapping, ShallowMapping};
 use rustix::fs::{SeekFrom, seek};
 
 use super::Image;
@@ -23,20 +23,25 @@ pub struct Extent {
     pub range: Range<u64>,
     /// What they hold.
     pub kind: ExtentKind,
+    /// Whether the image itself says nothing of them, and its backing image shows through.
+    pub is_backing: bool,
 }
 
 pub(super) fn find(image: &Image, raw: Option<&File>, offset: u64, end: u64) -> io::Result<Extent> {
     if let Some(file) = raw {
         return find_in_file(file, offset, end);
     }
-    let (mapping, length) = image.get_mapping(offset, end - offset)?;
+    let (own, own_length) = image.get_shallow_mapping(offset, end - offset)?;
+    let (mapping, length) = image.get_mapping(offset, own_length)?;
+    // A mapping of no length would loop for ever: take the rest as one piece of the image's own data instead.
+    if length == 0 {
+        return Ok(Extent { range: offset..end, kind: ExtentKind::Data, is_backing: false });
+    }
     let kind = match mapping {
         Mapping::Zero { .. } | Mapping::Eof { .. } => ExtentKind::Zero,
         _ => ExtentKind::Data,
     };
-    // A mapping of no length would loop for ever: take the rest as one piece of data instead.
-    let (length, kind) = if length == 0 { (end - offset, ExtentKind::Data) } else { (length.min(end - offset), kind) };
-    Ok(Extent { range: offset..offset + length, kind })
+    Ok(Extent { range: offset..offset + length.min(own_length), kind, is_backing: matches!(own, ShallowMapping::Indirect { .. }) })
 }
 
 fn find_in_file(file: &File, offset: u64, end: u64) -> io::Result<Extent> {
@@ -45,11 +50,11 @@ fn find_in_file(file: &File, offset: u64, end: u64) -> io::Result<Extent> {
         // No data after this offset.
         Err(rustix::io::Errno::NXIO) => end,
         // A file system or device that does not know: all of it is data.
-        Err(_) => return Ok(Extent { range: offset..end, kind: ExtentKind::Data }),
+        Err(_) => return Ok(Extent { range: offset..end, kind: ExtentKind::Data, is_backing: false }),
     };
     if data > offset {
-        return Ok(Extent { range: offset..data, kind: ExtentKind::Zero });
+        return Ok(Extent { range: offset..data, kind: ExtentKind::Zero, is_backing: false });
     }
     let hole = seek(file, SeekFrom::Hole(offset))?.clamp(offset + 1, end);
-    Ok(Extent { range: offset..hole, kind: ExtentKind::Data })
+    Ok(Extent { range: offset..hole, kind: ExtentKind::Data, is_backing: false })
 }

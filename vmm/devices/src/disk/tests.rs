@@ -56,7 +56,7 @@ fn content(disk: &Disk, offset: u64, bytes: usize) -> Vec<u8> {
 fn extents(disk: &Disk) -> Vec<(std::ops::Range<u64>, ExtentKind)> {
     let mut all: Vec<(std::ops::Range<u64>, ExtentKind)> = Vec::new();
     let mut at = 0;
-    while let Some(Extent { range, kind }) = disk.extent_at(at).unwrap() {
+    while let Some(Extent { range, kind, .. }) = disk.extent_at(at).unwrap() {
         assert!(range.start == at && range.end > at && range.end <= disk.size_bytes());
         at = range.end;
         match all.last_mut() {
@@ -172,6 +172,21 @@ fn version_2_has_no_zero_clusters_and_gets_zeros_all_the_same() {
     assert!(content(&disk, 150_016, 898_560) == [0; 898_560]);
 }
 
+/// Where an image does not show its backing image, as starts and ends, neighbours joined.
+fn own(disk: &Disk) -> Vec<(u64, u64)> {
+    let mut found: Vec<(u64, u64)> = vec![];
+    let mut at = 0;
+    while let Some(Extent { range, is_backing, .. }) = disk.extent_at(at).unwrap() {
+        at = range.end;
+        match found.last_mut() {
+            _ if is_backing => {}
+            Some((_, end)) if *end == range.start => *end = range.end,
+            _ => found.push((range.start, range.end)),
+        }
+    }
+    found
+}
+
 #[test]
 fn a_chain_shows_what_lies_below_and_never_changes_it() {
     let base = raw_file(&vec![1; MIB as usize]);
@@ -190,8 +205,10 @@ fn a_chain_shows_what_lies_below_and_never_changes_it() {
     assert_eq!(content(&disk, 65_536, 4096), [2; 4096]);
     assert_eq!(content(&disk, MIB + 4096, 4096), [0; 4096], "beyond the backing image there are zeros");
     assert_eq!(extents(&disk), [(0..MIB, ExtentKind::Data), (MIB..2 * MIB, ExtentKind::Zero)]);
+    assert_eq!(own(&disk), [(0, 65_536)]);
     disk.discard_at(65_536, 65_536).unwrap();
     assert_eq!(content(&disk, 65_536, 65_536), vec![0; 65_536], "a discard does not show the backing image");
+    assert_eq!(own(&disk), [(0, 131_072)], "zeros of its own");
     disk.flush().unwrap();
     let mut below = vec![0; MIB as usize];
     base.read_exact_at(&mut below, 0).unwrap();

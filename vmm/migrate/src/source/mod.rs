@@ -50,9 +50,9 @@ const GRANT_TIME_MAX: Duration = Duration::from_secs(10);
 
 enum Phase {
     Offered,
-    Indexing { filter: Vec<u8> },
+    Indexing { filter: Vec<u8>, on_base: Vec<bool> },
     Starting,
-    Blanking { disk: usize, unit: u64, populated: Vec<UnitSet> },
+    Blanking { disk: usize, unit: u64, data: Vec<UnitSet>, zeros: Vec<UnitSet> },
     Round,
     Looking,
     Pausing,
@@ -163,7 +163,7 @@ impl Source {
             SourceInput::Reconnected => self.settle(now, Settlement::reconnected),
             SourceInput::Cancel => self.fail(now, "cancelled"),
             SourceInput::Failed(reason) => self.fail(now, &reason),
-            SourceInput::Populated(sets) => self.populated(now, sets),
+            SourceInput::Populated { data, zeros } => self.populated(now, data, zeros),
             SourceInput::Dirty(sets) => self.dirty(now, &sets),
             SourceInput::Prepared { id, verdicts } => self.prepared(id, &verdicts),
             SourceInput::Sent { id, bytes, packed } => {
@@ -254,11 +254,15 @@ impl Source {
             (_, FromTarget::Released { .. }) => {
                 self.fail(now, "the target was still prepared for an older move and has let go of it now: start it again")
             }
-            (Phase::Offered, FromTarget::Accept { ports }) => {
+            (Phase::Offered, FromTarget::Accept { ports, on_base }) => {
+                let disks = &self.config.shape.disks;
+                if on_base.len() != disks.len() || on_base.iter().zip(disks).any(|(&on_base, disk)| on_base && disk.base.is_none()) {
+                    return self.fail(now, "the target names a base that is not the VM's");
+                }
                 self.target_ports = ports;
-                self.phase = Phase::Indexing { filter: vec![] };
+                self.phase = Phase::Indexing { filter: vec![], on_base };
             }
-            (Phase::Indexing { filter }, FromTarget::Have { filter_bytes, offset, bytes }) => {
+            (Phase::Indexing { filter, on_base }, FromTarget::Have { filter_bytes, offset, bytes }) => {
                 let whole = filter_bytes as usize;
                 if !Filter::is_size(whole)
                     || offset as usize != filter.len()
@@ -269,9 +273,9 @@ impl Source {
                 }
                 filter.extend_from_slice(&bytes);
                 if filter.len() == whole {
-                    let filter = Filter::from_bytes(std::mem::take(filter));
+                    let (filter, on_base) = (Filter::from_bytes(std::mem::take(filter)), std::mem::take(on_base));
                     self.rounds.set_held(filter);
-                    self.enter(Phase::Starting, SourceOutput::StartDirty);
+                    self.enter(Phase::Starting, SourceOutput::StartDirty { on_base });
                 }
             }
             (Phase::Blanking { .. }, FromTarget::Blanked) => self.blank(now),
@@ -299,20 +303,22 @@ impl Source {
         }
     }
 
-    fn populated(&mut self, now: Duration, sets: Vec<UnitSet>) {
+    fn populated(&mut self, now: Duration, data: Vec<UnitSet>, zeros: Vec<UnitSet>) {
         if matches!(self.phase, Phase::Starting) {
-            self.phase = Phase::Blanking { disk: 0, unit: 0, populated: sets };
+            let disks = data.iter().skip(1).zip(&zeros);
+            self.rounds.counts[1].on_base = disks.map(|(data, zeros)| data.units() - data.len() - zeros.len()).sum();
+            self.phase = Phase::Blanking { disk: 0, unit: 0, data, zeros };
             self.blank(now);
         }
     }
 
     /// Names the zeros of the disks, one bounded list at a time. Memory needs none: the target's is fresh.
     fn blank(&mut self, now: Duration) {
-        let Phase::Blanking { disk, unit, populated } = &mut self.phase else { return };
-        while let Some(set) = populated.get(*disk + 1) {
+        let Phase::Blanking { disk, unit, data, zeros } = &mut self.phase else { return };
+        while let Some(set) = zeros.get(*disk) {
             let mut ranges = vec![];
             while ranges.len() < BLANK_RANGES_MAX
-                && let Some(range) = set.next_absent(*unit)
+                && let Some(range) = set.next_range(*unit)
             {
                 *unit = range.end;
                 ranges.push((range.start, range.end - range.start));
@@ -324,7 +330,7 @@ impl Source {
             }
             (*disk, *unit) = (*disk + 1, 0);
         }
-        self.rounds.add(&std::mem::take(populated));
+        self.rounds.add(&std::mem::take(data));
         self.rounds.begin(0, false);
         self.phase = Phase::Round;
         self.deadline = Some(now + APPLY_TIME_MAX);

@@ -42,8 +42,13 @@ pub enum SourceInput {
     Cancel,
     /// Something local failed: a disk, a worker.
     Failed(String),
-    /// To [`SourceOutput::StartDirty`]: what holds anything but zeros, one set a space. Tracking began before it was looked at.
-    Populated(Vec<UnitSet>),
+    /// To [`SourceOutput::StartDirty`]. Tracking began before it was looked at.
+    Populated {
+        /// What holds anything but zeros, one set a space.
+        data: Vec<UnitSet>,
+        /// What is zero, one set a disk. What is in neither set is the base's.
+        zeros: Vec<UnitSet>,
+    },
     /// To [`SourceOutput::TakeDirty`]: what was written since the last time, one set a space.
     Dirty(Vec<UnitSet>),
     /// To [`SourceOutput::Read`].
@@ -81,7 +86,10 @@ pub enum SourceOutput {
     /// Write these bytes to the control connection.
     Control(Vec<u8>),
     /// Start dirty tracking everywhere, then say what is populated.
-    StartDirty,
+    StartDirty {
+        /// For each disk, whether what comes from its base is left out.
+        on_base: Vec<bool>,
+    },
     /// Take (and clear) what was written.
     TakeDirty,
     /// Copy and judge units. Batches of one stream are answered, and sent, in order.

@@ -19,6 +19,7 @@ use self::{
     settle::{Settle, Settlement},
 };
 use crate::{
+    base::BaseName,
     frame::{Entry, FrameHead},
     index::{HELD_ENTRIES_MAX, Holder, Index, Place},
     ledger::{MoveId, Record, Right},
@@ -47,6 +48,8 @@ pub enum TargetInput {
         holders: Vec<Holder>,
         /// Where each NIC's port listens.
         ports: Vec<SocketAddrV4>,
+        /// For each disk, the name of the base that it shows all of: one that was never written here.
+        bases: Vec<Option<BaseName>>,
     },
     /// To [`TargetOutput::Build`]: it cannot be built here.
     Unfit(String),
@@ -219,7 +222,7 @@ impl Target {
             TargetInput::Cut(reason) => self.cut(&reason),
             TargetInput::Failed(reason) => self.fail(&reason),
             TargetInput::Cancel => self.cancel(),
-            TargetInput::Built { holders, ports } => self.built(holders, ports),
+            TargetInput::Built { holders, ports, bases } => self.built(holders, ports, &bases),
             TargetInput::Unfit(reason) => {
                 if matches!(self.phase, Phase::Building) {
                     self.send(&FromTarget::Refuse { reason: bounded(reason.clone()) });
@@ -317,10 +320,11 @@ impl Target {
         self.send(&FromTarget::Refuse { reason });
     }
 
-    fn built(&mut self, holders: Vec<Holder>, ports: Vec<SocketAddrV4>) {
+    fn built(&mut self, holders: Vec<Holder>, ports: Vec<SocketAddrV4>, bases: &[Option<BaseName>]) {
         if let (Phase::Building, Some(shape)) = (&self.phase, &self.shape) {
             self.receiving = Some(Receiving::new(shape, self.streams));
-            self.send(&FromTarget::Accept { ports });
+            let on_base = shape.disks.iter().zip(bases).map(|(disk, base)| base.is_some() && disk.base == *base).collect();
+            self.send(&FromTarget::Accept { ports, on_base });
             self.phase = Phase::Indexing { holders: holders.into(), first: 0 };
             self.index_next();
         }

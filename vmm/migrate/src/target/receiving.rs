@@ -163,7 +163,7 @@ mod tests {
     const DIGEST: Digest = Digest([1; 16]);
 
     fn receiving(read_only: bool) -> Receiving {
-        let disks = vec![crate::message::DiskShape { bytes: 4096, read_only }];
+        let disks = vec![crate::message::DiskShape { bytes: 4096, read_only, base: None }];
         let shape = Shape { vm: VmId([0; 16]), epoch: 1, memory_bytes: 8 * 4096, vcpus: 1, nets: vec![], disks, cpu_model: vec![] };
         Receiving::new(&shape, 1)
     }

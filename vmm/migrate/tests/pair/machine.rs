@@ -26,12 +26,31 @@ impl Rng {
 pub struct Machine {
     pub spaces: Vec<Vec<u8>>,
     pub dirty: Vec<UnitSet>,
+    /// What does not come from a base: all of memory, and of a disk what was written.
+    pub own: Vec<UnitSet>,
 }
 
 impl Machine {
     pub fn empty(memory_units: u64, disk_units: &[u64]) -> Self {
         let units = || std::iter::once(memory_units).chain(disk_units.iter().copied());
-        Self { spaces: units().map(|units| vec![0; units as usize * UNIT_BYTES]).collect(), dirty: units().map(UnitSet::new).collect() }
+        let sets = || units().map(UnitSet::new).collect();
+        Self { spaces: units().map(|units| vec![0; units as usize * UNIT_BYTES]).collect(), dirty: sets(), own: sets() }
+    }
+
+    /// Declares half of each disk never written, and returns the machine whose disks show the base there and something else elsewhere.
+    pub fn on_base(&mut self, rng: &mut Rng) -> Self {
+        let mut fresh = Self::empty(self.own[0].units(), &self.own[1..].iter().map(UnitSet::units).collect::<Vec<_>>());
+        for space in 1..self.spaces.len() {
+            for unit in 0..self.own[space].units() {
+                let mut below = self.unit(space, unit).to_vec();
+                if rng.below(2) == 0 {
+                    self.own[space].insert(unit);
+                    below[0] ^= 0x55;
+                }
+                fresh.set_unit(space, unit, &below);
+            }
+        }
+        fresh
     }
 
     /// A third zeros, a third compressible, a third not; some contents more than once.
@@ -71,6 +90,7 @@ impl Machine {
             _ => unit_bytes[rng.below(UNIT_BYTES as u64) as usize] ^= rng.next() as u8,
         }
         self.dirty[space].insert(unit);
+        self.own[space].insert(unit);
     }
 
     pub fn unit(&self, space: usize, unit: u64) -> &[u8] {
@@ -81,17 +101,19 @@ impl Machine {
         self.spaces[space][unit as usize * UNIT_BYTES..][..UNIT_BYTES].copy_from_slice(bytes);
     }
 
-    pub fn populated(&self) -> Vec<UnitSet> {
-        let populated = |space: &Vec<u8>| {
-            let mut set = UnitSet::new((space.len() / UNIT_BYTES) as u64);
-            for (unit, bytes) in space.chunks(UNIT_BYTES).enumerate() {
-                if bytes.iter().any(|&byte| byte != 0) || unit % 5 == 0 {
-                    set.insert(unit as u64);
-                }
+    /// What holds data, one set a space, and what is zero, one set a disk.
+    pub fn populated(&self, on_base: &[bool]) -> (Vec<UnitSet>, Vec<UnitSet>) {
+        let mut sets: Vec<_> = self.dirty.iter().map(|set| (UnitSet::new(set.units()), UnitSet::new(set.units()))).collect();
+        for (space, (data, zeros)) in sets.iter_mut().enumerate() {
+            let is_on_base = space > 0 && on_base[space - 1];
+            for unit in (0..data.units()).filter(|&unit| !is_on_base || self.own[space].contains(unit)) {
+                let holds = self.unit(space, unit).iter().any(|&byte| byte != 0) || unit % 5 == 0;
+                if holds { data.insert(unit) } else { zeros.insert(unit) }
             }
-            set
-        };
-        self.spaces.iter().map(populated).collect()
+        }
+        let (data, mut zeros): (Vec<_>, Vec<_>) = sets.into_iter().unzip();
+        zeros.remove(0);
+        (data, zeros)
     }
 
     pub fn take_dirty(&mut self) -> Vec<UnitSet> {

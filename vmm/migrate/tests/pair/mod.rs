@@ -14,6 +14,7 @@ use std::{
 
 use rebec_migrate::{
     MoveId, Record, Source, SourceConfig, SourceInput, Target, TargetInput, VmId,
+    base::BaseName,
     ledger::{self, Decision, Right},
     message::{DiskShape, FromSource, FromTarget, MESSAGE_HEAD_BYTES, Message, MessageHead, NetShape, Shape},
     page::{Key, Packer, Unpacker},
@@ -36,6 +37,27 @@ pub enum Fault {
     Double { message: u64 },
 }
 
+/// What the disks stand on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Base {
+    /// Nothing that has a name.
+    None,
+    /// The same at both sides.
+    Same,
+    /// Another at the target.
+    Other,
+}
+
+impl Base {
+    fn at_source(self) -> Option<BaseName> {
+        (self != Self::None).then_some(BaseName([1; 32]))
+    }
+
+    pub fn at_target(self) -> Option<BaseName> {
+        (self != Self::None).then_some(BaseName(if self == Self::Same { [1; 32] } else { [2; 32] }))
+    }
+}
+
 /// One run, drawn from a seed.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -46,6 +68,7 @@ pub struct Plan {
     pub guest_writes: u64,
     pub donor_share: u64,
     pub donor_changes: bool,
+    pub base: Base,
     pub bytes_per_ms: u64,
     pub delay_ms: u64,
     pub downtime_max: Duration,
@@ -63,6 +86,7 @@ impl Plan {
             guest_writes: rng.below(4),
             donor_share: rng.below(3) * 30,
             donor_changes: rng.below(2) == 0,
+            base: [Base::None, Base::Same, Base::Other][seed as usize % 3],
             bytes_per_ms: 2000 + rng.below(20_000),
             delay_ms: rng.below(20),
             downtime_max: Duration::from_millis(150),
@@ -169,7 +193,13 @@ pub struct Pair {
 impl Pair {
     pub fn new(plan: Plan) -> Self {
         let mut rng = Rng::new(plan.seed ^ 0xabcd);
-        let machine = Machine::random(&mut rng, plan.memory_units, &plan.disk_units);
+        let mut machine = Machine::random(&mut rng, plan.memory_units, &plan.disk_units);
+        let mut arriving = match plan.base {
+            Base::None => Machine::empty(plan.memory_units, &plan.disk_units),
+            Base::Same => machine.on_base(&mut rng),
+            Base::Other => Machine::random(&mut rng, plan.memory_units, &plan.disk_units),
+        };
+        arriving.spaces[0].fill(0);
         let donor = machine.lent(&mut rng, plan.donor_share);
         let holding = Record { right: Right::Holding, vm: VM, epoch: EPOCH, move_id: MoveId::NONE };
         let source = SourceSide {
@@ -186,7 +216,7 @@ impl Pair {
         };
         let target = TargetSide {
             engine: Some(Target::new(MOVE, plan.streams)),
-            machine: Machine::empty(plan.memory_units, &plan.disk_units),
+            machine: arriving,
             ledger: vec![],
             running: false,
             queued: (0..plan.streams).map(|_| VecDeque::new()).collect(),
@@ -459,7 +489,11 @@ fn shape(plan: &Plan) -> Shape {
         memory_bytes: plan.memory_units * 4096,
         vcpus: 2,
         nets: vec![NetShape { mac: [2, 0, 0, 0, 0, 1], vni: 5 }],
-        disks: plan.disk_units.iter().map(|units| DiskShape { bytes: units * 4096, read_only: false }).collect(),
+        disks: plan
+            .disk_units
+            .iter()
+            .map(|units| DiskShape { bytes: units * 4096, read_only: false, base: plan.base.at_source() })
+            .collect(),
         cpu_model: vec![1, 2, 3],
     }
 }

@@ -47,10 +47,10 @@ impl Pair {
     fn source_does(&mut self, output: SourceOutput) {
         match output {
             SourceOutput::Control(bytes) => self.transmit(0, bytes, |_, bytes| Event::ToTarget(bytes)),
-            SourceOutput::StartDirty => {
+            SourceOutput::StartDirty { on_base } => {
                 self.source.machine.take_dirty();
-                let populated = self.source.machine.populated();
-                self.later(WORK_TIME, Event::Source(SourceInput::Populated(populated)));
+                let (data, zeros) = self.source.machine.populated(&on_base);
+                self.later(WORK_TIME, Event::Source(SourceInput::Populated { data, zeros }));
             }
             SourceOutput::TakeDirty => {
                 let dirty = self.source.machine.take_dirty();
@@ -124,7 +124,8 @@ impl Pair {
         match output {
             TargetOutput::Control(bytes) => self.transmit(1, bytes, |_, bytes| Event::ToSource(bytes)),
             TargetOutput::Build { .. } => {
-                self.later(WORK_TIME, Event::Target(TargetInput::Built { holders: vec![Holder::Donor(0)], ports: vec![] }))
+                let bases = vec![self.plan.base.at_target(); self.plan.disk_units.len()];
+                self.later(WORK_TIME, Event::Target(TargetInput::Built { holders: vec![Holder::Donor(0)], ports: vec![], bases }))
             }
             TargetOutput::Index { first, count, .. } => {
                 let mut found = vec![];

@@ -13,6 +13,7 @@
 //! one frame and its units (target): below 12 MiB with sixteen streams.
 
 mod ahead;
+mod base;
 mod connection;
 pub mod donor;
 mod settle;
@@ -29,6 +30,7 @@ use rebec_kvm::{PageSet, Ram};
 use rebec_migrate::Record;
 
 pub use ahead::Populate;
+pub use base::{Base, write_digests};
 pub use settle::{Settled, settle_source};
 pub use source::{Canceller, Outgoing};
 pub use target::{Arrived, Incoming};
@@ -39,6 +41,8 @@ pub trait MovingMachine {
     fn ram(&self) -> &Ram;
     /// Its disks in order.
     fn disks(&self) -> &[Arc<Disk>];
+    /// For each disk, kept digests of the base that it stands on.
+    fn bases(&self) -> &[Option<Arc<Base>>];
     /// Where each NIC's port listens, in order.
     fn ports(&self) -> Vec<SocketAddrV4>;
     /// Starts to log the writes of CPUs and devices to memory; what was marked before may be forgotten or reported.

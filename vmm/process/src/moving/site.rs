@@ -18,13 +18,14 @@ use rebec_devices::{
 };
 use rebec_migrate::{
     Space, TargetInput, TargetOutput, UNIT_BYTES,
+    base::BaseName,
     donor::Response,
     index::{Holder, Place},
     page::{self, Digest, Key, Verdict},
     unit::units_of,
 };
 
-use super::{MovingMachine, ahead::Ahead, donor::DonorHandle, spaces::Spaces, streams::Receiving};
+use super::{Base, MovingMachine, ahead::Ahead, donor::DonorHandle, spaces::Spaces, streams::Receiving};
 
 /// Where to go on, and what was found.
 type Judged = (Option<u64>, Vec<(u64, Digest)>);
@@ -107,6 +108,15 @@ impl<M: MovingMachine> Site<M> {
         donors.chain(disks).collect()
     }
 
+    /// Which base each disk shows all of: one that says something itself does not.
+    pub fn fresh_bases(&self) -> Result<Vec<Option<BaseName>>> {
+        let named = |(disk, base): (&Arc<Disk>, &Option<Arc<Base>>)| match base {
+            Some(base) if shows_its_base(disk)? => Ok(Some(base.name())),
+            _ => Ok(None),
+        };
+        self.spaces.disks.iter().zip(self.machine.bases()).map(named).collect()
+    }
+
     pub fn perform(&self, output: TargetOutput) -> Result<Option<TargetInput>> {
         let input = match output {
             TargetOutput::Index { holder, first, count } => self.index(holder, first, count)?,
@@ -163,10 +173,12 @@ impl<M: MovingMachine> Site<M> {
         Ok(TargetInput::Indexed { next, found })
     }
 
-    /// Judges what a disk already holds, a batch at a time; ranges that read as zeros are skipped without reading.
+    /// Judges what a disk already holds, a batch at a time; ranges that read as zeros are skipped without reading, and what its base holds was
+    /// judged when the digests were taken.
     fn index_disk(&self, index: usize, first: u64, count: u32) -> Result<Judged> {
         const UNIT: u64 = UNIT_BYTES as u64;
         let disk = &self.spaces.disks[index];
+        let base = self.machine.bases().get(index).and_then(Option::as_ref);
         let units = units_of(disk.size_bytes());
         let end = units.min(first + u64::from(count));
         let (mut at, mut found, mut copy) = (first, vec![], vec![]);
@@ -176,6 +188,14 @@ impl<M: MovingMachine> Site<M> {
             if extent.kind == ExtentKind::Zero {
                 // A unit that is only partly zeros belongs to the data behind it.
                 at = (extent.range.end / UNIT).max(at + 1);
+                continue;
+            }
+            let whole_end = if extent.range.end == disk.size_bytes() { extent_end } else { extent.range.end / UNIT };
+            if let Some(base) = base.filter(|_| extent.is_backing && whole_end > at) {
+                let units = at..whole_end.min(end);
+                let kept = base.wire_digests(&self.key, at, (units.end - at) as usize)?;
+                at = units.end;
+                found.extend(units.zip(kept).filter_map(|(unit, digest)| Some((unit, digest?))));
                 continue;
             }
             let batch: Vec<u64> = (at..extent_end.min(end).min(at + 256)).collect();
@@ -188,6 +208,18 @@ impl<M: MovingMachine> Site<M> {
         }
         Ok((Some(at).filter(|&at| at < units), found))
     }
+}
+
+/// Whether an image says nothing itself: its backing image shows through everywhere.
+fn shows_its_base(disk: &Disk) -> Result<bool> {
+    let mut at = 0;
+    while let Some(extent) = disk.extent_at(at)? {
+        if !extent.is_backing {
+            return Ok(false);
+        }
+        at = extent.range.end.max(at + 1);
+    }
+    Ok(true)
 }
 
 fn flush_disks(disks: &[Arc<Disk>]) -> Result<()> {

@@ -211,12 +211,13 @@ impl Outgoing {
                 let stream = batch.stream;
                 return give(link, stream, Work::Send(batch));
             }
-            SourceOutput::StartDirty => {
+            SourceOutput::StartDirty { on_base } => {
                 spaces.disks.iter().for_each(|disk| disk.track_start());
                 machine.dirty_log_start()?;
                 // The first take reports every page and protects them; from here on marks mean writes.
                 self.take_memory_dirty(machine, spaces)?;
-                SourceInput::Populated(spaces.populated()?)
+                let (data, zeros) = spaces.populated(&on_base)?;
+                SourceInput::Populated { data, zeros }
             }
             SourceOutput::TakeDirty => {
                 let mut sets = vec![self.take_memory_dirty(machine, spaces)?];

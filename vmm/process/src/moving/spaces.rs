@@ -3,7 +3,7 @@
 use std::{io, ops::Range, sync::Arc};
 
 use anyhow::{Context, Result};
-use rebec_devices::disk::{Disk, ExtentKind};
+use rebec_devices::disk::{Disk, Extent, ExtentKind};
 use rebec_kvm::Ram;
 use rebec_migrate::{Space, UNIT_BYTES, UnitSet, page::is_zero, unit::units_of};
 
@@ -71,23 +71,18 @@ impl Spaces {
         Ok(())
     }
 
-    /// What may hold anything but zeros, a set for each space, memory first.
-    pub fn populated(&self) -> Result<Vec<UnitSet>> {
+    /// What may hold anything but zeros, a set for each space, memory first; and what is zero, a set for each disk. Of a disk whose base
+    /// the target has, what comes from the base is in neither.
+    pub fn populated(&self, on_base: &[bool]) -> Result<(Vec<UnitSet>, Vec<UnitSet>)> {
         let mut memory = UnitSet::new(self.ram.pages());
         self.ram.populated()?.into_iter().for_each(|range| memory.insert_range(range));
-        let mut sets = vec![memory];
-        for disk in &self.disks {
-            let mut set = UnitSet::new(units_of(disk.size_bytes()));
-            let mut at = 0;
-            while let Some(extent) = disk.extent_at(at)? {
-                if extent.kind == ExtentKind::Data {
-                    set.insert_range(extent.range.start / UNIT..extent.range.end.div_ceil(UNIT));
-                }
-                at = extent.range.end.max(at + 1);
-            }
-            sets.push(set);
+        let (mut data, mut zeros) = (vec![memory], vec![]);
+        for (disk, &on_base) in self.disks.iter().zip(on_base) {
+            let (with_data, with_zeros) = contents(disk, on_base)?;
+            data.push(with_data);
+            zeros.push(with_zeros);
         }
-        Ok(sets)
+        Ok((data, zeros))
     }
 
     /// What was written to each disk since the last call.
@@ -98,6 +93,25 @@ impl Spaces {
     fn disk(&self, index: usize) -> io::Result<&Disk> {
         self.disks.get(index).map(Arc::as_ref).ok_or_else(|| io::Error::other(format!("disk {index} does not exist")))
     }
+}
+
+/// The units of a disk that hold data, and those that are nothing but zeros.
+fn contents(disk: &Disk, on_base: bool) -> Result<(UnitSet, UnitSet)> {
+    let units = units_of(disk.size_bytes());
+    let (mut data, mut zeros) = (UnitSet::new(units), UnitSet::new(units));
+    let mut at = 0;
+    while let Some(Extent { range, kind, is_backing }) = disk.extent_at(at)? {
+        let (first, end) = (range.start.div_ceil(UNIT), if range.end == disk.size_bytes() { units } else { range.end / UNIT });
+        // A unit that an extent fills only in part has more than one story: its bytes tell.
+        [range.start / UNIT..first, end..range.end.div_ceil(UNIT)].into_iter().for_each(|border| data.insert_range(border));
+        match kind {
+            _ if on_base && is_backing => {}
+            ExtentKind::Data => data.insert_range(first..end),
+            ExtentKind::Zero => zeros.insert_range(first..end),
+        }
+        at = range.end.max(at + 1);
+    }
+    Ok((data, zeros))
 }
 
 fn clear_data(disk: &Disk, range: Range<u64>) -> io::Result<()> {

@@ -231,9 +231,9 @@ impl Incoming {
                             let donors = std::mem::take(&mut self.donors);
                             let (made, started) = Site::open(machine, key, &*self.threads, donors, &link.sockets, sender)?;
                             link.threads.extend(started);
-                            let holders = made.holders();
+                            let (holders, bases) = (made.holders(), made.fresh_bases()?);
                             *site = Some(made);
-                            TargetInput::Built { holders, ports }
+                            TargetInput::Built { holders, ports, bases }
                         }
                         Err(reason) => TargetInput::Unfit(reason),
                     },

@@ -4,14 +4,16 @@ use std::{
     fs::{File, OpenOptions},
     io::ErrorKind,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rebec_devices::disk::Disk;
 use rebec_vmm_api::DiskConfig;
 use rustix::fs::{FlockOperation, flock};
 
-use super::files::require_file;
+use super::files::{open_read, require_file};
+use crate::moving::Base;
 
 /// Longest chain of backing images: a deeper one is a loop or a mistake.
 const CHAIN_MAX: usize = 16;
@@ -31,6 +33,8 @@ pub struct DiskFile {
     pub file: File,
     pub backing: Vec<File>,
     pub read_only: bool,
+    /// Kept digests of the first of `backing`.
+    pub base: Option<Arc<Base>>,
 }
 
 impl DiskFile {
@@ -44,7 +48,12 @@ impl DiskFile {
     pub fn parse(&self) -> Result<Disk> {
         let copy = |file: &File| file.try_clone().with_context(|| format!("disk {}: duplicate its descriptor", self.name));
         let backing = self.backing.iter().map(copy).collect::<Result<_>>()?;
-        Ok(Disk::open(&self.name, copy(&self.file)?, backing, self.read_only)?)
+        let disk = Disk::open(&self.name, copy(&self.file)?, backing, self.read_only)?;
+        if let Some(base) = &self.base {
+            let (is, of) = (disk.size_bytes(), base.bytes());
+            ensure!(is == of, "disk {}: it has {is} bytes, and the digests are of a base of {of}; give those of its own base", self.name);
+        }
+        Ok(disk)
     }
 
     /// The virtual disk, made first if the file is new.
@@ -73,7 +82,19 @@ pub fn open(config: &DiskConfig, missing: Missing) -> Result<DiskFile> {
             bail!("disk {name}: the file is empty; make an image with qemu-img create, or give the right file")
         }
     };
-    Ok(DiskFile { name, file, backing, read_only: config.read_only })
+    let base = config.base_digests.as_ref().map(|path| open_digests(path)).transpose()?;
+    ensure!(base.is_none() || !backing.is_empty(), "disk {name}: it has no backing image that digests could be of");
+    Ok(DiskFile { name, file, backing, read_only: config.read_only, base })
+}
+
+/// Opens an image that others stand on, to read all of it.
+pub fn base(path: &Path) -> Result<DiskFile> {
+    open(&DiskConfig { path: path.to_owned(), read_only: true, base_digests: None }, Missing::Refuse)
+}
+
+fn open_digests(path: &Path) -> Result<Arc<Base>> {
+    let file = open_read("digests", path)?.file;
+    Ok(Arc::new(Base::from_file(file).with_context(|| format!("digests {}", path.display()))?))
 }
 
 /// Whoever writes an image must be alone with it; readers may share.

@@ -24,7 +24,7 @@ use crate::{
     vm::MTU,
 };
 
-pub use disks::DiskFile;
+pub use disks::{DiskFile, base};
 pub use files::Named;
 
 /// What both `run` and `receive` hold.

@@ -35,6 +35,7 @@ use crate::{
     event::{self, Event},
     lan::Lan,
     lease::Lease,
+    moving::Base,
     services::Services,
     threads::{ServiceThreads, WorkThreads},
 };
@@ -53,6 +54,8 @@ pub struct Shape {
 pub struct Host {
     pub kvm: File,
     pub disks: Vec<Arc<Disk>>,
+    /// Kept digests of what each disk stands on; only a move reads them.
+    pub bases: Vec<Option<Arc<Base>>>,
     pub lans: Vec<Lan>,
     pub services: Arc<Services>,
     pub lease: Lease,
