@@ -14,6 +14,7 @@
 
 pub mod agents;
 pub mod console;
+pub mod debian;
 pub mod demo;
 pub mod guest;
 pub mod lab;

@@ -44,7 +44,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         guest::files(kernel)?;
     }
     let wanted = |group: &str| options.group.as_ref().is_none_or(|wanted| group.contains(wanted.as_str()));
-    if ["local_pool", "qemu_firmware", "qemu_pool"].into_iter().any(wanted) {
+    if ["local_pool", "local_service", "qemu_firmware", "qemu_pool"].into_iter().any(wanted) {
         // Minutes from nothing: not on those groups' time, and not on anybody's who wants another.
         artifacts::build(Artifact::Rebec)?;
     }
