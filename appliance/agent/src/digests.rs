@@ -22,8 +22,12 @@ pub fn of(depot: &Depot, image: &Digest) -> Option<PathBuf> {
     is_whole(&path).unwrap_or(false).then_some(path)
 }
 
-/// Takes the digests of an image that is here, if they are not here too. A failure costs moves their speed, and nothing else.
-pub async fn ensure(agent: &Agent, image: &Digest) {
+/// Takes the digests of an image that is here, if they are not here too, and says so before. A failure costs moves their speed, and nothing else.
+pub async fn ensure(agent: &Agent, image: &Digest, begins: impl Fn()) {
+    if of(&agent.depot, image).is_some() {
+        return;
+    }
+    begins();
     let _one_at_a_time = agent.depot.digesting.lock().await;
     if of(&agent.depot, image).is_none()
         && let Err(error) = take(agent, image).await

@@ -74,7 +74,7 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewImage>) 
     if let Some(digest) = disk {
         // Nobody waits for it but the first VM.
         let agent = agent.clone();
-        tokio::spawn(async move { digests::ensure(&agent, &digest).await });
+        tokio::spawn(async move { digests::ensure(&agent, &digest, || ()).await });
     }
     let shown = agent.pool(|book| shown::images(book).into_iter().find(|image| image.name == new.name))?;
     Ok(axum::Json(shown.ok_or_else(|| ApiError::not_found("image", &new.name, "rebec image ls"))?))

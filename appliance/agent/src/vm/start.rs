@@ -108,8 +108,7 @@ pub async fn gather(agent: &Arc<Agent>, image: &ImageBody, first: &[Peer], repor
         agent.depot.fetch(&agent.mesh, &part, &holders, phase).await?;
     }
     if let Some(disk) = &image.disk {
-        reporter.progress(format!("reading image {}", image.name), 0, 0);
-        digests::ensure(agent, &disk.part.digest).await;
+        digests::ensure(agent, &disk.part.digest, || reporter.progress(format!("reading image {}", image.name), 0, 0)).await;
     }
     Ok(())
 }
