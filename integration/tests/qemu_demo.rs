@@ -5,7 +5,7 @@ use rebec_lab::demo::{Options, story};
 #[test]
 fn a_vm_moves_there_and_back_while_it_works() {
     let options =
-        Options { local: false, work: false, two_vmms: true, accel: None, vmm: None, image: None, moves: 2, streams: 2, json: None };
+        Options { local: false, short: false, two_vmms: true, accel: None, vmm: None, image: None, moves: 2, streams: 2, json: None };
     let report = story::tell(&options).unwrap_or_else(|error| panic!("{error:#}"));
     assert!(report.is_right(), "{report}");
 }

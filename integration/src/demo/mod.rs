@@ -1,6 +1,6 @@
 //! `cargo lab demo`: machines boot the appliance's image, become a pool by tickets, and a VM moves through both of its domains.
 //!
-//! With `--work` the VMs are Debian guests whose work goes on meanwhile, and a report says what was seen:
+//! The VMs are Debian guests whose work goes on meanwhile, and a report says what was seen:
 //! ```text
 //! domain alpha                                                       domain beta
 //! host a1                            host a2                         host b1
@@ -9,7 +9,8 @@
 //!               a pattern
 //!        └──────── as fast as it goes ──┘  └── 100 Mbit/s, 20 ms round trip ──┘
 //! ```
-//! The hosts boot the appliance's image and join by tickets; all that is done is done by `rebec` (`pool`).
+//! The hosts boot the appliance's image and join by tickets; all that is done is done by `rebec` (`pool`). With `--short` a small guest
+//! that only beats makes the same journey, and there is no report.
 //!
 //! With `--two-vmms` there is no pool and no agent, only two VMMs that are told what to do (`story`):
 //! ```text
@@ -38,14 +39,14 @@ use crate::{netlab, qemu::Accel};
 #[derive(Debug, Args)]
 pub struct Options {
     /// Use the bench guest in network namespaces on this machine's own KVM: seconds instead of minutes.
-    #[arg(long, conflicts_with_all = ["accel", "vmm", "two_vmms", "work"])]
+    #[arg(long, conflicts_with_all = ["accel", "vmm", "two_vmms", "short"])]
     pub local: bool,
     /// Move a VM between two VMMs, without a pool.
     #[arg(long)]
     pub two_vmms: bool,
-    /// Move a Debian guest that works, with a transfer and pings from a guest in the other domain: many minutes under emulation.
+    /// Move a small guest that only beats, without a report: minutes less under emulation.
     #[arg(long, conflicts_with = "two_vmms")]
-    pub work: bool,
+    pub short: bool,
     /// How lab machines run; without it, KVM if nesting works here and emulation if not.
     #[arg(long, value_enum)]
     pub accel: Option<Accel>,
@@ -76,7 +77,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         let report = story::tell(options)?;
         println!("{report}");
         report
-    } else if !options.work {
+    } else if options.short {
         println!("{}", pool::tell_shortly(options)?);
         return Ok(ExitCode::SUCCESS);
     } else {

@@ -13,7 +13,10 @@ use std::{
     net::{TcpListener, TcpStream},
     os::{
         fd::OwnedFd,
-        unix::{fs::FileExt, net::UnixStream},
+        unix::{
+            fs::{FileExt, MetadataExt},
+            net::UnixStream,
+        },
     },
     sync::{
         Arc, Mutex,
@@ -448,7 +451,7 @@ fn on_base(below: &File, period: Duration) -> Guest {
     let backing = BackingName { name: "base".into(), format: Some(ImageFormat::Raw) };
     Disk::create_qcow2("layer", &layer, DISK_BYTES, Some(&backing)).unwrap();
     let mut digests = tempfile::tempfile().unwrap();
-    moving::write_digests(&open_disk(below.try_clone().unwrap()), &mut digests).unwrap();
+    moving::write_digests(&open_disk(below.try_clone().unwrap()), DISK_BYTES, &mut digests).unwrap();
     let disk = Disk::open("layer", layer, vec![below.try_clone().unwrap()], false).unwrap();
     let bases = vec![Some(Arc::new(Base::from_file(digests).unwrap()))];
     Guest { disks: vec![Arc::new(disk)], bases, ..Guest::empty(period) }
@@ -506,9 +509,27 @@ fn of_a_base_that_both_sides_have_only_what_was_written_over_it_travels() {
 }
 
 #[test]
+fn digests_of_zeros_take_no_room() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1 << 38).unwrap();
+    file.write_all_at(&[7; 4096], 1 << 37).unwrap();
+    let mut digests = tempfile::tempfile().unwrap();
+    let refused = moving::write_digests(&open_disk(file.try_clone().unwrap()), 16, &mut digests);
+    assert!(refused.unwrap_err().to_string().contains("too much comes out"));
+    let mut digests = tempfile::tempfile().unwrap();
+    moving::write_digests(&open_disk(file), 1 << 16, &mut digests).unwrap();
+    let metadata = digests.metadata().unwrap();
+    assert_eq!(metadata.len(), (1 << 26) * 32 + 48);
+    assert!(metadata.blocks() * 512 < 64 << 10, "{} blocks", metadata.blocks());
+    let base = Base::from_file(digests).unwrap();
+    let found = base.wire_digests(&Key([6; 32]), (1 << 25) - 1, 3).unwrap();
+    assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [false, true, false]);
+}
+
+#[test]
 fn digests_that_were_cut_off_are_refused() {
     let mut digests = tempfile::tempfile().unwrap();
-    moving::write_digests(&open_disk(base_file(0)), &mut digests).unwrap();
+    moving::write_digests(&open_disk(base_file(0)), DISK_BYTES, &mut digests).unwrap();
     let length = digests.metadata().unwrap().len();
     assert_eq!(length, DISK_BYTES.div_ceil(4096) * 32 + 48);
     digests.set_len(length - 1).unwrap();

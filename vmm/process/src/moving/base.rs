@@ -1,9 +1,13 @@
 //! Digests of a disk's base: taken once into a file (`rebec-vmm digests`), read back by every move (`--disk FILE,base-digests=FILE`). With
 //! them neither side reads its base again, and of what both sides' bases hold nothing is said.
 
-use std::{fs::File, io::Write, os::unix::fs::FileExt};
+use std::{
+    fs::File,
+    io::{Seek, SeekFrom, Write},
+    os::unix::fs::FileExt,
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rebec_devices::disk::{Disk, ExtentKind};
 use rebec_migrate::{
     UNIT_BYTES,
@@ -15,6 +19,8 @@ use rebec_migrate::{
 const UNIT: u64 = UNIT_BYTES as u64;
 /// Units that are read at once: 1 MiB.
 const BATCH_UNITS: u64 = 256;
+/// Units of zeros that are taken at once: 2 MiB of digests.
+const ZEROS_UNITS: u64 = 65_536;
 
 /// Kept digests of the base that a disk stands on.
 #[derive(Debug)]
@@ -54,26 +60,29 @@ impl Base {
     }
 }
 
-/// Writes the digests of all of a disk.
-pub fn write_digests(disk: &Disk, out: &mut impl Write) -> Result<()> {
+/// Writes the digests of all of a disk, at most `bytes_max` of them. Those of zeros become holes: a large disk with little in it has a small file.
+pub fn write_digests(disk: &Disk, bytes_max: u64, out: &mut (impl Write + Seek)) -> Result<()> {
     let units = units_of(disk.size_bytes());
     let mut taking = Taking::new(disk.size_bytes());
-    let (mut at, mut units_read, mut digests) = (0, vec![], vec![]);
+    let (mut at, mut written, mut units_read, mut digests) = (0, 0, vec![], vec![]);
     while at < units {
         let extent = disk.extent_at(at * UNIT)?.context("invariant: a disk has extents up to its end")?;
         let zeros = if extent.kind == ExtentKind::Zero { extent.range.end / UNIT - at } else { 0 };
-        let count = if zeros > 0 { zeros } else { extent.range.end.div_ceil(UNIT) - at }.min(BATCH_UNITS);
-        digests.clear();
+        let count = if zeros > 0 { zeros.min(ZEROS_UNITS) } else { (extent.range.end.div_ceil(UNIT) - at).min(BATCH_UNITS) };
         if zeros > 0 {
-            taking.take_zeros(count as usize, &mut digests);
+            taking.take_zeros(count as usize);
+            out.seek(SeekFrom::Current(count as i64 * DIGEST_BYTES as i64)).context("leave out the digests of zeros")?;
         } else {
+            digests.clear();
             units_read.clear();
             units_read.resize((count * UNIT) as usize, 0);
             let length = (count * UNIT).min(disk.size_bytes() - at * UNIT) as usize;
             disk.read_at(at * UNIT, &mut units_read[..length]).with_context(|| format!("disk {}: read at {}", disk.name(), at * UNIT))?;
             taking.take(&units_read, &mut digests);
+            written += digests.len() as u64;
+            ensure!(written <= bytes_max, "they would take more than {bytes_max} bytes: too much comes out of this image for its size");
+            out.write_all(&digests)?;
         }
-        out.write_all(&digests)?;
         at += count;
     }
     Ok(out.write_all(&taking.finish().to_bytes()).and_then(|()| out.flush())?)
