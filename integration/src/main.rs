@@ -29,7 +29,7 @@ enum Task {
     Clean(tasks::clean::Options),
     /// Measure what has a target, beside its peers.
     Bench(tasks::bench::Options),
-    /// Build the appliance's image: ISO, kernel and initrd.
+    /// Build the appliance's image: ISO, kernel and initrd; and the Debian package.
     Image,
     /// Write the newest packages of the image into its lock file.
     Pin,
