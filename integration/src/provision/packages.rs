@@ -34,6 +34,7 @@ pub const PACKAGES: &[Package] = &[
     package("kmod", "modules.dep for kernels"),
     package("e2fsprogs", "root file systems of guests"),
     package("iproute2", "the namespace lab"),
+    package("iputils-ping", "`ping`, for the test of a LAN with a vxlan device of Linux"),
     package("tcpdump", "captures of the namespace lab"),
     package("procps", "`kill` and `pgrep`, for tests of the command line and of the service"),
     package("systemd", "the agent as a service, in a Debian system of the namespace lab"),
