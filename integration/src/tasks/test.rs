@@ -50,7 +50,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     }
     let mut wrong = Vec::new();
     if wanted("units") {
-        let mut args = vec!["test", "--quiet", "--workspace", "--exclude", "rebec-lab"];
+        let mut args = vec!["test", "--quiet", "--workspace", "--exclude", "rebec-lab", "--no-fail-fast"];
         group("units", &args, &mut wrong);
         args = vec!["test", "--quiet", "--package", "rebec-lab", "--lib", "--bins"];
         group("units of the lab", &args, &mut wrong);
