@@ -11,6 +11,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -72,7 +73,9 @@ pub fn build(rebec: &Path, vmm: &Path, out: &Path) -> Result<PathBuf> {
     member(&mut package, "data.tar.zst", &packed(&files)?);
     fs::create_dir_all(out).with_context(|| format!("create {}", out.display()))?;
     let path = out.join(format!("rebec_{VERSION}_amd64.deb"));
-    let mut file = tempfile::NamedTempFile::new_in(out).with_context(|| format!("write in {}", out.display()))?;
+    let readable = fs::Permissions::from_mode(0o644);
+    let mut file =
+        tempfile::Builder::new().permissions(readable).tempfile_in(out).with_context(|| format!("write in {}", out.display()))?;
     std::io::Write::write_all(&mut file, &package).with_context(|| format!("write {}", path.display()))?;
     file.persist(&path).with_context(|| format!("write {}", path.display()))?;
     Ok(path)
@@ -177,6 +180,7 @@ mod tests {
         let (rebec, vmm) = programs(folder.path());
         let package = build(&rebec, &vmm, &folder.path().join("out")).unwrap();
         assert_eq!(package.file_name().unwrap().to_str().unwrap(), format!("rebec_{VERSION}_amd64.deb"));
+        assert_eq!(fs::metadata(&package).unwrap().permissions().mode() & 0o444, 0o444, "others may not read it");
         assert_eq!(dpkg("--field", &package, &[Path::new("Package")]), "rebec\n");
         assert_eq!(dpkg("--field", &package, &[Path::new("Version")]).trim(), VERSION);
         let contents = dpkg("--contents", &package, &[]);
