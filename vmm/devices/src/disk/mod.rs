@@ -223,12 +223,22 @@ impl Disk {
         self.dirty.stop();
     }
 
-    /// What the image holds at `offset` and how far that goes on; `None` past the end. Walk a disk by asking again at the end of each.
+    /// What the image holds at `offset` and how far that goes on; `None` past the end.
     pub fn extent_at(&self, offset: u64) -> io::Result<Option<Extent>> {
         if offset >= self.bytes {
             return Ok(None);
         }
         extent::find(&self.shared(), self.raw.as_ref(), offset, self.bytes).map(Some)
+    }
+
+    /// All of the disk, one extent after the other; whoever meets an error stops there.
+    pub fn extents(&self) -> impl Iterator<Item = io::Result<Extent>> + '_ {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let found = self.extent_at(at).transpose()?;
+            at = found.as_ref().map_or(self.bytes, |extent| extent.range.end.max(at + 1));
+            Some(found)
+        })
     }
 
     fn check_range(&self, offset: u64, bytes: u64) -> io::Result<()> {

@@ -175,9 +175,7 @@ fn version_2_has_no_zero_clusters_and_gets_zeros_all_the_same() {
 /// Where an image does not show its backing image, as starts and ends, neighbours joined.
 fn own(disk: &Disk) -> Vec<(u64, u64)> {
     let mut found: Vec<(u64, u64)> = vec![];
-    let mut at = 0;
-    while let Some(Extent { range, is_backing, .. }) = disk.extent_at(at).unwrap() {
-        at = range.end;
+    for Extent { range, is_backing, .. } in disk.extents().map(Result::unwrap) {
         match found.last_mut() {
             _ if is_backing => {}
             Some((_, end)) if *end == range.start => *end = range.end,

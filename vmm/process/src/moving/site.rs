@@ -212,12 +212,10 @@ impl<M: MovingMachine> Site<M> {
 
 /// Whether an image says nothing itself: its backing image shows through everywhere.
 fn shows_its_base(disk: &Disk) -> Result<bool> {
-    let mut at = 0;
-    while let Some(extent) = disk.extent_at(at)? {
-        if !extent.is_backing {
+    for extent in disk.extents() {
+        if !extent?.is_backing {
             return Ok(false);
         }
-        at = extent.range.end.max(at + 1);
     }
     Ok(true)
 }

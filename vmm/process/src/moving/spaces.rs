@@ -99,8 +99,8 @@ impl Spaces {
 fn contents(disk: &Disk, on_base: bool) -> Result<(UnitSet, UnitSet)> {
     let units = units_of(disk.size_bytes());
     let (mut data, mut zeros) = (UnitSet::new(units), UnitSet::new(units));
-    let mut at = 0;
-    while let Some(Extent { range, kind, is_backing }) = disk.extent_at(at)? {
+    for extent in disk.extents() {
+        let Extent { range, kind, is_backing } = extent?;
         let (first, end) = (range.start.div_ceil(UNIT), if range.end == disk.size_bytes() { units } else { range.end / UNIT });
         // A unit that an extent fills only in part has more than one story: its bytes tell.
         [range.start / UNIT..first, end..range.end.div_ceil(UNIT)].into_iter().for_each(|border| data.insert_range(border));
@@ -109,7 +109,6 @@ fn contents(disk: &Disk, on_base: bool) -> Result<(UnitSet, UnitSet)> {
             ExtentKind::Data => data.insert_range(first..end),
             ExtentKind::Zero => zeros.insert_range(first..end),
         }
-        at = range.end.max(at + 1);
     }
     Ok((data, zeros))
 }
