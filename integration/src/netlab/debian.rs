@@ -44,7 +44,7 @@ find "$SCENE/group/$NAME" -depth -type d -exec rmdir {} +
 /// Becomes its first process. What the kernel has only once is read-only, by which systemd knows that it is not its own.
 const WITHIN: &str = r#"
 mount -t overlay overlay -o "lowerdir=/,upperdir=$SCENE/own,workdir=$SCENE/work" "$SCENE/root"
-cp -r "$FILES" "$SCENE/root/rebec-lab"
+cp -r "$FILES" "$SCENE/root$PLACE"
 cd "$SCENE/root"
 mount -t proc proc proc
 mount -o bind proc/sys proc/sys
@@ -59,7 +59,7 @@ tr -d - < proc/sys/kernel/random/uuid > etc/machine-id
 hostname "$NAME"
 pivot_root . mnt
 umount -l /mnt
-exec env -i container=rebec-lab PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --system --unit=basic.target
+exec env -i container=rebec-lab PATH="$WITHIN_PATH" /lib/systemd/systemd --system --unit=basic.target
 "#;
 
 /// A booted system. Dropped, it is killed, with all that runs in it.
@@ -76,6 +76,7 @@ impl Debian {
         let log_file = File::create(&log).with_context(|| format!("make {}", log.display()))?;
         let mut command = Command::new("unshare");
         command.args(["--mount", "sh", "-c", AROUND]).env("SCENE", scene).env("WITHIN", WITHIN).env("FILES", files);
+        command.env("PLACE", FILES).env("WITHIN_PATH", PATH);
         command.env("NAME", format!("rebec-lab-{}", std::process::id()));
         command.stdin(Stdio::null()).stdout(log_file.try_clone()?).stderr(log_file);
         let child = machine.spawn(command)?;
