@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::{ErrorKind, Read, Seek, SeekFrom, Write},
+    io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -21,7 +21,7 @@ use rebec_pool::{
 };
 
 use crate::{
-    digests, facts,
+    derived, facts,
     mesh::{Mesh, Peer},
 };
 
@@ -37,22 +37,19 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// Parts of this host.
 pub struct Depot {
     folder: PathBuf,
-    cache: PathBuf,
-    /// Held while an image's digests are taken.
-    pub digesting: tokio::sync::Mutex<()>,
+    /// Held while something is made of a part.
+    pub deriving: tokio::sync::Mutex<()>,
 }
 
 impl Depot {
     /// Opens or makes it.
     pub fn open(state: &Path) -> Result<Self> {
-        let depot = Self { folder: state.join("parts"), cache: state.join("kernels"), digesting: tokio::sync::Mutex::default() };
-        for folder in [&depot.folder, &depot.cache] {
-            fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-        }
-        // Imports that a killed agent left (their senders were never told that they had ended well), and digests of what is gone.
+        let depot = Self { folder: state.join("parts"), deriving: tokio::sync::Mutex::default() };
+        fs::create_dir_all(&depot.folder).with_context(|| format!("create {}", depot.folder.display()))?;
+        // Imports that a killed agent left (their senders were never told that they had ended well), and what was made of parts that are gone.
         for entry in fs::read_dir(&depot.folder)?.flatten() {
             let is_new = entry.file_name().to_string_lossy().starts_with(NEW_PREFIX);
-            if is_new || digests::is_orphan(&entry.path()) {
+            if is_new || derived::is_orphan(&entry.path()) {
                 fs::remove_file(entry.path()).with_context(|| format!("remove {}", entry.path().display()))?;
             }
         }
@@ -62,11 +59,6 @@ impl Depot {
     /// Where a part is, or would be.
     pub fn path(&self, digest: &Digest) -> PathBuf {
         self.folder.join(digest.to_string())
-    }
-
-    /// Where VMMs keep unpacked kernels.
-    pub fn kernel_cache(&self) -> &Path {
-        &self.cache
     }
 
     /// Whether a part is here.
@@ -82,14 +74,10 @@ impl Depot {
         all
     }
 
-    /// Removes parts, and what is kept beside them.
+    /// Removes parts, and what was made of them.
     pub fn remove(&self, digests: impl Iterator<Item = Digest>) {
         for digest in digests {
-            let removed = fs::remove_file(self.path(&digest)).and_then(|()| match fs::remove_file(digests::path(self, &digest)) {
-                Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            });
-            if let Err(error) = removed {
+            if let Err(error) = fs::remove_file(self.path(&digest)).and_then(|()| derived::remove(self, &digest)) {
                 log::warn!("depot: remove {digest}: {error}");
             }
         }

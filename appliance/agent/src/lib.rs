@@ -9,7 +9,7 @@
 
 mod agent;
 mod depot;
-mod digests;
+mod derived;
 mod facts;
 mod forward;
 mod http;

@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use crate::{lease::Lease, mac::MacAddr};
+use crate::{handle::Handle, lease::Lease, mac::MacAddr};
 
 /// Why a value on the command line was refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub enum ConfigError {
     #[error("memory `{0}`: expected a size from 16M to 1T in whole MiB, as in 512M or 4G")]
     Memory(String),
     /// A disk without a path, or with an option that does not exist.
-    #[error("disk `{0}`: expected FILE, FILE,ro or FILE,base-digests=FILE")]
+    #[error("disk `{0}`: expected FILE, and behind it ,ro ,base=FILE or ,base-digests=FILE")]
     Disk(String),
     /// A port with a missing or malformed part.
     #[error("net `{text}`: {what}; expected {form}", form = NetConfig::FORM)]
@@ -79,12 +79,14 @@ impl FromStr for MemorySize {
 /// One `--disk`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskConfig {
-    /// The image: raw, or qcow2 with or without a backing file.
-    pub path: PathBuf,
+    /// The image: raw, or qcow2 with or without a backing image.
+    pub image: Handle,
     /// Whether the guest may only read it.
     pub read_only: bool,
+    /// Its backing image, which stands alone. Without it, the names in the image's own header are followed, if the image is named by a path.
+    pub base: Option<Handle>,
     /// Kept digests of its backing image.
-    pub base_digests: Option<PathBuf>,
+    pub base_digests: Option<Handle>,
 }
 
 impl FromStr for DiskConfig {
@@ -93,12 +95,14 @@ impl FromStr for DiskConfig {
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let wrong = || ConfigError::Disk(text.to_owned());
         let mut parts = text.split(',');
-        let path = parts.next().filter(|path| !path.is_empty()).ok_or_else(wrong)?;
-        let mut disk = Self { path: path.into(), read_only: false, base_digests: None };
+        let handle = |text: &str| text.parse().ok().filter(|_| !text.is_empty()).ok_or_else(wrong);
+        let image = handle(parts.next().unwrap_or_default())?;
+        let mut disk = Self { image, read_only: false, base: None, base_digests: None };
         for part in parts {
             match part.split_once('=') {
                 None if part == "ro" && !disk.read_only => disk.read_only = true,
-                Some(("base-digests", file)) if !file.is_empty() && disk.base_digests.is_none() => disk.base_digests = Some(file.into()),
+                Some(("base", file)) if disk.base.is_none() => disk.base = Some(handle(file)?),
+                Some(("base-digests", file)) if disk.base_digests.is_none() => disk.base_digests = Some(handle(file)?),
                 _ => return Err(wrong()),
             }
         }
@@ -141,6 +145,8 @@ pub struct NetConfig {
     pub mac: MacAddr,
     /// Where this port's UDP socket listens.
     pub local: SocketAddrV4,
+    /// The number of that socket among the descriptors that were handed over, if it is.
+    pub socket: Option<usize>,
     /// What the guest is told by DHCP; without it, its questions go to the LAN.
     pub lease: Option<Lease>,
     /// Forwarding entries known from the start.
@@ -152,7 +158,7 @@ impl NetConfig {
     pub const PEERS_MAX: usize = 1024;
     /// How one is written.
     pub const FORM: &str =
-        "vni=N,mac=MAC,local=IP:PORT[,ip=ADDRESS/LENGTH[,gateway=ADDRESS][,dns=ADDRESS]][,peer=MAC@IP:PORT[@ADDRESS]]...";
+        "vni=N,mac=MAC,local=IP:PORT[,socket=fd:N][,ip=ADDRESS/LENGTH[,gateway=ADDRESS][,dns=ADDRESS]][,peer=MAC@IP:PORT[@ADDRESS]]...";
 }
 
 impl FromStr for NetConfig {
@@ -160,7 +166,7 @@ impl FromStr for NetConfig {
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let fail = |what: String| ConfigError::Net { text: text.to_owned(), what };
-        let (mut vni, mut mac, mut local, mut peers) = (None, None, None, Vec::new());
+        let (mut vni, mut mac, mut local, mut socket, mut peers) = (None, None, None, None, Vec::new());
         let (mut ip, mut gateway, mut dns) = (None, None, None);
         let address = |key: &str, value: &str| value.parse().map_err(|_| fail(format!("{key} `{value}` is not an IPv4 address")));
         for item in text.split(',') {
@@ -181,6 +187,10 @@ impl FromStr for NetConfig {
                     let endpoint = value.parse().map_err(|_| fail(format!("local `{value}` is not IPv4:PORT")))?;
                     local.replace(endpoint).is_some()
                 }
+                "socket" => match value.parse() {
+                    Ok(Handle::Descriptor(number)) => socket.replace(number).is_some(),
+                    Ok(Handle::Path(_)) | Err(_) => return Err(fail(format!("socket `{value}` is not fd:N"))),
+                },
                 "ip" => ip.replace(parse_network(value).ok_or_else(|| fail(format!("ip `{value}` is not IPv4/LENGTH")))?).is_some(),
                 "gateway" => gateway.replace(address(key, value)?).is_some(),
                 "dns" => dns.replace(address(key, value)?).is_some(),
@@ -206,6 +216,7 @@ impl FromStr for NetConfig {
             vni: vni.ok_or_else(|| fail("vni is missing".into()))?,
             mac: mac.ok_or_else(|| fail("mac is missing".into()))?,
             local: local.ok_or_else(|| fail("local is missing".into()))?,
+            socket,
             lease,
             peers,
         })
@@ -257,12 +268,16 @@ mod tests {
 
     #[test]
     fn a_disk_is_a_file_with_options() {
-        assert_eq!("a.qcow2".parse(), Ok(DiskConfig { path: "a.qcow2".into(), read_only: false, base_digests: None }));
-        assert_eq!("a.raw,ro".parse(), Ok(DiskConfig { path: "a.raw".into(), read_only: true, base_digests: None }));
-        let with_digests = DiskConfig { path: "a".into(), read_only: true, base_digests: Some("b".into()) };
-        assert_eq!("a,ro,base-digests=b".parse(), Ok(with_digests.clone()));
-        assert_eq!("a,base-digests=b,ro".parse(), Ok(with_digests));
+        let named = |text: &str| text.parse::<Handle>().unwrap();
+        let plain = DiskConfig { image: named("a.qcow2"), read_only: false, base: None, base_digests: None };
+        assert_eq!("a.qcow2".parse(), Ok(plain.clone()));
+        assert_eq!("a.qcow2,ro".parse(), Ok(DiskConfig { read_only: true, ..plain.clone() }));
+        let with_base = DiskConfig { image: Handle::Descriptor(3), base: Some(named("b")), base_digests: Some(named("fd:4")), ..plain };
+        assert_eq!("fd:3,base=b,base-digests=fd:4".parse(), Ok(with_base.clone()));
+        assert_eq!("fd:3,base-digests=fd:4,base=b".parse(), Ok(with_base));
         assert!("a,base-digests=".parse::<DiskConfig>().is_err());
+        assert!("a,base=".parse::<DiskConfig>().is_err());
+        assert!("a,base=b,base=b".parse::<DiskConfig>().is_err());
         assert!("a,ro,ro".parse::<DiskConfig>().is_err());
         assert!("a.raw,rw".parse::<DiskConfig>().is_err());
         assert!("".parse::<DiskConfig>().is_err());
@@ -286,6 +301,8 @@ mod tests {
             ("vni=1,vni=2,mac=52:54:00:00:00:01,local=1.2.3.4:1", "given twice"),
             ("vni=1,mac=53:54:00:00:00:01,local=1.2.3.4:1", "group address"),
             ("vni=1,colour=blue", "`colour` is not known"),
+            ("socket=/run/s", "not fd:N"),
+            ("socket=fd:1,socket=fd:1", "given twice"),
             ("ip=10.7.0.5", "not IPv4/LENGTH"),
             ("ip=10.7.0.5/33", "the length of its network's prefix"),
             ("ip=10.7.0.0/24", "the address of a host"),

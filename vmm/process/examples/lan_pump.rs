@@ -58,7 +58,8 @@ fn attach(space: &str, ends: [SocketAddrV4; 2], own: usize) -> Result<lan::LanPo
         nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
     }
     let peers = vec![Peer { mac: MACS[1 - own], endpoint: ends[1 - own], ip: None }];
-    let mut port = lan::Lan::bind(&NetConfig { vni: 7, mac: MACS[own], local: ends[own], lease: None, peers }, 1400)?.port()?;
+    let mut port =
+        lan::Lan::bind(&NetConfig { vni: 7, mac: MACS[own], local: ends[own], socket: None, lease: None, peers }, None, 1400)?.port()?;
     port.set_offloads(Offloads { checksum: true, tcp4: true, tcp6: true, ecn: true, ..Offloads::default() });
     Ok(port)
 }

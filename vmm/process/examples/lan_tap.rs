@@ -27,7 +27,7 @@ fn main() -> Result<()> {
     let argument = std::env::args().nth(1).context("argument: vni=N,mac=MAC,local=IP:PORT[,peer=MAC@IP:PORT]...")?;
     let config: NetConfig = argument.parse()?;
     let mut tap = std::fs::File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let lan = lan::Lan::bind(&config, MTU)?;
+    let lan = lan::Lan::bind(&config, None, MTU)?;
     let mut port = lan.port()?;
     port.set_offloads(Offloads { checksum: true, tcp4: true, tcp6: true, ecn: true, ..Offloads::default() });
     port.announce();

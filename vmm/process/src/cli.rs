@@ -6,12 +6,13 @@
 use std::{
     collections::HashSet,
     ffi::OsString,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{AddrParseError, Ipv4Addr, SocketAddr, SocketAddrV4},
     path::{Path, PathBuf},
+    str::FromStr,
 };
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
-use rebec_vmm_api::{DiskConfig, MacAddr, MemorySize, NetConfig, SerialConfig, control::MigrateOptions};
+use rebec_vmm_api::{DiskConfig, Handle, MacAddr, MemorySize, NetConfig, SerialConfig, control::MigrateOptions};
 
 use crate::cgroup;
 
@@ -34,6 +35,7 @@ Example: a VM here, moved to host 10.0.0.2
                --net vni=7,mac=52:54:00:00:00:01,local=10.0.0.2:4789 --control /run/web.sock
   here$      rebec-vmm ctl /run/web.sock migrate --to 10.0.0.2:7000
 
+A FILE may also be fd:N: the Nth, from 0, of the descriptors that came with one byte over standard input, a Unix socket.
 Exit codes: 0 done, 1 failed, 2 wrong usage; `ctl migrate` also 3, when the right to run the VM waits for the other side.
 REBEC_LOG=debug (or info, warn, error) sets how much is said on standard error.";
 
@@ -78,7 +80,7 @@ Take them again when the base changes; they are worth nothing if it does so afte
 pub struct RunOptions {
     /// Kernel: a Linux bzImage, or an ELF with a PVH entry
     #[arg(long, value_name = "FILE")]
-    pub kernel: PathBuf,
+    pub kernel: Handle,
     /// What goes with the kernel
     #[command(flatten)]
     pub boot: BootOptions,
@@ -101,7 +103,7 @@ pub struct BootOptions {
     pub kernel_cache: Option<PathBuf>,
     /// Initial RAM disk handed to the kernel
     #[arg(long, value_name = "FILE", requires = "kernel")]
-    pub initramfs: Option<PathBuf>,
+    pub initramfs: Option<Handle>,
     /// Kernel command line
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, requires = "kernel")]
     pub cmdline: String,
@@ -112,7 +114,7 @@ pub struct BootOptions {
 pub struct UnpackOptions {
     /// A Linux bzImage (a distribution's vmlinuz)
     #[arg(value_name = "FILE")]
-    pub kernel: PathBuf,
+    pub kernel: Handle,
 }
 
 /// Options of `digests`.
@@ -120,7 +122,7 @@ pub struct UnpackOptions {
 pub struct DigestsOptions {
     /// The image that VMs' disks stand on, raw or qcow2
     #[arg(value_name = "FILE")]
-    pub base: PathBuf,
+    pub base: Handle,
 }
 
 /// Options of `receive`.
@@ -128,13 +130,14 @@ pub struct DigestsOptions {
 pub struct ReceiveOptions {
     /// Where the VM arrives (plain TCP, unprotected)
     #[arg(long, value_name = "IP:PORT")]
-    pub listen: SocketAddr,
-    /// Control socket of another VMM on this host that may hold the same content; may be repeated
+    pub listen: Listen,
+    /// Control socket of another VMM on this host that may hold the same content; may be repeated. As fd:N, a connection to one that
+    /// was turned by `donate`
     #[arg(long = "donor", value_name = "SOCKET")]
-    pub donors: Vec<PathBuf>,
+    pub donors: Vec<Handle>,
     /// Kernel to start from when the guest resets; without one, a guest reset ends the VM
     #[arg(long, value_name = "FILE")]
-    pub kernel: Option<PathBuf>,
+    pub kernel: Option<Handle>,
     /// What goes with the kernel
     #[command(flatten)]
     pub boot: BootOptions,
@@ -143,12 +146,32 @@ pub struct ReceiveOptions {
     pub shared: Shared,
 }
 
+/// Where a VM arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    /// At an address.
+    Address(SocketAddr),
+    /// At a socket that listens already, of those that were handed over.
+    Descriptor(usize),
+}
+
+impl FromStr for Listen {
+    type Err = AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, AddrParseError> {
+        match text.parse() {
+            Ok(Handle::Descriptor(number)) => Ok(Self::Descriptor(number)),
+            Ok(Handle::Path(_)) | Err(_) => text.parse().map(Self::Address),
+        }
+    }
+}
+
 /// Where a VM's disks, ports and sockets are on this host.
 #[derive(Args, Debug)]
 pub struct Shared {
     /// Disk image, raw or qcow2; `,ro` makes it read-only; may be repeated. `receive` creates a missing one.
-    /// `base-digests=` names what `digests` said of its backing image
-    #[arg(long = "disk", value_name = "FILE[,ro][,base-digests=FILE]")]
+    /// `base=` names its backing image, whatever its header calls it; `base-digests=` what `digests` said of that one
+    #[arg(long = "disk", value_name = "FILE[,ro][,base=FILE][,base-digests=FILE]")]
     pub disks: Vec<DiskConfig>,
     /// NIC and its port on a VXLAN LAN; may be repeated. ip=ADDRESS/LENGTH is told to the guest by DHCP, with gateway=ADDRESS and dns=ADDRESS;
     /// peer=MAC@IP:PORT, which may be repeated, says where a station is and, with @ADDRESS behind it, answers ARP for it
@@ -165,7 +188,7 @@ pub struct Shared {
     pub cgroup: Option<PathBuf>,
     /// Keep the record of who may run this VM here; without it, a crash of both sides of a move is not covered
     #[arg(long, value_name = "FILE")]
-    pub ledger: Option<PathBuf>,
+    pub ledger: Option<Handle>,
     /// Let the vCPUs run only while a lease lasts, which `lease` on the control socket extends
     #[arg(long, requires = "control")]
     pub lease: bool,
@@ -315,9 +338,9 @@ impl Shared {
     /// Two read-only views of one image are harmless; a writer beside anyone else destroys it.
     fn check_disks(&self) -> Result<(), String> {
         for (index, disk) in self.disks.iter().enumerate() {
-            let twin = self.disks[..index].iter().find(|other| other.path == disk.path);
+            let twin = self.disks[..index].iter().find(|other| other.image == disk.image);
             if twin.is_some_and(|other| !(other.read_only && disk.read_only)) {
-                return Err(format!("disk `{}` is given twice; make both `,ro`, or leave one out", disk.path.display()));
+                return Err(format!("disk `{}` is given twice; make both `,ro`, or leave one out", disk.image));
             }
         }
         Ok(())
@@ -339,11 +362,12 @@ impl Shared {
     /// Every path this process creates or appends to must be its own.
     fn check_paths(&self) -> Result<(), String> {
         let serial = match &self.serial {
-            Some(SerialConfig::File(path) | SerialConfig::Unix(path)) => Some(path),
+            Some(SerialConfig::File(path) | SerialConfig::Unix(path)) => Some(path.as_path()),
             Some(SerialConfig::Stdio) | None => None,
         };
-        let mut named: HashSet<&Path> = self.disks.iter().map(|disk| disk.path.as_path()).collect();
-        for (option, path) in [("--serial", serial), ("--control", self.control.as_ref()), ("--ledger", self.ledger.as_ref())] {
+        let mut named: HashSet<&Path> = self.disks.iter().filter_map(|disk| disk.image.path()).collect();
+        let ledger = self.ledger.as_ref().and_then(Handle::path);
+        for (option, path) in [("--serial", serial), ("--control", self.control.as_deref()), ("--ledger", ledger)] {
             if let Some(path) = path
                 && !named.insert(path)
             {
@@ -354,13 +378,13 @@ impl Shared {
     }
 }
 
-fn check_donors(donors: &[PathBuf]) -> Result<(), String> {
+fn check_donors(donors: &[Handle]) -> Result<(), String> {
     if donors.len() > DONORS_MAX {
         return Err(format!("{} donors: at most {DONORS_MAX} are asked; leave some out", donors.len()));
     }
     let mut seen = HashSet::new();
     match donors.iter().find(|donor| !seen.insert(*donor)) {
-        Some(twice) => Err(format!("donor `{}` is given twice", twice.display())),
+        Some(twice) => Err(format!("donor `{twice}` is given twice")),
         None => Ok(()),
     }
 }
@@ -397,6 +421,17 @@ mod tests {
         assert!(options.shared.disks[1].read_only);
         assert_eq!(options.shared.nets[0].peers.len(), 1);
         assert_eq!(options.shared.serial, Some(SerialConfig::Unix("/s".into())));
+    }
+
+    #[test]
+    fn what_was_handed_over_is_named_by_number() {
+        let line = "rebec-vmm receive --listen fd:0 --donor fd:1 --kernel fd:2 --initramfs fd:3 --disk fd:4,base=fd:5,base-digests=fd:6 \
+                    --ledger fd:7 --net vni=1,mac=52:54:00:00:00:01,local=10.0.0.1:1,socket=fd:8";
+        let Ok(Command::Receive(options)) = parse_words(line) else { panic!("not a receive") };
+        assert_eq!((options.listen, &options.donors[..]), (Listen::Descriptor(0), &[Handle::Descriptor(1)][..]));
+        assert_eq!((options.kernel, options.boot.initramfs), (Some(Handle::Descriptor(2)), Some(Handle::Descriptor(3))));
+        assert_eq!(options.shared.disks[0].base_digests, Some(Handle::Descriptor(6)));
+        assert_eq!((options.shared.ledger, options.shared.nets[0].socket), (Some(Handle::Descriptor(7)), Some(8)));
     }
 
     #[test]
@@ -451,6 +486,8 @@ mod tests {
             ("rebec-vmm run --kernel k --lease", "--control"),
             ("rebec-vmm receive", "--listen"),
             ("rebec-vmm receive --listen nowhere", "nowhere"),
+            ("rebec-vmm receive --listen fd:x", "fd:x"),
+            ("rebec-vmm run --kernel k --disk fd:1 --disk fd:1", "disk `fd:1` is given twice"),
             ("rebec-vmm receive --listen 1.2.3.4:1 --donor /a --donor /a", "donor `/a`"),
             ("rebec-vmm ctl", "ctl"),
             ("rebec-vmm ctl /c", "status, pause"),

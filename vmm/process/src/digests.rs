@@ -27,14 +27,13 @@ pub fn run(options: &DigestsOptions) -> Result<ExitCode> {
     let image = open::base(&options.base)?;
     let out = File::from(io::stdout().as_fd().try_clone_to_owned().context("duplicate standard output")?);
     if !out.metadata().context("inspect standard output")?.is_file() {
-        let base = options.base.display();
+        let base = &options.base;
         bail!("standard output is no file; write the digests to one: rebec-vmm digests {base} > {base}.digests");
     }
     // VMs come first.
     nice(NICENESS).context("give way to others")?;
     let _sealed = seal(SealOptions::default())?;
     let bytes_max = image.file.metadata().context("inspect the image")?.len() / IMAGE_SHARE;
-    write_digests(&image.parse()?, bytes_max, &mut BufWriter::new(out))
-        .with_context(|| format!("digests of {}", options.base.display()))?;
+    write_digests(&image.parse()?, bytes_max, &mut BufWriter::new(out)).with_context(|| format!("digests of {}", image.name))?;
     Ok(ExitCode::SUCCESS)
 }

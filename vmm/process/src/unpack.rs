@@ -19,7 +19,7 @@ pub fn run(options: &UnpackOptions) -> Result<ExitCode> {
     let kernel = open::kernel(&options.kernel)?;
     let mut out = io::stdout().lock();
     if out.is_terminal() {
-        bail!("standard output is a terminal; write the kernel to a file: rebec-vmm unpack {} > vmlinux", options.kernel.display());
+        bail!("standard output is a terminal; write the kernel to a file: rebec-vmm unpack {} > vmlinux", options.kernel);
     }
     let _sealed = seal(SealOptions::default())?;
     let image = KernelImage::from_file(&kernel.file).with_context(|| format!("kernel {}", kernel.path.display()))?;

@@ -24,7 +24,8 @@ use super::{
 };
 use crate::{
     agent::{Agent, now_s, random},
-    digests, run,
+    derived::Derived,
+    run,
     vm::start,
 };
 
@@ -68,14 +69,17 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewImage>) 
             return Err(error.into());
         }
     };
-    let disk = body.disk.map(|disk| disk.part.digest);
+    let (kernel, disk) = (body.kernel.digest, body.disk.map(|disk| disk.part.digest));
     agent.publish(Kind::Image, Name(random()), Some(Record::Image(body)))?;
     run::publish_host(&agent);
-    if let Some(digest) = disk {
-        // Nobody waits for it but the first VM.
-        let agent = agent.clone();
-        tokio::spawn(async move { digests::ensure(&agent, &digest, || ()).await });
-    }
+    // Nobody waits for it but the first VM.
+    let maker = agent.clone();
+    tokio::spawn(async move {
+        Derived::Kernel.ensure(&maker, &kernel, || ()).await;
+        if let Some(disk) = disk {
+            Derived::Digests.ensure(&maker, &disk, || ()).await;
+        }
+    });
     let shown = agent.pool(|book| shown::images(book).into_iter().find(|image| image.name == new.name))?;
     Ok(axum::Json(shown.ok_or_else(|| ApiError::not_found("image", &new.name, "rebec image ls"))?))
 }

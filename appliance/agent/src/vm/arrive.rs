@@ -1,17 +1,18 @@
 //! A VM arrives from another host: its parts are gathered, an empty layer made, a VMM started that waits; then each stream of
 //! the move is joined to it. Whether it runs here is decided by the two VMMs and their ledgers alone.
 
-use std::{net::Ipv4Addr, path::PathBuf, sync::Arc, time::Duration};
+use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
 
 use rebec_api::{ApiError, ErrorCode};
 use rebec_pool::{Key, Signed, key::Id, lease::Stance, record::SeenState};
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpStream;
 
 use super::{
-    Kept, LocalVm, Want, failed, lease,
+    Kept, LocalVm, Want,
+    control::Control,
+    failed, lease,
     process::{self, Beginning, Process},
-    start, watch,
+    sockets, start, watch,
 };
 use crate::{agent::Agent, facts, jobs::Reporter};
 
@@ -79,33 +80,38 @@ pub async fn prepare(agent: &Arc<Agent>, from: Key, offer: Offer, reporter: &Rep
 pub async fn wait_for(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> anyhow::Result<Process> {
     let kept = vm.kept();
     start::make_disks(agent, &vm.folder, &kept)?;
-    let endpoints = start::free_endpoints(agent, kept.body.nics.len())?;
-    let listen = process::loopback_port()?;
+    let ports = sockets::bind(agent, kept.body.nics.len())?;
     vm.keep(|kept| {
-        kept.endpoints = endpoints;
-        kept.listen = listen;
+        kept.endpoints = sockets::endpoints(&ports);
         kept.boot = facts::boot_id();
     })?;
-    process::start(agent, vm, &Beginning::Arrive(&donors(agent, &kept))).await
+    let how = Beginning::Arrive { at: sockets::listen(&vm.folder)?, donors: donors(agent, &kept).await };
+    process::start(agent, vm, how, ports).await
 }
 
-/// Running VMs of the same home host: their content is within the same trust.
-fn donors(agent: &Agent, arriving: &Kept) -> Vec<PathBuf> {
-    let donors = agent.local_vms().into_iter().filter(|vm| {
+/// Connections to running VMs of the same home host: their content is within the same trust.
+async fn donors(agent: &Agent, arriving: &Kept) -> Vec<UnixStream> {
+    let others = agent.local_vms().into_iter().filter(|vm| {
         let kept = vm.kept();
         kept.id != arriving.id && kept.home == arriving.home && kept.want == Want::Running && vm.seen().state == SeenState::Running
     });
-    donors.map(|vm| vm.control()).take(DONORS_MAX).collect()
+    let mut donors = vec![];
+    for vm in others.take(DONORS_MAX) {
+        match vm.turn(Control::donate).await {
+            Ok(donor) => donors.push(donor),
+            Err(error) => log::info!("vm {}: it lends nothing to {}: {error:#}", vm.name(), arriving.body.name),
+        }
+    }
+    donors
 }
 
 /// A connection to the VMM that waits, for one stream of the move; for the host that sends the VM, and nobody else.
-pub async fn connect(agent: &Agent, id: Id, from: Key) -> Result<TcpStream, ApiError> {
-    let vm = agent.local_vm(&id).map(|vm| (vm.kept(), vm)).filter(|(kept, _)| kept.listen != 0);
-    let (kept, vm) = vm.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("VM {} does not arrive here", id.short())))?;
-    if kept.from != Some(from) {
+pub async fn connect(agent: &Agent, id: Id, from: Key) -> Result<tokio::net::UnixStream, ApiError> {
+    let vm = agent.local_vm(&id);
+    let vm = vm.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("VM {} does not arrive here", id.short())))?;
+    if vm.kept().from != Some(from) {
         return Err(ApiError::new(ErrorCode::Forbidden, format!("VM {} does not arrive here from host {}", vm.name(), from.short())));
     }
-    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, kept.listen)).await;
-    let stream = stream.and_then(|stream| stream.set_nodelay(true).map(|()| stream));
+    let stream = tokio::net::UnixStream::connect(sockets::arrival(&vm.folder)).await;
     stream.map_err(|error| ApiError::new(ErrorCode::Unreachable, format!("VM {}: its waiting VMM: {error}", vm.name())))
 }

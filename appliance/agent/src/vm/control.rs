@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rebec_vmm_api::{
     MoveReport,
     control::{Answer, Command, DESCRIPTORS_MAX, Hello, LINE_BYTES_MAX, PROTOCOL, Progress, Request, Response, ResponseBody, Status},
@@ -60,6 +60,15 @@ impl Control {
     pub fn arrival(&mut self) -> Result<()> {
         self.stream.set_read_timeout(None)?;
         self.tell(Command::Arrival)
+    }
+
+    /// A connection that is asked for content (docs/formats/donor.md).
+    pub fn donate(mut self) -> Result<UnixStream> {
+        self.tell(Command::Donate)?;
+        ensure!(self.read.is_empty(), "the VMM said more than that it lends");
+        self.stream.set_read_timeout(None)?;
+        self.stream.set_write_timeout(None)?;
+        Ok(self.stream)
     }
 
     /// A command without an answer of its own.

@@ -28,6 +28,18 @@ fn last_record(folder: &Path) -> Result<Option<Record>> {
     Ok(read.last)
 }
 
+/// Opens the ledger for a VMM; that of a VM that arrives is made, empty.
+pub fn open(folder: &Path) -> Result<fs::File> {
+    let path = folder.join("ledger");
+    let open = || {
+        let file = fs::File::options().read(true).append(true).create(true).open(&path)?;
+        // The name must be as durable as the records that will follow.
+        fs::File::open(folder)?.sync_all()?;
+        Ok::<_, std::io::Error>(file)
+    };
+    open().with_context(|| format!("open {}", path.display()))
+}
+
 /// Begins the ledger of a VM that starts here for the first time, under the name that the pool knows it by.
 pub fn begin(folder: &Path, id: &Id, epoch: u64) -> Result<()> {
     let path = folder.join("ledger");

@@ -6,6 +6,7 @@
 //!        seed.img      its NoCloud seed disk
 //!        ledger        who may run it (docs/formats/ledger.md)
 //!        control.sock, console.sock      the VMM's
+//!        arrive.sock   where it arrives, if it does
 //!        console.log, vmm.log            what the guest and the VMM said
 //! ```
 
@@ -15,6 +16,7 @@ pub mod console;
 pub mod control;
 pub mod create;
 pub mod depart;
+pub mod handover;
 pub mod keeper;
 pub mod lease;
 pub mod ledger;
@@ -22,6 +24,7 @@ pub mod limits;
 pub mod ports;
 pub mod process;
 pub mod seed;
+pub mod sockets;
 pub mod start;
 pub mod watch;
 
@@ -73,8 +76,6 @@ pub struct Kept {
     pub boot: String,
     /// Endpoints of its NICs.
     pub endpoints: Vec<SocketAddrV4>,
-    /// Where its VMM waits for its arrival, on the loopback interface.
-    pub listen: u16,
     /// The host that sends it here: only its streams are let through to the VMM that waits.
     #[serde(default)]
     pub from: Option<Key>,
@@ -168,8 +169,13 @@ impl LocalVm {
 
     /// Asks its VMM.
     pub async fn talk<T: Send + 'static>(&self, ask: impl FnOnce(&mut Control) -> Result<T> + Send + 'static) -> Result<T> {
+        self.turn(|mut control| ask(&mut control)).await
+    }
+
+    /// Makes something else of a connection to its VMM.
+    pub async fn turn<T: Send + 'static>(&self, make: impl FnOnce(Control) -> Result<T> + Send + 'static) -> Result<T> {
         let path = self.control();
-        tokio::task::spawn_blocking(move || ask(&mut Control::connect(&path)?)).await?
+        tokio::task::spawn_blocking(move || make(Control::connect(&path)?)).await?
     }
 
     /// Says how it is, to this host and to the pool.

@@ -2,10 +2,9 @@
 
 use std::{
     fs::File,
-    net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket},
-    os::unix::net::UnixStream,
+    net::UdpSocket,
+    os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
-    process::Stdio,
     time::Duration,
 };
 
@@ -17,17 +16,16 @@ use tokio::{process::Child, sync::oneshot};
 use super::{
     LocalVm,
     control::Control,
-    lease,
+    handover::Handover,
+    lease, ledger,
     ports::{self, Stations},
 };
-use crate::{agent::Agent, digests, logs};
+use crate::{agent::Agent, derived::Derived, logs};
 
 /// Stations that are told on the command line; the others follow over the control socket.
 const PEERS_MAX: usize = 64;
-/// UDP ports of a host that LANs use.
-const UDP_PORTS: std::ops::Range<u16> = 20_000..30_000;
-/// How long a VMM may take until its control socket answers: it unpacks a kernel, which took half a minute on a slow machine that started
-/// three VMs at once. One that ends is noticed at once.
+/// How long a VMM may take until its control socket answers: where no unpacked kernel could be kept it unpacks one, which took half a minute
+/// on a slow machine that started three VMs at once. One that ends is noticed at once.
 const START_TIME: Duration = Duration::from_secs(120);
 /// How long an earlier VMM's processes may take to go.
 const GONE_TIME: Duration = Duration::from_secs(5);
@@ -37,34 +35,24 @@ const LOOK_PERIOD: Duration = Duration::from_millis(2);
 const LAST_WORDS_BYTES: u64 = 500;
 
 /// How a VMM is to begin.
-pub enum Beginning<'a> {
+pub enum Beginning {
     /// From its kernel.
     Boot,
-    /// By arriving, with these VMs' control sockets as donors.
-    Arrive(&'a [PathBuf]),
+    /// By arriving.
+    Arrive {
+        /// Where.
+        at: UnixListener,
+        /// Connections to VMs that lend it what they hold.
+        donors: Vec<UnixStream>,
+    },
 }
 
-/// Free endpoints for the NICs.
-pub fn endpoints(underlay: Ipv4Addr, count: usize, taken: &[SocketAddrV4]) -> Result<Vec<SocketAddrV4>> {
-    let free = UDP_PORTS.map(|port| SocketAddrV4::new(underlay, port)).filter(|endpoint| !taken.contains(endpoint));
-    let free: Vec<_> = free.filter(|endpoint| UdpSocket::bind(endpoint).is_ok()).take(count).collect();
-    if free.len() < count {
-        bail!("no UDP port between {} and {} is free at {underlay}; is the address this host's?", UDP_PORTS.start, UDP_PORTS.end);
-    }
-    Ok(free)
-}
-
-/// A free port on the loopback interface.
-pub fn loopback_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
-    Ok(listener.local_addr()?.port())
-}
-
-/// Starts the VMM of a VM whose folder is ready, and waits until it answers; it knows its neighbours and its lease then.
-pub async fn start(agent: &Agent, vm: &LocalVm, how: &Beginning<'_>) -> Result<Process> {
+/// Starts the VMM of a VM whose folder is ready, with a socket for each of its NICs, and waits until it answers; it knows its neighbours
+/// and its lease then.
+pub async fn start(agent: &Agent, vm: &LocalVm, how: Beginning, ports: Vec<UdpSocket>) -> Result<Process> {
     let peers = ports::neighbours(agent, &vm.kept().body);
     wait_absent(&vm.folder).await?;
-    let mut child = spawn(agent, vm, &peers, how)?;
+    let mut child = spawn(agent, vm, &peers, how, ports)?;
     wait_ready(&mut child, &vm.folder).await?;
     lease::tell(vm).await;
     vm.console.started();
@@ -86,37 +74,43 @@ async fn wait_absent(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn spawn(agent: &Agent, vm: &LocalVm, peers: &Stations, how: &Beginning<'_>) -> Result<Child> {
+fn spawn(agent: &Agent, vm: &LocalVm, peers: &Stations, how: Beginning, ports: Vec<UdpSocket>) -> Result<Child> {
     let (folder, kept, depot, vmm) = (&vm.folder, &vm.kept(), &agent.depot, &agent.options.vmm);
     let log = File::options().create(true).append(true).open(folder.join("vmm.log")).context("open vmm.log")?;
     let mut command = tokio::process::Command::new(vmm);
+    let mut handover = Handover::default();
     match how {
         Beginning::Boot => {
             command.arg("run").arg("--memory").arg(format!("{}M", kept.body.memory_bytes >> 20));
             command.arg("--vcpus").arg(kept.body.vcpus.to_string());
         }
-        Beginning::Arrive(donors) => {
-            command.arg("receive").arg("--listen").arg(format!("127.0.0.1:{}", kept.listen));
-            donors.iter().for_each(|donor| {
-                command.arg("--donor").arg(donor);
+        Beginning::Arrive { at, donors } => {
+            command.arg("receive").arg("--listen").arg(handover.give(at).to_string());
+            donors.into_iter().for_each(|donor| {
+                command.arg("--donor").arg(handover.give(donor).to_string());
             });
         }
     }
     let image = &kept.body.image;
-    command.arg("--kernel").arg(depot.path(&image.kernel.digest)).arg("--kernel-cache").arg(depot.kernel_cache());
+    let kernel = Derived::Kernel.of(depot, &image.kernel.digest).unwrap_or_else(|| depot.path(&image.kernel.digest));
+    command.arg("--kernel").arg(handover.open(&kernel)?);
     if let Some(initramfs) = &image.initramfs {
-        command.arg("--initramfs").arg(depot.path(&initramfs.digest));
+        command.arg("--initramfs").arg(handover.open(&depot.path(&initramfs.digest))?);
     }
     command.arg("--cmdline").arg(&kept.body.cmdline);
     if let Some(disk) = &image.disk {
-        let digests = digests::of(depot, &disk.part.digest).map(|path| format!(",base-digests={}", path.display()));
-        command.arg("--disk").arg(format!("{}{}", folder.join("disk.qcow2").display(), digests.unwrap_or_default()));
+        let layer = handover.open_with(&folder.join("disk.qcow2"), File::options().read(true).write(true))?;
+        let base = handover.open(&depot.path(&disk.part.digest))?;
+        let digests = Derived::Digests.of(depot, &disk.part.digest).map(|digests| handover.open(&digests)).transpose()?;
+        let digests = digests.map(|digests| format!(",base-digests={digests}")).unwrap_or_default();
+        command.arg("--disk").arg(format!("{layer},base={base}{digests}"));
     }
     if kept.body.seed.is_some() {
-        command.arg("--disk").arg(format!("{},ro", folder.join("seed.img").display()));
+        command.arg("--disk").arg(format!("{},ro", handover.open(&folder.join("seed.img"))?));
     }
-    for (nic, endpoint) in kept.body.nics.iter().zip(&kept.endpoints) {
-        let mut net = format!("vni={},mac={},local={endpoint},ip={}/{}", nic.vni, MacAddr(nic.mac), nic.address, nic.prefix);
+    for ((nic, endpoint), socket) in kept.body.nics.iter().zip(&kept.endpoints).zip(ports) {
+        let (mac, socket) = (MacAddr(nic.mac), handover.give(socket));
+        let mut net = format!("vni={},mac={mac},local={endpoint},socket={socket},ip={}/{}", nic.vni, nic.address, nic.prefix);
         peers.iter().take(PEERS_MAX).for_each(|(mac, place)| net.push_str(&format!(",peer={mac}@{}@{}", place.endpoint, place.address)));
         command.arg("--net").arg(net);
     }
@@ -127,9 +121,9 @@ fn spawn(agent: &Agent, vm: &LocalVm, peers: &Stations, how: &Beginning<'_>) -> 
         command.arg("--cgroup").arg(group);
     }
     command.arg("--serial").arg(format!("unix:{}", folder.join("console.sock").display()));
-    command.arg("--control").arg(folder.join("control.sock")).arg("--ledger").arg(folder.join("ledger"));
+    command.arg("--control").arg(folder.join("control.sock")).arg("--ledger").arg(handover.give(ledger::open(folder)?).to_string());
     // Its own process group: a signal to the agent's does not reach it, and it outlives the agent.
-    command.process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.process_group(0).stdin(handover.send()?).stdout(log.try_clone()?).stderr(log);
     command.spawn().with_context(|| format!("start {}", vmm.display()))
 }
 

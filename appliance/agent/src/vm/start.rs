@@ -1,6 +1,6 @@
 //! Starts a VM here: its parts are gathered, its disk made if it has none, its VMM started.
 
-use std::{fs, net::SocketAddrV4, path::PathBuf, sync::Arc, time::Duration};
+use std::{fs, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use rebec_api::{ApiError, ErrorCode};
@@ -18,11 +18,12 @@ use super::{
     create::Order,
     failed, folder, lease, ledger,
     process::{self, Beginning, Process},
-    seed, watch, write_kept,
+    seed, sockets, watch, write_kept,
 };
 use crate::{
     agent::{Agent, lock},
-    digests, facts,
+    derived::Derived,
+    facts,
     jobs::Reporter,
     mesh::Peer,
 };
@@ -80,7 +81,7 @@ pub fn records(agent: &Agent, id: Id) -> Result<Vec<Signed>, ApiError> {
 impl Kept {
     /// A VM that was not here before.
     pub fn new(id: Id, home: rebec_pool::Key, body: VmBody, want: Want) -> Self {
-        Self { id, home, body, want, boot: String::new(), endpoints: vec![], listen: 0, from: None, epoch: 0, to: None }
+        Self { id, home, body, want, boot: String::new(), endpoints: vec![], from: None, epoch: 0, to: None }
     }
 }
 
@@ -91,7 +92,9 @@ pub fn place_here(agent: &Arc<Agent>, kept: Kept) -> Result<Arc<LocalVm>, ApiErr
     }
     let folder = folder(&agent.options.state, &kept.id);
     let make = || -> Result<()> {
-        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        // What a guest says and writes is nobody else's.
+        let private = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+        private.with_context(|| format!("create {}", folder.display()))?;
         write_kept(&folder, &kept)
     };
     make().map_err(|error| failed(&error))?;
@@ -107,8 +110,10 @@ pub async fn gather(agent: &Arc<Agent>, image: &ImageBody, first: &[Peer], repor
         let phase = |from: &str, done, total| reporter.progress(format!("fetching image {} from {from}", image.name), done, total);
         agent.depot.fetch(&agent.mesh, &part, &holders, phase).await?;
     }
+    let reading = || reporter.progress(format!("reading image {}", image.name), 0, 0);
+    Derived::Kernel.ensure(agent, &image.kernel.digest, reading).await;
     if let Some(disk) = &image.disk {
-        digests::ensure(agent, &disk.part.digest, || reporter.progress(format!("reading image {}", image.name), 0, 0)).await;
+        Derived::Digests.ensure(agent, &disk.part.digest, reading).await;
     }
     Ok(())
 }
@@ -195,29 +200,18 @@ async fn begin(agent: &Arc<Agent>, vm: &Arc<LocalVm>, reason: Option<String>, re
 pub async fn boot(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<Process> {
     let kept = vm.kept();
     make_disks(agent, &vm.folder, &kept)?;
-    let endpoints = free_endpoints(agent, kept.body.nics.len())?;
+    let ports = sockets::bind(agent, kept.body.nics.len())?;
     vm.keep(|kept| {
         kept.want = Want::Running;
         kept.boot = facts::boot_id();
-        kept.endpoints = endpoints;
+        kept.endpoints = sockets::endpoints(&ports);
     })?;
     ledger::begin(&vm.folder, &kept.id, kept.epoch)?;
     // It may have moved on when nobody was there to hear it.
     if let Some(epoch) = ledger::epoch(&vm.folder)? {
         vm.keep(|kept| kept.epoch = epoch)?;
     }
-    process::start(agent, vm, &Beginning::Boot).await
-}
-
-/// Endpoints that no VM of this host has.
-pub fn free_endpoints(agent: &Agent, count: usize) -> Result<Vec<SocketAddrV4>> {
-    if count == 0 {
-        return Ok(vec![]);
-    }
-    let underlay =
-        agent.underlay().context("this host has no IPv4 address, which its LANs need; give it one, or run the VM without a LAN")?;
-    let taken: Vec<_> = agent.local_vms().iter().flat_map(|vm| vm.kept().endpoints).collect();
-    process::endpoints(underlay, count, &taken)
+    process::start(agent, vm, Beginning::Boot, ports).await
 }
 
 /// The copy-on-write layer and the seed disk of a VM that has none yet.

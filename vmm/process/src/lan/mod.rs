@@ -18,7 +18,7 @@ mod socket;
 
 use std::{
     io,
-    net::{SocketAddrV4, UdpSocket},
+    net::{SocketAddr, SocketAddrV4, UdpSocket},
     sync::Arc,
     time::Instant,
 };
@@ -43,6 +43,14 @@ pub enum LanError {
         local: SocketAddrV4,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// The socket that was handed over is another.
+    #[error("net {mac}: the socket that was handed over is not bound to UDP {local}; hand over one that is")]
+    Given {
+        /// The NIC.
+        mac: MacAddr,
+        /// What `local=` says.
+        local: SocketAddrV4,
     },
     /// The label does not fit.
     #[error("net {mac}: vni {vni} is not a number below 16777216")]
@@ -78,15 +86,19 @@ pub struct Lan {
 }
 
 impl Lan {
-    /// Binds the socket and takes in the peers of the command line. To be called before the process is sealed.
-    pub fn bind(config: &NetConfig, mtu: u16) -> Result<Self, LanError> {
+    /// Binds the socket, if none is given that is, and takes in the peers of the command line. To be called before the process is sealed.
+    pub fn bind(config: &NetConfig, given: Option<UdpSocket>, mtu: u16) -> Result<Self, LanError> {
         let mac = config.mac;
         let vni = Vni::new(config.vni).ok_or(LanError::Vni { mac, vni: config.vni })?;
         let bind = |source| LanError::Bind { mac, local: config.local, source };
-        let socket = socket::bind(config.local).map_err(bind)?;
-        let local = match socket.local_addr().map_err(bind)? {
-            std::net::SocketAddr::V4(local) => local,
-            std::net::SocketAddr::V6(_) => config.local,
+        let (is_given, socket) = match given {
+            Some(socket) => (true, Ok(socket)),
+            None => (false, UdpSocket::bind(config.local)),
+        };
+        let socket = socket.and_then(socket::prepare).map_err(bind)?;
+        let local = match socket.local_addr() {
+            Ok(SocketAddr::V4(local)) if !is_given || local == config.local => local,
+            _ => return Err(LanError::Given { mac, local: config.local }),
         };
         let mut fdb = Fdb::default();
         for peer in &config.peers {

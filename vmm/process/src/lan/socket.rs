@@ -27,9 +27,8 @@ const SEND_WAIT: Duration = Duration::from_millis(10);
 /// Largest receive: one datagram, or the sum of what the kernel joined.
 pub const RECEIVE_BYTES_MAX: usize = 65_536;
 
-/// Binds the socket of one port and asks for what makes it fast. Older kernels that refuse GRO still work, one datagram a call.
-pub fn bind(local: SocketAddrV4) -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind(local)?;
+/// Asks for what makes the socket of a port fast. Older kernels that refuse GRO still work, one datagram a call.
+pub fn prepare(socket: UdpSocket) -> io::Result<UdpSocket> {
     socket.set_nonblocking(true)?;
     // Beyond the system's limit only with CAP_NET_ADMIN; without it, up to the limit.
     if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER_BYTES).is_err() {
@@ -39,7 +38,7 @@ pub fn bind(local: SocketAddrV4) -> io::Result<UdpSocket> {
         setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER_BYTES)?;
     }
     if let Err(error) = setsockopt(&socket, sockopt::UdpGroSegment, &true) {
-        log::info!("UDP {local}: this kernel does not join datagrams (UDP_GRO: {error}); the LAN works, slower");
+        log::info!("UDP: this kernel does not join datagrams (UDP_GRO: {error}); the LAN works, slower");
     }
     Ok(socket)
 }
@@ -63,7 +62,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Of a socket from [`bind`].
+    /// Of a socket that [`prepare`] made ready.
     pub fn new(socket: Arc<UdpSocket>) -> Self {
         Self { socket, control: nix::cmsg_space!(i32) }
     }
@@ -102,7 +101,7 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Of a socket from [`bind`].
+    /// Of a socket that [`prepare`] made ready.
     pub fn new(socket: Arc<UdpSocket>) -> Self {
         Self { socket, uncut_stride: usize::MAX, lost: 0 }
     }

@@ -4,6 +4,7 @@
 use std::{
     io::{self, Read, Write},
     net::{Shutdown, TcpStream},
+    os::fd::OwnedFd,
     time::Duration,
 };
 
@@ -12,7 +13,10 @@ use rebec_migrate::{
     frame::{PREAMBLE_BYTES, Preamble},
     message::{MESSAGE_HEAD_BYTES, Message, MessageHead},
 };
-use rustix::net::{AddressFamily, sockopt};
+use rustix::{
+    io::Errno,
+    net::{AddressFamily, SocketFlags, accept_with, sockopt},
+};
 
 /// How long a peer may take to say who it is.
 const PREAMBLE_TIME: Duration = Duration::from_secs(10);
@@ -23,6 +27,22 @@ const KEEPALIVE_PROBES: u32 = 4;
 const UNACKNOWLEDGED_MS: u32 = 30_000;
 /// Pieces in which a message is read, so that a length that nobody sends costs nothing.
 const PIECE_BYTES: usize = 64 * 1024;
+
+/// A socket that listens for the connections of a move: TCP, or Unix where somebody relays.
+pub struct Listener(pub OwnedFd);
+
+impl Listener {
+    /// Waits for the next connection.
+    pub fn accept(&self) -> io::Result<TcpStream> {
+        loop {
+            match accept_with(&self.0, SocketFlags::CLOEXEC) {
+                Ok(connection) => return Ok(connection.into()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
 
 /// Makes a dead link show itself as an error. On a Unix socket there is no link: whoever relays behind it watches its own.
 pub fn watch(stream: &TcpStream) -> io::Result<()> {

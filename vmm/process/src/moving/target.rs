@@ -2,8 +2,8 @@
 //! thread keeps answering a source that did not hear it.
 
 use std::{
-    net::{Shutdown, TcpListener, TcpStream},
-    os::unix::net::UnixStream,
+    net::{Shutdown, TcpStream},
+    os::{fd::OwnedFd, unix::net::UnixStream},
     sync::{
         Arc,
         mpsc::{Receiver, SyncSender, sync_channel},
@@ -22,7 +22,7 @@ use rebec_migrate::{
 
 use super::{
     MovingMachine,
-    connection::{hang_up, read_messages, read_preamble, watch, write_control, write_preamble},
+    connection::{Listener, hang_up, read_messages, read_preamble, watch, write_control, write_preamble},
     site::Site,
 };
 
@@ -51,7 +51,7 @@ pub enum Arrived<M> {
 
 /// What waits at the listener and lends contents.
 pub struct Incoming {
-    listener: TcpListener,
+    listener: Listener,
     donors: Vec<UnixStream>,
     threads: Arc<dyn Threads>,
     origin: Instant,
@@ -66,8 +66,9 @@ struct Link {
 }
 
 impl Incoming {
-    /// `donors` are connections that `donate` has turned.
-    pub fn new(listener: TcpListener, donors: Vec<UnixStream>, threads: Arc<dyn Threads>) -> Self {
+    /// `listener` is a socket that listens, TCP or Unix; `donors` are connections that `donate` has turned.
+    pub fn new(listener: impl Into<OwnedFd>, donors: Vec<UnixStream>, threads: Arc<dyn Threads>) -> Self {
+        let listener = Listener(listener.into());
         Self { listener, donors, threads, origin: Instant::now(), last: None }
     }
 
@@ -182,12 +183,13 @@ impl Incoming {
     }
 
     fn accept(&self) -> Result<Option<(Preamble, TcpStream)>> {
-        let (stream, from) = self.listener.accept().context("accept a connection")?;
+        let stream = self.listener.accept().context("accept a connection")?;
         let greeted = watch(&stream).map_err(anyhow::Error::from).and_then(|()| read_preamble(&stream));
         match greeted {
             Ok(preamble) => Ok(Some((preamble, stream))),
             Err(error) => {
-                log::warn!("receive: dropped a connection from {from}: {error:#}");
+                let from = stream.peer_addr().map_or_else(|_| String::new(), |peer| format!(" from {peer}"));
+                log::warn!("receive: dropped a connection{from}: {error:#}");
                 Ok(None)
             }
         }

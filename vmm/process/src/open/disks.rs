@@ -9,10 +9,13 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use rebec_devices::disk::Disk;
-use rebec_vmm_api::DiskConfig;
+use rebec_vmm_api::{DiskConfig, Handle};
 use rustix::fs::{FlockOperation, flock};
 
-use super::files::{open_read, require_file};
+use super::{
+    files::{self, Named, open_read, require_file, require_writable},
+    handed::Handed,
+};
 use crate::moving::Base;
 
 /// Longest chain of backing images: a deeper one is a loop or a mistake.
@@ -65,35 +68,45 @@ impl DiskFile {
     }
 }
 
-/// Opens an image and its backing chain.
-pub fn open(config: &DiskConfig, missing: Missing) -> Result<DiskFile> {
-    let name = config.path.display().to_string();
-    let mut options = OpenOptions::new();
-    options.read(true).write(!config.read_only);
-    options.create(missing == Missing::Create && !config.read_only);
-    let file = options.open(&config.path).with_context(|| format!("disk {name}: open"))?;
-    require_file("disk", &config.path, &file)?;
+/// Opens an image and what lies below it.
+pub fn open(config: &DiskConfig, missing: Missing, handed: &mut Handed) -> Result<DiskFile> {
+    let create = missing == Missing::Create && !config.read_only;
+    let options = OpenOptions::new().read(true).write(!config.read_only).create(create).clone();
+    let Named { path, file } = files::open("disk", &config.image, handed, &options)?;
+    let name = path.display().to_string();
+    if !config.read_only {
+        require_writable("disk", &name, &file)?;
+    }
     lock(&name, &file, config.read_only)?;
     let is_empty = file.metadata().with_context(|| format!("disk {name}: inspect"))?.len() == 0;
-    let backing = match (is_empty, missing) {
-        (false, _) => open_chain(&name, &config.path, &file)?,
-        (true, Missing::Create) => vec![],
-        (true, Missing::Refuse) => {
-            bail!("disk {name}: the file is empty; make an image with qemu-img create, or give the right file")
-        }
+    if is_empty && missing == Missing::Refuse {
+        bail!("disk {name}: the file is empty; make an image with qemu-img create, or give the right file");
+    }
+    let backing = match (&config.base, &config.image) {
+        (Some(base), _) => vec![open_backing(base, handed)?],
+        (None, Handle::Path(path)) if !is_empty => open_chain(&name, path, &file)?,
+        // Who hands over an image hands over its base: names in a header that may come from anywhere are not followed.
+        (None, Handle::Path(_) | Handle::Descriptor(_)) => vec![],
     };
-    let base = config.base_digests.as_ref().map(|path| open_digests(path)).transpose()?;
+    let base = config.base_digests.as_ref().map(|digests| open_digests(digests, handed)).transpose()?;
     ensure!(base.is_none() || !backing.is_empty(), "disk {name}: it has no backing image that digests could be of");
     Ok(DiskFile { name, file, backing, read_only: config.read_only, base })
 }
 
 /// Opens an image that others stand on, to read all of it.
-pub fn base(path: &Path) -> Result<DiskFile> {
-    open(&DiskConfig { path: path.to_owned(), read_only: true, base_digests: None }, Missing::Refuse)
+pub fn base(image: &Handle) -> Result<DiskFile> {
+    let config = DiskConfig { image: image.clone(), read_only: true, base: None, base_digests: None };
+    open(&config, Missing::Refuse, &mut Handed::default())
 }
 
-fn open_digests(path: &Path) -> Result<Arc<Base>> {
-    let file = open_read("digests", path)?.file;
+fn open_backing(handle: &Handle, handed: &mut Handed) -> Result<File> {
+    let Named { path, file } = open_read("backing image", handle, handed)?;
+    lock(&path.display().to_string(), &file, true)?;
+    Ok(file)
+}
+
+fn open_digests(handle: &Handle, handed: &mut Handed) -> Result<Arc<Base>> {
+    let Named { path, file } = open_read("digests", handle, handed)?;
     Ok(Arc::new(Base::from_file(file).with_context(|| format!("digests {}", path.display()))?))
 }
 

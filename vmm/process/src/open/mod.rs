@@ -3,19 +3,21 @@
 
 mod disks;
 mod files;
+mod handed;
 mod kept;
 
 use std::{
     fs::File,
-    net::TcpListener,
-    os::unix::net::UnixStream,
-    path::{Path, PathBuf},
+    net::{TcpListener, UdpSocket},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::PathBuf,
 };
 
 use anyhow::{Context, Result};
+use rebec_vmm_api::{Handle, NetConfig};
 
 use crate::{
-    cli::{BootOptions, ReceiveOptions, RunOptions, Shared},
+    cli::{BootOptions, Listen, ReceiveOptions, RunOptions, Shared},
     control, ctl,
     lan::Lan,
     listen,
@@ -26,6 +28,7 @@ use crate::{
 
 pub use disks::{DiskFile, base};
 pub use files::Named;
+use handed::Handed;
 
 /// What both `run` and `receive` hold.
 pub struct Opened {
@@ -57,46 +60,63 @@ pub struct BootFiles {
 
 /// Where `receive` hears of its VM.
 pub struct Doors {
-    pub listener: TcpListener,
+    pub listener: OwnedFd,
     pub donors: Vec<UnixStream>,
 }
 
 /// Opens a kernel.
-pub fn kernel(path: &Path) -> Result<Named> {
-    files::open_read("kernel", path)
+pub fn kernel(handle: &Handle) -> Result<Named> {
+    files::open_read("kernel", handle, &mut Handed::default())
 }
 
 /// Opens what `run` names.
 pub fn for_run(options: &RunOptions) -> Result<(Opened, BootFiles)> {
-    let files = boot_files(&options.kernel, &options.boot)?;
-    Ok((shared(&options.shared, disks::Missing::Refuse)?, files))
+    let mut handed = Handed::default();
+    let files = boot_files(&options.kernel, &options.boot, &mut handed)?;
+    Ok((shared(&options.shared, disks::Missing::Refuse, &mut handed)?, files))
 }
 
 /// Opens what `receive` names.
 pub fn for_receive(options: &ReceiveOptions) -> Result<(Opened, Doors, Option<BootFiles>)> {
-    let files = options.kernel.as_ref().map(|kernel| boot_files(kernel, &options.boot)).transpose()?;
-    let listener = TcpListener::bind(options.listen).with_context(|| format!("listen on {}", options.listen))?;
-    let donors = options.donors.iter().map(|path| ctl::donor_connection(path)).collect::<Result<_, _>>()?;
-    Ok((shared(&options.shared, disks::Missing::Create)?, Doors { listener, donors }, files))
+    let mut handed = Handed::default();
+    let files = options.kernel.as_ref().map(|kernel| boot_files(kernel, &options.boot, &mut handed)).transpose()?;
+    let listener = match options.listen {
+        Listen::Address(address) => TcpListener::bind(address).with_context(|| format!("listen on {address}"))?.into(),
+        Listen::Descriptor(number) => handed.take(number).context("--listen")?,
+    };
+    let donors = options.donors.iter().map(|donor| self::donor(donor, &mut handed)).collect::<Result<_>>()?;
+    Ok((shared(&options.shared, disks::Missing::Create, &mut handed)?, Doors { listener, donors }, files))
 }
 
-fn boot_files(kernel: &Path, options: &BootOptions) -> Result<BootFiles> {
-    let kernel = self::kernel(kernel)?;
+fn boot_files(kernel: &Handle, options: &BootOptions, handed: &mut Handed) -> Result<BootFiles> {
+    let kernel = files::open_read("kernel", kernel, handed)?;
     let kernel = match &options.kernel_cache {
         Some(folder) => kept::unpacked(kernel, folder)?,
         None => kernel,
     };
-    let initramfs = options.initramfs.as_ref().map(|path| files::open_read("initramfs", path)).transpose()?;
+    let initramfs = options.initramfs.as_ref().map(|handle| files::open_read("initramfs", handle, handed)).transpose()?;
     Ok(BootFiles { kernel, initramfs })
 }
 
-fn shared(options: &Shared, missing: disks::Missing) -> Result<Opened> {
+fn donor(handle: &Handle, handed: &mut Handed) -> Result<UnixStream> {
+    Ok(match handle {
+        Handle::Path(path) => ctl::donor_connection(path)?,
+        Handle::Descriptor(number) => handed.take(*number).context("--donor")?.into(),
+    })
+}
+
+fn lan(net: &NetConfig, handed: &mut Handed) -> Result<Lan> {
+    let socket = net.socket.map(|number| handed.take(number).with_context(|| format!("net {}", net.mac))).transpose()?;
+    Ok(Lan::bind(net, socket.map(UdpSocket::from), MTU)?)
+}
+
+fn shared(options: &Shared, missing: disks::Missing, handed: &mut Handed) -> Result<Opened> {
     Ok(Opened {
         kvm: rebec_kvm::open_kvm()?,
-        disks: options.disks.iter().map(|disk| disks::open(disk, missing)).collect::<Result<_>>()?,
-        lans: options.nets.iter().map(|net| Lan::bind(net, MTU)).collect::<Result<_, _>>()?,
+        disks: options.disks.iter().map(|disk| disks::open(disk, missing, handed)).collect::<Result<_>>()?,
+        lans: options.nets.iter().map(|net| lan(net, handed)).collect::<Result<_>>()?,
         serial: serial::Backend::open(options.serial.as_ref())?,
-        ledger: options.ledger.as_ref().map(|path| files::open_ledger(path)).transpose()?,
+        ledger: options.ledger.as_ref().map(|ledger| files::open_ledger(ledger, handed)).transpose()?,
         control: options.control.as_ref().map(|path| control::Server::bind(path)).transpose()?,
         control_path: options.control.clone(),
     })

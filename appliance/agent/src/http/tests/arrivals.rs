@@ -1,14 +1,12 @@
 //! Streams of a move: for the host that sends the VM, and nobody else.
 
-use std::net::TcpListener;
-
 use rebec_api::{ErrorCode, vm::STREAM_UPGRADE};
 use rebec_pool::Key;
 
 use super::*;
 use crate::{
     agent::lock,
-    vm::{Kept, LocalVm, Want, folder},
+    vm::{Kept, LocalVm, Want, folder, sockets},
 };
 
 const ID: Name<16> = Name([9; 16]);
@@ -25,13 +23,12 @@ async fn ask(bench: &Bench, caller: Caller) -> (u16, Vec<u8>) {
 async fn only_the_host_that_sends_a_vm_reaches_the_vmm_that_waits_for_it() {
     let bench = Bench::founded().await;
     let own = bench.agent.key();
-    let waiting = TcpListener::bind("127.0.0.1:0").unwrap();
+    let folder = folder(&bench.agent.options.state, &ID);
+    std::fs::create_dir_all(&folder).unwrap();
+    let waiting = sockets::listen(&folder).unwrap();
     let add = |from: Option<Key>| {
-        let folder = folder(&bench.agent.options.state, &ID);
-        std::fs::create_dir_all(&folder).unwrap();
-        let listen = waiting.local_addr().unwrap().port();
-        let kept = Kept { listen, from, ..Kept::new(ID, own, vm_body(), Want::Arriving) };
-        lock(&bench.agent.vms).insert(ID, Arc::new(LocalVm::new(folder, kept)));
+        let kept = Kept { from, ..Kept::new(ID, own, vm_body(), Want::Arriving) };
+        lock(&bench.agent.vms).insert(ID, Arc::new(LocalVm::new(folder.clone(), kept)));
     };
     for from in [None, Some(Name([1; 32]))] {
         add(from);
