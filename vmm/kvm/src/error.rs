@@ -126,3 +126,8 @@ pub(crate) fn machine(operation: &'static str) -> impl FnOnce(errno::Error) -> E
 pub(crate) fn vcpu(index: u8, operation: &'static str) -> impl FnOnce(errno::Error) -> Error {
     move |source| Error::Vcpu { index, operation, source }
 }
+
+/// Names the operation of a failed call about this process.
+pub(crate) fn process(operation: &'static str) -> impl FnOnce(std::io::Error) -> Error {
+    move |source| Error::Process { operation, source }
+}

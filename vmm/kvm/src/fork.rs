@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::process::Pid;
 
-use crate::error::{Error, Result};
+use crate::error::{Result, process};
 
 /// On which side of the fork the caller is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,10 +34,6 @@ pub fn fork_single_threaded() -> Result<ForkOutcome> {
     }
 }
 
-fn process(operation: &'static str) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Process { operation, source }
-}
-
 /// The thread count in the text of `/proc/self/status` (proc(5)).
 fn threads(status: &str) -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("Threads:"))?.trim().parse().ok()
@@ -46,6 +42,7 @@ fn threads(status: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     #[test]
     fn threads_are_counted() {

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! before sealing   open_kvm() -> File                                    clear errors: no KVM, not permitted
+//!                  close_inherited()                                     what came over exec by mistake
 //!                  fork_single_threaded() -> ForkOutcome                 refuses if there are more threads
 //! RAM              Ram::new(bytes); clones share it; memory() for devices, memfd(), pages(), page_address(n), page_of(address),
 //!                  read_page, write_page, populated(), discard(range), take_device_dirty(&mut PageSet)
@@ -28,6 +29,7 @@ mod dirty_log;
 mod entry;
 mod error;
 mod fork;
+mod inherited;
 mod kick;
 mod machine;
 mod page_set;
@@ -47,6 +49,7 @@ pub use self::{
     cpu_model::CpuModel,
     error::{Error, Result},
     fork::{ForkOutcome, fork_single_threaded},
+    inherited::close_inherited,
     kick::{VcpuKicker, kick_signal},
     machine::Machine,
     page_set::PageSet,

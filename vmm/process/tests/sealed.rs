@@ -19,6 +19,8 @@ use serde_json::Value;
 
 /// Nothing here takes a second on an idle machine.
 const DEADLINE: Duration = Duration::from_secs(20);
+/// A descriptor that whoever starts the process leaves open by mistake.
+const INHERITED: u8 = 9;
 /// A user that is not root and owns nothing.
 const NOBODY: u32 = 65534;
 
@@ -46,18 +48,18 @@ fn start(user: User) -> Sealed {
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
     let socket = folder.path().join("socket");
-    let mut command = match user {
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("exec {INHERITED}</dev/null; exec \"$0\" \"$@\""));
+    match user {
         User::Unprivileged if geteuid().is_root() => {
             // The build folder may be closed to other users. Another process makes the copy: a descriptor open for writing here
             // could be inherited by a process that another test starts, and then the copy could not be run.
             let copy = folder.path().join("rebec-vmm");
             assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_rebec-vmm")).arg(&copy).status().unwrap().success());
-            let mut command = Command::new(copy);
-            command.uid(NOBODY).gid(NOBODY);
-            command
+            command.arg(copy).uid(NOBODY).gid(NOBODY);
         }
-        _ => Command::new(env!("CARGO_BIN_EXE_rebec-vmm")),
-    };
+        _ => _ = command.arg(env!("CARGO_BIN_EXE_rebec-vmm")),
+    }
     command.arg("seal-self-test").arg("--listen").arg(&socket).arg("--tcp").arg(tcp.local_addr().unwrap().to_string());
     let mut parent = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let input = parent.stdin.take().unwrap();
@@ -147,6 +149,11 @@ fn assert_own_namespaces(sealed: &Sealed) {
     assert_eq!(mounts.lines().count(), 1, "{mounts}");
     assert!(mounts.contains(" / tmpfs ro,nosuid,nodev,noexec"), "{mounts}");
     assert_eq!(fs::read_dir(format!("/proc/{child}/root")).unwrap().count(), 0, "the root is empty");
+    for process in [sealed.parent.id(), child.unsigned_abs().get()] {
+        assert!(
+            fs::read_link(format!("/proc/{process}/fd/2")).is_ok() && fs::read_link(format!("/proc/{process}/fd/{INHERITED}")).is_err()
+        );
+    }
     let interfaces = fs::read_to_string(format!("/proc/{child}/net/dev")).unwrap();
     let names: Vec<&str> = interfaces.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim()).collect();
     assert_eq!(names, ["lo"]);

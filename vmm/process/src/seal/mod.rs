@@ -118,6 +118,7 @@ pub enum SealError {
 ///
 /// Must be called while the process has one thread. On an error nothing may run: some layers may already be in place.
 pub fn seal(options: SealOptions) -> Result<Sealed, SealError> {
+    rebec_kvm::close_inherited().map_err(|error| SealError::Start(io::Error::other(error)))?;
     let own = ids::choose().map_err(|source| SealError::Ids { what: "read /proc/self/uid_map", source })?;
     let watched = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     let before = watched.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(SealError::Signals)?;
