@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    bench::{Figure, Target, base, boot, engine, lan, memory, moves, pool, table},
+    bench::{Figure, Target, base, boot, engine, lan, machines, memory, moves, pool, table},
     progress::say,
     provision,
 };
@@ -28,6 +28,8 @@ pub enum Row {
     Engine,
     /// Instructions from exec to init, in the QEMU lab.
     Boot,
+    /// Four machines that boot the image and become a pool, in the QEMU lab.
+    Machines,
 }
 
 /// Options of `cargo lab bench`.
@@ -72,6 +74,7 @@ fn measure(row: Row) -> Result<Vec<Figure>> {
         Row::Lan => lan::measure(),
         Row::Pool => pool::measure(),
         Row::Engine => engine::measure(),
+        Row::Machines => machines::measure(),
         Row::Boot => Ok(boot::measure(&provision::provision()?)?.iter().map(boot_figure).collect()),
     }
 }

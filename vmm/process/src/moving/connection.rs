@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
     os::fd::OwnedFd,
     time::Duration,
 };
@@ -15,7 +15,7 @@ use rebec_migrate::{
 };
 use rustix::{
     io::Errno,
-    net::{AddressFamily, SocketFlags, accept_with, sockopt},
+    net::{AddressFamily, SocketFlags, acceptfrom_with, sockopt},
 };
 
 /// How long a peer may take to say who it is.
@@ -32,11 +32,11 @@ const PIECE_BYTES: usize = 64 * 1024;
 pub struct Listener(pub OwnedFd);
 
 impl Listener {
-    /// Waits for the next connection.
-    pub fn accept(&self) -> io::Result<TcpStream> {
+    /// Waits for the next connection; says whom it is from, if it has an address.
+    pub fn accept(&self) -> io::Result<(TcpStream, Option<SocketAddr>)> {
         loop {
-            match accept_with(&self.0, SocketFlags::CLOEXEC) {
-                Ok(connection) => return Ok(connection.into()),
+            match acceptfrom_with(&self.0, SocketFlags::CLOEXEC) {
+                Ok((connection, from)) => return Ok((connection.into(), from.and_then(|from| from.try_into().ok()))),
                 Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }

@@ -183,12 +183,12 @@ impl Incoming {
     }
 
     fn accept(&self) -> Result<Option<(Preamble, TcpStream)>> {
-        let stream = self.listener.accept().context("accept a connection")?;
+        let (stream, from) = self.listener.accept().context("accept a connection")?;
         let greeted = watch(&stream).map_err(anyhow::Error::from).and_then(|()| read_preamble(&stream));
         match greeted {
             Ok(preamble) => Ok(Some((preamble, stream))),
             Err(error) => {
-                let from = stream.peer_addr().map_or_else(|_| String::new(), |peer| format!(" from {peer}"));
+                let from = from.map_or_else(String::new, |from| format!(" from {from}"));
                 log::warn!("receive: dropped a connection{from}: {error:#}");
                 Ok(None)
             }

@@ -1,0 +1,125 @@
+//! Four spare machines at once: from the start of QEMU until all are members of one pool, beside the time the same machines need for their
+//! kernel alone.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Figure, Peer, Target};
+use crate::{
+    appliance::Appliance,
+    initramfs::Initramfs,
+    paths,
+    progress::say,
+    provision::{Provisions, provision},
+    qemu::{Accel, Machine, lab, machine::MachineConfig, pool, switch::Switch},
+};
+
+const NAMES: [&str; 4] = ["m1", "m2", "m3", "m4"];
+const TARGET_S: f64 = 16.0;
+/// Of a spare machine that is to run something beside.
+const MEMORY_MIB: u32 = 512;
+/// Five times what two busy cores were seen to need.
+const DEADLINE: Duration = Duration::from_secs(200);
+/// How long a machine may take to print a ticket before it is asked again.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(20);
+const MARK: &str = "rebec-init";
+
+/// Boots them twice: as they are, and with a PID 1 that only says that it runs.
+pub fn measure() -> Result<Vec<Figure>> {
+    let provisions = provision()?;
+    let appliance = Appliance::build()?;
+    let folder = tempfile::tempdir_in(paths::lab()).context("create a folder for the bench")?;
+    let alone = folder.path().join("init.cpio");
+    let mut tree = Initramfs::with_busybox()?;
+    tree.program("init", format!("#!/bin/sh\necho {MARK}\nwhile :; do sleep 1000; done\n"));
+    tree.write(&alone)?;
+
+    let kernels = boot(&provisions, &appliance, &alone, folder.path())?;
+    kernels.machines.iter().try_for_each(|machine| machine.wait_console(MARK, DEADLINE))?;
+    let kernel_s = kernels.began.elapsed().as_secs_f64();
+    say("bench", format_args!("kernels alone: {kernel_s:.1} s"));
+    drop(kernels);
+
+    let all = boot(&provisions, &appliance, &appliance.initrd(), folder.path())?;
+    let [first, others @ ..] = &all.machines[..] else { bail!("invariant: there are four machines") };
+    pool::wait_agent(first, DEADLINE)?;
+    first.type_line("rebec pool init bench --domain lab")?;
+    pool::wait_member(first, "lab")?;
+    let ticket = ticket(first, others.len())?;
+    for machine in others {
+        pool::wait_agent(machine, DEADLINE)?;
+        machine.type_line(&ticket)?;
+    }
+    let joined_s = all.began.elapsed().as_secs_f64();
+    let how = "four machines of 512 MiB boot the image's kernel and initrd side by side; one founds a pool, the others join by a ticket typed at their consoles; \
+               the peer is the same machines and kernel with a PID 1 that only says that it runs";
+    Ok(vec![Figure {
+        name: "four machines, from start to joined".into(),
+        unit: "s",
+        measured: joined_s,
+        target: Target::AtMost(TARGET_S),
+        peers: vec![Peer { name: "their kernels alone".into(), value: kernel_s }],
+        how: how.into(),
+    }])
+}
+
+struct Boot {
+    began: Instant,
+    machines: Vec<Machine>,
+    // The machines' network, for as long as they run.
+    _switch: Switch,
+}
+
+fn boot(provisions: &Provisions, appliance: &Appliance, initramfs: &Path, evidence: &Path) -> Result<Boot> {
+    let (accel, kernel) = (Accel::choose(None, provisions)?, appliance.vmlinux()?);
+    let switch = Switch::start(NAMES.len(), None)?;
+    let began = Instant::now();
+    let start = |(port, name): (usize, &&str)| {
+        let words = format!(" quiet rebec.state=ram rebec.hostname={name} rebec.ip={}/24", lab::address(port));
+        Machine::start(&MachineConfig {
+            name,
+            emulator: &provisions.emulator,
+            kernel: &kernel,
+            initramfs,
+            words: &words,
+            accel,
+            memory_mib: MEMORY_MIB,
+            vcpus: accel.processors(),
+            share: None,
+            network: Some((switch.socket(port), lab::mac(port))),
+            devices: &[],
+            evidence,
+        })
+    };
+    let machines = NAMES.iter().enumerate().map(start).collect::<Result<_>>()?;
+    Ok(Boot { began, machines, _switch: switch })
+}
+
+/// A ticket for so many hosts, asked for at a machine's console as often as it says that another command is under way.
+fn ticket(machine: &Machine, uses: usize) -> Result<String> {
+    let end = Instant::now() + DEADLINE;
+    while Instant::now() < end {
+        machine.type_line(&format!("rebec host invite --uses {uses}"))?;
+        let answered = Instant::now() + ANSWER_TIME;
+        while Instant::now() < answered {
+            let console = fs::read(machine.console()).with_context(|| format!("read {}", machine.console().display()))?;
+            if let Some(ticket) = shown_ticket(&String::from_utf8_lossy(&console)) {
+                return Ok(ticket);
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+    bail!("machine {} shows no ticket: {}", machine.name(), machine.console().display())
+}
+
+fn shown_ticket(console: &str) -> Option<String> {
+    // The last line may still grow.
+    let (whole, _) = console.rsplit_once('\n')?;
+    whole.lines().map(str::trim).find(|line| line.starts_with("rebec1")).map(str::to_owned)
+}
