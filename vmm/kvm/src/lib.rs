@@ -16,6 +16,7 @@
 //!                  note_pause() on every vCPU before it goes on after a pause
 //! saving           all vCPUs stand still (run() returned): Vcpu::save() -> Part of each, then Machine::save(&mut saved)
 //! restoring        Machine::restore_clock(&mut saved), then Vcpu::restore(part) of each, then Machine::restore_chips(&mut saved)
+//! listing          requests::{KVM_RUN, VCPU, MACHINE, ..}                all ioctls that this crate makes on KVM's descriptors
 //! comparing        CpuModel::{to_bytes, from_bytes}, source.missing_on(&target) -> Vec<String>
 //! ```
 //!
@@ -35,6 +36,7 @@ mod machine;
 mod page_set;
 mod populate;
 mod ram;
+pub mod requests;
 mod run_page;
 mod saved;
 mod system;
