@@ -1,6 +1,6 @@
 //! One VM on the local KVM: it boots, beats, is checked, paused, reset and ended.
 
-use std::{fs, os::unix::fs::FileExt as _, time::Duration};
+use std::{collections::BTreeMap, fs, os::unix::fs::FileExt as _, time::Duration};
 
 use anyhow::Result;
 use rebec_lab::netlab::{
@@ -119,6 +119,46 @@ fn a_guest_that_makes_nonsense_of_every_register_harms_only_itself() -> Result<(
     }
     lab.succeeded();
     Ok(())
+}
+
+#[test]
+fn every_thread_has_the_list_of_system_calls_of_its_role() -> Result<()> {
+    let mut lab = NetLab::start("local-lists", &["a"])?;
+    let machine = &lab.machines[0];
+    let disk = machine.evidence().join("disk.raw");
+    fs::File::create(&disk)?.set_len(16 << 20)?;
+    let mut config = guest::config("64M", "vm=5 blk0=load rng=1 net0=ip=10.7.0.1,peer=10.7.0.2,load=ping")?;
+    config.disks.push(disk.display().to_string());
+    config.nets.push(format!("vni=7,mac=52:54:00:00:00:01,local={}:4789", machine.address()));
+    let mut vmm = Vmm::run(machine, "vm", &config)?;
+    vmm.console.wait("hb 50 ", SHORT)?;
+    let lists = lists_of_threads(vmm.process())?;
+    // The process has two; what a guest reaches has one more, and whoever makes threads must not.
+    for (thread, expected) in
+        [("rebec-vmm", 2), ("control", 2), ("threads", 2), ("vcpu0", 3), ("virtio-blk", 3), ("virtio-net", 3), ("virtio-rng", 3)]
+    {
+        assert_eq!(lists.get(thread), Some(&expected), "{thread} of {lists:?}");
+    }
+    vmm.console.send(b"q")?;
+    assert!(vmm.wait(SHORT)?.success());
+    assert_eq!(vmm.said(), "");
+    lab.succeeded();
+    Ok(())
+}
+
+/// How many lists each thread of the sealed process has, which is the last of the processes below one.
+fn lists_of_threads(mut process: u32) -> Result<BTreeMap<String, u32>> {
+    while let Some(child) = fs::read_to_string(format!("/proc/{process}/task/{process}/children"))?.split_whitespace().next() {
+        process = child.parse()?;
+    }
+    let mut lists = BTreeMap::new();
+    for thread in fs::read_dir(format!("/proc/{process}/task"))? {
+        let status = fs::read_to_string(thread?.path().join("status"))?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
+        assert_eq!(field("Seccomp:"), "2", "{status}");
+        lists.insert(field("Name:").to_owned(), field("Seccomp_filters:").parse()?);
+    }
+    Ok(lists)
 }
 
 #[test]

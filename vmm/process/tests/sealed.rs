@@ -72,6 +72,9 @@ fn start(user: User) -> Sealed {
         panic!("the process did not seal itself: {said}");
     }
     let report = serde_json::from_str(&line).unwrap();
+    line.clear();
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "listed\n");
     Sealed { parent, input, output, report, socket, _tcp: tcp, _folder: folder }
 }
 
@@ -133,6 +136,7 @@ fn assert_sealed(sealed: &Sealed) {
         assert_eq!(status[set], "0000000000000000", "{set}");
     }
     assert_eq!(status["NoNewPrivs"], "1");
+    assert_eq!((status["Seccomp"].as_str(), status["Seccomp_filters"].as_str()), ("2", "2"), "the list, and what hides calls");
     let uid = sealed.report["uid"].to_string();
     assert_eq!(status["Uid"].split_whitespace().collect::<Vec<_>>(), [uid.as_str(); 4]);
 }
@@ -245,6 +249,75 @@ fn a_killed_child_is_told_and_tidied_up_behind() {
     let (status, _, err) = sealed.end();
     assert_eq!(status.code(), Some(1));
     assert_eq!(err, "rebec-vmm: the sealed process was ended by signal 9\n");
+}
+
+/// What a list says to an act.
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    /// The process was ended.
+    Ended,
+    /// It was told that there is no such call.
+    Absent,
+    /// The kernel carried it out or refused it for a reason of its own.
+    Allowed,
+}
+
+fn attempt(thread: &str, what: &str) -> Outcome {
+    let mut sealed = start(User::Own);
+    sealed.input.write_all(format!("{thread} {what}\n").as_bytes()).unwrap();
+    let (status, out, err) = sealed.end();
+    if status.code() == Some(1) {
+        assert_eq!(out, "");
+        assert!(err.starts_with("rebec-vmm: the sealed process was ended by signal 31 (SIGSYS): it made a system call"), "{err}");
+        assert_eq!(err.lines().count(), 1, "{err}");
+        return Outcome::Ended;
+    }
+    assert!(status.success(), "{err}");
+    assert!(out.starts_with(what), "{out}");
+    if out.contains("Function not implemented") { Outcome::Absent } else { Outcome::Allowed }
+}
+
+#[test]
+fn a_call_that_is_on_no_list_ends_the_process() {
+    let acts = ["make a folder", "make a socket", "connect", "run a program", "make a user namespace", "become root", "signal a process"];
+    for what in acts.into_iter().chain(["ask a terminal"]) {
+        assert_eq!(attempt("self-test", what), Outcome::Ended, "{what}");
+    }
+    // Libraries look around, and find nothing.
+    assert_eq!(attempt("self-test", "open a file"), Outcome::Absent);
+}
+
+#[test]
+fn a_thread_may_only_do_what_its_role_needs() {
+    let acts = ["make a thread", "receive descriptors", "write into a file", "make memory for a guest", "make a machine"];
+    for (thread, allowed) in [
+        ("self-test", acts.to_vec()),
+        ("vcpu0", vec![]),
+        ("virtio-net", vec!["receive descriptors"]),
+        ("virtio-blk", vec!["write into a file"]),
+        ("move-0", vec!["write into a file"]),
+        ("control-client", vec!["receive descriptors"]),
+    ] {
+        for what in acts {
+            let expected = if allowed.contains(&what) { Outcome::Allowed } else { Outcome::Ended };
+            assert_eq!(attempt(thread, what), expected, "{thread}: {what}");
+        }
+    }
+}
+
+#[test]
+fn a_panic_is_told_and_an_abort_is_no_forbidden_call() {
+    for thread in ["self-test", "vcpu0"] {
+        let mut sealed = start(User::Own);
+        sealed.input.write_all(format!("{thread} abort\n").as_bytes()).unwrap();
+        assert_eq!(sealed.end().2, "rebec-vmm: the sealed process was ended by signal 11\n");
+
+        let mut sealed = start(User::Own);
+        sealed.input.write_all(format!("{thread} panic\n").as_bytes()).unwrap();
+        let (status, _, err) = sealed.end();
+        assert_eq!(status.code(), Some(1));
+        assert!(err.contains(&format!("thread '{thread}'")) && err.contains("on purpose") && !err.contains("SIGSYS"), "{err}");
+    }
 }
 
 /// Runs a shell script with more rights than the VMM gets from it: `$0` is the binary.

@@ -7,17 +7,19 @@
 //!   write its uid and gid map  <---- UNSHARED ---
 //!                              ----- MAPPED ---->  become that uid and gid
 //!   wait; SIGTERM, SIGINT, SIGHUP                  pivot into an empty read-only root
-//!         become one STOP ---------------------->  no capabilities, no new privileges, limits, Landlock denies all
-//!   remove sockets, restore the terminal           killed by the kernel if the parent dies
-//!   exit as the child did                          return Sealed
+//!         become one STOP ---------------------->  no capabilities, no new privileges, limits, Landlock denies all,
+//!   remove sockets, restore the terminal           the list of system calls; killed by the kernel if the parent dies
+//!   exit as the child did                          return Sealed; each thread that begins narrows itself further
 //! ```
 //!
 //! The parent keeps its rights and does nothing but wait. Only descriptors reach through: what was opened before, and what
 //! clients pass over the control socket. There is no way to run unsealed: a layer that this kernel lacks is an error that
 //! names it. `docs/notes/sandbox.md` says what each layer stops.
 
+mod calls;
 mod ids;
 mod layers;
+mod lists;
 mod parent;
 pub mod self_test;
 
@@ -28,6 +30,13 @@ use std::{
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rebec_kvm::ForkOutcome;
+use rustix::time::{ClockId, clock_gettime};
+
+use self::lists::Lists;
+pub use self::{
+    calls::Role,
+    lists::{in_force, narrow},
+};
 
 /// Messages between parent and child, one byte each.
 const UNSHARED: u8 = b'u';
@@ -109,6 +118,12 @@ pub enum SealError {
     /// Landlock is not in the kernel or not switched on.
     #[error("sandbox: Landlock; needs Linux 5.13 with `landlock` in its lsm= list (see /sys/kernel/security/lsm)")]
     Landlock(#[from] landlock::RulesetError),
+    /// A list of system calls that cannot be written as the kernel wants it.
+    #[error("sandbox: compile the lists of system calls")]
+    Lists(#[source] seccompiler::BackendError),
+    /// The kernel has no seccomp or does not take a list.
+    #[error("sandbox: restrict system calls; needs a kernel with CONFIG_SECCOMP_FILTER")]
+    Calls(#[source] seccompiler::Error),
     /// The parent ended while the child sealed itself.
     #[error("sandbox: the parent process is gone")]
     Orphaned,
@@ -118,7 +133,17 @@ pub enum SealError {
 ///
 /// Must be called while the process has one thread. On an error nothing may run: some layers may already be in place.
 pub fn seal(options: SealOptions) -> Result<Sealed, SealError> {
+    let (sealed, lists) = seal_but_for_calls(options)?;
+    lists.enforce().map_err(SealError::Calls)?;
+    Ok(sealed)
+}
+
+/// Every layer but the last, and what is left to do. The self-test shows that they hold by themselves.
+fn seal_but_for_calls(options: SealOptions) -> Result<(Sealed, Lists), SealError> {
     rebec_kvm::close_inherited().map_err(|error| SealError::Start(io::Error::other(error)))?;
+    let lists = Lists::compile().map_err(SealError::Lists)?;
+    // Finds the kernel's page for clocks, by a call and on older kernels by a file that are out of reach later.
+    _ = clock_gettime(ClockId::Boottime);
     let own = ids::choose().map_err(|source| SealError::Ids { what: "read /proc/self/uid_map", source })?;
     let watched = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     let before = watched.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(SealError::Signals)?;
@@ -133,7 +158,7 @@ pub fn seal(options: SealOptions) -> Result<Sealed, SealError> {
             drop(parents);
             before.thread_set_mask().map_err(SealError::Signals)?;
             let stop = layers::apply(childs, own)?;
-            Ok(Sealed { stop: StopSignal(stop) })
+            Ok((Sealed { stop: StopSignal(stop) }, lists))
         }
     }
 }

@@ -14,6 +14,10 @@ use super::{
     ids::{OwnIds, map_child},
 };
 
+/// What SIGSYS means. The kernel's log has the number of the call and the name of the thread.
+const FORBIDDEN_CALL: &str =
+    " (SIGSYS): it made a system call that is not on its list; the kernel's log says which (`dmesg | grep type=1326`)";
+
 /// Serves the child to its end, then exits as it did. Returns only if the child could not be set up, and then it is dead.
 pub fn wait(
     child: Pid,
@@ -82,7 +86,8 @@ fn reap(child: Pid, wait: bool) -> Reaped {
 
 fn exit_code(status: Option<WaitStatus>) -> i32 {
     if let Some(signal) = status.and_then(WaitStatus::terminating_signal) {
-        eprintln!("rebec-vmm: the sealed process was ended by signal {signal}");
+        let forbidden = if signal == Signal::SIGSYS as i32 { FORBIDDEN_CALL } else { "" };
+        eprintln!("rebec-vmm: the sealed process was ended by signal {signal}{forbidden}");
         return 1;
     }
     status.and_then(WaitStatus::exit_status).unwrap_or(1)

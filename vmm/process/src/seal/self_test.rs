@@ -1,5 +1,11 @@
-//! `rebec-vmm seal-self-test` (hidden): seals itself as a VM would, tries what the sandbox forbids, and prints what happened as
-//! one JSON object. `tests/sealed.rs` reads it, looks at the process from outside, and then tells it how to end.
+//! `rebec-vmm seal-self-test` (hidden): seals itself as a VM would, and tries what the sandbox forbids.
+//!
+//! ```text
+//! all layers but the list of system calls    tries everything, prints what happened as one JSON object
+//! the list too                               hears one line on standard input: how to end, or what to try as a thread of which name
+//! ```
+//! The first shows that the lower layers hold by themselves; what the list forbids ends the process, so that takes a process each.
+//! `tests/sealed.rs` reads, tells, and looks at the process from outside.
 
 use std::{
     fs::{self, File},
@@ -7,32 +13,38 @@ use std::{
     net::{TcpStream, UdpSocket},
     os::{
         linux::net::SocketAddrExt,
+        unix::fs::FileExt as _,
         unix::net::{SocketAddr, UnixStream},
     },
-    process::ExitCode,
+    process::{Command, ExitCode},
     time::Duration,
 };
 
 use anyhow::Context;
 use nix::sched::{CloneFlags, unshare};
+use rebec_devices::Threads as _;
+use rebec_kvm::{Machine, Ram};
 use rustix::{
+    net::{RecvAncillaryBuffer, RecvFlags, SocketAddrUnix, recvmsg},
     process::{DumpableBehavior, Resource, dumpable_behavior, geteuid, getpid, getppid, getrlimit},
     thread::{CapabilitySet, capabilities, capability_is_in_bounding_set, no_new_privs},
 };
 use serde_json::{Map, Value, json};
 
-use super::{SealOptions, seal};
+use super::{SealOptions, seal_but_for_calls};
 use crate::{
     cli::SealSelfTest,
     listen::{listen, remove},
+    threads::ServiceThreads,
 };
 
 /// Everything that must fail, and how it did.
 pub fn run(options: &SealSelfTest) -> anyhow::Result<ExitCode> {
     let (listener, _file) = listen(&options.listen)?;
     let mut opened_before = File::open("/proc/self/status").context("open a file before sealing")?;
+    let ram = Ram::new(1 << 20)?;
     let path = options.listen.clone();
-    let sealed = seal(SealOptions { at_end: vec![Box::new(move || remove(&path))] })?;
+    let (sealed, lists) = seal_but_for_calls(SealOptions { at_end: vec![Box::new(move || remove(&path))] })?;
 
     let report = json!({
         "errors": forbidden(options),
@@ -47,6 +59,8 @@ pub fn run(options: &SealSelfTest) -> anyhow::Result<ExitCode> {
     });
     let mut out = io::stdout().lock();
     writeln!(out, "{report}")?;
+    lists.enforce()?;
+    writeln!(out, "listed")?;
     out.flush()?;
     drop(out);
 
@@ -58,14 +72,49 @@ pub fn run(options: &SealSelfTest) -> anyhow::Result<ExitCode> {
     })?;
     let mut line = String::new();
     io::stdin().lock().read_line(&mut line)?;
-    match line.trim().strip_prefix("exit ") {
-        Some(code) => Ok(ExitCode::from(code.parse::<u8>().context("exit code")?)),
+    match line.trim().split_once(' ') {
+        Some(("exit", code)) => Ok(ExitCode::from(code.parse::<u8>().context("exit code")?)),
+        Some((thread, what)) => attempt(thread, what.to_owned(), opened_before, &ram).map(|()| ExitCode::SUCCESS),
         None => {
             sealed.stop.wait();
             println!("stopped");
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Tries one thing as a thread of this name, with that thread's list, and prints how it went. The process may not outlive it.
+fn attempt(thread: &str, what: String, file: File, ram: &Ram) -> anyhow::Result<()> {
+    let ram = ram.clone();
+    let body = move || match act(&what, file, &ram) {
+        Ok(()) => println!("{what}: done"),
+        Err(error) => println!("{what}: {error:#}"),
+    };
+    ServiceThreads.spawn(thread, Box::new(body))?.join().map_err(|_| anyhow::anyhow!("{thread}: panicked"))
+}
+
+/// Each begins with the system call that it is about, where no other is needed before.
+fn act(what: &str, file: File, ram: &Ram) -> anyhow::Result<()> {
+    match what {
+        "open a file" => File::open("/").map(drop)?,
+        "make a folder" => fs::create_dir("/new")?,
+        "make a socket" => UdpSocket::bind("0.0.0.0:0").map(drop)?,
+        "connect" => rustix::net::connect(&file, &SocketAddrUnix::new("/socket")?)?,
+        "run a program" => Command::new("/bin/true").status().map(drop)?,
+        "make a user namespace" => unshare(CloneFlags::CLONE_NEWUSER)?,
+        "become root" => rustix::thread::set_thread_uid(rustix::process::Uid::ROOT)?,
+        "signal a process" => rustix::process::test_kill_process(getpid())?,
+        "ask a terminal" => rustix::termios::tcgetattr(&file).map(drop)?,
+        "make a thread" => drop(std::thread::Builder::new().spawn(|| ())?.join()),
+        "receive descriptors" => recvmsg(&file, &mut [], &mut RecvAncillaryBuffer::default(), RecvFlags::DONTWAIT).map(drop)?,
+        "write into a file" => file.write_all_at(b"x", 0)?,
+        "make memory for a guest" => Ram::new(1 << 20).map(drop)?,
+        "make a machine" => Machine::create(file, ram, 1).map(drop)?,
+        "panic" => panic!("on purpose"),
+        "abort" => std::process::abort(),
+        _ => anyhow::bail!("nobody knows what that is"),
+    }
+    Ok(())
 }
 
 /// The name of each forbidden thing with its error, or null where it worked.
@@ -87,7 +136,7 @@ fn forbidden(options: &SealSelfTest) -> Value {
     tell("connect to an abstract socket", hidden.map(drop));
     tell("make a user namespace", unshare(CloneFlags::CLONE_NEWUSER).map_err(io::Error::from));
     tell("make a mount namespace", unshare(CloneFlags::CLONE_NEWNS).map_err(io::Error::from));
-    tell("run a program", std::process::Command::new("/bin/true").status().map(drop));
+    tell("run a program", Command::new("/bin/true").status().map(drop));
     tell("become root", rustix::thread::set_thread_uid(rustix::process::Uid::ROOT).map_err(io::Error::from));
     Value::Object(tried)
 }

@@ -37,7 +37,7 @@ use crate::{
     lease::Lease,
     moving::Base,
     services::Services,
-    threads::{ServiceThreads, WorkThreads},
+    threads::{RequestedThreads, WorkThreads},
 };
 
 /// MTU of every NIC, for life: VXLAN's headers still fit a 1500-byte network (DESIGN §4).
@@ -67,7 +67,7 @@ pub fn build(shape: Shape, host: &Host) -> Result<Vm> {
     let ram = Ram::new(shape.memory.bytes())?;
     let kvm = host.kvm.try_clone().context("duplicate the KVM descriptor")?;
     let mut machine = Machine::create(kvm, &ram, shape.vcpus)?;
-    let threads: Arc<dyn Threads> = Arc::new(ServiceThreads);
+    let threads: Arc<dyn Threads> = Arc::new(RequestedThreads::start().context("start the thread that makes devices' threads")?);
     let mut slots = Vec::new();
     for device in devices(host)? {
         slots.push(plug(slots.len(), device, &machine, &ram, &threads)?);
