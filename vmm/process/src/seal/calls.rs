@@ -46,7 +46,7 @@ pub enum Role {
     Net,
     /// Serves a disk or the source of randomness.
     Disk,
-    /// Reads or writes a connection of a move, or serves the disks and the memory behind it.
+    /// Reads or writes a connection of a move, or serves the disks behind it.
     Stream,
     /// Talks to a client of the control socket.
     Client,
@@ -55,14 +55,15 @@ pub enum Role {
 impl Role {
     pub const ALL: [Self; 5] = [Self::Vcpu, Self::Net, Self::Disk, Self::Stream, Self::Client];
 
-    /// By the name of the thread. The others make threads or machines, or do nothing that could be made less.
+    /// By the name of the thread. The others make threads or machines, kick vCPUs (`move-ahead`: only where KVM can map memory ahead), or do
+    /// nothing that could be made less.
     pub fn of(thread: &str) -> Option<Self> {
         let kind = thread.trim_end_matches(|character: char| character.is_ascii_digit());
         match kind {
             "vcpu" => Some(Self::Vcpu),
             "virtio-net" | "forward" => Some(Self::Net),
             "virtio-blk" | "virtio-rng" => Some(Self::Disk),
-            "move-" | "move-control" | "move-flush" | "move-ahead" | "donor" => Some(Self::Stream),
+            "move-" | "move-control" | "move-flush" | "donor" => Some(Self::Stream),
             "control-client" => Some(Self::Client),
             _ => None,
         }

@@ -291,6 +291,7 @@ mod tests {
             ("move-0", Some(Role::Stream)),
             ("move-control", Some(Role::Stream)),
             ("control-client", Some(Role::Client)),
+            ("move-ahead", None),
             ("control", None),
             ("move", None),
             ("threads", None),
