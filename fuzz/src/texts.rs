@@ -32,7 +32,7 @@ pub fn run(data: &[u8]) {
             Err(error) => assert!(!error.to_string().is_empty()),
         },
         4 => match text.parse::<DiskConfig>() {
-            Ok(disk) => assert!(!disk.path.as_os_str().is_empty()),
+            Ok(disk) => assert!(!disk.image.to_string().is_empty()),
             Err(error) => assert!(!error.to_string().is_empty()),
         },
         5 => match text.parse::<MemorySize>() {

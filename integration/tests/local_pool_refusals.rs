@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use rebec_lab::netlab::agents::{Agents, Host, SOON, eventually, same};
+use rebec_lab::{
+    command::Program,
+    netlab::agents::{Agents, Host, SOON, eventually, same},
+};
 
 /// A refusal says so in one line, and in these words.
 fn refuses(host: &Host, words: &[&str], says: &str) -> Result<()> {
@@ -99,6 +102,31 @@ fn what_cannot_be_is_refused_by_each_host_with_its_figures() -> Result<()> {
     drop(stream);
     thread::sleep(Duration::from_millis(500));
     ensure!(parts()? == 1);
+    agents.succeeded();
+    Ok(())
+}
+
+/// Records come from other domains, which may not look at what they import: a part is put in the place of one that was.
+#[test]
+fn an_image_that_names_a_file_of_its_host_is_given_nothing_of_it() -> Result<()> {
+    let mut agents = Agents::start("local-pool-poison", &["a1"])?;
+    agents.found(&["alpha"])?;
+    agents.furnish()?;
+    let a1 = agents.host("a1");
+    let path = |name: &str| agents.lab.evidence().join(name).display().to_string();
+    fs::write(path("secret"), [7; 1 << 20])?;
+    let make = |words: &[&str]| Program::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).args(words).run();
+    make(&[&path("honest.qcow2"), "1M"])?;
+    make(&["-F", "raw", "-b", &path("secret"), &path("poison.qcow2")])?;
+
+    let kernel = rebec_lab::netlab::guest::build()?.display().to_string();
+    a1.must(&["image", "import", "poison", "--kernel", &kernel, "--disk", &path("honest.qcow2")])?;
+    let honest = fs::read(path("honest.qcow2"))?;
+    let parts = fs::read_dir(a1.state().join("parts"))?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    let part = parts.iter().find(|part| fs::read(part).is_ok_and(|bytes| bytes == honest)).context("the image's disk is in the depot")?;
+    fs::copy(path("poison.qcow2"), part)?;
+    let says = format!("its backing image {} was not given", path("secret"));
+    refuses(a1, &["vm", "run", "thief", "--image", "poison", "--memory", "16M"], &says)?;
     agents.succeeded();
     Ok(())
 }

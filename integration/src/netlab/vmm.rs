@@ -52,6 +52,8 @@ pub struct Vmm {
     /// The guest's serial port.
     pub console: Console,
     control: PathBuf,
+    // Held for its Drop too: the folder of the control socket, whose path must be short wherever the repository lies.
+    _sockets: tempfile::TempDir,
     log: PathBuf,
 }
 
@@ -109,7 +111,8 @@ impl Vmm {
     fn start(machine: &Machine, name: &str, mut command: Command, config: &VmmConfig) -> Result<Self> {
         let name = format!("{name}-{}", machine.name());
         let file = |end: &str| machine.evidence().join(format!("{name}.{end}"));
-        let (control, log) = (file("control"), file("log"));
+        let sockets = tempfile::Builder::new().prefix("rebec-").tempdir().context("create a folder for the control socket")?;
+        let (control, log) = (sockets.path().join("control"), file("log"));
         command.args(["--serial", "stdio"]).arg("--control").arg(&control);
         command.args(config.disks.iter().flat_map(|disk| ["--disk", disk]));
         command.args(config.nets.iter().flat_map(|net| ["--net", net]));
@@ -123,7 +126,7 @@ impl Vmm {
         let mut child = machine.spawn(command)?;
         let (stdout, stdin) = (child.stdout.take().context("no stdout")?, child.stdin.take().context("no stdin")?);
         let console = Console::new(stdout, stdin, &file("console"))?;
-        let mut vmm = Self { name, child, console, control, log };
+        let mut vmm = Self { name, child, console, control, _sockets: sockets, log };
         vmm.wait_for_control()?;
         Ok(vmm)
     }

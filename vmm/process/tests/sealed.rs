@@ -24,9 +24,20 @@ const INHERITED: u8 = 9;
 /// A user that is not root and owns nothing.
 const NOBODY: u32 = 65534;
 
+/// The unsealed process. Its child does not outlive it.
+struct Parent(Child);
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        // It has ended already, unless a test failed.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
 /// A sealed process that has reported and waits to be told how to end.
 struct Sealed {
-    parent: Child,
+    parent: Parent,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
     report: Value,
@@ -61,14 +72,14 @@ fn start(user: User) -> Sealed {
         _ => _ = command.arg(env!("CARGO_BIN_EXE_rebec-vmm")),
     }
     command.arg("seal-self-test").arg("--listen").arg(&socket).arg("--tcp").arg(tcp.local_addr().unwrap().to_string());
-    let mut parent = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let input = parent.stdin.take().unwrap();
-    let mut output = BufReader::new(parent.stdout.take().unwrap());
+    let mut parent = Parent(command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let input = parent.0.stdin.take().unwrap();
+    let mut output = BufReader::new(parent.0.stdout.take().unwrap());
     let mut line = String::new();
     output.read_line(&mut line).unwrap();
     if line.is_empty() {
         let mut said = String::new();
-        parent.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        parent.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         panic!("the process did not seal itself: {said}");
     }
     let report = serde_json::from_str(&line).unwrap();
@@ -80,12 +91,12 @@ fn start(user: User) -> Sealed {
 
 impl Sealed {
     fn parent_pid(&self) -> Pid {
-        Pid::from_child(&self.parent)
+        Pid::from_child(&self.parent.0)
     }
 
     /// The sealed process itself, by the number that the host knows it by.
     fn child_pid(&self) -> Pid {
-        let parent = self.parent.id();
+        let parent = self.parent.0.id();
         let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
         Pid::from_raw(children.split_whitespace().next().unwrap().parse().unwrap()).unwrap()
     }
@@ -94,7 +105,7 @@ impl Sealed {
         drop(self.input);
         let began = Instant::now();
         let status = loop {
-            if let Some(status) = self.parent.try_wait().unwrap() {
+            if let Some(status) = self.parent.0.try_wait().unwrap() {
                 break status;
             }
             assert!(began.elapsed() < DEADLINE, "the process does not end");
@@ -102,7 +113,7 @@ impl Sealed {
         };
         let (mut out, mut err) = (String::new(), String::new());
         self.output.read_to_string(&mut out).unwrap();
-        self.parent.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        self.parent.0.stderr.take().unwrap().read_to_string(&mut err).unwrap();
         assert!(!self.socket.exists(), "the parent removes the socket");
         (status, out, err)
     }
@@ -153,7 +164,7 @@ fn assert_own_namespaces(sealed: &Sealed) {
     assert_eq!(mounts.lines().count(), 1, "{mounts}");
     assert!(mounts.contains(" / tmpfs ro,nosuid,nodev,noexec"), "{mounts}");
     assert_eq!(fs::read_dir(format!("/proc/{child}/root")).unwrap().count(), 0, "the root is empty");
-    for process in [sealed.parent.id(), child.unsigned_abs().get()] {
+    for process in [sealed.parent.0.id(), child.unsigned_abs().get()] {
         assert!(
             fs::read_link(format!("/proc/{process}/fd/2")).is_ok() && fs::read_link(format!("/proc/{process}/fd/{INHERITED}")).is_err()
         );
@@ -233,8 +244,8 @@ fn a_signal_to_the_parent_is_a_clean_stop_of_the_child() {
 fn the_child_dies_with_its_parent() {
     let mut sealed = start(User::Own);
     let child = sealed.child_pid().as_raw_nonzero();
-    sealed.parent.kill().unwrap();
-    sealed.parent.wait().unwrap();
+    sealed.parent.0.kill().unwrap();
+    sealed.parent.0.wait().unwrap();
     let began = Instant::now();
     while fs::read_to_string(format!("/proc/{child}/stat")).is_ok_and(|stat| !stat.contains(") Z ")) {
         assert!(began.elapsed() < DEADLINE, "the sealed process outlived its parent");
