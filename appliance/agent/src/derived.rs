@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use rebec_migrate::base::{SUMMARY_BYTES, Summary};
-use rebec_pool::key::Digest;
+use rebec_pool::{key::Digest, record::ImageBody};
 
 use crate::{agent::Agent, depot::Depot, vm::handover::Handover};
 
@@ -70,7 +70,7 @@ impl Derived {
     }
 
     /// Makes it of a part that is here, if it is wanted and not there, and says so before. A failure costs time, and nothing else.
-    pub async fn ensure(self, agent: &Agent, part: &Digest, begins: impl Fn()) {
+    async fn ensure(self, agent: &Agent, part: &Digest, begins: impl Fn()) {
         let is_wanted = || self.of(&agent.depot, part).is_none() && !(self == Self::Kernel && is_elf(&agent.depot.path(part)));
         if !is_wanted() {
             return;
@@ -100,6 +100,14 @@ impl Derived {
             new.persist(&path)?;
             Ok(())
         })
+    }
+}
+
+/// Makes all that is made of an image's parts, which are here.
+pub async fn ensure(agent: &Agent, image: &ImageBody, begins: impl Fn()) {
+    Derived::Kernel.ensure(agent, &image.kernel.digest, &begins).await;
+    if let Some(disk) = &image.disk {
+        Derived::Digests.ensure(agent, &disk.part.digest, &begins).await;
     }
 }
 

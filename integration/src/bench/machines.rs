@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -40,13 +40,14 @@ pub fn measure() -> Result<Vec<Figure>> {
     tree.program("init", format!("#!/bin/sh\necho {MARK}\nwhile :; do sleep 1000; done\n"));
     tree.write(&alone)?;
 
-    let kernels = boot(&provisions, &appliance, &alone, folder.path())?;
+    let rack = Rack { accel: Accel::choose(None, &provisions)?, kernel: appliance.vmlinux()?, provisions, folder };
+    let kernels = rack.boot(&alone)?;
     kernels.machines.iter().try_for_each(|machine| machine.wait_console(MARK, DEADLINE))?;
     let kernel_s = kernels.began.elapsed().as_secs_f64();
     say("bench", format_args!("kernels alone: {kernel_s:.1} s"));
     drop(kernels);
 
-    let all = boot(&provisions, &appliance, &appliance.initrd(), folder.path())?;
+    let all = rack.boot(&appliance.initrd())?;
     let [first, others @ ..] = &all.machines[..] else { bail!("invariant: there are four machines") };
     pool::wait_agent(first, DEADLINE)?;
     first.type_line("rebec pool init bench --domain lab")?;
@@ -69,6 +70,14 @@ pub fn measure() -> Result<Vec<Figure>> {
     }])
 }
 
+/// What the machines of both boots have in common.
+struct Rack {
+    provisions: Provisions,
+    accel: Accel,
+    kernel: PathBuf,
+    folder: tempfile::TempDir,
+}
+
 struct Boot {
     began: Instant,
     machines: Vec<Machine>,
@@ -76,29 +85,30 @@ struct Boot {
     _switch: Switch,
 }
 
-fn boot(provisions: &Provisions, appliance: &Appliance, initramfs: &Path, evidence: &Path) -> Result<Boot> {
-    let (accel, kernel) = (Accel::choose(None, provisions)?, appliance.vmlinux()?);
-    let switch = Switch::start(NAMES.len(), None)?;
-    let began = Instant::now();
-    let start = |(port, name): (usize, &&str)| {
-        let words = format!(" quiet rebec.state=ram rebec.hostname={name} rebec.ip={}/24", lab::address(port));
-        Machine::start(&MachineConfig {
-            name,
-            emulator: &provisions.emulator,
-            kernel: &kernel,
-            initramfs,
-            words: &words,
-            accel,
-            memory_mib: MEMORY_MIB,
-            vcpus: accel.processors(),
-            share: None,
-            network: Some((switch.socket(port), lab::mac(port))),
-            devices: &[],
-            evidence,
-        })
-    };
-    let machines = NAMES.iter().enumerate().map(start).collect::<Result<_>>()?;
-    Ok(Boot { began, machines, _switch: switch })
+impl Rack {
+    fn boot(&self, initramfs: &Path) -> Result<Boot> {
+        let switch = Switch::start(NAMES.len(), None)?;
+        let began = Instant::now();
+        let start = |(port, name): (usize, &&str)| {
+            let words = format!(" quiet rebec.state=ram rebec.hostname={name} rebec.ip={}/24", lab::address(port));
+            Machine::start(&MachineConfig {
+                name,
+                emulator: &self.provisions.emulator,
+                kernel: &self.kernel,
+                initramfs,
+                words: &words,
+                accel: self.accel,
+                memory_mib: MEMORY_MIB,
+                vcpus: self.accel.processors(),
+                share: None,
+                network: Some((switch.socket(port), lab::mac(port))),
+                devices: &[],
+                evidence: self.folder.path(),
+            })
+        };
+        let machines = NAMES.iter().enumerate().map(start).collect::<Result<_>>()?;
+        Ok(Boot { began, machines, _switch: switch })
+    }
 }
 
 /// A ticket for so many hosts, asked for at a machine's console as often as it says that another command is under way.

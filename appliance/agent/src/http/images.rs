@@ -24,8 +24,7 @@ use super::{
 };
 use crate::{
     agent::{Agent, now_s, random},
-    derived::Derived,
-    run,
+    derived, run,
     vm::start,
 };
 
@@ -69,17 +68,11 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewImage>) 
             return Err(error.into());
         }
     };
-    let (kernel, disk) = (body.kernel.digest, body.disk.map(|disk| disk.part.digest));
-    agent.publish(Kind::Image, Name(random()), Some(Record::Image(body)))?;
+    agent.publish(Kind::Image, Name(random()), Some(Record::Image(body.clone())))?;
     run::publish_host(&agent);
     // Nobody waits for it but the first VM.
     let maker = agent.clone();
-    tokio::spawn(async move {
-        Derived::Kernel.ensure(&maker, &kernel, || ()).await;
-        if let Some(disk) = disk {
-            Derived::Digests.ensure(&maker, &disk, || ()).await;
-        }
-    });
+    tokio::spawn(async move { derived::ensure(&maker, &body, || ()).await });
     let shown = agent.pool(|book| shown::images(book).into_iter().find(|image| image.name == new.name))?;
     Ok(axum::Json(shown.ok_or_else(|| ApiError::not_found("image", &new.name, "rebec image ls"))?))
 }

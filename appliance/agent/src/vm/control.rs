@@ -1,12 +1,8 @@
 //! The agent's end of a VMM's control socket (docs/formats/control.md). Blocking: callers run it where that is allowed.
 
 use std::{
-    io::{IoSlice, Read, Write},
-    mem::MaybeUninit,
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::net::UnixStream,
-    },
+    io::{Read, Write},
+    os::{fd::BorrowedFd, unix::net::UnixStream},
     path::Path,
     time::Duration,
 };
@@ -14,9 +10,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use rebec_vmm_api::{
     MoveReport,
-    control::{Answer, Command, DESCRIPTORS_MAX, Hello, LINE_BYTES_MAX, PROTOCOL, Progress, Request, Response, ResponseBody, Status},
+    control::{Answer, Command, Hello, LINE_BYTES_MAX, PROTOCOL, Progress, Request, Response, ResponseBody, Status},
 };
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+use super::handover;
 
 /// A VMM answers in milliseconds; one that is stopped in a debugger does not hang its agent.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
@@ -104,10 +101,7 @@ impl Control {
         if descriptors.is_empty() {
             return self.stream.write_all(line);
         }
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
-        let sent = sendmsg(self.stream.as_fd(), &[IoSlice::new(line)], &mut ancillary, SendFlags::NOSIGNAL)?;
+        let sent = handover::send(&self.stream, line, descriptors)?;
         self.stream.write_all(&line[sent..])
     }
 

@@ -3,17 +3,17 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::IoSlice,
+    io::{self, IoSlice},
     mem::MaybeUninit,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::Path,
     process::Stdio,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use rebec_vmm_api::{Handle, handle::HANDED_MAX};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
@@ -30,27 +30,30 @@ impl Handover {
     /// Hands a file over.
     pub fn open_with(&mut self, path: &Path, options: &OpenOptions) -> Result<String> {
         let file = options.open(path).with_context(|| format!("open {}", path.display()))?;
-        Ok(self.give(file).to_string())
+        Ok(self.give(file))
     }
 
     /// Hands anything over; says what it is called on the command line.
-    pub fn give(&mut self, descriptor: impl Into<OwnedFd>) -> Handle {
+    pub fn give(&mut self, descriptor: impl Into<OwnedFd>) -> String {
         self.0.push(descriptor.into());
-        Handle::Descriptor(self.0.len() - 1)
+        Handle::Descriptor(self.0.len() - 1).to_string()
     }
 
     /// All of it, on its way: the standard input of the process. The kernel keeps it until the process takes it, or ends.
     pub fn send(self) -> Result<Stdio> {
         let (near, far) = UnixStream::pair().context("make a socket pair")?;
         let descriptors: Vec<_> = self.0.iter().map(AsFd::as_fd).collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(HANDED_MAX))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        ensure!(
-            descriptors.is_empty() || control.push(SendAncillaryMessage::ScmRights(&descriptors)),
-            "{} descriptors; at most {HANDED_MAX} can be handed over",
-            descriptors.len()
-        );
-        sendmsg(&near, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL).context("hand descriptors over")?;
+        send(&near, &[0], &descriptors).context("hand descriptors over")?;
         Ok(OwnedFd::from(far).into())
     }
+}
+
+/// Sends bytes with descriptors in one message; says how many of the bytes have left.
+pub fn send(socket: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(HANDED_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other(format!("{} descriptors; at most {HANDED_MAX} can be handed over", descriptors.len())));
+    }
+    Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
 }

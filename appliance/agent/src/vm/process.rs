@@ -85,9 +85,9 @@ fn spawn(agent: &Agent, vm: &LocalVm, peers: &Stations, how: Beginning, ports: V
             command.arg("--vcpus").arg(kept.body.vcpus.to_string());
         }
         Beginning::Arrive { at, donors } => {
-            command.arg("receive").arg("--listen").arg(handover.give(at).to_string());
+            command.arg("receive").arg("--listen").arg(handover.give(at));
             donors.into_iter().for_each(|donor| {
-                command.arg("--donor").arg(handover.give(donor).to_string());
+                command.arg("--donor").arg(handover.give(donor));
             });
         }
     }
@@ -121,7 +121,7 @@ fn spawn(agent: &Agent, vm: &LocalVm, peers: &Stations, how: Beginning, ports: V
         command.arg("--cgroup").arg(group);
     }
     command.arg("--serial").arg(format!("unix:{}", folder.join("console.sock").display()));
-    command.arg("--control").arg(folder.join("control.sock")).arg("--ledger").arg(handover.give(ledger::open(folder)?).to_string());
+    command.arg("--control").arg(folder.join("control.sock")).arg("--ledger").arg(handover.give(ledger::open(folder)?));
     // Its own process group: a signal to the agent's does not reach it, and it outlives the agent.
     command.process_group(0).stdin(handover.send()?).stdout(log.try_clone()?).stderr(log);
     command.spawn().with_context(|| format!("start {}", vmm.display()))

@@ -22,8 +22,7 @@ use super::{
 };
 use crate::{
     agent::{Agent, lock},
-    derived::Derived,
-    facts,
+    derived, facts,
     jobs::Reporter,
     mesh::Peer,
 };
@@ -110,11 +109,7 @@ pub async fn gather(agent: &Arc<Agent>, image: &ImageBody, first: &[Peer], repor
         let phase = |from: &str, done, total| reporter.progress(format!("fetching image {} from {from}", image.name), done, total);
         agent.depot.fetch(&agent.mesh, &part, &holders, phase).await?;
     }
-    let reading = || reporter.progress(format!("reading image {}", image.name), 0, 0);
-    Derived::Kernel.ensure(agent, &image.kernel.digest, reading).await;
-    if let Some(disk) = &image.disk {
-        Derived::Digests.ensure(agent, &disk.part.digest, reading).await;
-    }
+    derived::ensure(agent, image, || reporter.progress(format!("reading image {}", image.name), 0, 0)).await;
     Ok(())
 }
 
