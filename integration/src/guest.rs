@@ -21,14 +21,19 @@ use crate::{
     initramfs::Initramfs,
     modules, paths,
     provision::{Kernel, exclusive},
-    qemu::image::{ext4, newer},
+    qemu::{
+        SPARING,
+        image::{ext4, newer},
+    },
 };
 
 /// Size of the base disk.
 pub const DISK_BYTES: u64 = 256 << 20;
-/// What is asked of a stock kernel, beyond where the root is; the last three words spare emulation work (docs/notes/qemu-lab.md, "Boot").
-pub const CMDLINE: &str = "console=ttyS0 loglevel=4 panic=-1 mitigations=off audit=0 random.trust_cpu=on cryptomgr.notests init_on_alloc=0 \
-                           noreplace-smp";
+
+/// What is asked of a stock kernel, beyond where the root is.
+pub fn cmdline() -> String {
+    format!("console=ttyS0 loglevel=4 panic=-1 mitigations=off audit=0 random.trust_cpu=on {SPARING}")
+}
 
 /// Without udev nothing loads these by itself.
 const MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_net", "virtio_rng"];
@@ -83,7 +88,7 @@ echo \"dhcp $ip/$mask mtu $mtu from $serverid for $lease s\"
 
 /// Files a lab machine needs to run a VM.
 pub struct GuestFiles {
-    /// For [`CMDLINE`]'s kernel.
+    /// For [`cmdline`]'s kernel.
     pub initramfs: PathBuf,
     /// The shared base disk, raw.
     pub base: PathBuf,

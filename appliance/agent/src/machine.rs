@@ -12,7 +12,10 @@ use rebec_links::{
 };
 use tokio::sync::watch;
 
-use crate::agent::{Agent, lock};
+use crate::{
+    agent::{Agent, lock},
+    run::publish_host,
+};
 
 /// Where the appliance's resolver looks.
 const RESOLV_CONF: &str = "/run/resolv.conf";
@@ -25,15 +28,15 @@ pub fn keep(agent: &Arc<Agent>) {
     if let Some(addressing) = agent.options.links.clone() {
         // Servers that the user names are asked in place of those that DHCP names.
         let named = given.as_ref().is_some_and(Vec::is_empty).then_some(named);
-        tokio::spawn(bring_up_links(agent.own_name(), addressing, named));
+        tokio::spawn(bring_up_links(agent.clone(), addressing, named));
     }
     if given.is_some() {
         tokio::spawn(keep_time(agent.clone(), servers));
     }
 }
 
-async fn bring_up_links(hostname: String, addressing: Addressing, named: Option<watch::Sender<Vec<SocketAddr>>>) {
-    let policy = Policy { addressing, hostname: Some(hostname), resolv_conf: RESOLV_CONF.into(), only: None };
+async fn bring_up_links(agent: Arc<Agent>, addressing: Addressing, named: Option<watch::Sender<Vec<SocketAddr>>>) {
+    let policy = Policy { addressing, hostname: Some(agent.own_name()), resolv_conf: RESOLV_CONF.into(), only: None };
     let servers = Mutex::new(TimeServers::default());
     let tell = |state| {
         log::info!("link {state}");
@@ -41,6 +44,8 @@ async fn bring_up_links(hostname: String, addressing: Addressing, named: Option<
             let now = lock(&servers).after(state);
             named.send_if_modified(|known| std::mem::replace(known, now.clone()) != now);
         }
+        publish_host(&agent);
+        agent.touch();
     };
     if let Err(error) = rebec_links::bring_up(policy, tell).await {
         log::error!("links: {error}");

@@ -32,6 +32,8 @@ const DEPTH_MAX: usize = 32;
 const LATER: [&str; 8] = ["input:", "serio:", "platform:pcspkr", "dmi:", "wmi:", "acpi:PNP0C0C:", "acpi:LNXPWRBN:", "acpi:QEMU0002:"];
 /// And by the class in a PCI device's: ISA bridge (the way to the watchdog), SMBus.
 const LATER_CLASSES: [&str; 2] = ["bc06sc01", "bc0Csc05"];
+/// Fails on a processor without the instructions.
+const SHA256: &str = "sha256_ssse3";
 /// The priority of work that may wait, and how it is taken back.
 const PATIENCE: i32 = 19;
 
@@ -61,8 +63,8 @@ impl Devices {
     }
 
     /// Loads modules by name and those for the devices that were left, without taking the processor from anybody.
-    pub fn load_later(&mut self, names: &[&str]) {
-        // Without it the agent only starts more slowly.
+    fn load_later(&mut self, names: &[&str]) {
+        // Without it whoever runs beside it only runs more slowly.
         let patient = rustix::process::nice(PATIENCE).is_ok();
         let later = std::mem::take(&mut self.later);
         for wanted in names.iter().copied().chain(later.iter().map(String::as_str)) {
@@ -73,8 +75,10 @@ impl Devices {
         }
     }
 
-    /// Loads a module for every device that is there, but for those that [`Devices::load_later`] is for.
+    /// Loads a module for every device that is there, but for those that may wait. The processor's own SHA-256 comes first: the kernel hashes
+    /// each module to check its signature.
     pub fn load_present(&mut self) {
+        self.loader.load(SHA256);
         let mut found = Vec::new();
         walk(Path::new("/sys/devices"), 0, &mut found);
         found.sort();
@@ -111,15 +115,19 @@ impl Devices {
         }
     }
 
-    /// Serves announcements for as long as the machine runs.
-    pub fn serve(mut self) {
+    /// Serves announcements for as long as the machine runs; loads `names` and what was left when `pause` has passed.
+    pub fn serve(mut self, names: &[&str], pause: Duration) {
+        let mut later = Some(Instant::now() + pause);
         loop {
-            match self.wait(None) {
+            if later.take_if(|time| Instant::now() >= *time).is_some() {
+                self.load_later(names);
+            }
+            match self.wait(later.map(|time| time.saturating_duration_since(Instant::now()))) {
                 Ok(_) => {}
                 // The kernel dropped announcements: look at everything again.
                 Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => {
                     self.load_present();
-                    self.load_later(&[]);
+                    later = Some(Instant::now());
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => return,

@@ -1,6 +1,7 @@
 //! The boot, step by step, and the loop that runs until the machine ends.
 
 use std::{
+    collections::VecDeque,
     fs, io,
     os::fd::OwnedFd,
     path::Path,
@@ -10,7 +11,10 @@ use std::{
 
 use nix::{
     fcntl::OFlag,
-    sys::signal::{SigSet, Signal},
+    sys::{
+        inotify::{AddWatchFlags, InitFlags, Inotify},
+        signal::{SigSet, Signal},
+    },
     unistd::Pid,
 };
 use rebec_api::screen::Screen;
@@ -32,20 +36,30 @@ use crate::{
 const VMM: &str = "/usr/bin/rebec-vmm";
 /// The image has no such program. A lab that appends one to the initrd reaches into its machines with it.
 const LAB: &str = "/lab/start";
+const RUN: &str = "/run/rebec";
 const SCREEN: &str = "/run/rebec/screen.json";
 const SCREEN_BYTES_MAX: u64 = 64 << 10;
 /// How often the screen's file is looked at and the watchdog petted.
 const TURN: Duration = Duration::from_millis(500);
 /// Disks are waited for until no device came for this long: USB sticks take a second to show theirs.
 const QUIET: Duration = Duration::from_millis(1200);
+/// And for this long where state is in RAM and there is no USB: all that may come is a seed volume in a drive.
+const QUIET_NO_USB: Duration = Duration::from_millis(300);
+const USB_DEVICES: &str = "/sys/bus/usb/devices";
 /// And never longer than this.
 const DISKS_DEADLINE: Duration = Duration::from_secs(15);
+/// Drivers that no join needs are loaded when this has passed.
+const JOIN_TIME: Duration = Duration::from_secs(10);
 /// Events that may wait; those who send them wait too.
 const EVENTS_MAX: usize = 64;
+/// Commands typed while another runs.
+const TYPED_AHEAD_MAX: usize = 8;
 const SIGNALS: [Signal; 6] = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGPWR];
 
 /// What the loop hears of.
 pub enum Event {
+    /// The agent wrote its screen anew.
+    Screen,
     /// A signal arrived.
     Signal(Signal),
     /// A line was typed.
@@ -75,6 +89,8 @@ struct Machine {
     notes: Vec<String>,
     /// The command that runs, and the console it was typed at.
     running: Option<(Pid, usize)>,
+    /// Commands typed meanwhile, and where.
+    typed_ahead: VecDeque<(Vec<String>, usize)>,
     events: SyncSender<Event>,
 }
 
@@ -84,7 +100,7 @@ pub fn run() -> ! {
     if let Err(error) = modules::answer_from_now_on() {
         notes.push(format!("the kernel cannot ask for modules: {error}; make the image anew"));
     }
-    fs::create_dir_all("/run/rebec").ok();
+    fs::create_dir_all(RUN).ok();
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let options = Options::parse(&command_line);
     notes.extend(options.unknown.iter().map(|word| {
@@ -98,6 +114,7 @@ pub fn run() -> ! {
     }
     let (events, inbox) = sync_channel(EVENTS_MAX);
     catch_signals(&events, &mut notes);
+    watch_screen(&events, &mut notes);
     let consoles = console::open_all(&events);
     let (output, tail) = match agent::keep_log() {
         Ok((output, tail)) => (Some(output), tail),
@@ -112,8 +129,19 @@ pub fn run() -> ! {
         notes.push(format!("{LAB}: {error}"));
     }
     let hostname = String::from("rebec");
-    let mut machine =
-        Machine { consoles, agent: None, tail, screen: None, screen_time: None, hostname, state: None, notes, running: None, events };
+    let mut machine = Machine {
+        consoles,
+        agent: None,
+        tail,
+        screen: None,
+        screen_time: None,
+        hostname,
+        state: None,
+        notes,
+        running: None,
+        typed_ahead: VecDeque::new(),
+        events,
+    };
     machine.show();
     let volumes = machine.bring_devices(&options);
     machine.name(options.hostname.as_deref());
@@ -136,13 +164,13 @@ impl Machine {
         };
         devices.load_present();
         let mut volumes = Volumes::default();
-        devices.settle(QUIET, DISKS_DEADLINE, || {
+        let usb = fs::read_dir(USB_DEVICES).is_ok_and(|mut devices| devices.next().is_some());
+        devices.settle(if options.state_in_ram && !usb { QUIET_NO_USB } else { QUIET }, DISKS_DEADLINE, || {
             volumes = Volumes::find();
             (options.state_in_ram || volumes.has_state()) && (options.ticket.is_some() || volumes.has_seed())
         });
         let served = std::thread::Builder::new().name("devices".to_owned()).spawn(move || {
-            devices.load_later(&ALWAYS);
-            devices.serve();
+            devices.serve(&ALWAYS, JOIN_TIME);
         });
         if let Err(error) = served {
             self.notes.push(format!("devices that come later get no driver: {error}"));
@@ -200,7 +228,7 @@ impl Machine {
                 }
                 Ok(Event::Typed { console, line }) => self.typed(console, &line),
                 Ok(Event::Said { console, line }) => self.say(console, &format!("{line}\r\n")),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+                Ok(Event::Screen) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             self.reap();
         }
@@ -218,16 +246,27 @@ impl Machine {
                 self.say(console, &format!("rebec {}.\r\n", ended.how));
             }
         }
+        self.start_next();
     }
 
     fn typed(&mut self, console: usize, line: &str) {
         let Some(Typed::Command(words)) = self.consoles.get_mut(console).map(|console| console.typed(line)) else { return };
-        if self.running.is_some() {
-            return self.say(console, "A command is under way; try again when it has ended.\r\n");
+        if self.typed_ahead.len() == TYPED_AHEAD_MAX {
+            return self.say(console, "Too many commands wait for one that is under way; try again when it has ended.\r\n");
         }
-        match self.start_command(&words, console) {
-            Ok(pid) => self.running = Some((pid, console)),
-            Err(error) => self.say(console, &format!("rebec cannot be started: {error}\r\n")),
+        self.typed_ahead.push_back((words, console));
+        self.start_next();
+    }
+
+    /// Commands run one after the other.
+    fn start_next(&mut self) {
+        while self.running.is_none()
+            && let Some((words, console)) = self.typed_ahead.pop_front()
+        {
+            match self.start_command(&words, console) {
+                Ok(pid) => self.running = Some((pid, console)),
+                Err(error) => self.say(console, &format!("rebec cannot be started: {error}\r\n")),
+            }
         }
     }
 
@@ -301,6 +340,26 @@ fn catch_signals(events: &SyncSender<Event>, notes: &mut Vec<String>) {
     });
     if let Err(error) = blocked.and(waiting.map(|_| ())) {
         notes.push(format!("signals are not heard: {error}; use the power button to end this machine"));
+    }
+}
+
+/// Has a thread wait for new screens.
+fn watch_screen(events: &SyncSender<Event>, notes: &mut Vec<String>) {
+    let events = events.clone();
+    let opened = || {
+        let watch = Inotify::init(InitFlags::IN_CLOEXEC)?;
+        watch.add_watch(RUN, AddWatchFlags::IN_MOVED_TO)?;
+        std::thread::Builder::new().name("screen".to_owned()).spawn(move || {
+            while watch.read_events().is_ok() {
+                if events.send(Event::Screen).is_err() {
+                    return;
+                }
+            }
+        })
+    };
+    if let Err(error) = opened() {
+        // It is looked at now and then anyway.
+        notes.push(format!("{RUN} is not watched: {error}"));
     }
 }
 

@@ -24,7 +24,7 @@ const MODPROBE: &str = "/sbin/modprobe";
 /// Modules that nothing asks for before their device nodes are wanted. All others come by devices or at the kernel's request.
 pub const ALWAYS: [&str; 5] = ["tun", "fuse", "loop", "vxlan", "vhost_vsock"];
 /// Ciphers come when something uses them: processors ask for dozens, whose self-tests take a second of every boot.
-const ON_REQUEST: [&str; 2] = ["kernel/crypto/", "kernel/arch/x86/crypto/"];
+const ON_REQUEST: [&str; 3] = ["kernel/crypto/", "kernel/lib/crypto/", "kernel/arch/x86/crypto/"];
 const PROCESSOR: &str = "cpu:";
 const COMPRESSED_FILE: i32 = 4;
 

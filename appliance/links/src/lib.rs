@@ -38,6 +38,9 @@ use kernel::{Interface, Kernel};
 
 /// How often new interfaces and lost carriers are looked for.
 const LOOK: Duration = Duration::from_secs(1);
+/// The first pause of one that waits for a carrier, which comes a moment after an interface is switched on; each is twice the one before, up to
+/// [`LOOK`].
+const LOOK_FIRST: Duration = Duration::from_millis(20);
 /// Pause before an interface that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
 /// Routes of later interfaces count less.
@@ -182,22 +185,23 @@ async fn keep_up(
         return std::future::pending().await;
     }
     let metric = METRIC + interface.index;
-    let mut told_no_carrier = false;
+    let (mut pause, mut told_no_carrier) = (LOOK_FIRST, false);
     // A network without IPv4 stays so: that DHCP is asked in vain is told once.
     let (mut failure, mut ipv6) = (None, Vec::new());
     loop {
         match kernel.interface(interface.index).await {
             None => return interface.index,
             Some(now) if !now.carrier => {
-                if !told_no_carrier {
+                if !told_no_carrier && pause == LOOK {
                     say(Progress::NoCarrier);
                     told_no_carrier = true;
                 }
                 failure = None;
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LOOK);
                 continue;
             }
-            Some(_) => told_no_carrier = false,
+            Some(_) => (pause, told_no_carrier) = (LOOK_FIRST, false),
         }
         let served = async {
             match &policy.addressing {

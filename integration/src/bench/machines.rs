@@ -2,7 +2,6 @@
 //! kernel alone.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -25,9 +24,6 @@ const TARGET_S: f64 = 16.0;
 const MEMORY_MIB: u32 = 512;
 /// Five times what two busy cores were seen to need.
 const DEADLINE: Duration = Duration::from_secs(200);
-/// How long a machine may take to print a ticket before it is asked again.
-const ANSWER_TIME: Duration = Duration::from_secs(1);
-const LOOK: Duration = Duration::from_millis(20);
 const MARK: &str = "rebec-init";
 
 /// Boots them twice: as they are, and with a PID 1 that only says that it runs.
@@ -50,13 +46,13 @@ pub fn measure() -> Result<Vec<Figure>> {
     let all = rack.boot(&appliance.initrd())?;
     let [first, others @ ..] = &all.machines[..] else { bail!("invariant: there are four machines") };
     pool::wait_agent(first, DEADLINE)?;
-    first.type_line("rebec pool init bench --domain lab")?;
-    pool::wait_member(first, "lab")?;
-    let ticket = ticket(first, others.len())?;
+    let ticket = pool::found_by_typing(first, "bench", "lab", others.len())?;
+    say("bench", format_args!("m1 shows a ticket: {:.1} s", all.began.elapsed().as_secs_f64()));
     for machine in others {
         pool::wait_agent(machine, DEADLINE)?;
         machine.type_line(&ticket)?;
     }
+    others.iter().try_for_each(|machine| pool::wait_member(machine, "lab"))?;
     let joined_s = all.began.elapsed().as_secs_f64();
     let how = "four machines of 512 MiB boot the image's kernel and initrd side by side; one founds a pool, the others join by a ticket typed at their consoles; \
                the peer is the same machines and kernel with a PID 1 that only says that it runs";
@@ -109,27 +105,4 @@ impl Rack {
         let machines = NAMES.iter().enumerate().map(start).collect::<Result<_>>()?;
         Ok(Boot { began, machines, _switch: switch })
     }
-}
-
-/// A ticket for so many hosts, asked for at a machine's console as often as it says that another command is under way.
-fn ticket(machine: &Machine, uses: usize) -> Result<String> {
-    let end = Instant::now() + DEADLINE;
-    while Instant::now() < end {
-        machine.type_line(&format!("rebec host invite --uses {uses}"))?;
-        let answered = Instant::now() + ANSWER_TIME;
-        while Instant::now() < answered {
-            let console = fs::read(machine.console()).with_context(|| format!("read {}", machine.console().display()))?;
-            if let Some(ticket) = shown_ticket(&String::from_utf8_lossy(&console)) {
-                return Ok(ticket);
-            }
-            std::thread::sleep(LOOK);
-        }
-    }
-    bail!("machine {} shows no ticket: {}", machine.name(), machine.console().display())
-}
-
-fn shown_ticket(console: &str) -> Option<String> {
-    // The last line may still grow.
-    let (whole, _) = console.rsplit_once('\n')?;
-    whole.lines().map(str::trim).find(|line| line.starts_with("rebec1")).map(str::to_owned)
 }

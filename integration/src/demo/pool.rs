@@ -211,9 +211,9 @@ fn boot(options: &Options) -> Result<Lab> {
 /// One pool of two domains, by tickets that are typed at the consoles of those who join.
 fn found(lab: &Lab) -> Result<()> {
     let [a1, a2, b1] = &lab.machines[..] else { bail!("invariant: there are three machines") };
-    pool::found(a1, "demo", DOMAINS[0])?;
-    for (machine, words, domain) in [(a2, &["host", "invite"][..], DOMAINS[1]), (b1, &["domain", "invite", "beta"], DOMAINS[2])] {
-        let ticket = pool::ticket(a1, words)?;
+    let for_host = pool::found_by_typing(a1, "demo", DOMAINS[0], 1)?;
+    let for_domain = pool::ticket(a1, &["domain", "invite", "beta"])?;
+    for (machine, ticket, domain) in [(a2, for_host, DOMAINS[1]), (b1, for_domain, DOMAINS[2])] {
         let took = pool::join_by_typing(machine, &ticket, domain)?;
         let name = machine.name();
         say("demo", format_args!("host {name} joined domain {domain} {:.1} s after its ticket was typed", took.as_secs_f64()));
@@ -222,7 +222,7 @@ fn found(lab: &Lab) -> Result<()> {
 }
 
 fn start_vms(lab: &Lab, first: &Machine) -> Result<(VmInfo, VmInfo, VmInfo)> {
-    let cmdline = format!("{} rebec.ip=dhcp", guest::CMDLINE);
+    let cmdline = format!("{} rebec.ip=dhcp", guest::cmdline());
     let files = ["--kernel", "/share/guest/vmlinuz", "--initramfs", "/share/guest/initramfs", "--disk", "/share/guest/base.qcow2"];
     let start = Instant::now();
     rebec(first, &[&["image", "import", "debian", "--cmdline", &cmdline], &files[..]].concat(), FILES_DEADLINE)?;

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Accel, tsc};
+use super::{Accel, SPARING, tsc};
 use crate::{channel::client::Client, provision::Emulator};
 
 /// How long a machine may take from its start to its agent: five times what two busy cores were seen to need.
@@ -184,14 +184,11 @@ fn arguments(command: &mut Command, config: &MachineConfig<'_>, port: &Path, con
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", "q35"]).args(config.accel.arguments());
     command.args(["-name", config.name, "-smp", &config.vcpus.to_string(), "-m", &config.memory_mib.to_string()]);
     command.arg("-kernel").arg(config.kernel).arg("-initrd").arg(config.initramfs);
-    // tsc=reliable: under emulation the watchdog would call the clock unstable whenever the host is busy. The self-tests of the kernel's
-    // ciphers take a second or two there; so do clearing pages when they are given out and, for the only processor, patching the lock
-    // prefixes out of all code.
-    let mut cmdline = "console=ttyS0 loglevel=4 panic=-1 tsc=reliable no_timer_check mitigations=off audit=0 random.trust_cpu=on \
-                       cryptomgr.notests"
-        .to_owned();
+    // tsc=reliable: under emulation the watchdog would call the clock unstable whenever the host is busy.
+    let mut cmdline =
+        "console=ttyS0 loglevel=4 panic=-1 tsc=reliable no_timer_check mitigations=off audit=0 random.trust_cpu=on".to_owned();
     if config.accel == Accel::Tcg {
-        cmdline += " init_on_alloc=0 noreplace-smp";
+        cmdline += &format!(" {SPARING}");
         if let Some(khz) = tsc::known_khz() {
             cmdline += &format!(" tsc_early_khz={khz}");
         }

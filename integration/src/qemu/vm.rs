@@ -101,7 +101,7 @@ impl Vm {
         guest::overlay(&disk, "/share/guest/base.raw")?;
         host.put_file(&spec.disk(), &disk, 0o600, ORDER_DEADLINE)?;
         fs::remove_file(&disk).with_context(|| format!("remove {}", disk.display()))?;
-        let cmdline = format!("{} rebec.name={} rebec.ip=dhcp", guest::CMDLINE, spec.name);
+        let cmdline = format!("{} rebec.name={} rebec.ip=dhcp", guest::cmdline(), spec.name);
         let mut argv = words(&["run", "--kernel", "/share/guest/vmlinux", "--initramfs", "/share/guest/initramfs"]);
         argv.extend(words(&["--cmdline", &cmdline, "--memory", spec.memory, "--vcpus", &spec.vcpus.to_string()]));
         Self::start(lab, machine, spec, peers, argv, "run")

@@ -131,7 +131,7 @@ fn vmm_arguments(options: &Options) -> Vec<String> {
         KernelForm::Elf => "/share/guest/vmlinux",
     };
     add(&["/share/bin/rebec-vmm", "run", "--kernel", kernel, "--initramfs", "/share/guest/initramfs"]);
-    let mut cmdline = format!("{} rebec.name=guest", guest::CMDLINE);
+    let mut cmdline = format!("{} rebec.name=guest", guest::cmdline());
     if options.net {
         cmdline += " rebec.ip=dhcp";
         add(&["--net", "vni=7,mac=52:54:00:77:00:01,local=10.0.0.1:4790,ip=10.77.0.1/24"]);
