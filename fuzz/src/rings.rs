@@ -321,10 +321,12 @@ pub fn net_device() -> (Box<dyn VirtioDevice>, Wire) {
     (Box::new(NetDevice::new([0x52, 0x54, 0, 0, 0, 1], 1400, port)), wire)
 }
 
+type Sent = (NetHeader, Vec<u8>);
+
 /// Frames on their way to the card.
 #[derive(Debug, Clone)]
 pub struct Wire {
-    incoming: Arc<Mutex<VecDeque<(NetHeader, Vec<u8>)>>>,
+    incoming: Arc<Mutex<VecDeque<Sent>>>,
     readable: Arc<OwnedFd>,
 }
 

@@ -14,7 +14,7 @@ use crate::{progress::say, qemu::Orders};
 
 const PORT: u16 = 5001;
 // Under emulation frames are dear: more than this left guests on two busy cores no time to answer.
-const TRANSFER_KBIT: u32 = 1000;
+const TRANSFER_KBIT: u32 = 250;
 const PING_EVERY_MS: u64 = 10;
 const CONTROL_PING_EVERY_MS: u64 = 100;
 /// What `web` does to its disk and memory during each move.
@@ -65,8 +65,10 @@ impl Work {
     /// Begins transfer and pings, and leaves them alone for a moment.
     pub fn begin(web: Orders, client: Orders, web_address: Ipv4Addr, control_address: Ipv4Addr) -> Result<Self> {
         let mut work = Self { web, client, web_address, control_address };
-        let mbit = TRANSFER_KBIT / 1000;
-        say("demo", format_args!("client sends to web at {mbit} Mbit/s with a running checksum and pings every {PING_EVERY_MS} ms"));
+        say(
+            "demo",
+            format_args!("client sends to web at {TRANSFER_KBIT} kbit/s with a running checksum and pings every {PING_EVERY_MS} ms"),
+        );
         work.set_clock()?;
         work.web.order(What::WatchClocks, WORK_DEADLINE)?;
         // Before there is traffic: with it, filling the pattern took more than 100 s under emulation.

@@ -31,6 +31,11 @@ pub fn run() -> Result<ExitCode> {
             step(&format!("formatting of {manifest}"), &["fmt", "--check", "--manifest-path", manifest])?;
         }
     }
+    // The guest is built by every test that boots it; a fuzz target by nothing but fuzzing, which comes last.
+    step(
+        "lints of fuzz/Cargo.toml",
+        &["clippy", "--quiet", "--manifest-path", "fuzz/Cargo.toml", "--all-targets", "--", "-D", "warnings"],
+    )?;
     say("check", "all is in order");
     Ok(ExitCode::SUCCESS)
 }
