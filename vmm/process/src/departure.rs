@@ -72,7 +72,7 @@ pub fn thread(events: SyncSender<Event>) -> Result<SyncSender<Departure>> {
         // The owner is gone only when the process is ending.
         events.send(Event::Departed(departed)).unwrap_or_default();
     };
-    ServiceThreads.spawn("move", Box::new(body)).context("start the move's thread")?;
+    WorkThreads.spawn("move", Box::new(body)).context("start the move's thread")?;
     Ok(give)
 }
 
