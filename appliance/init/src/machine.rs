@@ -169,9 +169,7 @@ impl Machine {
             volumes = Volumes::find();
             (options.state_in_ram || volumes.has_state()) && (options.ticket.is_some() || volumes.has_seed())
         });
-        let served = std::thread::Builder::new().name("devices".to_owned()).spawn(move || {
-            devices.serve(&ALWAYS, JOIN_TIME);
-        });
+        let served = std::thread::Builder::new().name("devices".to_owned()).spawn(move || devices.serve(&ALWAYS, JOIN_TIME));
         if let Err(error) = served {
             self.notes.push(format!("devices that come later get no driver: {error}"));
         }

@@ -138,15 +138,20 @@ impl Machine {
 
     /// Waits until its console has said something.
     pub fn wait_console(&self, text: &str, deadline: Duration) -> Result<()> {
+        self.find_on_console(&format!("{text:?}"), deadline, |said| said.contains(text).then_some(()))
+    }
+
+    /// Waits until something can be found in all that its console has said. `what` is its name for people.
+    pub fn find_on_console<T>(&self, what: &str, deadline: Duration, find: impl Fn(&str) -> Option<T>) -> Result<T> {
         let start = Instant::now();
         while start.elapsed() < deadline {
             let said = fs::read(&self.console).with_context(|| format!("read {}", self.console.display()))?;
-            if String::from_utf8_lossy(&said).contains(text) {
-                return Ok(());
+            if let Some(found) = find(&String::from_utf8_lossy(&said)) {
+                return Ok(found);
             }
             std::thread::sleep(LOOK);
         }
-        bail!("the console of machine {} did not say {text:?} in {} s", self.name, deadline.as_secs())
+        bail!("the console of machine {} did not say {what} in {} s", self.name, deadline.as_secs())
     }
 
     /// Runs a line of shell; an exit code other than 0 is an error.

@@ -2,10 +2,7 @@
 //!
 //! The commands run inside the machines, through the lab's own channel: the image itself has no shell and no such channel.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use rebec_api::{
@@ -21,8 +18,6 @@ const COMMAND_DEADLINE: Duration = Duration::from_secs(120);
 /// A join is 2 s at most on an idle host; emulated machines on a busy one wait for their turn.
 const JOIN_DEADLINE: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(200);
-/// Between two looks at a console.
-const GLANCE: Duration = Duration::from_millis(50);
 
 /// Runs `rebec` in a machine and returns what it printed.
 pub fn rebec(machine: &Machine, words: &[&str], deadline: Duration) -> Result<String> {
@@ -45,27 +40,21 @@ pub fn wait_agent(machine: &Machine, deadline: Duration) -> Result<()> {
 pub fn found_by_typing(machine: &Machine, pool: &str, domain: &str, uses: usize) -> Result<String> {
     machine.type_line(&format!("rebec pool init {pool} --domain {domain}"))?;
     machine.type_line(&format!("rebec host invite --uses {uses}"))?;
-    let shown = |console: &str| {
+    machine.find_on_console("a ticket", JOIN_DEADLINE, |said| {
         // The last line may still grow.
-        let (whole, _) = console.rsplit_once('\n')?;
-        whole.lines().map(str::trim).find(|line| line.starts_with("rebec1")).map(str::to_owned)
-    };
-    let end = Instant::now() + JOIN_DEADLINE;
-    while Instant::now() < end {
-        let console = fs::read(machine.console()).with_context(|| format!("read {}", machine.console().display()))?;
-        if let Some(ticket) = shown(&String::from_utf8_lossy(&console)) {
-            return Ok(ticket);
-        }
-        std::thread::sleep(GLANCE);
-    }
-    bail!("machine {} shows no ticket: {}", machine.name(), machine.console().display())
+        let (whole, _) = said.rsplit_once('\n')?;
+        ticket_in(whole)
+    })
+}
+
+fn ticket_in(text: &str) -> Option<String> {
+    text.lines().map(str::trim).find(|line| line.starts_with("rebec1")).map(str::to_owned)
 }
 
 /// Makes a ticket, by `host invite` or `domain invite NAME`.
 pub fn ticket(machine: &Machine, words: &[&str]) -> Result<String> {
     let printed = rebec(machine, words, COMMAND_DEADLINE)?;
-    let ticket = printed.lines().find(|line| line.starts_with("rebec1"));
-    ticket.map(str::to_owned).with_context(|| format!("rebec {} printed no ticket", words.join(" ")))
+    ticket_in(&printed).with_context(|| format!("rebec {} printed no ticket", words.join(" ")))
 }
 
 /// Types a ticket at a machine's console and waits until the screen there says that it is a member. Returns how long that took.
