@@ -82,10 +82,10 @@ fn restore(part: &Part) {
             }
         }
         PartKind::Power => {
-            let ports = PowerPorts::new();
+            let ports = PowerPorts::new(irq());
             if ports.restore(part).is_ok() {
                 let saved = ports.save();
-                PowerPorts::new().restore(&saved).expect("what was saved is taken back");
+                PowerPorts::new(irq()).restore(&saved).expect("what was saved is taken back");
             }
         }
         PartKind::Virtio => virtio(part),
@@ -136,7 +136,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     serial.push_input(b"some input");
     let mut parts = vec![
         serial.save(),
-        PowerPorts::new().save(),
+        PowerPorts::new(irq()).save(),
         device(block_device(false), 0),
         device(Box::new(RngDevice::new(io::repeat(1))), 1),
         device(net_device().0, 2),

@@ -64,7 +64,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         endpoint: SocketAddrV4::new([10, 0, 0, 2].into(), 4789),
         ip: Some([10, 7, 0, 5].into()),
     };
-    let commands = [Command::Status, Command::Pause, Command::Stop, Command::Donate, fdb, Command::Migrate(migrate)];
+    let commands = [Command::Status, Command::Pause, Command::Stop, Command::PowerButton, Command::Donate, fdb, Command::Migrate(migrate)];
     let progress = Progress {
         phase: "rounds".to_owned(),
         round: 1,

@@ -3,6 +3,10 @@
 use std::{collections::BTreeMap, fs, os::unix::fs::FileExt as _, time::Duration};
 
 use anyhow::Result;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use rebec_lab::netlab::{
     NetLab, Vmm, guest,
     pattern::{self, BLOCK_MAGIC},
@@ -198,6 +202,44 @@ fn acknowledged_writes_are_on_the_disk_after_the_end() -> Result<()> {
     assert!(scan.number("ok")? == 1 && scan.number("used")? == found, "{} of {found}", scan.text);
     vmm.must(machine, &["stop"])?;
     assert!(vmm.wait(SHORT)?.success());
+    lab.succeeded();
+    Ok(())
+}
+
+#[test]
+fn the_power_button_is_answered_ignored_or_not_heard() -> Result<()> {
+    let mut lab = NetLab::start("local-button", &["a"])?;
+    let [machine] = &lab.machines[..] else { unreachable!("one machine was asked for") };
+    let started = |name: &str, button: &str| {
+        let vmm = Vmm::run(machine, name, &guest::config("16M", &format!("fill=zero {button}"))?)?;
+        vmm.console.wait("hb 1 ", SHORT)?;
+        anyhow::Ok(vmm)
+    };
+    let terminate = |vmm: &Vmm| kill(Pid::from_raw(vmm.process().cast_signed()), Signal::SIGTERM);
+
+    let mut obeys = started("obeys", "button=off")?;
+    obeys.must(machine, &["power-button"])?;
+    obeys.console.wait("bye power-button", SHORT)?;
+    assert!(obeys.wait(SHORT)?.success());
+    let mut obeys = started("obeys-a-signal", "button=off")?;
+    terminate(&obeys)?;
+    obeys.console.wait("bye power-button", SHORT)?;
+    assert!(obeys.wait(SHORT)?.success());
+
+    let mut deaf = started("deaf", "")?;
+    let refused = deaf.ctl(machine, &["power-button"])?;
+    assert!(refused.code == Some(1) && refused.stderr.contains("does not listen to its power button"), "{}", refused.stderr);
+    terminate(&deaf)?;
+    assert!(deaf.wait(SHORT)?.success());
+
+    let mut ignores = started("ignores", "button=ignore")?;
+    ignores.must(machine, &["power-button"])?;
+    terminate(&ignores)?;
+    let mark = ignores.console.mark();
+    ignores.console.wait_after(mark, "hb ", SHORT)?;
+    assert!(ignores.is_alive());
+    terminate(&ignores)?;
+    assert!(ignores.wait(SHORT)?.success());
     lab.succeeded();
     Ok(())
 }

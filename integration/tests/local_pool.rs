@@ -206,3 +206,41 @@ fn an_agent_that_ends_during_a_move_stops_no_vm() -> Result<()> {
     agents.succeeded();
     Ok(())
 }
+
+#[test]
+fn a_guest_is_asked_to_power_itself_off_before_its_power_is_cut() -> Result<()> {
+    let mut agents = Agents::start("local-pool-stop", &["a1"])?;
+    agents.found(&["alpha"])?;
+    agents.furnish()?;
+    for (name, button) in [("obeys", "button=off"), ("ignores", "button=ignore"), ("deaf", "")] {
+        agents.run(name, "a1", "16M", &[], &format!("heartbeat_ms=50 fill=zero {button}"))?;
+        eventually("it beats", SOON, || Ok(Beats::of(agents.host("a1"), name)?.last() > 1))?;
+    }
+    let is_stopped = |vm: &serde_json::Value, why: &str| {
+        same("its state", &vm["state"], "stopped")?;
+        same("its reason", &vm["reason"], why)
+    };
+    let a1 = agents.host("a1");
+    is_stopped(&a1.must(&["vm", "stop", "obeys"])?, "its guest powered itself off, as was asked for")?;
+    let said = a1.ask(&["vm", "logs", "obeys", "--tail", "1K"])?.stdout;
+    ensure!(said.contains("bye power-button"), "{said}");
+    is_stopped(&a1.must(&["vm", "stop", "deaf"])?, "its power was cut: its guest does not listen to its power button")?;
+    let late = a1.must(&["vm", "stop", "ignores", "--timeout", "1"])?;
+    is_stopped(&late, "its power was cut: its guest did not power itself off within 1 s")?;
+
+    // A new agent goes on asking, and whoever has less patience is not kept waiting.
+    a1.must(&["vm", "start", "ignores"])?;
+    eventually("it beats", SOON, || Ok(Beats::of(a1, "ignores")?.last() > 1))?;
+    a1.ask(&["vm", "stop", "ignores", "--detach"])?;
+    let asked = |host: &Host| Ok(host.vm("ignores")?["reason"] == "its guest was asked to power itself off, and has 60 s for that");
+    eventually("its guest is asked", SOON, || asked(a1))?;
+    let (code, said) = a1.refused(&["vm", "rm", "ignores"])?;
+    ensure!(code == 1 && said.contains("rebec vm stop ignores"), "{said}");
+    agents.hosts[0].kill()?;
+    agents.restart(0)?;
+    let a1 = agents.host("a1");
+    eventually("its guest is asked again", SOON, || asked(a1))?;
+    is_stopped(&a1.must(&["vm", "stop", "ignores", "--timeout", "0"])?, "its power was cut, as was asked for")?;
+    agents.succeeded();
+    Ok(())
+}

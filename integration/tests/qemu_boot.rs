@@ -1,5 +1,5 @@
 //! Stock Debian kernels on real KVM: they boot in every form and with every count of vCPUs, see what the machine is made of,
-//! and turn it off, restart it and crash it.
+//! hear of its power button, and turn it off, restart it and crash it.
 //!
 //! Two lab machines for the whole file, since one takes longer to boot than a VM in it; they share the work. The guests' initramfs says
 //! what the kernel sees of its processors, devices and clocks as `fact NAME VALUE` and then does what `rebec.do` names.
@@ -18,13 +18,16 @@ use rebec_lab::{
     artifacts::{self, Artifact},
     channel::client::Job,
     initramfs::Initramfs,
+    modules,
     progress::say,
-    provision,
+    provision::{self, Kernel},
     qemu::{Lab, LabConfig, Machine, Shape, image::Share, vm},
 };
 
 /// How long a VM may take from exec to its end: five times what two busy cores were seen to need for 16 vCPUs.
 const DEADLINE: Duration = Duration::from_secs(300);
+/// How long a machine that boots VMs may take to press a button.
+const PRESS_DEADLINE: Duration = Duration::from_secs(60);
 const CMDLINE: &str = "console=ttyS0 loglevel=7 panic=-1 mitigations=off audit=0 random.trust_cpu=on";
 
 const OFF: &str = "rebec.do=off";
@@ -53,6 +56,15 @@ fact end
 case $order in
     off) poweroff -f;;
     reboot) reboot -f;;
+    button)
+        mount -t devtmpfs dev /dev
+        for module in $(cat /modules/list); do insmod $module; done
+        mkdir -p /etc/acpi/PWRF
+        printf '#!/bin/sh\\necho fact button pressed\\npoweroff -f\\n' > /etc/acpi/PWRF/00000080
+        chmod +x /etc/acpi/PWRF/00000080
+        fact listens
+        acpid -d
+        ;;
 esac
 sleep 1000
 ";
@@ -87,6 +99,12 @@ struct Guest<'a> {
     vcpus: u8,
     memory: &'a str,
     words: &'a str,
+}
+
+impl Guest<'_> {
+    fn control(&self) -> String {
+        format!("/run/{}-{}-{}.sock", self.kernel, self.vcpus, self.words.replace('.', "-"))
+    }
 }
 
 /// A VM under way, what it has said so far, and when it must be over.
@@ -166,11 +184,12 @@ fn a_fact_is_whole_if_the_kernel_speaks_in_the_middle_of_it() {
 fn start(machine: &Machine, guest: &Guest<'_>) -> Result<Running> {
     let kernel = format!("/share/kernels/{}", guest.kernel);
     let (vcpus, cmdline) = (guest.vcpus.to_string(), format!("{CMDLINE} {}", guest.words));
+    let control = guest.control();
     let argv = [
         [vm::PROGRAM, "run", "--kernel", &kernel, "--initramfs", "/share/facts.cpio", "--cmdline", &cmdline],
-        ["--memory", guest.memory, "--vcpus", &vcpus, "--serial", "stdio", "", ""],
+        ["--memory", guest.memory, "--vcpus", &vcpus, "--serial", "stdio", "--control", &control],
     ];
-    let argv: Vec<&str> = argv.concat().into_iter().filter(|word| !word.is_empty()).collect();
+    let argv = argv.concat();
     let job = machine.start(&argv)?;
     Ok(Running { job, said: String::new(), errors: String::new(), end: Instant::now() + DEADLINE })
 }
@@ -220,6 +239,24 @@ fn restarts(machine: &Machine, guest: &Guest<'_>) -> Result<()> {
     Ok(())
 }
 
+/// A guest whose user space listens to the power button turns itself off when that is pressed.
+fn obeys(machine: &Machine, guest: &Guest<'_>) -> Result<()> {
+    let mut vm = start(machine, guest)?;
+    vm.wait("fact listens", 1)?;
+    // Whoever listens begins after the guest's last word; what comes before that is heard by nobody.
+    while !vm.said.contains("fact button pressed") {
+        ensure!(vm.job.ended()?.is_none() && Instant::now() < vm.end, "the button is not heard: {}", vm.last_words());
+        machine.check(&[vm::PROGRAM, "ctl", &guest.control(), "power-button"], PRESS_DEADLINE)?;
+        vm.listen();
+    }
+    let code = vm.finish()?;
+    ensure!(code == 0 && vm.errors.is_empty(), "exit code {code}: {}", vm.last_words());
+    ensure!(vm.said.contains("fact button pressed"), "it ended otherwise: {}", vm.last_words());
+    let complaints: Vec<&str> = vm.said.lines().filter(|line| COMPLAINTS.iter().any(|bad| line.contains(bad))).collect();
+    ensure!(complaints.is_empty(), "the kernel complains: {complaints:#?}");
+    Ok(())
+}
+
 /// A guest that resets by a triple fault has crashed, for all that a VMM can know.
 fn crashes(machine: &Machine, guest: &Guest<'_>) -> Result<()> {
     let mut vm = start(machine, guest)?;
@@ -234,6 +271,7 @@ fn crashes(machine: &Machine, guest: &Guest<'_>) -> Result<()> {
 enum Story<'a> {
     Boots(Guest<'a>, &'a str),
     Restarts(Guest<'a>),
+    Obeys(Guest<'a>),
     Crashes(Guest<'a>),
 }
 
@@ -242,6 +280,7 @@ impl Story<'_> {
         match self {
             Self::Boots(guest, release) => boots(machine, guest, release),
             Self::Restarts(guest) => restarts(machine, guest),
+            Self::Obeys(guest) => obeys(machine, guest),
             Self::Crashes(guest) => crashes(machine, guest),
         }
     }
@@ -249,13 +288,14 @@ impl Story<'_> {
 
 impl fmt::Display for Story<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Boots(guest, _) | Self::Restarts(guest) | Self::Crashes(guest)) = self;
+        let (Self::Boots(guest, _) | Self::Restarts(guest) | Self::Obeys(guest) | Self::Crashes(guest)) = self;
         write!(f, "{} with {} vCPUs, {}", guest.kernel, guest.vcpus, guest.words)
     }
 }
 
-fn write_initramfs(path: &Path) -> Result<()> {
+fn write_initramfs(path: &Path, kernel: &Kernel) -> Result<()> {
     let mut tree = Initramfs::with_busybox()?;
+    tree.modules("modules", modules::closure(kernel, &["button", "evdev"])?);
     tree.program("init", INIT);
     tree.write(path)
 }
@@ -265,7 +305,7 @@ fn stock_kernels_boot_in_every_form_and_end_as_they_ask() -> Result<()> {
     let provisions = provision::provision()?;
     let folder = tempfile::tempdir().context("create a folder for the initramfs")?;
     let initramfs = folder.path().join("facts.cpio");
-    write_initramfs(&initramfs)?;
+    write_initramfs(&initramfs, &provisions.guest)?;
     let kernels = [("13", &provisions.guest), ("12", &provisions.guest_12), ("generic", &provisions.lab)];
     let program = artifacts::build(Artifact::Vmm)?;
     let mut share = Share::default().with("bin/rebec-vmm", &program).with("facts.cpio", &initramfs);
@@ -284,6 +324,7 @@ fn stock_kernels_boot_in_every_form_and_end_as_they_ask() -> Result<()> {
         Story::Boots(guest("12.bzimage", 1, "256M", OFF), release_12),
         Story::Boots(guest("13.bzimage", 2, "256M", OFF), release),
         Story::Boots(guest("13.elf", 1, "256M", OFF), release),
+        Story::Obeys(guest("13.elf", 1, "256M", "rebec.do=button")),
         Story::Restarts(guest("13.elf", 2, "256M", "rebec.do=ask")),
         Story::Boots(guest("12.elf", 4, "256M", OFF), release_12),
         Story::Boots(guest("generic.bzimage", 2, "3584M", OFF), release_generic),

@@ -20,7 +20,7 @@ use crate::{
     mesh::{Mesh, Serve, bulk, exchange},
     pool, screen,
     store::Store,
-    vm::{Want, adopt, keeper, lease, ports},
+    vm::{Want, adopt, keeper, lease, ports, stop},
 };
 
 /// Between two looks whether the host's own facts have changed.
@@ -157,7 +157,7 @@ async fn obey(agent: &Arc<Agent>) {
     for vm in agent.local_vms() {
         if vm.want() == Want::Running {
             log::error!("vm {}: ended, because this host was declared dead: {reason}", vm.name());
-            if let Err(error) = http::vms::stop_here(agent, &vm).await {
+            if let Err(error) = stop::stop(agent, &vm, Duration::ZERO, None).await {
                 log::error!("{error}");
             }
         }

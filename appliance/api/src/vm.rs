@@ -1,5 +1,5 @@
 //! VMs: `GET /v1/vms`, `POST /v1/vms` (a job), `GET /v1/vms/{name}`, `DELETE /v1/vms/{name}`,
-//! `POST /v1/vms/{name}/start` (a job), `/stop`, `/move` (a job).
+//! `POST /v1/vms/{name}/start`, `/stop`, `/move` (jobs).
 //!
 //! `GET /v1/vms/{name}/logs?tail=BYTES&follow=true` is the console's text. `GET /v1/vms/{name}/console` with
 //! `Connection: Upgrade, Upgrade: rebec-stream` becomes the console itself, raw bytes both ways; it ends when the VM leaves
@@ -60,6 +60,26 @@ impl NewVm {
     /// One.
     pub fn default_vcpus() -> u8 {
         1
+    }
+}
+
+/// `POST /v1/vms/{name}/stop`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StopVm {
+    /// How long the guest has to power itself off before its power is cut, in seconds; 0 cuts at once.
+    #[serde(default = "StopVm::default_timeout_s")]
+    pub timeout_s: u32,
+}
+
+impl StopVm {
+    /// How long a guest has where nobody said.
+    pub const DEFAULT_TIMEOUT_S: u32 = 60;
+    /// The longest that may be asked for.
+    pub const TIMEOUT_S_MAX: u32 = 3600;
+
+    fn default_timeout_s() -> u32 {
+        Self::DEFAULT_TIMEOUT_S
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     fs, io,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::Path,
+    sync::mpsc::SyncSender,
     time::{Duration, Instant},
 };
 
@@ -17,7 +18,7 @@ use nix::{
     },
 };
 
-use crate::modules::Loader;
+use crate::{machine, modules::Loader, power};
 
 /// The kernel's own announcements; group 2 would be those of udev.
 const KERNEL_GROUP: u32 = 1;
@@ -34,8 +35,11 @@ const LATER: [&str; 8] = ["input:", "serio:", "platform:pcspkr", "dmi:", "wmi:",
 const LATER_CLASSES: [&str; 2] = ["bc06sc01", "bc0Csc05"];
 /// Fails on a processor without the instructions.
 const SHA256: &str = "sha256_ssse3";
-/// The priority of work that may wait, and how it is taken back.
-const PATIENCE: i32 = 19;
+/// How far work that may wait stands behind, and how that is taken back: not so far that busy guests keep a power button from its driver.
+const PATIENCE: i32 = 5;
+
+/// What the kernel calls an input device, without its number.
+const INPUT: &str = "input/event";
 
 /// What happened to a device.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -43,6 +47,8 @@ struct Event {
     added: bool,
     modalias: Option<String>,
     block: bool,
+    /// Below `/dev`, if it is an input device's.
+    input: Option<String>,
 }
 
 /// The devices of this machine.
@@ -51,15 +57,17 @@ pub struct Devices {
     loader: Loader,
     /// Found, and not loaded yet.
     later: Vec<String>,
+    /// Whoever wants to hear of power buttons.
+    events: SyncSender<machine::Event>,
 }
 
 impl Devices {
     /// Starts to listen.
-    pub fn open(loader: Loader) -> io::Result<Self> {
+    pub fn open(loader: Loader, events: SyncSender<machine::Event>) -> io::Result<Self> {
         let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkKObjectUEvent)?;
         setsockopt(&socket, RcvBuf, &SOCKET_BYTES)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, KERNEL_GROUP))?;
-        Ok(Self { socket, loader, later: Vec::new() })
+        Ok(Self { socket, loader, later: Vec::new(), events })
     }
 
     /// Loads modules by name and those for the devices that were left, without taking the processor from anybody.
@@ -151,6 +159,9 @@ impl Devices {
         if let Some(modalias) = event.modalias.as_deref().filter(|_| event.added) {
             self.loader.load(modalias);
         }
+        if let Some(input) = event.input.as_deref().filter(|_| event.added) {
+            power::listen(input, &self.events);
+        }
         Ok(Some(event))
     }
 }
@@ -167,6 +178,7 @@ fn read(bytes: &[u8]) -> Event {
             Some(("ACTION", action)) => event.added = action == "add" || action == "change",
             Some(("MODALIAS", alias)) => event.modalias = Some(alias.to_owned()),
             Some(("SUBSYSTEM", subsystem)) => event.block = subsystem == "block",
+            Some(("DEVNAME", name)) => event.input = name.starts_with(INPUT).then(|| name.to_owned()),
             _ => {}
         }
     }
@@ -198,8 +210,10 @@ mod tests {
     #[test]
     fn announcements_are_read() {
         let bytes = b"add@/devices/pci0/x\0ACTION=add\0DEVPATH=/devices/pci0/x\0SUBSYSTEM=pci\0MODALIAS=pci:v1d2\0SEQNUM=7\0";
-        assert_eq!(read(bytes), Event { added: true, modalias: Some("pci:v1d2".to_owned()), block: false });
-        assert_eq!(read(b"remove@/x\0ACTION=remove\0SUBSYSTEM=block\0"), Event { added: false, modalias: None, block: true });
+        assert_eq!(read(bytes), Event { added: true, modalias: Some("pci:v1d2".to_owned()), ..Event::default() });
+        assert_eq!(read(b"remove@/x\0ACTION=remove\0SUBSYSTEM=block\0DEVNAME=sda\0"), Event { block: true, ..Event::default() });
+        let button = Event { added: true, input: Some("input/event3".to_owned()), ..Event::default() };
+        assert_eq!(read(b"add@/x\0ACTION=add\0SUBSYSTEM=input\0DEVNAME=input/event3\0"), button);
         assert_eq!(read(b"\xff\xff=\0=\0ACTION"), Event::default());
     }
 

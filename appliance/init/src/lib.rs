@@ -13,7 +13,7 @@
 //! agent     the agent: started, its log kept within bounds, started again when it ends
 //! screen    what a person sees, out of the agent's words and our own
 //! console   the terminals it is drawn on, and the ticket that is typed there
-//! power     watchdog, orderly reboot and power off
+//! power     power button, watchdog, orderly reboot and power off
 //! machine   the loop that holds it together
 //! ```
 //! The `rebec` binary is `/init` of the image, and `/sbin/modprobe` once that runs; [`take_over`] decides by name.

@@ -62,6 +62,8 @@ pub enum Event {
     Screen,
     /// A signal arrived.
     Signal(Signal),
+    /// The machine's power button was pressed.
+    PowerButton,
     /// A line was typed.
     Typed {
         /// Where.
@@ -154,7 +156,7 @@ pub fn run() -> ! {
 impl Machine {
     /// Loads the drivers that an agent needs, and waits for disks that matter; the others are loaded beside the agent.
     fn bring_devices(&mut self, options: &Options) -> Volumes {
-        let opened = Loader::open().and_then(Devices::open);
+        let opened = Loader::open().and_then(|loader| Devices::open(loader, self.events.clone()));
         let mut devices = match opened {
             Ok(devices) => devices,
             Err(error) => {
@@ -220,16 +222,21 @@ impl Machine {
             match inbox.recv_timeout(TURN) {
                 Ok(Event::Signal(signal)) => {
                     if let Some(ending) = Ending::of(signal) {
-                        self.say_to_all(if ending == Ending::Reboot { "Starting anew.\r\n" } else { "Switching off.\r\n" });
-                        power::end(ending, self.agent.take(), watchdog)
+                        self.end(ending, watchdog)
                     }
                 }
+                Ok(Event::PowerButton) => self.end(Ending::PowerOff, watchdog),
                 Ok(Event::Typed { console, line }) => self.typed(console, &line),
                 Ok(Event::Said { console, line }) => self.say(console, &format!("{line}\r\n")),
                 Ok(Event::Screen) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             self.reap();
         }
+    }
+
+    fn end(&mut self, ending: Ending, watchdog: Watchdog) -> ! {
+        self.say_to_all(if ending == Ending::Reboot { "Starting anew.\r\n" } else { "Switching off.\r\n" });
+        power::end(ending, self.agent.take(), watchdog, |text| self.say_to_all(text))
     }
 
     fn reap(&mut self) {

@@ -21,6 +21,8 @@ pub struct Want {
     pub parts: Vec<Digest>,
     /// The domain that is preferred.
     pub home_domain: Option<Key>,
+    /// Hosts that run a VM of the same image and trust, of whose content the one that moves need not be sent what both hold.
+    pub donors: Vec<Key>,
 }
 
 /// A host, as far as placing goes.
@@ -61,33 +63,33 @@ pub struct Choice {
     pub reason: String,
 }
 
-/// Chooses: own domain before others, hosts that hold the parts before those that must fetch them, then most free memory.
+/// Chooses: own domain before others, hosts that hold the parts before those that must fetch them, hosts with a donor before others, then most
+/// free memory.
 ///
 /// # Errors
 /// One line for each host that was in question.
 pub fn choose(want: &Want, candidates: &[Candidate]) -> Result<Choice, Vec<String>> {
-    let mut refusals = vec![];
-    let mut best: Option<((bool, bool, u64), &Candidate)> = None;
+    let (mut refusals, mut fit) = (vec![], vec![]);
     for candidate in candidates {
         if want.host.is_some_and(|host| host != candidate.key) || want.domain.is_some_and(|domain| domain != candidate.domain) {
             continue;
         }
-        if let Some(why) = refusal(want, candidate) {
-            refusals.push(format!("{}: {why}", candidate.name));
-            continue;
-        }
-        let merits = (
-            want.home_domain == Some(candidate.domain),
-            want.parts.iter().all(|part| candidate.parts.contains(part)),
-            candidate.memory_free_bytes,
-        );
-        if best.as_ref().is_none_or(|(others, _)| merits > *others) {
-            best = Some((merits, candidate));
+        match refusal(want, candidate) {
+            Some(why) => refusals.push(format!("{}: {why}", candidate.name)),
+            None => fit.push(candidate),
         }
     }
-    let Some((merits, chosen)) = best else { return Err(refusals) };
-    let parts = if merits.1 { "holds the image" } else { "must fetch the image" };
-    let reason = format!("{parts}, {} MiB of memory free", merits.2 >> 20);
+    let merits = |candidate: &Candidate| {
+        let holds = want.parts.iter().all(|part| candidate.parts.contains(part));
+        let lends = want.donors.contains(&candidate.key);
+        (want.home_domain == Some(candidate.domain), holds, lends, candidate.memory_free_bytes)
+    };
+    // Of equals the first.
+    let Some(chosen) = fit.into_iter().rev().max_by_key(|candidate| merits(candidate)) else { return Err(refusals) };
+    let (_, holds, lends, free_bytes) = merits(chosen);
+    let parts = if holds { "holds the image" } else { "must fetch the image" };
+    let donor = if lends { ", runs a VM like it" } else { "" };
+    let reason = format!("{parts}{donor}, {} MiB of memory free", free_bytes >> 20);
     Ok(Choice { key: chosen.key, name: chosen.name.clone(), reason })
 }
 
@@ -161,6 +163,16 @@ mod tests {
         hosts[0].parts = vec![Name([9; 32])];
         assert_eq!(chosen(&want(512), &hosts), "h1");
         assert_eq!(chosen(&want(1024), &hosts), "h3");
+    }
+
+    #[test]
+    fn a_vm_moves_to_where_its_like_runs() {
+        let mut hosts = vec![candidate(1, 1, 600), candidate(2, 1, 700), candidate(3, 2, 9000)];
+        let moving = Want { donors: vec![hosts[0].key, hosts[2].key], ..want(512) };
+        assert_eq!(choose(&moving, &hosts).unwrap().reason, "must fetch the image, runs a VM like it, 600 MiB of memory free");
+        // What it runs from counts for more.
+        hosts[1].parts = vec![Name([9; 32])];
+        assert_eq!(chosen(&moving, &hosts), "h2");
     }
 
     #[test]

@@ -4,6 +4,11 @@
 
 use core::arch::asm;
 
+/// PM1a status and enable, at the start of the same block.
+const PM1A_STATUS: u16 = 0x600;
+const PM1A_ENABLE: u16 = 0x602;
+/// PWRBTN_STS and PWRBTN_EN.
+const POWER_BUTTON: u16 = 1 << 8;
 /// PM1a control: the VMM's `rebec_boot::layout` puts it here and the FADT names it.
 const PM1A_CONTROL: u16 = 0x604;
 /// SLP_EN with sleep type 5, which the DSDT's `_S5` package names.
@@ -100,6 +105,20 @@ pub fn register_write8(address: u64, value: u8) {
 pub fn register_write16(address: u64, value: u16) {
     // SAFETY: as for `register_read`.
     unsafe { asm!("mov word ptr [{0}], {1:x}", in(reg) address, in(reg) value, options(nostack, preserves_flags)) }
+}
+
+/// Wants to hear of the power button.
+pub fn listen_to_button() {
+    out16(PM1A_ENABLE, POWER_BUTTON);
+}
+
+/// Whether the power button was pressed since the last look.
+pub fn button_was_pressed() -> bool {
+    let pressed = in16(PM1A_STATUS) & POWER_BUTTON != 0;
+    if pressed {
+        out16(PM1A_STATUS, POWER_BUTTON);
+    }
+    pressed
 }
 
 /// Ends the machine through ACPI.

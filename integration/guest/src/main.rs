@@ -29,7 +29,7 @@ use entropy::Entropy;
 use memory::{Load, Memory};
 use net::Port;
 use nonsense::Nonsense;
-use options::{DISKS_MAX, NETS_MAX, Options};
+use options::{Button, DISKS_MAX, NETS_MAX, Options};
 use virtio::{Device, DeviceKind};
 
 global_asm!(include_str!("boot.s"));
@@ -158,6 +158,9 @@ impl Guest {
         self.due.check_us = now_us + self.options.check_ms * 1000;
         self.due.stats_us = now_us + self.options.stats_ms * 1000;
         self.last_turn_us = now_us;
+        if self.options.button != Button::Deaf {
+            cpu::listen_to_button();
+        }
         loop {
             let now_us = self.clock.now_us();
             self.stall_us_max = self.stall_us_max.max(now_us - self.last_turn_us);
@@ -189,6 +192,9 @@ impl Guest {
             self.due.input_us = now_us + INPUT_US;
             if let Some(byte) = console.read() {
                 self.command(byte, now_us, console);
+            }
+            if self.options.button == Button::Off && cpu::button_was_pressed() {
+                self.end(console, "power-button", cpu::power_off);
             }
         }
         if self.options.run_ms > 0 && now_us >= self.options.run_ms * 1000 {

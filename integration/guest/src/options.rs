@@ -101,6 +101,17 @@ pub struct DiskOptions {
     pub rate: u64,
 }
 
+/// What a press of the power button comes to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Button {
+    /// Nobody listens.
+    Deaf,
+    /// Power-off.
+    Off,
+    /// It is heard, and nothing comes of it.
+    Ignored,
+}
+
 /// All that the command line says.
 pub struct Options {
     /// Tells the content of this VM from that of others.
@@ -115,6 +126,8 @@ pub struct Options {
     pub check_ms: u64,
     /// Power off after so long; 0 is never.
     pub run_ms: u64,
+    /// What a press of the power button comes to.
+    pub button: Button,
     /// Read and print bytes of the entropy device.
     pub rng: bool,
     /// Seed of nonsense for every register; 0 is none.
@@ -137,6 +150,7 @@ impl Options {
             stats_ms: 1000,
             check_ms: 0,
             run_ms: 0,
+            button: Button::Deaf,
             rng: false,
             nonsense: 0,
             regions: [None; REGIONS_MAX],
@@ -164,6 +178,13 @@ impl Options {
             "stats_ms" => self.stats_ms = value.parse().ok()?,
             "check_ms" => self.check_ms = value.parse().ok()?,
             "run_ms" => self.run_ms = value.parse().ok()?,
+            "button" => {
+                self.button = match value {
+                    "off" => Button::Off,
+                    "ignore" => Button::Ignored,
+                    _ => return None,
+                }
+            }
             "rng" => self.rng = value == "1",
             "nonsense" => self.nonsense = value.parse().ok()?,
             "fill" => {}
@@ -314,7 +335,9 @@ mod tests {
 
     #[test]
     fn the_word_at_fault_is_named() {
-        for line in ["fill=velvet", "dirty=0:words:1", "net9=ip=1.2.3.4", "colour=blue", "blk0=size=1T", "net0=ip=1.2.3", "quiet"] {
+        for line in
+            ["fill=velvet", "dirty=0:words:1", "net9=ip=1.2.3.4", "colour=blue", "blk0=size=1T", "net0=ip=1.2.3", "button=loud", "quiet"]
+        {
             assert_eq!(Options::parse(line).err(), Some(line), "{line}");
         }
     }

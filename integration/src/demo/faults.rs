@@ -37,6 +37,10 @@ const CUT: Duration = Duration::from_secs(60);
 const CLOCK_OFF_NS_MAX: u128 = 1_000_000_000;
 /// Slow enough that the cut comes in the middle.
 const SLOW_MBIT: &str = "1";
+/// Between two presses of a power button.
+const PRESS: Duration = Duration::from_secs(3);
+/// From the power button's press to the end of a machine whose guest obeys: less than PID 1 waits for one that does not.
+const SWITCHED_OFF: Duration = Duration::from_secs(50);
 /// Until something shows, on emulated machines that are busy: five times what was seen.
 const SHOWS: Duration = Duration::from_secs(120);
 
@@ -152,6 +156,24 @@ impl Short {
         let drive = format!("file={},if=none,id=seed,format=raw,readonly=on", seed.display());
         self.joins("d1", "", &["-device", "qemu-xhci", "-drive", &drive, "-device", "usb-storage,drive=seed"])?;
         say("demo", "two machines joined by what they found when they booted; one came from 2020");
+        Ok(())
+    }
+
+    /// The power button of the last of them is pressed: the guest that runs there powers itself off, then the machine does.
+    pub fn machine_is_switched_off(&mut self) -> Result<()> {
+        let first = &self.lab.machines[ASKED];
+        let words = ["vm", "run", "last", "--image", "beats", "--memory", "16M", "--host", "d1", "--cmdline", "button=off"];
+        rebec(first, &words, FILES_DEADLINE)?;
+        beat_after(first, "last", 0)?;
+        let machine = &mut self.lab.machines[DIES];
+        // Its driver comes after the others, and what is pressed before that is lost.
+        eventually("the power button is heard", SHOWS, || {
+            machine.press_power_button()?;
+            Ok(machine.wait_console("Switching off.", PRESS).is_ok())
+        })?;
+        // A guest that does not end is waited for longer.
+        machine.wait_off(SWITCHED_OFF)?;
+        say("demo", "a machine was switched off by its power button");
         Ok(())
     }
 

@@ -66,8 +66,7 @@ impl Cast {
         )?;
         lab.check_kvm()?;
         for machine in &lab.machines {
-            // Large pages for the guests' memory: without them each 4 KiB page is an exit of the emulated processor.
-            machine.shell("echo always > /sys/kernel/mm/transparent_hugepage/shmem_enabled")?;
+            machine.give_large_pages()?;
         }
         let spec = |name, number, vcpus| VmSpec { name, number, memory: "256M", vcpus };
         // The VM that moves has clocks to compare: one watcher on each of its processors.

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{Accel, SPARING, tsc};
 use crate::{channel::client::Client, provision::Emulator};
@@ -25,6 +25,8 @@ pub const ORDER_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Name of the socket behind the serial port.
 const SERIAL: &str = "serial";
+const MONITOR: &str = "monitor";
+const AGENT: &str = "agent";
 /// Between two looks at a console.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -74,7 +76,7 @@ impl Machine {
     pub fn start(config: &MachineConfig<'_>) -> Result<Self> {
         let name = config.name;
         let sockets = tempfile::Builder::new().prefix("rebec-").tempdir().context("create a folder for sockets")?;
-        let port_path = sockets.path().join("agent");
+        let port_path = sockets.path().join(AGENT);
         let listener = UnixListener::bind(&port_path).with_context(|| format!("listen on {}", port_path.display()))?;
         let console = config.evidence.join(format!("{name}.console"));
         let said = config.evidence.join(format!("{name}.qemu"));
@@ -82,7 +84,7 @@ impl Machine {
         // setpriv: should this program be killed, QEMU must not stay behind.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).args(&config.emulator.argv);
-        arguments(&mut command, config, &port_path, &console, &sockets.path().join(SERIAL));
+        arguments(&mut command, config, &console, sockets.path());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said_file);
         let mut process = command.spawn().with_context(|| format!("start machine {name}"))?;
         let stream = match accept(&listener, &mut process) {
@@ -124,16 +126,35 @@ impl Machine {
 
     /// Types a line at its serial console, as a person does.
     pub fn type_line(&self, line: &str) -> Result<()> {
-        let typed = || -> std::io::Result<()> {
-            let mut stream = UnixStream::connect(self.sockets.path().join(SERIAL))?;
-            stream.set_read_timeout(Some(ORDER_DEADLINE))?;
-            stream.write_all(format!("{line}\r").as_bytes())?;
-            // The port takes a few bytes at a time, and what has not been taken when the connection closes is lost: QEMU closes it
-            // when it has read to the end.
-            stream.shutdown(std::net::Shutdown::Write)?;
-            std::io::copy(&mut stream, &mut std::io::sink()).map(|_| ())
-        };
-        typed().with_context(|| format!("type at the console of machine {}", self.name))
+        self.send(SERIAL, &format!("{line}\r")).with_context(|| format!("type at the console of machine {}", self.name))
+    }
+
+    /// Presses its power button.
+    pub fn press_power_button(&self) -> Result<()> {
+        self.send(MONITOR, "system_powerdown\n").with_context(|| format!("press the power button of machine {}", self.name))
+    }
+
+    fn send(&self, socket: &str, text: &str) -> std::io::Result<()> {
+        let mut stream = UnixStream::connect(self.sockets.path().join(socket))?;
+        stream.set_read_timeout(Some(ORDER_DEADLINE))?;
+        stream.write_all(text.as_bytes())?;
+        // The port takes a few bytes at a time, and what has not been taken when the connection closes is lost: QEMU closes it
+        // when it has read to the end.
+        stream.shutdown(std::net::Shutdown::Write)?;
+        std::io::copy(&mut stream, &mut std::io::sink()).map(|_| ())
+    }
+
+    /// Waits until it has switched itself off.
+    pub fn wait_off(&mut self, deadline: Duration) -> Result<()> {
+        let start = Instant::now();
+        while start.elapsed() < deadline {
+            if let Some(status) = self.process.try_wait().context("watch QEMU")? {
+                ensure!(status.success(), "machine {}: QEMU ended with {status}", self.name);
+                return Ok(());
+            }
+            std::thread::sleep(LOOK);
+        }
+        bail!("machine {} did not switch itself off in {} s", self.name, deadline.as_secs())
     }
 
     /// Waits until its console has said something.
@@ -157,6 +178,14 @@ impl Machine {
     /// Runs a line of shell; an exit code other than 0 is an error.
     pub fn shell(&self, line: &str) -> Result<String> {
         self.client.check(&["sh", "-c", line], ORDER_DEADLINE)
+    }
+
+    /// Large pages for its guests' memory: without them each 4 KiB page is an exit of the emulated processor. They are made when memory is touched, and
+    /// not later by a thread that is out of processor and holds up a guest meanwhile.
+    pub fn give_large_pages(&self) -> Result<()> {
+        let settings =
+            "cd /sys/kernel/mm/transparent_hugepage; echo 3600000 > khugepaged/scan_sleep_millisecs; echo always > shmem_enabled";
+        self.shell(settings).map(drop)
     }
 
     /// Cuts its power.
@@ -184,7 +213,7 @@ impl Drop for Machine {
     }
 }
 
-fn arguments(command: &mut Command, config: &MachineConfig<'_>, port: &Path, console: &Path, typed: &Path) {
+fn arguments(command: &mut Command, config: &MachineConfig<'_>, console: &Path, sockets: &Path) {
     let path = |path: &Path| path.display().to_string().replace(',', ",,");
     command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", "q35"]).args(config.accel.arguments());
     command.args(["-name", config.name, "-smp", &config.vcpus.to_string(), "-m", &config.memory_mib.to_string()]);
@@ -201,10 +230,11 @@ fn arguments(command: &mut Command, config: &MachineConfig<'_>, port: &Path, con
     cmdline += config.words;
     command.args(["-append", &cmdline]);
     // What is said while nobody is connected goes to the log alone.
-    let serial = format!("socket,id=serial,path={},server=on,wait=off,logfile={}", path(typed), path(console));
+    let serial = format!("socket,id=serial,path={},server=on,wait=off,logfile={}", path(&sockets.join(SERIAL)), path(console));
     command.args(["-chardev", &serial, "-serial", "chardev:serial"]);
+    command.args(["-monitor", &format!("unix:{},server=on,wait=off", path(&sockets.join(MONITOR)))]);
     command.args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"]);
-    command.args(["-chardev", &format!("socket,id=agent,path={}", path(port))]);
+    command.args(["-chardev", &format!("socket,id=agent,path={}", path(&sockets.join(AGENT)))]);
     command.args(["-device", &format!("virtserialport,chardev=agent,name={}", crate::channel::PORT_NAME)]);
     if let Some(share) = config.share {
         command.args(["-drive", &format!("file={},if=none,id=share,format=raw,readonly=on", path(share))]);

@@ -60,6 +60,8 @@ pub enum Command {
     Pause,
     /// Undo a pause.
     Resume,
+    /// Press the power button: the guest turns itself off, if it listens to that; refused if it does not.
+    PowerButton,
     /// End the VM, as if its power were cut.
     Stop,
     /// Abandon the move under way; the VM runs on here.

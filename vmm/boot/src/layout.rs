@@ -67,7 +67,7 @@ pub const COM1_PORT: u16 = 0x3f8;
 pub const COM1_END: u16 = COM1_PORT + 8;
 /// Interrupt of the serial console.
 pub const COM1_GSI: u32 = 4;
-/// ACPI's system control interrupt: level, active high.
+/// ACPI's system control interrupt: edge, active high.
 pub const SCI_GSI: u32 = 9;
 /// First of the ports of power management: PM1a and the reset register.
 pub const POWER_PORT: u16 = PM1A_EVENT_PORT;

@@ -51,7 +51,8 @@ struct Cli {
 pub enum Command {
     /// Boot a VM and run it until it ends
     #[command(
-        after_help = "The VM ends when its guest powers off, on `ctl stop`, on SIGTERM and on SIGINT; a guest reset starts it again."
+        after_help = "The VM ends when its guest powers off, on `ctl stop` and on SIGINT; a guest reset starts it again. SIGTERM presses its power button; \
+                      a guest that does not listen to that, and one that is told a second time, is ended."
     )]
     Run(RunOptions),
     /// Wait for one VM to arrive, run it on, and end when it ends
@@ -218,6 +219,8 @@ pub enum CtlRequest {
     Pause,
     /// Let a paused VM run on
     Resume,
+    /// Press the VM's power button: its guest turns itself off, if it listens to that
+    PowerButton,
     /// End the VM, as if its power were cut
     Stop,
     /// Abandon the move under way; the VM runs on here

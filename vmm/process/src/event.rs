@@ -27,6 +27,8 @@ pub enum Event {
     Asked(Box<Asked>),
     /// Late frames of a VM that moved away were forwarded long enough.
     ForwardingEnded,
+    /// The guest is to turn itself off; one that does not listen is ended.
+    PowerButton,
     /// This process was told to end.
     Terminate,
 }

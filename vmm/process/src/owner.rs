@@ -6,7 +6,7 @@
 //!    |                   ^  ^                                  |  |
 //!    '--refused: the end |  '------------ failed --------------'  '--- Here(waiting) --migrate--> Moving
 //!                        '-- guest reset: built and booted again
-//! guest power-off, stop, SIGTERM, triple fault: the end. During a move they call it off first.
+//! guest power-off, stop, triple fault: the end; so is SIGTERM, once the guest has answered its power button. During a move they call it off first.
 //! ```
 
 use std::{
@@ -204,6 +204,7 @@ impl Owner {
                 bail!("vCPU {index}: triple fault ({place}): the guest has no way on; its kernel's last words are on the serial port")
             }
             Event::Vcpu(VcpuEvent::Failed { index, reason }) => bail!("vCPU {index}: {reason}"),
+            Event::PowerButton if self.press_power_button().is_ok() => Ok(Next::Go),
             _ => Ok(Next::End(ExitCode::SUCCESS)),
         }
     }
@@ -285,6 +286,7 @@ impl Owner {
             Command::Resume => self.resume(),
             Command::FdbAdd { mac, endpoint, ip } => self.edit_fdb(|lan| lan.fdb_add(&Peer { mac, endpoint, ip })),
             Command::FdbRemove { mac } => self.edit_fdb(|lan| lan.fdb_remove(mac)),
+            Command::PowerButton => self.press_power_button(),
             Command::Cancel => self.cancel(),
             Command::Lease { until_ms } => self.extend(until_ms),
             Command::Migrate(options) => {
@@ -336,6 +338,14 @@ impl Owner {
                 Ok(Answer::Done)
             }
             _ => Err(self.wrong_state("resume", "it was not paused by request")),
+        }
+    }
+
+    fn press_power_button(&self) -> Result<Answer, ControlError> {
+        match &self.place {
+            Place::Here(held, Stand::Running) if held.vm.press_power_button() => Ok(Answer::Done),
+            Place::Here(_, Stand::Running) => Err(self.wrong_state("power-button", "its guest does not listen to its power button")),
+            _ => Err(self.wrong_state("power-button", "it does not run")),
         }
     }
 

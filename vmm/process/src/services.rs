@@ -9,7 +9,7 @@ use rebec_devices::Threads;
 use crate::{
     control::{self, Server},
     event::Event,
-    seal::StopSignal,
+    seal::{Ending, StopSignal},
     serial::{Backend, Console},
     threads::ServiceThreads,
 };
@@ -25,11 +25,7 @@ impl Services {
     pub fn start(serial: Backend, control: Option<control::Bound>, stop: StopSignal, events: &SyncSender<Event>) -> Result<Self> {
         let threads: Arc<dyn Threads> = Arc::new(ServiceThreads);
         let told = events.clone();
-        let terminate = move || {
-            stop.wait();
-            told.send(Event::Terminate).unwrap_or_default();
-        };
-        threads.spawn("stop", Box::new(terminate)).context("start the thread that hears signals")?;
+        threads.spawn("stop", Box::new(move || hear(stop, &told))).context("start the thread that hears signals")?;
         let told = events.clone();
         let quit = Box::new(move || told.try_send(Event::Terminate).unwrap_or_default());
         let console = serial.start(&*threads, quit).context("serial: start its thread")?;
@@ -44,4 +40,13 @@ impl Services {
             control.finish();
         }
     }
+}
+
+/// An orderly end is asked for once: whoever asks again does not want to wait.
+fn hear(mut stop: StopSignal, events: &SyncSender<Event>) {
+    if stop.wait() == Ending::Orderly {
+        events.send(Event::PowerButton).unwrap_or_default();
+        stop.wait();
+    }
+    events.send(Event::Terminate).unwrap_or_default();
 }

@@ -47,7 +47,8 @@ impl Threads for ServiceThreads {
 impl Threads for WorkThreads {
     fn spawn(&self, name: &str, body: Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>> {
         let stand_behind = || {
-            if let Err(error) = rustix::process::nice(WORK_NICE) {
+            // Of this thread alone, and no further than that, whoever starts it.
+            if let Err(error) = rustix::process::setpriority_process(None, WORK_NICE) {
                 log::debug!("stand behind the service threads: {error}");
             }
         };

@@ -7,7 +7,7 @@ use rebec_api::{
     lan::{LanInfo, NewLan},
     pool::{DomainInfo, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus},
     token::{CreatedToken, NewToken, Token},
-    vm::{MoveVm, NewVm, VmInfo},
+    vm::{MoveVm, NewVm, StopVm, VmInfo},
 };
 use utoipa::openapi::{
     path::HttpMethod::{Delete, Get, Post, Put},
@@ -74,7 +74,9 @@ fn vm_rows() -> Vec<Row> {
         row(Get, "/v1/vms/{name}", "One VM", vms::show).answers::<VmInfo>(),
         row(Delete, "/v1/vms/{name}", "Remove a stopped VM and its disk", vms::remove),
         row(Post, "/v1/vms/{name}/start", "Start a VM from its disk", vms::start).begins_job(),
-        row(Post, "/v1/vms/{name}/stop", "End a VM's VMM", vms::stop).answers::<VmInfo>(),
+        row(Post, "/v1/vms/{name}/stop", "Ask a VM's guest to power itself off, and cut its power if it does not", vms::stop)
+            .takes::<StopVm>()
+            .begins_job(),
         row(Post, "/v1/vms/{name}/move", "Move a running VM; the job's result is the report", vms::depart).takes::<MoveVm>().begins_job(),
         row(Get, "/v1/vms/{name}/logs", "The console's text", streams::logs)
             .query("tail", "Only the last bytes, this many", Type::Integer)

@@ -10,7 +10,7 @@ use axum::{
 };
 use rebec_api::{
     ApiError, ErrorCode,
-    vm::{MoveVm, NewVm, VmInfo},
+    vm::{MoveVm, NewVm, StopVm, VmInfo},
 };
 use rebec_pool::{
     Book, Key,
@@ -18,7 +18,6 @@ use rebec_pool::{
     record::{Kind, SeenState},
     view,
 };
-use rebec_vmm_api::control::Command;
 
 use super::{
     answer::{Answer, Failure, Json},
@@ -31,14 +30,12 @@ use crate::{
         create::{self, Order},
         depart,
         keeper::{self, Wish},
-        lease, start, watch,
+        start, stop, watch,
     },
 };
 
 /// How long a start by a keeper is watched: a lease, its margin, and an image that must be fetched.
 const START_TIME: Duration = Duration::from_secs(90);
-/// How long a VMM may take to end.
-const END_TIME: Duration = Duration::from_secs(10);
 
 /// `GET /v1/vms`
 pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<VmInfo>> {
@@ -169,30 +166,16 @@ pub async fn stop(State(agent): State<Arc<Agent>>, Path(name): Path<String>, req
         Ok(vm) => vm,
         Err(holder) => return Ok(forward::to(&agent, &holder, request).await?.into_response()),
     };
-    stop_here(&agent, &vm).await?;
-    Ok(axum::Json(info(&agent, &name)?).into_response())
-}
-
-/// Ends the VMM of a VM that is here.
-pub async fn stop_here(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<(), ApiError> {
-    let name = vm.name();
-    let busy = || ApiError::new(ErrorCode::Conflict, format!("VM {name} is being started or moved; wait until that is done"));
-    let _change = vm.change.try_lock().map_err(|_| busy())?;
-    match vm.want() {
-        Want::Stopped => return Ok(()),
-        Want::Arriving | Want::Gone => return Err(busy()),
-        Want::Running => {}
+    let Json(StopVm { timeout_s }) = Json::<StopVm>::from_request(request, &()).await?;
+    if timeout_s > StopVm::TIMEOUT_S_MAX {
+        let message = format!("a timeout of {timeout_s} s: expected at most {} s", StopVm::TIMEOUT_S_MAX);
+        return Err(ApiError::new(ErrorCode::BadRequest, message).into());
     }
-    vm.keep(|kept| kept.want = Want::Stopped).map_err(|error| crate::vm::failed(&error))?;
-    if let Err(error) = vm.talk(|control| control.tell(Command::Stop)).await {
-        log::warn!("vm {name}: stop: {error:#}");
-    }
-    if agent.until(END_TIME, || vm.seen().pid == 0).await {
-        // Its keeper should know at once that it is not to be started elsewhere.
-        tokio::spawn(lease::renew(agent.clone(), vm.clone()));
-        return Ok(());
-    }
-    Err(ApiError::new(ErrorCode::Failed, format!("VM {name}: its VMM did not end within {} s", END_TIME.as_secs())))
+    let patience = Duration::from_secs(timeout_s.into());
+    Ok(jobs::begin(&agent, format!("stop VM {name}"), async move |agent, reporter| {
+        stop::stop(&agent, &vm, patience, Some(&reporter)).await?;
+        info(&agent, &name)
+    }))
 }
 
 /// `DELETE /v1/vms/{name}`: at its home, which has its holder remove what is there.

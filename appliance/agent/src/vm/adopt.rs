@@ -5,7 +5,7 @@ use std::{fs, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
 
-use super::{Kept, LocalVm, process::Process, watch};
+use super::{Kept, LocalVm, Want, process::Process, stop, watch};
 use crate::{
     agent::{Agent, lock},
     facts,
@@ -39,6 +39,9 @@ async fn one(agent: &Arc<Agent>, folder: &Path, kept: Kept) {
             log::info!("vm {}: adopted", kept.body.name);
             watch::look(agent, &vm).await;
             watch::spawn(agent, &vm, process);
+            if kept.want == Want::Stopped {
+                stop::go_on(agent, &vm);
+            }
         }
         Err(_) => absent(agent, &vm, &kept).await,
     }

@@ -11,7 +11,7 @@ use rebec_pool::{
     key::{Id, Name},
     lan,
     place::{Candidate, Choice, Want, choose, choose_keeper},
-    record::{ImageBody, Kind, LanBody, NicBody, RangeLease, VmBody},
+    record::{ImageBody, Kind, LanBody, NicBody, RangeLease, SeenState, VmBody},
     view,
 };
 use rebec_vmm_api::MemorySize;
@@ -176,7 +176,10 @@ pub fn place(agent: &Agent, body: &VmBody, host: Option<&str>, domain: Option<&s
     let host = host.map(|name| names::host(agent, name)).transpose()?;
     let domain = domain.map(|name| names::domain(agent, name)).transpose()?;
     let own = agent.key();
-    let (candidates, home_domain) = agent.pool(|book| (candidates(agent, book), book.membership(&own).map(|(domain, _)| domain)))?;
+    let (candidates, home_domain, donors) = agent.pool(|book| {
+        let donors = if leaves.is_some() { donors(book, body) } else { vec![] };
+        (candidates(agent, book), book.membership(&own).map(|(domain, _)| domain), donors)
+    })?;
     let want = Want {
         memory_bytes: body.memory_bytes,
         disk_bytes: start::disk_bytes(&body.image),
@@ -186,11 +189,21 @@ pub fn place(agent: &Agent, body: &VmBody, host: Option<&str>, domain: Option<&s
         leaves,
         parts: start::parts(&body.image).iter().map(|part| part.digest).collect(),
         home_domain,
+        donors,
     };
     choose(&want, &candidates).map_err(|details| {
         let message = format!("VM {} fits on no host that is in question", body.name);
         ApiError { code: ErrorCode::Refused, message, details }
     })
+}
+
+/// Hosts of running VMs of the same home and image, which lend to a VM that arrives beside them.
+fn donors(book: &rebec_pool::Book, moving: &VmBody) -> Vec<Key> {
+    let vms = view::vms(book);
+    let Some(home) = vms.iter().find(|vm| vm.name == moving.name).map(|vm| vm.home) else { return vec![] };
+    let alike = vms.iter().filter(|vm| vm.home == home && vm.name != moving.name && vm.body.image == moving.image);
+    let seen = alike.filter_map(|vm| view::seen(book, vm.id)).filter(|seen| seen.body.state == SeenState::Running);
+    seen.map(|seen| seen.holder).collect()
 }
 
 /// Every host of the pool, as far as placing goes.

@@ -26,6 +26,7 @@ pub mod process;
 pub mod seed;
 pub mod sockets;
 pub mod start;
+pub mod stop;
 pub mod watch;
 
 use std::{
@@ -95,6 +96,8 @@ pub struct LocalVm {
     pub change: tokio::sync::Mutex<()>,
     /// Whether a granted right is being brought to the other side.
     pub insisting: AtomicBool,
+    /// Whether its last stop was a cut of its power.
+    pub power_cut: AtomicBool,
     inner: Mutex<Inner>,
 }
 
@@ -123,6 +126,7 @@ impl LocalVm {
             console,
             change: tokio::sync::Mutex::default(),
             insisting: AtomicBool::new(false),
+            power_cut: AtomicBool::new(false),
             inner: Mutex::new(Inner { kept, seen, fdb: ports::Stations::new(), lease_ends: Duration::ZERO }),
         }
     }

@@ -138,7 +138,7 @@ pub fn disk_bytes(image: &ImageBody) -> u64 {
 
 /// Memory that VMs of this host have been promised.
 pub fn promised_bytes(agent: &Agent) -> u64 {
-    let promised = agent.local_vms().into_iter().filter(|vm| vm.want() != Want::Stopped);
+    let promised = agent.local_vms().into_iter().filter(|vm| vm.want() != Want::Stopped || vm.seen().pid != 0);
     promised.map(|vm| vm.kept().body.memory_bytes).fold(0, u64::saturating_add)
 }
 

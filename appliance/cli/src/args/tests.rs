@@ -59,6 +59,7 @@ fn every_command_line_is_understood() {
         "vm logs web --follow --tail 64K",
         "vm logs -f web",
         "vm stop web",
+        "vm stop web --timeout 0 --detach",
         "vm start web --detach",
         "vm start web --wait",
         "vm rm web",

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use clap::{Args, Subcommand, ValueEnum};
-use rebec_api::vm::OnHostLoss;
+use clap::{Args, Subcommand, ValueEnum, builder::RangedI64ValueParser};
+use rebec_api::vm::{OnHostLoss, StopVm};
 use rebec_vmm_api::MemorySize;
 
 use super::values::Bytes;
@@ -36,10 +36,16 @@ pub enum VmCommand {
         #[arg(long, value_name = "BYTES")]
         tail: Option<Bytes>,
     },
-    /// End a VM as if its power were cut; its disk stays
+    /// Have a VM's guest power itself off; its disk stays
     Stop {
         /// The VM
         name: String,
+        /// How long the guest has before its power is cut; 0 cuts at once
+        #[arg(long, short, value_name = "SECONDS", default_value_t = StopVm::DEFAULT_TIMEOUT_S, value_parser = timeout())]
+        timeout: u32,
+        /// Whether to wait
+        #[command(flatten)]
+        patience: Patience,
     },
     /// Start a VM that does not run, from its disk
     Start {
@@ -67,6 +73,10 @@ pub enum VmCommand {
         #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", hide_default_value = true)]
         listen: SocketAddr,
     },
+}
+
+fn timeout() -> RangedI64ValueParser<u32> {
+    RangedI64ValueParser::new().range(..=i64::from(StopVm::TIMEOUT_S_MAX))
 }
 
 /// Whether a command ends when its work does.

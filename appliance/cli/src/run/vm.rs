@@ -1,6 +1,6 @@
 //! `rebec vm run|ls|show|stop|start|rm`.
 
-use rebec_api::vm::{NewVm, VmInfo, VmState};
+use rebec_api::vm::{NewVm, StopVm, VmInfo, VmState};
 use serde_json::Value;
 
 use super::session::{Session, now, parse};
@@ -32,14 +32,15 @@ pub async fn run(session: &Session, command: VmCommand) -> Result<(), Failure> {
                 None => Ok(()),
             }
         }
-        VmCommand::Stop { name } => {
-            let stopped = match client.post_empty(&path(&["vms", &name, "stop"])).await {
-                Ok(answer) => {
-                    session.finish(answer, &format!("vm {name} is stopped; `rebec vm start {name}` starts it from its disk")).await
-                }
+        VmCommand::Stop { name, timeout, patience } => {
+            let stopped = match client.post(&path(&["vms", &name, "stop"]), &StopVm { timeout_s: timeout }).await {
+                Ok(answer) => session.settle_unless(answer, patience).await,
                 Err(error) => Err(error.into()),
             };
-            unless_waiting(session, &name, stopped).await
+            match unless_waiting(session, &name, stopped).await? {
+                Some(value) => ended(session, parse(value)?),
+                None => Ok(()),
+            }
         }
         VmCommand::Rm { name } => {
             session.finish(client.delete(&path(&["vms", &name])).await?, &format!("vm {name} is removed, and its disk")).await
@@ -90,6 +91,16 @@ async fn arrived(session: &Session, name: &str, made: Value) -> Result<(), Failu
         return session.show(&vm, |_| String::new());
     }
     session.say(&shows::whereabouts(&vm));
+    Ok(())
+}
+
+/// Says how a VM ended.
+fn ended(session: &Session, vm: VmInfo) -> Result<(), Failure> {
+    if session.json {
+        return session.show(&vm, |_| String::new());
+    }
+    let how = vm.reason.map_or_else(String::new, |reason| format!(": {reason}"));
+    session.say(&format!("vm {0} is stopped{how}; `rebec vm start {0}` starts it from its disk", vm.name));
     Ok(())
 }
 

@@ -9,7 +9,7 @@
 //!
 //! It is a full (not hardware-reduced) ACPI machine: PIC, PIT and IOAPIC are there, power-off is PM1a_CNT, reset is the reset
 //! register. SMI_CMD is 0, by which the machine is in ACPI mode always (ACPI 6.5 §5.2.9): Linux then skips the handover and only expects
-//! SCI_EN to read as set. There is no PM timer, GPE block, fixed button, 8042, VGA or CMOS clock, and the tables say so, so that no
+//! SCI_EN to read as set. There is a fixed power button, and no PM timer, GPE block, sleep button, 8042, VGA or CMOS clock, and the tables say so, so that no
 //! driver probes for them. Pure: vCPUs in, bytes out; the bytes lie from `layout::ACPI` on.
 
 mod dsdt;
@@ -51,8 +51,8 @@ const MADT_DUAL_8259: u32 = 1;
 /// MADT entries that acpi_tables does not have (ACPI 6.5 §5.2.12.5 and §5.2.12.7).
 const MADT_SOURCE_OVERRIDE: u8 = 2;
 const MADT_LOCAL_NMI: u8 = 4;
-/// MPS INTI flags: active high, level.
-const ACTIVE_HIGH_LEVEL: u16 = 0b1101;
+/// MPS INTI flags: active high, edge.
+const ACTIVE_HIGH_EDGE: u16 = 0b0101;
 const ALL_PROCESSORS: u8 = 0xff;
 
 /// All tables, to be written at the start of `layout::ACPI`; the RSDP is the first.
@@ -95,10 +95,10 @@ impl Area {
 fn fadt(dsdt: u32, facs: u32) -> impl Aml {
     let io = |bytes: u8, access, port: u16| GAS::new(AddressSpace::SystemIo, bytes * 8, 0, access, port.into());
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
-        // WBINVD works; C1 is HLT; no fixed power button, sleep button or wake from the clock; the reset register works.
+        // WBINVD works; C1 is HLT; no fixed sleep button or wake from the clock; the reset register works. A power button is there because
+        // no flag says that it is not.
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
-        .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
         .flag(Flags::FixRtc)
         .flag(Flags::ResetRegSup);
@@ -122,7 +122,7 @@ fn fadt(dsdt: u32, facs: u32) -> impl Aml {
 }
 
 /// Processors and interrupt controllers. Interrupts 0 to 15 arrive at the IOAPIC pins of the same number, the timer's too: that is
-/// KVM's default routing, so only the SCI's level and polarity differ from what ISA implies.
+/// KVM's default routing; an SCI is level and active low unless an entry says that it is as ISA's interrupts are.
 fn madt(vcpus: u8) -> impl Aml {
     let mut entries = Vec::new();
     for vcpu in 0..vcpus {
@@ -132,7 +132,7 @@ fn madt(vcpus: u8) -> impl Aml {
     let isa_bus = 0;
     entries.extend_from_slice(&[MADT_SOURCE_OVERRIDE, 10, isa_bus, SCI_GSI as u8]);
     entries.extend_from_slice(&SCI_GSI.to_le_bytes());
-    entries.extend_from_slice(&ACTIVE_HIGH_LEVEL.to_le_bytes());
+    entries.extend_from_slice(&ACTIVE_HIGH_EDGE.to_le_bytes());
     let (conforming, lint1) = ([0, 0], 1);
     entries.extend_from_slice(&[MADT_LOCAL_NMI, 6, ALL_PROCESSORS, conforming[0], conforming[1], lint1]);
 
@@ -205,6 +205,7 @@ mod tests {
         assert_eq!(u16::from_le_bytes([fadt[109], fadt[110]]), 0b10_0101);
         let flags = u32_at(&fadt, 112);
         assert_eq!(flags & (1 << 10), 1 << 10, "reset register");
+        assert_eq!(flags & (1 << 4), 0, "a fixed power button");
         assert_eq!(flags & (1 << 20), 0, "not hardware-reduced");
         assert_eq!(fadt[116..129], [1, 8, 0, 1, 0x08, 0x06, 0, 0, 0, 0, 0, 0, 1]);
         assert_eq!(fadt[148..160], [1, 32, 0, 2, 0x00, 0x06, 0, 0, 0, 0, 0, 0]);
@@ -220,7 +221,7 @@ mod tests {
             &[0, 8, 1, 1, 1, 0, 0, 0],
             &[0, 8, 2, 2, 1, 0, 0, 0],
             &[1, 12, 0, 0, 0, 0, 0xc0, 0xfe, 0, 0, 0, 0],
-            &[2, 10, 0, 9, 9, 0, 0, 0, 0b1101, 0],
+            &[2, 10, 0, 9, 9, 0, 0, 0, 0b0101, 0],
             &[4, 6, 0xff, 0, 0, 1],
         ]
         .concat();

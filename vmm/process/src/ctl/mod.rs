@@ -95,6 +95,7 @@ pub fn run(options: &CtlOptions) -> Result<ExitCode, CtlError> {
         }
         CtlRequest::Pause => ("pause", Command::Pause),
         CtlRequest::Resume => ("resume", Command::Resume),
+        CtlRequest::PowerButton => ("power-button", Command::PowerButton),
         CtlRequest::Stop => ("stop", Command::Stop),
         CtlRequest::Cancel => ("cancel", Command::Cancel),
         CtlRequest::Lease { for_ms } => ("lease", Command::Lease { until_ms: lease::now_ms().saturating_add(*for_ms) }),

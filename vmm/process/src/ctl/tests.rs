@@ -90,6 +90,7 @@ fn every_simple_request_reaches_the_owner_in_its_words() {
         (CtlRequest::Status { json: true }, Command::Status),
         (CtlRequest::Pause, Command::Pause),
         (CtlRequest::Resume, Command::Resume),
+        (CtlRequest::PowerButton, Command::PowerButton),
         (CtlRequest::Stop, Command::Stop),
         (CtlRequest::Cancel, Command::Cancel),
         (CtlRequest::FdbAdd { mac, endpoint, ip: None }, Command::FdbAdd { mac, endpoint, ip: None }),

@@ -219,7 +219,6 @@ const THREADS: &[Call] = &[
     always(libc::SYS_rseq),
     one_of(libc::SYS_rt_sigaction, 0, &[LIBC_SIGNAL]),
     one_of(libc::SYS_prctl, 0, &[PR_SET_NAME as u32, PR_SET_NO_NEW_PRIVS as u32]),
-    all(libc::SYS_getpriority, &[Look::Is(0, PRIO_PROCESS), Look::Is(1, 0)]),
     all(libc::SYS_setpriority, &[Look::Is(0, PRIO_PROCESS), Look::Is(1, 0)]),
     all(libc::SYS_seccomp, &[Look::Is(0, SECCOMP_SET_MODE_FILTER), Look::Is(1, 0)]),
 ];

@@ -6,8 +6,8 @@
 //!   fork -------------------------------------->   unshare: user, mount, network, IPC and UTS namespaces
 //!   write its uid and gid map  <---- UNSHARED ---
 //!                              ----- MAPPED ---->  become that uid and gid
-//!   wait; SIGTERM, SIGINT, SIGHUP                  pivot into an empty read-only root
-//!         become one STOP ---------------------->  no capabilities, no new privileges, limits, Landlock denies all,
+//!   wait; SIGTERM becomes POWER_OFF,               pivot into an empty read-only root
+//!         SIGINT and SIGHUP STOP --------------->  no capabilities, no new privileges, limits, Landlock denies all,
 //!   remove sockets, restore the terminal           the list of system calls; killed by the kernel if the parent dies
 //!   exit as the child did                          return Sealed; each thread that begins narrows itself further
 //! ```
@@ -41,6 +41,7 @@ pub use self::{
 /// Messages between parent and child, one byte each.
 const UNSHARED: u8 = b'u';
 const MAPPED: u8 = b'm';
+const POWER_OFF: u8 = b'p';
 const STOP: u8 = b's';
 
 /// What the unsealed parent does for the sealed child.
@@ -56,17 +57,31 @@ pub struct Sealed {
     pub stop: StopSignal,
 }
 
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// SIGTERM: that the guest be asked first.
+    Orderly,
+    /// SIGINT and SIGHUP.
+    Now,
+}
+
 /// Hears SIGTERM, SIGINT and SIGHUP, which arrive at the parent.
 pub struct StopSignal(UnixStream);
 
 impl StopSignal {
-    /// Returns when the process was told to end. Give it a thread.
-    pub fn wait(mut self) {
-        match self.0.read(&mut [0]) {
+    /// Returns when the process was told to end, each time. Give it a thread.
+    pub fn wait(&mut self) -> Ending {
+        let mut message = [0];
+        match self.0.read(&mut message) {
             // The parent is gone and the kernel is about to kill this process. An orderly end would race with that.
             Ok(0) => std::process::exit(1),
-            Ok(_) => {}
-            Err(error) => log::warn!("stop signal: {error}"),
+            Ok(_) if message == [POWER_OFF] => Ending::Orderly,
+            Ok(_) => Ending::Now,
+            Err(error) => {
+                log::warn!("stop signal: {error}");
+                Ending::Now
+            }
         }
     }
 }

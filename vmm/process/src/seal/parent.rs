@@ -10,7 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
 
 use super::{
-    MAPPED, STOP, SealError, UNSHARED,
+    MAPPED, POWER_OFF, STOP, SealError, UNSHARED,
     ids::{OwnIds, map_child},
 };
 
@@ -57,8 +57,8 @@ fn serve(child: Pid, channel: &mut UnixStream, watched: &SigSet) -> Option<WaitS
                 Reaped::Ended(status) => return status,
                 Reaped::Runs => {}
             },
-            // The child may have just ended, or be so busy that many stops wait; one is enough.
-            Ok(_) => _ = channel.write(&[STOP]).ok(),
+            // The child may have just ended, or be so busy that many of them wait; those are enough.
+            Ok(signal) => _ = channel.write(&[if signal == Signal::SIGTERM { POWER_OFF } else { STOP }]).ok(),
         }
     }
 }

@@ -44,7 +44,7 @@ pub fn run(options: &SealSelfTest) -> anyhow::Result<ExitCode> {
     let mut opened_before = File::open("/proc/self/status").context("open a file before sealing")?;
     let ram = Ram::new(1 << 20)?;
     let path = options.listen.clone();
-    let (sealed, lists) = seal_but_for_calls(SealOptions { at_end: vec![Box::new(move || remove(&path))] })?;
+    let (mut sealed, lists) = seal_but_for_calls(SealOptions { at_end: vec![Box::new(move || remove(&path))] })?;
 
     let report = json!({
         "errors": forbidden(options),
@@ -76,8 +76,8 @@ pub fn run(options: &SealSelfTest) -> anyhow::Result<ExitCode> {
         Some(("exit", code)) => Ok(ExitCode::from(code.parse::<u8>().context("exit code")?)),
         Some((thread, what)) => attempt(thread, what.to_owned(), opened_before, &ram).map(|()| ExitCode::SUCCESS),
         None => {
-            sealed.stop.wait();
-            println!("stopped");
+            let ending = sealed.stop.wait();
+            println!("stopped: {ending:?}");
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -72,7 +72,9 @@ pub fn build(shape: Shape, host: &Host) -> Result<Vm> {
     for device in devices(host)? {
         slots.push(plug(slots.len(), device, &machine, &ram, &threads)?);
     }
-    let buses = Arc::new(Buses { slots, serial: serial(host, &machine)?, power: PowerPorts::new(), events: host.events.clone() });
+    let serial = SerialPort::new(Box::new(host.services.console.output()), line(&machine, layout::COM1_GSI)?);
+    let power = PowerPorts::new(line(&machine, layout::SCI_GSI)?);
+    let buses = Arc::new(Buses { slots, serial, power, events: host.events.clone() });
     connect_input(host, &buses);
     let vcpus = VcpuThreads::start(machine.take_vcpus(), &buses, &WorkThreads, &reporter(host.events.clone()), &host.lease)?;
     Ok(Vm { shape, ram, machine, vcpus, buses, disks: host.disks.clone(), lans: host.lans.clone() })
@@ -122,10 +124,11 @@ impl PciHost for PciWires {
     }
 }
 
-fn serial(host: &Host, machine: &Machine) -> Result<SerialPort> {
-    let irq = EventFd::new(EFD_NONBLOCK).context("serial port: make its interrupt")?;
-    machine.irq(layout::COM1_GSI, &irq)?;
-    Ok(SerialPort::new(Box::new(host.services.console.output()), irq))
+/// What raises an interrupt for a moment.
+fn line(machine: &Machine, gsi: u32) -> Result<EventFd> {
+    let event = EventFd::new(EFD_NONBLOCK).with_context(|| format!("interrupt {gsi}: make its event"))?;
+    machine.irq(gsi, &event)?;
+    Ok(event)
 }
 
 /// Input goes to the machine that is there: the one before it is gone when this one is built after a guest reset.

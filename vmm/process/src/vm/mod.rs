@@ -75,6 +75,11 @@ impl Vm {
         Ok(stopped)
     }
 
+    /// Presses the guest's power button; false if the guest does not listen to it.
+    pub fn press_power_button(&self) -> bool {
+        self.buses.power.press_button()
+    }
+
     /// Holds the vCPUs back for a share of the time, in percent; 0 is full speed.
     pub fn throttle(&self, percent: u32) {
         self.vcpus.throttle(percent);
