@@ -168,6 +168,10 @@ async fn begin(agent: &Arc<Agent>, vm: &Arc<LocalVm>, reason: Option<String>, re
         Want::Arriving | Want::Gone => {
             return Err(ApiError::new(ErrorCode::Conflict, format!("VM {} is on the move; wait until it is there", kept.body.name)));
         }
+        // Its VMM has not ended yet: two of them are not to have one disk.
+        Want::Stopped if vm.seen().pid != 0 => {
+            return Err(ApiError::new(ErrorCode::Conflict, format!("VM {} is being stopped; wait until that is done", kept.body.name)));
+        }
         Want::Stopped => {}
     }
     require_room(agent, &kept.body)?;
