@@ -146,6 +146,12 @@ impl Running {
         self.errors += &String::from_utf8_lossy(&self.job.take_errors());
     }
 
+    fn must_not_complain(&self) -> Result<()> {
+        let complaints: Vec<&str> = self.said.lines().filter(|line| COMPLAINTS.iter().any(|bad| line.contains(bad))).collect();
+        ensure!(complaints.is_empty(), "the kernel complains: {complaints:#?}");
+        Ok(())
+    }
+
     fn last_words(&self) -> String {
         let last: Vec<&str> = self.said.lines().rev().take(12).collect();
         format!("{}\n{}", last.into_iter().rev().collect::<Vec<_>>().join("\n"), self.errors)
@@ -202,8 +208,7 @@ fn boots(machine: &Machine, guest: &Guest<'_>, release: &str) -> Result<()> {
     say("qemu-boot", format_args!("{} with {} vCPUs ended after {:.1} s", guest.kernel, guest.vcpus, began.elapsed().as_secs_f64()));
     ensure!(code == 0, "exit code {code}: {}", vm.last_words());
     ensure!(vm.errors.is_empty(), "a VM that ended well leaves words on stderr: {}", vm.errors);
-    let complaints: Vec<&str> = vm.said.lines().filter(|line| COMPLAINTS.iter().any(|bad| line.contains(bad))).collect();
-    ensure!(complaints.is_empty(), "the kernel complains: {complaints:#?}");
+    vm.must_not_complain()?;
 
     let facts = vm.facts();
     let fact = |name: &str| facts.get(name).map(String::as_str).unwrap_or_default();
@@ -252,8 +257,7 @@ fn obeys(machine: &Machine, guest: &Guest<'_>) -> Result<()> {
     let code = vm.finish()?;
     ensure!(code == 0 && vm.errors.is_empty(), "exit code {code}: {}", vm.last_words());
     ensure!(vm.said.contains("fact button pressed"), "it ended otherwise: {}", vm.last_words());
-    let complaints: Vec<&str> = vm.said.lines().filter(|line| COMPLAINTS.iter().any(|bad| line.contains(bad))).collect();
-    ensure!(complaints.is_empty(), "the kernel complains: {complaints:#?}");
+    vm.must_not_complain()?;
     Ok(())
 }
 

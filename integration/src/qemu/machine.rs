@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::{Accel, SPARING, tsc};
-use crate::{channel::client::Client, provision::Emulator};
+use crate::{channel::client::Client, netlab, provision::Emulator};
 
 /// How long a machine may take from its start to its agent: five times what two busy cores were seen to need.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(150);
@@ -146,15 +146,10 @@ impl Machine {
 
     /// Waits until it has switched itself off.
     pub fn wait_off(&mut self, deadline: Duration) -> Result<()> {
-        let start = Instant::now();
-        while start.elapsed() < deadline {
-            if let Some(status) = self.process.try_wait().context("watch QEMU")? {
-                ensure!(status.success(), "machine {}: QEMU ended with {status}", self.name);
-                return Ok(());
-            }
-            std::thread::sleep(LOOK);
-        }
-        bail!("machine {} did not switch itself off in {} s", self.name, deadline.as_secs())
+        let ended = netlab::vmm::wait(&mut self.process, deadline);
+        let status = ended.with_context(|| format!("machine {} did not switch itself off", self.name))?;
+        ensure!(status.success(), "machine {}: QEMU ended with {status}", self.name);
+        Ok(())
     }
 
     /// Waits until its console has said something.

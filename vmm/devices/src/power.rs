@@ -10,10 +10,7 @@
 //! `_S5` says. The power button is the only event: its bits in status and enable together raise the SCI, an edge. What a guest asks for is returned
 //! to whoever runs the machine, and saved: a guest that is moved between its last instruction and the end of its machine is ended where it arrives.
 
-use std::{
-    fmt,
-    sync::atomic::{AtomicU8, AtomicU16, Ordering},
-};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use rebec_vmm_saved::{Part, PartKind, SavedError};
 use serde::{Deserialize, Serialize};
@@ -48,18 +45,13 @@ pub enum PowerEvent {
 }
 
 /// The ports. Shared by all vCPUs and whoever presses the button.
+#[derive(Debug)]
 pub struct PowerPorts {
     status: AtomicU16,
     enable: AtomicU16,
     /// What the guest asked for last.
     asked: AtomicU8,
     sci: EventFd,
-}
-
-impl fmt::Debug for PowerPorts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PowerPorts")
-    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]

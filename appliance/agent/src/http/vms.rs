@@ -218,7 +218,8 @@ pub async fn depart(State(agent): State<Arc<Agent>>, Path(name): Path<String>, r
     if vm.want() != Want::Running {
         return Err(ApiError::new(ErrorCode::Conflict, format!("VM {name} does not run; only a running VM is moved")).into());
     }
-    let chosen = create::place(&agent, &vm.kept().body, wish.host.as_deref(), wish.domain.as_deref(), Some(agent.key()))?;
+    let kept = vm.kept();
+    let chosen = create::place(&agent, &kept.body, wish.host.as_deref(), wish.domain.as_deref(), Some(&kept))?;
     let peer = agent.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
     let what = format!("move VM {name} to host {} ({})", chosen.name, chosen.reason);
     Ok(jobs::begin(&agent, what, async move |agent, reporter| depart::depart(&agent, &vm, &peer, &wish, &reporter).await))

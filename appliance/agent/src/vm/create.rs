@@ -17,7 +17,7 @@ use rebec_pool::{
 use rebec_vmm_api::MemorySize;
 use serde::{Deserialize, Serialize};
 
-use super::{depart, seed, start};
+use super::{Kept, depart, seed, start};
 use crate::{
     agent::{Agent, lock, now_s, random},
     http::names,
@@ -171,13 +171,13 @@ pub fn grant(agent: &Agent, id: Id, host: Key) -> Result<(), ApiError> {
     agent.publish(Kind::Lan, id, Some(Body::Lan(body))).map(|_| ())
 }
 
-/// Chooses a host for a VM.
-pub fn place(agent: &Agent, body: &VmBody, host: Option<&str>, domain: Option<&str>, leaves: Option<Key>) -> Result<Choice, ApiError> {
+/// Chooses a host for a VM; `moving` is what this host keeps of one that leaves it.
+pub fn place(agent: &Agent, body: &VmBody, host: Option<&str>, domain: Option<&str>, moving: Option<&Kept>) -> Result<Choice, ApiError> {
     let host = host.map(|name| names::host(agent, name)).transpose()?;
     let domain = domain.map(|name| names::domain(agent, name)).transpose()?;
     let own = agent.key();
     let (candidates, home_domain, donors) = agent.pool(|book| {
-        let donors = if leaves.is_some() { donors(book, body) } else { vec![] };
+        let donors = moving.map(|moving| donors(book, moving)).unwrap_or_default();
         (candidates(agent, book), book.membership(&own).map(|(domain, _)| domain), donors)
     })?;
     let want = Want {
@@ -186,7 +186,7 @@ pub fn place(agent: &Agent, body: &VmBody, host: Option<&str>, domain: Option<&s
         lans: !body.nics.is_empty(),
         host,
         domain,
-        leaves,
+        leaves: moving.map(|_| own),
         parts: start::parts(&body.image).iter().map(|part| part.digest).collect(),
         home_domain,
         donors,
@@ -198,10 +198,9 @@ pub fn place(agent: &Agent, body: &VmBody, host: Option<&str>, domain: Option<&s
 }
 
 /// Hosts of running VMs of the same home and image, which lend to a VM that arrives beside them.
-fn donors(book: &rebec_pool::Book, moving: &VmBody) -> Vec<Key> {
+fn donors(book: &rebec_pool::Book, moving: &Kept) -> Vec<Key> {
     let vms = view::vms(book);
-    let Some(home) = vms.iter().find(|vm| vm.name == moving.name).map(|vm| vm.home) else { return vec![] };
-    let alike = vms.iter().filter(|vm| vm.home == home && vm.name != moving.name && vm.body.image == moving.image);
+    let alike = vms.iter().filter(|vm| vm.home == moving.home && vm.id != moving.id && vm.body.image == moving.body.image);
     let seen = alike.filter_map(|vm| view::seen(book, vm.id)).filter(|seen| seen.body.state == SeenState::Running);
     seen.map(|seen| seen.holder).collect()
 }

@@ -55,18 +55,11 @@ async fn import(session: &Session, options: ImportOptions) -> Result<(), Failure
     };
     let image = NewImage { name: options.name, kernel, initramfs, cmdline: options.cmdline, disk };
     let made: ImageInfo = parse(session.settle(session.client.post(&path(&["images"]), &image).await?).await?)?;
-    if session.json {
-        return session.show(&made, |_| String::new());
-    }
-    let parts = [Some(&made.kernel), made.initramfs.as_ref(), made.disk.as_ref()];
-    let stored = parts.into_iter().flatten().map(|part| part.bytes).fold(0, u64::saturating_add);
-    session.say(&format!(
-        "image {} is imported ({}); `rebec vm run NAME --image {}` starts a VM from it",
-        made.name,
-        size(stored),
-        made.name
-    ));
-    Ok(())
+    session.tell(&made, |made| {
+        let parts = [Some(&made.kernel), made.initramfs.as_ref(), made.disk.as_ref()];
+        let stored = size(parts.into_iter().flatten().map(|part| part.bytes).fold(0, u64::saturating_add));
+        format!("image {0} is imported ({stored}); `rebec vm run NAME --image {0}` starts a VM from it", made.name)
+    })
 }
 
 async fn put(session: &Session, what: &str, upload: Upload) -> Result<Part, Failure> {

@@ -16,14 +16,9 @@ pub async fn run(session: &Session, command: LanCommand) -> Result<(), Failure> 
     match command {
         LanCommand::Create { name, range } => {
             let made: LanInfo = parse(session.settle(client.post(&path(&["lans"]), &NewLan { name, range }).await?).await?)?;
-            if session.json {
-                return session.show(&made, shows::lan);
-            }
-            session.say(&format!(
-                "lan {} has the range {}; `rebec vm run NAME --image IMAGE --lan {}` puts a VM on it",
-                made.name, made.range, made.name
-            ));
-            Ok(())
+            session.tell(&made, |LanInfo { name, range, .. }| {
+                format!("lan {name} has the range {range}; `rebec vm run NAME --image IMAGE --lan {name}` puts a VM on it")
+            })
         }
         LanCommand::Ls => {
             let lans: Vec<LanInfo> = client.get(&path(&["lans"])).await?;

@@ -47,6 +47,15 @@ impl Session {
         self.show(answer, |answer| text(answer))
     }
 
+    /// Says what came of a command, in words or as JSON.
+    pub fn tell<T: Serialize>(&self, answer: &T, words: impl FnOnce(&T) -> String) -> Result<(), Failure> {
+        if self.json {
+            return self.show(answer, |_| String::new());
+        }
+        self.say(&words(answer));
+        Ok(())
+    }
+
     /// Prints data.
     pub fn print(&self, text: &str) -> Result<(), Failure> {
         let mut out = io::stdout().lock();
@@ -61,12 +70,7 @@ impl Session {
 
     /// Sees a change through: a job is followed to its end. `done` says that it was done.
     pub async fn finish(&self, answer: Answer, done: &str) -> Result<(), Failure> {
-        let value = self.settle(answer).await?;
-        if self.json {
-            return self.show(&value, |_| String::new());
-        }
-        self.say(done);
-        Ok(())
+        self.tell(&self.settle(answer).await?, |_| done.to_owned())
     }
 
     /// What a change made in the end.

@@ -38,7 +38,7 @@ pub async fn run(session: &Session, command: VmCommand) -> Result<(), Failure> {
                 Err(error) => Err(error.into()),
             };
             match unless_waiting(session, &name, stopped).await? {
-                Some(value) => ended(session, parse(value)?),
+                Some(value) => session.tell(&parse(value)?, ended),
                 None => Ok(()),
             }
         }
@@ -87,21 +87,13 @@ async fn arrived(session: &Session, name: &str, made: Value) -> Result<(), Failu
         Err(failure) if made.is_null() => return Err(failure),
         Err(_) => parse(made)?,
     };
-    if session.json {
-        return session.show(&vm, |_| String::new());
-    }
-    session.say(&shows::whereabouts(&vm));
-    Ok(())
+    session.tell(&vm, shows::whereabouts)
 }
 
-/// Says how a VM ended.
-fn ended(session: &Session, vm: VmInfo) -> Result<(), Failure> {
-    if session.json {
-        return session.show(&vm, |_| String::new());
-    }
-    let how = vm.reason.map_or_else(String::new, |reason| format!(": {reason}"));
-    session.say(&format!("vm {0} is stopped{how}; `rebec vm start {0}` starts it from its disk", vm.name));
-    Ok(())
+/// How a VM ended.
+fn ended(vm: &VmInfo) -> String {
+    let how = vm.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+    format!("vm {0} is stopped{how}; `rebec vm start {0}` starts it from its disk", vm.name)
 }
 
 /// A refusal because the VM's ownership waits is told apart from other failures, with for whom it waits.
