@@ -5,13 +5,7 @@
 //! ```
 
 use ed25519_dalek::SigningKey;
-use rebec_pool::{
-    Body, Book, Key, Record, Signed, Ticket,
-    key::{Name, public, sign},
-    lan,
-    record::{DomainBody, Kind, MemberBody, PoolBody, id_of_key},
-    view,
-};
+use rebec_book::{Body, Book, Key, Record, Signed, Ticket, key::{Name, public, sign}, lan, record::{DomainBody, Kind, MemberBody, PoolBody, id_of_key}, view};
 
 use crate::input::Input;
 

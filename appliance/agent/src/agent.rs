@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Result;
 use rebec_api::{ApiError, ErrorCode, screen::Join};
-use rebec_pool::{
+use rebec_book::{
     Body, Book, Key, Record, Signed,
     key::Id,
     record::{Kind, RecordKey},
@@ -183,7 +183,7 @@ impl Agent {
 
     /// Signs a record with any key that this host holds, at its next version.
     pub fn sign(&self, kind: Kind, id: Id, body: Option<Body>, secret: &ed25519_dalek::SigningKey) -> Result<Signed, ApiError> {
-        let key = RecordKey { kind, id, writer: rebec_pool::key::public(secret) };
+        let key = RecordKey { kind, id, writer: rebec_book::key::public(secret) };
         let version = self.book(|book| book.next_version(&key)).unwrap_or(1);
         Record::sign(kind, id, version, body, secret).map_err(|error| ApiError::new(ErrorCode::Failed, format!("{kind:?} record: {error}")))
     }
@@ -296,7 +296,7 @@ impl Agent {
             Some(address) => vec![address],
             None => crate::facts::addresses(),
         };
-        addresses.truncate(rebec_pool::ticket::ADDRESSES_MAX);
+        addresses.truncate(rebec_book::ticket::ADDRESSES_MAX);
         addresses.into_iter().map(|address| SocketAddr::from((address, port))).collect()
     }
 

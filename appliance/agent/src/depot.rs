@@ -15,7 +15,7 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use rebec_api::{ApiError, ErrorCode, image::Part};
-use rebec_pool::{
+use rebec_book::{
     key::{Digest, Name},
     record::PartRef,
 };

@@ -11,8 +11,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use rebec_book::{key::Digest, record::ImageBody};
 use rebec_migrate::base::{SUMMARY_BYTES, Summary};
-use rebec_pool::{key::Digest, record::ImageBody};
 
 use crate::{agent::Agent, depot::Depot, vm::handover::Handover};
 

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use iroh::SecretKey;
-use rebec_pool::Key;
+use rebec_book::Key;
 
 /// Where secrets are: `keys/` in the state folder, each file 32 bytes, readable by its owner alone.
 pub struct Identity {
@@ -57,7 +57,7 @@ impl Identity {
 
     /// The host's public key.
     pub fn key(&self) -> Key {
-        rebec_pool::key::Name(*self.host.public().as_bytes())
+        rebec_book::key::Name(*self.host.public().as_bytes())
     }
 
     /// A key that this host may hold.

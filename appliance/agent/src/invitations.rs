@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use rebec_api::{ApiError, ErrorCode, pool::Invitation};
-use rebec_pool::{Ticket, key::Digest};
+use rebec_book::{Ticket, key::Digest};
 use serde::{Deserialize, Serialize};
 
 use crate::store::Store;

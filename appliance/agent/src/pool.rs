@@ -9,7 +9,7 @@ use rebec_api::{
     pool::{InitPool, Invite, Invited},
     screen::Join,
 };
-use rebec_pool::{
+use rebec_book::{
     Body, Key, Signed, Ticket,
     key::public,
     record::{DomainBody, Kind, MemberBody, PoolBody, id_of_key},
@@ -116,7 +116,7 @@ pub fn invite(agent: &Agent, invite: &Invite, founds: Option<String>) -> Result<
             return Err(ApiError::new(ErrorCode::Conflict, format!("domain `{name}` exists already; choose another name")));
         }
     }
-    let pool = agent.pool(rebec_pool::Book::pool)?;
+    let pool = agent.pool(rebec_book::Book::pool)?;
     if agent.identity.get(role).map_err(|error| failed(&error))?.is_none() {
         let (what, which) = if founds.is_some() { ("pool's", "the pool") } else { ("domain's", "the domain") };
         return Err(ApiError::new(
@@ -185,7 +185,7 @@ fn admit_new(agent: &Arc<Agent>, joiner: Key, question: &JoinQuestion) -> Result
 /// The joiner's side: once, with the reason of a refusal.
 pub async fn join(agent: &Arc<Agent>, text: &str) -> Result<(), ApiError> {
     let ticket: Ticket =
-        text.parse().map_err(|error: rebec_pool::ticket::BadTicket| ApiError::new(ErrorCode::BadRequest, error.to_string()))?;
+        text.parse().map_err(|error: rebec_book::ticket::BadTicket| ApiError::new(ErrorCode::BadRequest, error.to_string()))?;
     require_alone(agent)?;
     let issuer = Peer { key: ticket.issuer, name: ticket.issuer.short(), addresses: ticket.addresses.clone() };
     agent.join.send_replace(Join::Joining { what: format!("asking host {}", issuer.name) });
@@ -307,11 +307,11 @@ fn domain_secret(agent: &Agent) -> Result<iroh::SecretKey, ApiError> {
 }
 
 /// The facts of this host, as the pool is told.
-pub fn host_body(agent: &Agent) -> rebec_pool::record::HostBody {
+pub fn host_body(agent: &Agent) -> rebec_book::record::HostBody {
     let (disk_bytes, free) = facts::disk_bytes(&agent.options.state);
     // In steps, so that every block written does not make news.
     let step = 64 << 20;
-    rebec_pool::record::HostBody {
+    rebec_book::record::HostBody {
         addresses: agent.mesh_addresses(),
         underlay: agent.underlay(),
         api: tls::address(agent),

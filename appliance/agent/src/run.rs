@@ -3,11 +3,11 @@
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use rebec_links::Addressing;
-use rebec_pool::{
+use rebec_book::{
     Body,
     record::{Kind, id_of_key},
 };
+use rebec_links::Addressing;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{

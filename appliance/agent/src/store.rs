@@ -4,12 +4,12 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
-use rebec_pool::{
+use rebec_book::{
     Book, Key, Record, Signed,
     key::{Id, Name},
-    lease::Charge,
     record::RecordKey,
 };
+use rebec_pool::lease::Charge;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
 

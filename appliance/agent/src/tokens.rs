@@ -6,7 +6,7 @@ use rebec_api::{
     ApiError, ErrorCode,
     token::{CreatedToken, Token},
 };
-use rebec_pool::key::{Digest, Name};
+use rebec_book::key::{Digest, Name};
 use serde::{Deserialize, Serialize};
 
 use crate::{agent::random, store::Store};

@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::key::{Id, Key};
+use rebec_book::key::{Id, Key};
 
 /// Epochs that one move may take: one for its target, and one more for its source if the target lets go.
 const MOVE_EPOCHS: u64 = 2;
@@ -169,7 +169,7 @@ mod model;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::Name;
+    use rebec_book::key::Name;
 
     const TERMS: Terms = Terms::STANDARD;
     const VM: Id = Name([7; 16]);

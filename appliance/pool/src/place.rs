@@ -1,6 +1,6 @@
 //! Where a VM goes: a choice among hosts, or the reason of each that refuses.
 
-use crate::key::{Digest, Key};
+use rebec_book::key::{Digest, Key};
 
 /// What a VM needs.
 #[derive(Debug, Clone, Default)]
@@ -130,7 +130,7 @@ fn refusal(want: &Want, candidate: &Candidate) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::Name;
+    use rebec_book::key::Name;
 
     fn candidate(number: u8, domain: u8, free_mib: u64) -> Candidate {
         Candidate {

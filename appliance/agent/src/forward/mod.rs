@@ -19,12 +19,12 @@ use std::{
 
 use anyhow::Context as _;
 use rebec_api::{ApiError, ErrorCode};
-use rebec_overlay::vxlan::Vni;
-use rebec_pool::{
+use rebec_book::{
     key::Id,
     record::{NicBody, SeenState},
     view,
 };
+use rebec_overlay::vxlan::Vni;
 use rebec_vmm_api::{MacAddr, control::Command};
 use tokio::{
     io::DuplexStream,
@@ -47,7 +47,7 @@ const FORWARDS_MAX: usize = 32;
 const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// Wishes of one VM that wait to be begun.
 const ORDERS_MAX: usize = 8;
-/// The station's place in the range: the last that no VM gets (`rebec_pool::lan`).
+/// The station's place in the range: the last that no VM gets (`rebec_book::lan`).
 const PLACE: u32 = 7;
 
 /// All forwards of this host.
@@ -163,7 +163,7 @@ fn station_of(agent: &Agent, nic: &NicBody) -> StationConfig {
         mac: MacAddr([0x02, 0x54, a, b, c, d]),
         address,
         prefix: nic.prefix,
-        mtu: known.flatten().unwrap_or(rebec_pool::lan::MTU),
+        mtu: known.flatten().unwrap_or(rebec_book::lan::MTU),
         seed: u64::from_le_bytes(random()),
     }
 }

@@ -9,7 +9,7 @@ use axum::{
 };
 use hyper_util::rt::TokioIo;
 use rebec_api::{ApiError, ErrorCode};
-use rebec_pool::Key;
+use rebec_book::Key;
 
 use super::answer::Failure;
 use crate::agent::Agent;

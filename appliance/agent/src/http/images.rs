@@ -11,7 +11,7 @@ use rebec_api::{
     ApiError, ErrorCode,
     image::{ImageInfo, NewImage, Part},
 };
-use rebec_pool::{
+use rebec_book::{
     Body as Record,
     key::{Digest, Name},
     record::{DiskRef, ImageBody, Kind, PartRef},
@@ -159,7 +159,7 @@ pub async fn remove(State(agent): State<Arc<Agent>>, Path(name): Path<String>) -
     Ok(())
 }
 
-fn needed(book: &rebec_pool::Book) -> BTreeSet<Digest> {
+fn needed(book: &rebec_book::Book) -> BTreeSet<Digest> {
     let images = view::images(book).into_iter().flat_map(|image| start::parts(image.body));
     let vms = view::vms(book).into_iter().flat_map(|vm| start::parts(&vm.body.image));
     images.chain(vms).map(|part| part.digest).collect()

@@ -14,7 +14,7 @@ use rebec_api::{
     ApiError, ErrorCode,
     job::{Job, JobProgress},
 };
-use rebec_pool::{
+use rebec_book::{
     Key, Signed,
     key::{Digest, Id},
     record::Kind,

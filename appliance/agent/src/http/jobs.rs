@@ -15,7 +15,7 @@ use rebec_api::{
     ApiError, ErrorCode,
     job::{Job, JobState},
 };
-use rebec_pool::{Key, view};
+use rebec_book::{Key, view};
 use serde::Serialize;
 
 use super::{

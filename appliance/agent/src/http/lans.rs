@@ -7,7 +7,7 @@ use rebec_api::{
     ApiError, ErrorCode,
     lan::{LanInfo, NewLan},
 };
-use rebec_pool::{
+use rebec_book::{
     Body,
     key::Name,
     lan,

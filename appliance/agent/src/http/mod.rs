@@ -33,7 +33,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use rebec_pool::Key;
+use rebec_book::Key;
 
 use self::answer::{Failure, no_method, no_route};
 use crate::agent::Agent;

@@ -1,7 +1,7 @@
 //! Names: what may be one, and whom one means.
 
 use rebec_api::{ApiError, ErrorCode};
-use rebec_pool::{Key, record::NAME_BYTES_MAX, view};
+use rebec_book::{Key, record::NAME_BYTES_MAX, view};
 
 use crate::agent::Agent;
 

@@ -7,7 +7,7 @@ use rebec_api::{
     pool::{DomainInfo, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus},
     screen::Join,
 };
-use rebec_pool::view;
+use rebec_book::view;
 
 use super::{
     answer::{Answer, Failure, Json},

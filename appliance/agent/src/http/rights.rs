@@ -3,7 +3,7 @@
 
 use axum::http::Uri;
 use rebec_api::{ApiError, ErrorCode};
-use rebec_pool::{Key, view};
+use rebec_book::{Key, view};
 
 use super::Caller;
 use crate::agent::Agent;

@@ -9,7 +9,7 @@ use rebec_api::{
     pool::DomainInfo,
     vm::{LeaseState, NicInfo, OnHostLoss, VmInfo, VmState},
 };
-use rebec_pool::{
+use rebec_book::{
     Book, Key,
     record::{PartRef, SeenState, VmBody},
     view,
@@ -187,7 +187,7 @@ pub fn vms(agent: &Agent, book: &Book) -> Vec<VmInfo> {
     shown.collect()
 }
 
-fn nics(body: &VmBody, lans: &BTreeMap<rebec_pool::key::Id, String>) -> Vec<NicInfo> {
+fn nics(body: &VmBody, lans: &BTreeMap<rebec_book::key::Id, String>) -> Vec<NicInfo> {
     let nics = body.nics.iter().map(|nic| NicInfo {
         lan: lans.get(&nic.lan).cloned().unwrap_or_else(|| nic.lan.short()),
         mac: MacAddr(nic.mac).to_string(),

@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use rebec_api::{ApiError, ErrorCode};
-use rebec_pool::key::Name;
+use rebec_book::key::Name;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 

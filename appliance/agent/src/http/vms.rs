@@ -12,7 +12,7 @@ use rebec_api::{
     ApiError, ErrorCode,
     vm::{MoveVm, NewVm, StopVm, VmInfo},
 };
-use rebec_pool::{
+use rebec_book::{
     Book, Key,
     key::Id,
     record::{Kind, SeenState},

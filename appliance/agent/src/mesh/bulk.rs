@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 use futures_util::future::select_ok;
 use iroh::SecretKey;
-use rebec_pool::Key;
+use rebec_book::Key;
 use rebec_tls::Holder;
 use rustix::net::sockopt;
 use tokio::{

@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use rebec_api::ApiError;
-use rebec_pool::{
+use rebec_book::{
     Signed,
     book::{Stamp, Summary},
     record::RecordKey,
@@ -31,7 +31,7 @@ const AT_ONCE: usize = 16;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Question {
-    hash: rebec_pool::key::Digest,
+    hash: rebec_book::key::Digest,
     stamps: Option<Vec<(RecordKey, Stamp)>>,
 }
 

@@ -29,7 +29,7 @@ use iroh::{
     endpoint::{BindOpts, Connection, IdleTimeout, QuicTransportConfig, RecvStream, SendStream, presets},
 };
 use rebec_api::{ApiError, ErrorCode};
-use rebec_pool::{Key, key::Name};
+use rebec_book::{Key, key::Name};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncWrite};
 

@@ -4,7 +4,8 @@
 use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
 
 use rebec_api::{ApiError, ErrorCode};
-use rebec_pool::{Key, Signed, key::Id, lease::Stance, record::SeenState};
+use rebec_book::{Key, Signed, key::Id, record::SeenState};
+use rebec_pool::lease::Stance;
 use serde::{Deserialize, Serialize};
 
 use super::{

@@ -6,14 +6,14 @@ use rebec_api::{
     ApiError, ErrorCode,
     vm::{NewVm, OnHostLoss},
 };
-use rebec_pool::{
+use rebec_book::{
     Body, Key, Signed,
     key::{Id, Name},
     lan,
-    place::{Candidate, Choice, Want, choose, choose_keeper},
     record::{ImageBody, Kind, LanBody, NicBody, RangeLease, SeenState, VmBody},
     view,
 };
+use rebec_pool::place::{Candidate, Choice, Want, choose, choose_keeper};
 use rebec_vmm_api::MemorySize;
 use serde::{Deserialize, Serialize};
 
@@ -142,7 +142,7 @@ fn lan_body(body: Option<&Body>) -> Option<LanBody> {
     if let Some(Body::Lan(lan)) = body { Some(lan.clone()) } else { None }
 }
 
-fn used_addresses(book: &rebec_pool::Book, lan: Id) -> BTreeSet<Ipv4Addr> {
+fn used_addresses(book: &rebec_book::Book, lan: Id) -> BTreeSet<Ipv4Addr> {
     let vms = view::vms(book);
     vms.iter().flat_map(|vm| vm.body.nics.iter().filter(|nic| nic.lan == lan).map(|nic| nic.address)).collect()
 }
@@ -198,7 +198,7 @@ pub fn place(agent: &Agent, body: &VmBody, host: Option<&str>, domain: Option<&s
 }
 
 /// Hosts of running VMs of the same home and image, which lend to a VM that arrives beside them.
-fn donors(book: &rebec_pool::Book, moving: &Kept) -> Vec<Key> {
+fn donors(book: &rebec_book::Book, moving: &Kept) -> Vec<Key> {
     let vms = view::vms(book);
     let alike = vms.iter().filter(|vm| vm.home == moving.home && vm.id != moving.id && vm.body.image == moving.body.image);
     let seen = alike.filter_map(|vm| view::seen(book, vm.id)).filter(|seen| seen.body.state == SeenState::Running);
@@ -206,7 +206,7 @@ fn donors(book: &rebec_pool::Book, moving: &Kept) -> Vec<Key> {
 }
 
 /// Every host of the pool, as far as placing goes.
-fn candidates(agent: &Agent, book: &rebec_pool::Book) -> Vec<Candidate> {
+fn candidates(agent: &Agent, book: &rebec_book::Book) -> Vec<Candidate> {
     let loads = view::loads(book);
     let hosts = view::hosts(book).into_iter().filter(|host| host.member.dead.is_none());
     let candidates = hosts.filter_map(|host| {

@@ -20,7 +20,8 @@ use rebec_api::{
     job::{Job, JobState},
     vm::{MoveVm, STREAM_UPGRADE},
 };
-use rebec_pool::{lease::Stance, record::SeenState, view};
+use rebec_book::{record::SeenState, view};
+use rebec_pool::lease::Stance;
 use rebec_vmm_api::{
     MoveReport, Outcome,
     control::{Command, MigrateOptions, Progress},

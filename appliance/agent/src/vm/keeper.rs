@@ -8,13 +8,8 @@ use std::{
 };
 
 use rebec_api::{ApiError, ErrorCode};
-use rebec_pool::{
-    Key,
-    key::Id,
-    lease::{self, Ask, Charge, Promises, Refusal, Terms},
-    record::Kind,
-    view,
-};
+use rebec_book::{Key, key::Id, record::Kind, view};
+use rebec_pool::lease::{self, Ask, Charge, Promises, Refusal, Terms};
 use serde::{Deserialize, Serialize};
 
 use super::{create, failed, start};

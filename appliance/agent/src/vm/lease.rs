@@ -5,10 +5,8 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
 use rebec_api::{ApiError, ErrorCode};
-use rebec_pool::{
-    lease::{Ask, Stance},
-    record::SeenState,
-};
+use rebec_book::record::SeenState;
+use rebec_pool::lease::{Ask, Stance};
 use rebec_vmm_api::control::Command;
 
 use super::{

@@ -3,8 +3,8 @@
 use std::{fs, io::Write, path::Path};
 
 use anyhow::{Context, Result};
+use rebec_book::key::Id;
 use rebec_migrate::ledger::{self, MoveId, Record, Right, VmId};
-use rebec_pool::key::Id;
 
 /// What the last record says; none where nothing was ever written.
 pub fn last(folder: &Path) -> Result<Option<Right>> {

@@ -38,7 +38,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use rebec_api::{ApiError, ErrorCode};
-use rebec_pool::{
+use rebec_book::{
     Body, Key,
     key::Id,
     record::{Kind, SeenBody, SeenState, VmBody},

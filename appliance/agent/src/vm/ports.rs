@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Result;
-use rebec_pool::{
+use rebec_book::{
     record::{SeenState, VmBody},
     view,
 };

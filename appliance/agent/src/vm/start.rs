@@ -4,14 +4,14 @@ use std::{fs, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Durat
 
 use anyhow::{Context, Result};
 use rebec_api::{ApiError, ErrorCode};
-use rebec_devices::disk::{BackingName, Disk, ImageFormat};
-use rebec_pool::{
+use rebec_book::{
     Signed,
     key::Id,
-    lease::Stance,
     record::{ImageBody, Kind, PartRef, RecordKey, SeenState, VmBody},
     view,
 };
+use rebec_devices::disk::{BackingName, Disk, ImageFormat};
+use rebec_pool::lease::Stance;
 
 use super::{
     Kept, LocalVm, Want,
@@ -66,7 +66,7 @@ pub async fn start(agent: &Arc<Agent>, id: Id, order: Order, reporter: &Reporter
 }
 
 /// The desired record of a VM.
-pub fn desired(agent: &Agent, id: Id) -> Result<(rebec_pool::Key, VmBody), ApiError> {
+pub fn desired(agent: &Agent, id: Id) -> Result<(rebec_book::Key, VmBody), ApiError> {
     let found = agent.pool(|book| view::vms(book).into_iter().find(|vm| vm.id == id).map(|vm| (vm.home, vm.body.clone())))?;
     found.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("VM {} has no record here yet; try again", id.short())))
 }
@@ -79,7 +79,7 @@ pub fn records(agent: &Agent, id: Id) -> Result<Vec<Signed>, ApiError> {
 
 impl Kept {
     /// A VM that was not here before.
-    pub fn new(id: Id, home: rebec_pool::Key, body: VmBody, want: Want) -> Self {
+    pub fn new(id: Id, home: rebec_book::Key, body: VmBody, want: Want) -> Self {
         Self { id, home, body, want, boot: String::new(), endpoints: vec![], from: None, epoch: 0, to: None }
     }
 }

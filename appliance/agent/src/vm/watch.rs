@@ -2,8 +2,8 @@
 
 use std::{fs, sync::Arc, time::Duration};
 
+use rebec_book::record::{Kind, SeenState};
 use rebec_migrate::ledger::Right;
-use rebec_pool::record::{Kind, SeenState};
 use rebec_vmm_api::control::VmState;
 
 use super::{

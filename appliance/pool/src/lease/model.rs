@@ -10,7 +10,7 @@ use std::{collections::BTreeSet, time::Duration};
 use stateright::{Checker, Model, Property};
 
 use super::{Ask, Charge, Promises, Refusal, Stance, Terms, grant, may_restart, promise};
-use crate::key::{Id, Key, Name};
+use rebec_book::key::{Id, Key, Name};
 
 const VM: Id = Name([7; 16]);
 const LEASE: u64 = 2;

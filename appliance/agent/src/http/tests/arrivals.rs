@@ -1,7 +1,7 @@
 //! Streams of a move: for the host that sends the VM, and nobody else.
 
 use rebec_api::{ErrorCode, vm::STREAM_UPGRADE};
-use rebec_pool::Key;
+use rebec_book::Key;
 
 use super::*;
 use crate::{

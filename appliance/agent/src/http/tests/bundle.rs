@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io::Read as _};
 
-use rebec_pool::{Body as Record, Key, key::Name, record::Kind};
+use rebec_book::{Body as Record, Key, key::Name, record::Kind};
 
 use super::*;
 use crate::{
@@ -65,7 +65,7 @@ async fn the_bundle_tells_what_is_asked_and_no_secret() {
     let vmm = &files[&format!("{vm}/vmm.log")];
     assert!(vmm.contains("the end\njoin with [left out]") && vmm.len() <= 64 << 10);
 
-    let ticket: rebec_pool::Ticket = ticket.parse().unwrap();
+    let ticket: rebec_book::Ticket = ticket.parse().unwrap();
     let mut secrets = vec![
         ticket.to_string().into_bytes(),
         ticket.secret.to_vec(),

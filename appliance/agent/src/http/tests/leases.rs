@@ -1,10 +1,11 @@
 //! A keeper's answers as holders hear them, and what a holder makes of them.
 
 use rebec_api::ErrorCode;
-use rebec_pool::{
-    Body as RecordBody, Key, lease,
+use rebec_book::{
+    Body as RecordBody, Key,
     record::{Kind, SeenState},
 };
+use rebec_pool::lease;
 use serde_json::json;
 
 use super::*;
@@ -92,5 +93,5 @@ async fn a_holder_keeps_what_it_is_promised_and_removes_what_runs_elsewhere() {
     grant_elsewhere(&bench);
     holder::renew(agent.clone(), vm.clone()).await;
     assert!(agent.local_vm(&ID).is_none() && !folder.exists(), "the old copy is still here");
-    assert_eq!(agent.book(|book| rebec_pool::view::seen(book, ID).is_none()), Some(true));
+    assert_eq!(agent.book(|book| rebec_book::view::seen(book, ID).is_none()), Some(true));
 }

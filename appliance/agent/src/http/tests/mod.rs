@@ -13,7 +13,7 @@ use axum::{body::Body, http::Request};
 use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 use rebec_api::{ApiError, pool::InitPool};
-use rebec_pool::{
+use rebec_book::{
     key::Name,
     record::{ImageBody, PartRef, VmBody},
 };

@@ -1,0 +1,17 @@
+//! What is known of a pool and believed, and who may ask what. Pure: no sockets, files, clock, threads or randomness.
+//!
+//! A pool's knowledge is a [`book::Book`] of [`record`]s. Each record has one writer who signs it and numbers its versions;
+//! nothing needs more than two hosts that talk to each other now and then. [`view`] reads the book as people see it: hosts,
+//! LANs, images and VMs by name. [`lan`] says who may use which address, [`ticket`] is the text that lets a host in.
+
+pub mod book;
+pub mod key;
+pub mod lan;
+pub mod record;
+pub mod ticket;
+pub mod view;
+
+pub use book::Book;
+pub use key::Key;
+pub use record::{Body, Record, Signed};
+pub use ticket::Ticket;
