@@ -10,9 +10,10 @@ use std::{
 use anyhow::Result;
 use rebec_api::{ApiError, ErrorCode, screen::Join};
 use rebec_book::{
-    Body, Book, Key, Record, Signed,
+    Body, Book, Key,
+    authority::{self, Asker, Granted, Question, Refused},
     key::Id,
-    record::{Kind, RecordKey},
+    record::{ADDRESSES_MAX, Kind},
     view,
 };
 use tokio::sync::watch;
@@ -22,6 +23,7 @@ use crate::{
     forward::Forwards,
     identity::Identity,
     jobs::Jobs,
+    knowledge::{Knowledge, NO_POOL},
     mesh::{Mesh, Peer, exchange},
     run::Options,
     store::Store,
@@ -38,7 +40,9 @@ pub struct Agent {
     /// Keys.
     pub identity: Identity,
     /// What survives.
-    pub store: Store,
+    pub store: Arc<Store>,
+    /// Of the pool.
+    pub knowledge: Knowledge,
     /// Other agents.
     pub mesh: Mesh,
     /// Long work.
@@ -63,9 +67,6 @@ pub struct Agent {
     pub join: watch::Sender<Join>,
     /// How the machine's clock is kept, in words; none where that is not the agent's.
     pub clock: watch::Sender<Option<String>>,
-    /// Grows with every change of the book.
-    pub changed: watch::Sender<u64>,
-    book: Mutex<Option<Book>>,
     heard: Mutex<HashMap<Key, Heard>>,
     own: Weak<Self>,
 }
@@ -79,12 +80,14 @@ struct Heard {
 impl Agent {
     /// Takes everything that was opened.
     pub fn new(options: Options, identity: Identity, store: Store, mesh: Mesh, depot: Depot) -> Result<Arc<Self>> {
-        let book = store.book()?;
+        let store = Arc::new(store);
+        let knowledge = Knowledge::open(identity.key(), store.clone())?;
         let jobs = Jobs::new(identity.key().short());
         Ok(Arc::new_cyclic(|own| Self {
             options,
             identity,
             store,
+            knowledge,
             mesh,
             jobs,
             depot,
@@ -97,8 +100,6 @@ impl Agent {
             grants: Mutex::default(),
             join: watch::Sender::new(Join::Alone),
             clock: watch::Sender::new(None),
-            changed: watch::Sender::new(0),
-            book: Mutex::new(book),
             heard: Mutex::default(),
             own: own.clone(),
         }))
@@ -112,101 +113,50 @@ impl Agent {
     /// Reads the book; none where this host belongs to no pool. The book is locked meanwhile: `read` asks the agent nothing
     /// that reads the book too.
     pub fn book<T>(&self, read: impl FnOnce(&Book) -> T) -> Option<T> {
-        lock(&self.book).as_ref().map(read)
+        self.knowledge.read(read)
     }
 
     /// Reads the book, or says that there is none.
     pub fn pool<T>(&self, read: impl FnOnce(&Book) -> T) -> Result<T, ApiError> {
-        self.book(read).ok_or_else(|| {
-            ApiError::new(
-                ErrorCode::Conflict,
-                "this host belongs to no pool yet; make one with `rebec pool init`, or join one with `rebec pool join`",
-            )
-        })
+        self.book(read).ok_or_else(|| ApiError::new(ErrorCode::Conflict, NO_POOL))
     }
 
-    /// Enters a pool whose first records are known.
-    pub fn enter(&self, pool: Key, records: Vec<Signed>) -> Result<()> {
-        let mut book = Book::new(pool);
-        for signed in &records {
-            book.merge(signed.clone())?;
-        }
-        self.store.enter(pool, &records)?;
-        *lock(&self.book) = Some(book);
-        self.touch();
-        Ok(())
+    /// Whether somebody may ask something here.
+    pub fn may(&self, asker: Asker, question: Question) -> Result<Granted, Refused> {
+        self.knowledge.look(|book| authority::may(book, self.key(), asker, question))
     }
 
     /// Forgets the pool.
     pub fn forget_pool(&self) -> Result<()> {
-        self.store.leave()?;
+        self.knowledge.forget()?;
         self.identity.forget()?;
-        *lock(&self.book) = None;
         self.join.send_replace(Join::Alone);
-        self.touch();
         Ok(())
     }
 
-    /// Takes in records from others. What could not be stored is asked for again by the next agent's exchange.
-    pub fn merge(&self, records: Vec<Signed>) {
-        if let Err(error) = self.take_in(records) {
-            log::error!("{error:#}");
-        }
-    }
-
-    /// Believes and stores records. Returns those that were new.
-    fn take_in(&self, records: Vec<Signed>) -> Result<Vec<Signed>> {
-        let mut new = vec![];
-        if let Some(book) = lock(&self.book).as_mut() {
-            for signed in records {
-                match book.merge(signed.clone()) {
-                    Ok(true) => new.push(signed),
-                    Ok(false) => {}
-                    Err(error) => log::debug!("a record was not believed: {error}"),
-                }
-            }
-        }
-        if !new.is_empty() {
-            self.touch();
-            self.store.put(&new)?;
-        }
-        Ok(new)
-    }
-
     /// Writes one of this host's own records and tells everybody.
-    pub fn publish(&self, kind: Kind, id: Id, body: Option<Body>) -> Result<Signed, ApiError> {
-        let secret = self.identity.host().as_signing_key().clone();
-        let signed = self.sign(kind, id, body, &secret)?;
-        self.announce(vec![signed.clone()])?;
-        Ok(signed)
+    pub fn publish(&self, kind: Kind, id: Id, body: Option<Body>) -> Result<(), ApiError> {
+        self.publish_as(kind, id, body, self.identity.host().as_signing_key())
     }
 
-    /// Signs a record with any key that this host holds, at its next version.
-    pub fn sign(&self, kind: Kind, id: Id, body: Option<Body>, secret: &ed25519_dalek::SigningKey) -> Result<Signed, ApiError> {
-        let key = RecordKey { kind, id, writer: rebec_book::key::public(secret) };
-        let version = self.book(|book| book.next_version(&key)).unwrap_or(1);
-        Record::sign(kind, id, version, body, secret).map_err(|error| ApiError::new(ErrorCode::Failed, format!("{kind:?} record: {error}")))
-    }
-
-    /// Takes in own records and tells everybody, once they are stored.
-    pub fn announce(&self, records: Vec<Signed>) -> Result<(), ApiError> {
-        let new = self.take_in(records).map_err(|error| ApiError::new(ErrorCode::Failed, format!("{error:#}")))?;
-        if !new.is_empty()
-            && let Some(own) = self.own.upgrade()
-        {
-            exchange::spread(&own, new);
+    /// The same with any key that this host holds.
+    pub fn publish_as(&self, kind: Kind, id: Id, body: Option<Body>, secret: &ed25519_dalek::SigningKey) -> Result<(), ApiError> {
+        let written = self.knowledge.write(kind, id, body, secret);
+        let records = written.map_err(|error| ApiError::new(ErrorCode::Failed, format!("{error:#}")))?;
+        if let Some(own) = self.own.upgrade() {
+            exchange::spread(&own, records);
         }
         Ok(())
     }
 
     /// Wakes those who wait for a change of what this host knows or has.
     pub fn touch(&self) {
-        self.changed.send_modify(|count| *count += 1);
+        self.knowledge.touch();
     }
 
     /// Waits until something holds, as far as this host knows; not longer than `patience`.
     pub async fn until(&self, patience: Duration, holds: impl Fn() -> bool) -> bool {
-        let mut changed = self.changed.subscribe();
+        let mut changed = self.knowledge.watch();
         let wait = async {
             while !holds() {
                 if changed.changed().await.is_err() {
@@ -229,7 +179,7 @@ impl Agent {
 
     /// One host of the pool.
     pub fn peer(&self, key: &Key) -> Option<Peer> {
-        self.book(|book| view::hosts(book).iter().find(|host| host.key == *key).map(peer_of)).flatten()
+        self.book(|book| view::host(book, key).map(|host| peer_of(&host))).flatten()
     }
 
     /// The name of a host, as people know it.
@@ -296,20 +246,19 @@ impl Agent {
             Some(address) => vec![address],
             None => crate::facts::addresses(),
         };
-        addresses.truncate(rebec_book::ticket::ADDRESSES_MAX);
+        addresses.truncate(ADDRESSES_MAX);
         addresses.into_iter().map(|address| SocketAddr::from((address, port))).collect()
     }
 
     /// The name this host has or would take.
     pub fn own_name(&self) -> String {
-        let known = self.book(|book| book.membership(&self.key()).map(|(_, member)| member.name.clone())).flatten();
+        let known = self.book(|book| book.claims(&self.key()).next().map(|(_, member)| member.name.clone())).flatten();
         known.or_else(|| self.options.name.clone()).unwrap_or_else(crate::facts::hostname)
     }
 }
 
 fn peer_of(host: &view::HostView<'_>) -> Peer {
-    let addresses = host.body.map(|body| body.addresses.clone()).unwrap_or_default();
-    Peer { key: host.key, name: host.name.clone(), addresses }
+    Peer { key: host.key, name: host.name.clone(), addresses: host.body.addresses.clone() }
 }
 
 /// A lock whose holder cannot leave it in a half-changed state.

@@ -70,6 +70,11 @@ impl Identity {
         make(&self.folder, role)
     }
 
+    /// Takes a key that was made elsewhere.
+    pub fn keep(&self, role: Role, key: &SecretKey) -> Result<()> {
+        write(&self.folder, role, key)
+    }
+
     /// Forgets the keys of a pool that this host leaves.
     pub fn forget(&self) -> Result<()> {
         for role in [Role::Pool, Role::Domain] {
@@ -94,9 +99,14 @@ fn read(folder: &Path, role: Role) -> Result<Option<SecretKey>> {
     }
 }
 
-/// The file is whole or absent, whatever happens.
 fn make(folder: &Path, role: Role) -> Result<SecretKey> {
     let key = SecretKey::generate();
+    write(folder, role, &key)?;
+    Ok(key)
+}
+
+/// The file is whole or absent, whatever happens.
+fn write(folder: &Path, role: Role, key: &SecretKey) -> Result<()> {
     let path = folder.join(role.file());
     let new = folder.join(format!(".{}", role.file()));
     let write = || {
@@ -106,6 +116,5 @@ fn make(folder: &Path, role: Role) -> Result<SecretKey> {
         fs::rename(&new, &path)?;
         fs::File::open(folder)?.sync_all()
     };
-    write().with_context(|| format!("write {}", path.display()))?;
-    Ok(key)
+    write().with_context(|| format!("write {}", path.display()))
 }

@@ -9,6 +9,7 @@ use rebec_api::{
     ApiError,
     job::{Job, JobProgress, JobState},
 };
+use rebec_book::authority::Asker;
 use tokio::sync::watch;
 
 /// Jobs that are remembered.
@@ -23,7 +24,7 @@ pub struct Jobs {
 #[derive(Default)]
 struct Inner {
     last: u64,
-    jobs: VecDeque<watch::Receiver<Job>>,
+    jobs: VecDeque<(Asker, watch::Receiver<Job>)>,
 }
 
 /// The worker's end of a job.
@@ -37,8 +38,8 @@ impl Jobs {
         Self { prefix, inner: Mutex::default() }
     }
 
-    /// Begins one.
-    pub fn begin(&self, what: String) -> (Job, Reporter) {
+    /// Begins one, for whoever asked for it.
+    pub fn begin(&self, by: Asker, what: String) -> (Job, Reporter) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.last += 1;
         let id = format!("{}-{}", self.prefix, inner.last);
@@ -47,20 +48,20 @@ impl Jobs {
         if inner.jobs.len() == KEPT_MAX {
             inner.jobs.pop_front();
         }
-        inner.jobs.push_back(receiver);
+        inner.jobs.push_back((by, receiver));
         (job, Reporter { sender })
     }
 
-    /// One of them, to watch.
-    pub fn get(&self, id: &str) -> Option<watch::Receiver<Job>> {
+    /// One of them, to watch, and who asked for it.
+    pub fn get(&self, id: &str) -> Option<(Asker, watch::Receiver<Job>)> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.jobs.iter().find(|job| job.borrow().id == id).cloned()
+        inner.jobs.iter().find(|(_, job)| job.borrow().id == id).cloned()
     }
 
     /// All that are remembered, the newest last.
     pub fn all(&self) -> Vec<Job> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.jobs.iter().map(|job| job.borrow().clone()).collect()
+        inner.jobs.iter().map(|(_, job)| job.borrow().clone()).collect()
     }
 }
 

@@ -16,6 +16,7 @@ mod http;
 mod identity;
 mod invitations;
 mod jobs;
+mod knowledge;
 mod listen;
 mod logs;
 mod machine;

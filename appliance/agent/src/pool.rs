@@ -4,15 +4,18 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
+use ed25519_dalek::SigningKey;
 use rebec_api::{
     ApiError, ErrorCode,
     pool::{InitPool, Invite, Invited},
     screen::Join,
 };
 use rebec_book::{
-    Body, Key, Signed, Ticket,
+    Body, Book, Key, Record, Signed, Ticket,
+    authority::Granted,
+    book::Came,
     key::public,
-    record::{DomainBody, Kind, MemberBody, PoolBody, id_of_key},
+    record::{DomainBody, HostBody, Kind, MemberBody, PARTS_MAX, PartsBody, PoolBody, id_of_key},
     view,
 };
 use serde::{Deserialize, Serialize};
@@ -34,6 +37,8 @@ const VALID_S_MAX: u64 = 365 * 86_400;
 const USES_MAX: u32 = 10_000;
 /// Records that a joiner gets at once: who belongs to the pool. The rest comes with the first exchange.
 const RECORDS_BYTES_MAX: usize = 8 << 20;
+/// Whether the domain's root key was copied to somewhere else.
+const EXPORTED: &str = "root-key-exported";
 /// Between two tries to reach the issuer of a ticket.
 const JOIN_RETRY: Duration = Duration::from_millis(500);
 /// How long an unattended join tries before its reason is shown as a refusal. It goes on trying.
@@ -41,12 +46,11 @@ const JOIN_PATIENCE: Duration = Duration::from_secs(30);
 
 /// `POST /internal/join`.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct JoinQuestion {
     secret: [u8; 16],
     /// The name the joiner would like.
     name: String,
-    /// The root key of the domain it would found.
+    /// The root key of the domain it would found. Kept until the question is answered: who asks again asks with the same.
     domain_key: Key,
     /// Its membership in that domain, signed with that key.
     member: Signed,
@@ -55,8 +59,8 @@ pub struct JoinQuestion {
 /// Its answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct JoinAnswer {
-    /// The domain it founds, or none where it joins the issuer's.
-    founds: Option<String>,
+    /// The domain that it belongs to now; its own key's where it founds one.
+    domain: Key,
     /// What it needs to believe others and be believed.
     records: Vec<Signed>,
 }
@@ -71,21 +75,26 @@ pub fn init(agent: &Arc<Agent>, new: &InitPool) -> Result<(), ApiError> {
         let pool = agent.identity.make(Role::Pool)?;
         let domain = agent.identity.make(Role::Domain)?;
         let (pool, domain) = (pool.as_signing_key(), domain.as_signing_key());
-        let key = public(pool);
-        let named = PoolBody { name: new.name.clone() };
-        let body = DomainBody { name: new.domain.clone(), key: public(domain) };
-        let member = MemberBody { host: agent.key(), name: agent.own_name(), dead: None };
+        let (key, domain_key) = (public(pool), public(domain));
+        let named = Body::Pool(PoolBody { name: new.name.clone() });
+        let body = Body::Domain(DomainBody { name: new.domain.clone(), key: domain_key });
         let records = vec![
-            agent.sign(Kind::Pool, id_of_key(&key), Some(Body::Pool(named)), pool)?,
-            agent.sign(Kind::Domain, id_of_key(&body.key), Some(Body::Domain(body)), pool)?,
-            agent.sign(Kind::Member, id_of_key(&agent.key()), Some(Body::Member(member)), domain)?,
+            Record::sign(Kind::POOL, id_of_key(&key), 1, Some(&named), pool)?,
+            Record::sign(Kind::DOMAIN, id_of_key(&domain_key), 2, Some(&body), pool)?,
+            first_member(agent, domain)?,
         ];
-        agent.enter(key, records)
+        agent.knowledge.enter(key, domain_key, records, agent.identity.host().as_signing_key())
     };
     found().map_err(|error| failed(&error))?;
     run::publish_host(agent);
     joined(agent);
     Ok(())
+}
+
+/// The first record of a domain's key: that its founder belongs to it.
+fn first_member(agent: &Agent, domain: &SigningKey) -> Result<Signed> {
+    let member = MemberBody { host: agent.key(), domain: public(domain), name: agent.own_name(), dead: None };
+    Ok(Record::sign(Kind::MEMBER, id_of_key(&agent.key()), 1, Some(&Body::Member(member)), domain)?)
 }
 
 fn require_alone(agent: &Agent) -> Result<(), ApiError> {
@@ -112,7 +121,7 @@ pub fn invite(agent: &Agent, invite: &Invite, founds: Option<String>) -> Result<
     let role = if founds.is_some() { Role::Pool } else { Role::Domain };
     if let Some(name) = &founds {
         names::check("domain", name)?;
-        if agent.pool(|book| view::domains(book).iter().any(|domain| domain.name == *name))? {
+        if agent.pool(|book| !book.of_name(Kind::DOMAIN, name).is_empty())? {
             return Err(ApiError::new(ErrorCode::Conflict, format!("domain `{name}` exists already; choose another name")));
         }
     }
@@ -143,43 +152,53 @@ pub fn invite(agent: &Agent, invite: &Invite, founds: Option<String>) -> Result<
 }
 
 /// The issuer's side of a join.
-pub fn admit(agent: &Arc<Agent>, joiner: Key, question: &JoinQuestion) -> Result<JoinAnswer, ApiError> {
+pub fn admit(agent: &Arc<Agent>, granted: Granted, question: &JoinQuestion) -> Result<JoinAnswer, ApiError> {
+    let joiner = granted.host().ok_or_else(|| ApiError::new(ErrorCode::Forbidden, "hosts join, users do not"))?;
     names::check("host", &question.name)?;
-    agent.pool(|_| ())?;
-    let known = agent.pool(|book| book.membership(&joiner).map(|(_, member)| member.dead.clone()))?;
-    if let Some(Some(_)) = known {
-        return Err(ApiError::new(ErrorCode::Forbidden, "this host was declared dead; join as a new host, with an empty state folder"));
-    }
-    // A joiner that did not hear the answer asks again.
-    let founds = match known {
-        Some(_) => None,
+    let issuer = agent.pool(Book::own_domain)?;
+    let known = agent.pool(|book| {
+        let mut claims = book.claims(&joiner);
+        claims
+            .find(|(domain, _)| Some(*domain) == issuer || *domain == question.domain_key)
+            .map(|(domain, member)| (domain, member.dead.clone()))
+    })?;
+    let domain = match known {
+        Some((_, Some(_))) => {
+            return Err(ApiError::new(ErrorCode::Forbidden, "this host was declared dead; join as a new host, with an empty state folder"));
+        }
+        // A joiner that did not hear the answer asks again.
+        Some((domain, None)) => domain,
         None => admit_new(agent, joiner, question)?,
     };
-    let records = agent.pool(|book| book.select(|key| key.kind <= Kind::Host, RECORDS_BYTES_MAX))?;
-    Ok(JoinAnswer { founds, records })
+    let records = agent.pool(|book| book.select(|key| key.kind <= Kind::HOST, RECORDS_BYTES_MAX))?;
+    Ok(JoinAnswer { domain, records })
 }
 
-fn admit_new(agent: &Arc<Agent>, joiner: Key, question: &JoinQuestion) -> Result<Option<String>, ApiError> {
+fn admit_new(agent: &Arc<Agent>, joiner: Key, question: &JoinQuestion) -> Result<Key, ApiError> {
     let kept = invitations::redeem(&agent.store, &question.secret, now_s()).map_err(|error| failed(&error))?;
     let role = if kept.founds.is_some() { Role::Pool } else { Role::Domain };
     let secret = agent.identity.get(role).map_err(|error| failed(&error))?;
     let secret =
         secret.ok_or_else(|| ApiError::new(ErrorCode::Forbidden, "the issuer no longer holds the root key; ask for a new ticket"))?;
     let secret = secret.as_signing_key();
-    let records = match &kept.founds {
+    let domain = match kept.founds {
         Some(name) => {
-            let body = DomainBody { name: name.clone(), key: question.domain_key };
-            vec![agent.sign(Kind::Domain, id_of_key(&body.key), Some(Body::Domain(body)), secret)?, question.member.clone()]
+            let domain = question.domain_key;
+            agent.publish_as(Kind::DOMAIN, id_of_key(&domain), Some(Body::Domain(DomainBody { name, key: domain })), secret)?;
+            agent.knowledge.take_in(vec![question.member.clone()], Came::InTurn);
+            exchange::spread(agent, vec![question.member.clone()]);
+            domain
         }
         None => {
-            let body = MemberBody { host: joiner, name: question.name.clone(), dead: None };
-            vec![agent.sign(Kind::Member, id_of_key(&joiner), Some(Body::Member(body)), secret)?]
+            let domain = public(secret);
+            let body = MemberBody { host: joiner, domain, name: question.name.clone(), dead: None };
+            agent.publish_as(Kind::MEMBER, id_of_key(&joiner), Some(Body::Member(body)), secret)?;
+            domain
         }
     };
     agent.heard(joiner);
-    agent.announce(records)?;
     log::info!("host {} ({}) was admitted", question.name, joiner.short());
-    Ok(kept.founds)
+    Ok(domain)
 }
 
 /// The joiner's side: once, with the reason of a refusal.
@@ -197,17 +216,20 @@ pub async fn join(agent: &Arc<Agent>, text: &str) -> Result<(), ApiError> {
 }
 
 async fn attempt(agent: &Arc<Agent>, ticket: &Ticket, issuer: &Peer) -> Result<(), ApiError> {
-    agent.identity.forget().map_err(|error| failed(&error))?;
-    let domain = agent.identity.make(Role::Domain).map_err(|error| failed(&error))?;
+    // One of an attempt whose answer was lost counts, if the ticket founds a domain.
+    let domain = match agent.identity.get(Role::Domain).map_err(|error| failed(&error))? {
+        Some(domain) => domain,
+        None => agent.identity.make(Role::Domain).map_err(|error| failed(&error))?,
+    };
     let domain = domain.as_signing_key();
-    let member = MemberBody { host: agent.key(), name: agent.own_name(), dead: None };
-    let member = agent.sign(Kind::Member, id_of_key(&agent.key()), Some(Body::Member(member)), domain)?;
+    let member = first_member(agent, domain).map_err(|error| failed(&error))?;
     let question = JoinQuestion { secret: ticket.secret, name: agent.own_name(), domain_key: public(domain), member };
     let answer: JoinAnswer = agent.mesh.ask(issuer, "/internal/join", &question).await.map_err(|error| hint_clock(error, ticket))?;
-    if answer.founds.is_none() {
+    if answer.domain != public(domain) {
         agent.identity.forget().map_err(|error| failed(&error))?;
     }
-    agent.enter(ticket.pool, answer.records).map_err(|error| failed(&error))?;
+    let entered = agent.knowledge.enter(ticket.pool, answer.domain, answer.records, agent.identity.host().as_signing_key());
+    entered.map_err(|error| failed(&error))?;
     agent.heard(issuer.key);
     run::publish_host(agent);
     joined(agent);
@@ -249,15 +271,24 @@ pub async fn join_unattended(agent: Arc<Agent>, text: String) {
     }
 }
 
-/// Leaves the pool: the founder of its domain forgets it too, where it can be told.
+/// Leaves the pool: who holds its domain's key forgets it too, where it can be told.
 pub async fn leave(agent: &Arc<Agent>) -> Result<(), ApiError> {
     agent.pool(|_| ())?;
+    let conflict = |message: String| Err(ApiError::new(ErrorCode::Conflict, message));
     if let Some(vm) = agent.local_vms().first() {
-        return Err(ApiError::new(ErrorCode::Conflict, format!("VM {} is on this host; move it away or remove it first", vm.name())));
+        return conflict(format!("VM {} is on this host; move it away or remove it first", vm.name()));
     }
-    let kept = agent.pool(|book| view::vms(book).into_iter().find(|vm| vm.body.keeper == Some(agent.key())).map(|vm| vm.name))?;
+    let own = agent.key();
+    let kept = agent.pool(|book| view::vms(book).into_iter().find(|vm| vm.body.keeper == Some(own)).map(|vm| vm.name))?;
     if let Some(name) = kept {
-        return Err(ApiError::new(ErrorCode::Conflict, format!("this host is the keeper of VM {name}; remove that VM first")));
+        return conflict(format!("this host is the keeper of VM {name}; remove that VM first"));
+    }
+    let home = agent.pool(|book| view::vms(book).into_iter().find(|vm| vm.home == own).map(|vm| vm.name))?;
+    if let Some(name) = home {
+        return conflict(format!("VM {name} is at home on this host; remove it first"));
+    }
+    if let Some(what) = lost_with(agent)? {
+        return conflict(format!("this host holds the only root key of {what}; copy it first with `rebec domain key export FILE`"));
     }
     for peer in agent.peers() {
         if agent.answers(&peer.key) {
@@ -270,11 +301,33 @@ pub async fn leave(agent: &Arc<Agent>) -> Result<(), ApiError> {
     agent.forget_pool().map_err(|error| failed(&error))
 }
 
+/// What nobody could let a host into any more, if this host's keys went: they were never exported, and others belong to it.
+fn lost_with(agent: &Agent) -> Result<Option<String>, ApiError> {
+    if agent.store.fact::<bool>(EXPORTED).map_err(|error| failed(&error))?.unwrap_or(false) {
+        return Ok(None);
+    }
+    let holds = |role| agent.identity.get(role).map(|key| key.is_some()).map_err(|error| failed(&error));
+    let (domain, pool) = (holds(Role::Domain)?, holds(Role::Pool)?);
+    agent.pool(|book| {
+        let own = book.own_domain();
+        let others = |of_domain: bool| {
+            let hosts = view::hosts(book);
+            hosts.iter().any(|host| host.key != agent.key() && host.member.dead.is_none() && (!of_domain || Some(host.domain) == own))
+        };
+        let name = || own.map_or_else(String::new, |own| book.domain_name(&own));
+        match () {
+            () if domain && others(true) => Some(format!("domain {}", name())),
+            () if pool && others(false) => Some(format!("pool {}", view::pool_name(book).unwrap_or_default())),
+            () => None,
+        }
+    })
+}
+
 /// A host of the own domain leaves.
-pub fn dismiss(agent: &Arc<Agent>, host: Key) -> Result<(), ApiError> {
+pub fn dismiss(agent: &Arc<Agent>, granted: Granted) -> Result<(), ApiError> {
+    let host = granted.host().ok_or_else(|| ApiError::new(ErrorCode::Forbidden, "hosts leave, users do not"))?;
     let secret = domain_secret(agent)?;
-    let signed = agent.sign(Kind::Member, id_of_key(&host), None, secret.as_signing_key())?;
-    agent.announce(vec![signed])
+    agent.publish_as(Kind::MEMBER, id_of_key(&host), None, secret.as_signing_key())
 }
 
 /// An operator says that a host does not run and will not.
@@ -295,8 +348,7 @@ pub fn declare_dead(agent: &Arc<Agent>, host: Key, reason: &str) -> Result<(), A
         return Err(ApiError::new(ErrorCode::Forbidden, "the host belongs to another domain; its administrator declares it dead"));
     }
     let dead = MemberBody { dead: Some(format!("{reason} (at {})", now_s())), ..member };
-    let signed = agent.sign(Kind::Member, id_of_key(&host), Some(Body::Member(dead)), secret.as_signing_key())?;
-    agent.announce(vec![signed])
+    agent.publish_as(Kind::MEMBER, id_of_key(&host), Some(Body::Member(dead)), secret.as_signing_key())
 }
 
 fn domain_secret(agent: &Agent) -> Result<iroh::SecretKey, ApiError> {
@@ -306,12 +358,13 @@ fn domain_secret(agent: &Agent) -> Result<iroh::SecretKey, ApiError> {
     })
 }
 
-/// The facts of this host, as the pool is told.
-pub fn host_body(agent: &Agent) -> rebec_book::record::HostBody {
+/// The facts of this host, as the pool is told; none where it belongs to none.
+pub fn host_body(agent: &Agent) -> Option<HostBody> {
     let (disk_bytes, free) = facts::disk_bytes(&agent.options.state);
     // In steps, so that every block written does not make news.
     let step = 64 << 20;
-    rebec_book::record::HostBody {
+    Some(HostBody {
+        domain: agent.store.domain().ok().flatten()?,
         addresses: agent.mesh_addresses(),
         underlay: agent.underlay(),
         api: tls::address(agent),
@@ -323,6 +376,27 @@ pub fn host_body(agent: &Agent) -> rebec_book::record::HostBody {
         draining: agent.store.fact("draining").ok().flatten().unwrap_or(false),
         durable: agent.options.durable,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        parts: agent.depot.list(),
+    })
+}
+
+/// The parts of this host, as the pool is told: as many records as they need.
+pub fn parts_bodies(agent: &Agent) -> Vec<PartsBody> {
+    agent.depot.list().chunks(PARTS_MAX).map(|digests| PartsBody { digests: digests.to_vec() }).collect()
+}
+
+/// Makes room for the domain's root key outside this host: who has its bytes can be the domain.
+pub fn export_key(agent: &Agent) -> Result<[u8; 32], ApiError> {
+    let secret = domain_secret(agent)?;
+    agent.store.set_fact(EXPORTED, &true).map_err(|error| failed(&error))?;
+    Ok(secret.to_bytes())
+}
+
+/// Takes a copy of the domain's root key: from here on this host can let others in.
+pub fn import_key(agent: &Agent, bytes: &[u8; 32]) -> Result<(), ApiError> {
+    let secret = iroh::SecretKey::from_bytes(bytes);
+    let own = agent.pool(Book::own_domain)?;
+    if own != Some(public(secret.as_signing_key())) {
+        return Err(ApiError::new(ErrorCode::Conflict, "the key is another domain's than this host's"));
     }
+    agent.identity.keep(Role::Domain, &secret).map_err(|error| failed(&error))
 }

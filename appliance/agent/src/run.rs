@@ -5,7 +5,9 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use rebec_book::{
     Body,
+    key::Id,
     record::{Kind, id_of_key},
+    view::parts_id,
 };
 use rebec_links::Addressing;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,7 +22,7 @@ use crate::{
     mesh::{Mesh, Serve, bulk, exchange},
     pool, screen,
     store::Store,
-    vm::{Want, adopt, keeper, lease, ports, stop},
+    vm::{Want, adopt, grants, keeper, lease, ports, stop},
 };
 
 /// Between two looks whether the host's own facts have changed.
@@ -91,7 +93,7 @@ async fn serve(options: Options) -> Result<()> {
     let router = http::router(agent.clone());
     let mesh_router = router.clone();
     let serve_stream: Serve = Arc::new(move |key, stream| {
-        tokio::spawn(serve::connection(stream, mesh_router.clone(), Caller::Agent(key), serve::LIMITS.head));
+        tokio::spawn(serve::connection(stream, mesh_router.clone(), Caller::Host(key), serve::LIMITS.head));
     });
     let accepting = agent.clone();
     tokio::spawn(async move { accepting.mesh.accept(serve_stream).await });
@@ -125,11 +127,20 @@ async fn serve(options: Options) -> Result<()> {
 
 /// Tells the pool what this host is, if that is news.
 pub fn publish_host(agent: &Arc<Agent>) {
-    let id = id_of_key(&agent.key());
-    let body = Body::Host(pool::host_body(agent));
-    let news = agent.book(|book| book.is_member(&agent.key()) && book.get(Kind::Host, id, agent.key()) != Some(&body));
+    let Some(body) = pool::host_body(agent) else { return };
+    say(agent, Kind::HOST, id_of_key(&agent.key()), Some(Body::Host(body.into())));
+    let parts = pool::parts_bodies(agent);
+    let told = (0..).take_while(|number| agent.book(|book| book.get(Kind::PARTS, parts_id(*number), agent.key()).is_some()) == Some(true));
+    for number in 0..u16::try_from(told.count().max(parts.len())).unwrap_or(u16::MAX) {
+        say(agent, Kind::PARTS, parts_id(number), parts.get(usize::from(number)).cloned().map(Body::Parts));
+    }
+}
+
+/// Writes a record if it says something else than the last.
+fn say(agent: &Agent, kind: Kind, id: Id, body: Option<Body>) {
+    let news = agent.book(|book| book.get(kind, id, agent.key()) != body.as_ref());
     if news == Some(true)
-        && let Err(error) = agent.publish(Kind::Host, id, Some(body))
+        && let Err(error) = agent.publish(kind, id, body)
     {
         log::error!("{error}");
     }
@@ -146,13 +157,14 @@ async fn watch_facts(agent: Arc<Agent>) {
             known = now;
         }
         publish_host(&agent);
+        grants::tidy(&agent);
         obey(&agent).await;
     }
 }
 
 /// A host that was declared dead and is not runs nothing any more: its VMs may run elsewhere by now.
 async fn obey(agent: &Arc<Agent>) {
-    let dead = agent.book(|book| book.membership(&agent.key()).and_then(|(_, member)| member.dead.clone())).flatten();
+    let dead = agent.book(|book| book.dead(&agent.key()).map(str::to_owned)).flatten();
     let Some(reason) = dead else { return };
     for vm in agent.local_vms() {
         if vm.want() == Want::Running {

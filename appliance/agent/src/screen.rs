@@ -13,7 +13,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Writes the file whenever it would say something else.
 pub async fn run(agent: Arc<Agent>, path: PathBuf) {
     let mut last = None;
-    let (mut changed, mut join) = (agent.changed.subscribe(), agent.join.subscribe());
+    let (mut changed, mut join) = (agent.knowledge.watch(), agent.join.subscribe());
     loop {
         let now = screen(&agent);
         if last.as_ref() != Some(&now) {

@@ -1,11 +1,12 @@
 //! What survives the agent: records, invitations, and which pool this host belongs to. One redb file; it is also the lock that
 //! keeps a second agent away from the same state folder.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use anyhow::{Context, Result, anyhow};
 use rebec_book::{
-    Book, Key, Record, Signed,
+    Book, Key, Signed,
+    book::Came,
     key::{Id, Name},
     record::RecordKey,
 };
@@ -18,6 +19,16 @@ const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
 /// Not forgotten with the pool: a keeper that left and came back must know what it has granted.
 const CHARGES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("charges");
 const POOL: &str = "pool";
+const DOMAIN: &str = "domain";
+
+/// When something must be on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durable {
+    /// Before anybody acts on it.
+    Now,
+    /// With the next that must be there now.
+    Later,
+}
 
 /// The open file.
 pub struct Store {
@@ -44,30 +55,43 @@ impl Store {
         Ok(store)
     }
 
+    /// The domain that this host belongs to.
+    pub fn domain(&self) -> Result<Option<Key>> {
+        self.fact(DOMAIN)
+    }
+
     /// The book as it was left; none where the host belongs to no pool.
     pub fn book(&self) -> Result<Option<Book>> {
         let Some(pool) = self.fact::<Key>(POOL)? else { return Ok(None) };
         let read = || -> Result<Vec<Signed>, redb::Error> {
             let table = self.db.begin_read()?.open_table(RECORDS)?;
             let values: Result<Vec<_>, _> = table.iter()?.map(|entry| entry.map(|(_, value)| value.value().to_vec())).collect();
-            Ok(values?.iter().filter_map(|bytes| postcard::from_bytes(bytes).ok()).collect())
+            Ok(values?.iter().filter_map(|bytes| Signed::from_bytes(bytes).ok()).collect())
         };
         let mut stored = read().context("store: read the records")?;
         // Stored in the order of keys; believed in the order of authority, in which each finds those that allow it.
-        stored.sort_by_cached_key(|signed| signed.open().map(|record| record.key).ok());
+        stored.sort_by_cached_key(|signed| signed.read().map(|record| record.key).ok());
         let mut book = Book::new(pool);
         for signed in stored {
-            if let Err(error) = book.merge(signed) {
-                log::warn!("store: left out {error}");
+            if let Err(error) = book.restore(signed, Came::InTurn) {
+                log::debug!("store: left out {error}");
             }
         }
+        // What is void, or of writers who have left, is not read again.
+        let current: BTreeSet<Vec<u8>> = book.all().filter_map(|signed| postcard::to_stdvec(&signed.read().ok()?.key).ok()).collect();
+        self.write("remove what is void", |tx| Ok(tx.open_table(RECORDS)?.retain(|key, _| current.contains(key))?))?;
         Ok(Some(book))
     }
 
-    /// Enters a pool, with the records known so far.
-    pub fn enter(&self, pool: Key, records: &[Signed]) -> Result<()> {
-        self.set_fact(POOL, &pool)?;
-        self.put(records)
+    /// Enters a pool as a host of a domain, with the records known so far: all of it or nothing.
+    pub fn enter(&self, pool: Key, domain: Key, records: &[Signed]) -> Result<()> {
+        let (pool, domain, rows) = (serde_json::to_vec(&pool)?, serde_json::to_vec(&domain)?, rows(records)?);
+        self.write("enter the pool", |tx| {
+            let mut facts = tx.open_table(FACTS)?;
+            facts.insert(POOL, pool.as_slice())?;
+            facts.insert(DOMAIN, domain.as_slice())?;
+            insert(tx, &rows)
+        })
     }
 
     /// Forgets the pool and all its records.
@@ -80,19 +104,9 @@ impl Store {
     }
 
     /// Writes records, all or none.
-    pub fn put(&self, records: &[Signed]) -> Result<()> {
-        let mut rows = vec![];
-        for signed in records {
-            let Record { key, .. } = signed.open()?;
-            rows.push((postcard::to_stdvec::<RecordKey>(&key)?, postcard::to_stdvec(signed)?));
-        }
-        self.write("write records", |tx| {
-            let mut table = tx.open_table(RECORDS)?;
-            for (key, value) in &rows {
-                table.insert(key.as_slice(), value.as_slice())?;
-            }
-            Ok(())
-        })
+    pub fn put(&self, records: &[Signed], durable: Durable) -> Result<()> {
+        let rows = rows(records)?;
+        self.write_as(durable, "write records", |tx| insert(tx, &rows))
     }
 
     /// A named fact of this host.
@@ -174,12 +188,39 @@ impl Store {
     }
 
     fn write(&self, what: &str, change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>) -> Result<()> {
+        self.write_as(Durable::Now, what, change)
+    }
+
+    fn write_as(
+        &self,
+        durable: Durable,
+        what: &str,
+        change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
+    ) -> Result<()> {
         let attempt = || -> Result<(), redb::Error> {
-            let tx = self.db.begin_write()?;
+            let mut tx = self.db.begin_write()?;
+            if durable == Durable::Later {
+                tx.set_durability(redb::Durability::None)?;
+            }
             change(&tx)?;
             tx.commit()?;
             Ok(())
         };
         attempt().with_context(|| format!("store: {what}"))
     }
+}
+
+type Row = (Vec<u8>, Vec<u8>);
+
+fn rows(records: &[Signed]) -> Result<Vec<Row>> {
+    let row = |signed: &Signed| Ok((postcard::to_stdvec::<RecordKey>(&signed.read()?.key)?, signed.to_bytes()));
+    records.iter().map(row).collect()
+}
+
+fn insert(tx: &redb::WriteTransaction, rows: &[Row]) -> Result<(), redb::Error> {
+    let mut table = tx.open_table(RECORDS)?;
+    for (key, value) in rows {
+        table.insert(key.as_slice(), value.as_slice())?;
+    }
+    Ok(())
 }

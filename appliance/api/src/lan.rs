@@ -14,6 +14,9 @@ pub struct NewLan {
     /// Its address range, as in `10.5.0.0/24`; none takes a free one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub range: Option<String>,
+    /// Other domains whose VMs may be on it; its own domain's always may.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub domains: Vec<String>,
 }
 
 /// A LAN with its ports.
@@ -31,6 +34,8 @@ pub struct LanInfo {
     pub mtu: u16,
     /// The host that allocates its addresses.
     pub home: String,
+    /// Other domains whose VMs may be on it.
+    pub domains: Vec<String>,
     /// Ports.
     pub ports: Vec<PortInfo>,
 }

@@ -109,3 +109,18 @@ pub struct Invitation {
     /// Uses left.
     pub uses_left: u32,
 }
+
+/// `POST /v1/domain-key/export` answers it, `POST /v1/domain-key/import` takes it: who has it can be the domain.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DomainKey {
+    /// 32 bytes as hexadecimal digits.
+    pub key: String,
+}
+
+/// The key stays out of logs.
+impl std::fmt::Debug for DomainKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DomainKey").finish_non_exhaustive()
+    }
+}

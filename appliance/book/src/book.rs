@@ -1,56 +1,128 @@
-//! The book: all records of a pool that a host knows. Merging is the same in any order: of two versions the higher stays, of
-//! two contents of one version the one with the greater hash.
+//! The book: all records of a pool that a host knows, as a log for each writer. A writer numbers what it writes; of two records about
+//! one thing the later stays. Books merge in any order.
 //!
-//! Two books are made equal by an exchange: each side says which versions it has, and gets what it lacks.
+//! Two books are made equal by an exchange of [`Mark`]s, one for each writer: how far the log is known and what is in it. A side that
+//! is behind gets what is above its mark; sides that are equally far and yet differ (somebody held records back, or a writer used a
+//! number twice) get the whole log.
+//!
+//! Only writers of the pool have a log: its own key, the keys that it made domains, and hosts that a domain claims. Which of a
+//! domain's claims count, and who holds a VM, is judged when the book is read ([`crate::view`]), by what is in it then.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    key::{Digest, Id, Key, Name},
-    lan,
-    record::{Body, Kind, Record, RecordKey, Signed, Unbelievable, id_of_key},
+    key::{Digest, Id, Key, Name, id_of_key},
+    record::{Body, DomainBody, HostBody, Kind, MemberBody, Record, RecordKey, Signed, Unbelievable},
 };
 
-/// Most records of a pool: a thousand hosts with a hundred VMs each.
-pub const RECORDS_MAX: usize = 262_144;
+/// What one writer may have in everybody's book: records, and their bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    /// Records, also those that say that something is gone.
+    pub records: usize,
+    /// Their bytes.
+    pub bytes: usize,
+}
+
+/// Of a host: a thousand VMs with their images and LANs, and what it has seen of as many others.
+pub const HOST_QUOTA: Quota = Quota { records: 8192, bytes: 8 << 20 };
+/// Of a domain's key and the pool's: their hosts and helpers.
+pub const KEY_QUOTA: Quota = Quota { records: 4096, bytes: 2 << 20 };
+/// Of all hosts that one domain claims, together.
+pub const DOMAIN_QUOTA: Quota = Quota { records: 131_072, bytes: 96 << 20 };
+/// Things gone that a writer has in its log before it makes room.
+pub const GONE_MAX: usize = 512;
 
 /// One record, with what proves it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
     /// The record.
     pub record: Record,
     /// What is stored and sent.
     pub signed: Signed,
-    hash: [u8; 32],
-    stamp: Stamp,
+    hash: u64,
+}
+
+/// What one writer wrote.
+#[derive(Debug, Clone, Default)]
+struct Log {
+    /// How far it is known. Later records may be here that came by themselves.
+    head: u64,
+    floor: u64,
+    /// Of all records in it, in no order.
+    mark: u64,
+    bytes: usize,
+    gone: usize,
+    by_seq: BTreeSet<(u64, Kind, Id)>,
+    records: usize,
+    /// Its writer wrote more than it may: it is not asked for again.
+    is_over: bool,
+}
+
+/// How far one side knows a writer's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Whose log.
+    pub writer: Key,
+    /// Its greatest number.
+    pub head: u64,
+    /// What is in it.
+    pub mark: u64,
+}
+
+/// How a record came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Came {
+    /// After those of its writer that come before it: the log is known as far as this.
+    InTurn,
+    /// By itself.
+    Alone,
+}
+
+/// What was taken in.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// What was new.
+    pub new: Vec<Signed>,
+    /// What was refused, and why.
+    pub refused: Vec<Unbelievable>,
+}
+
+/// Something with a name that one host wrote: a LAN, an image, a VM; or a host itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Thing {
+    /// Its id.
+    pub id: Id,
+    /// The host that writes of it.
+    pub home: Key,
+    /// That host's domain; none where it belongs to none.
+    pub domain: Option<Key>,
 }
 
 /// All records that this host knows of its pool.
 #[derive(Debug, Clone)]
 pub struct Book {
     pool: Key,
+    own: Option<Key>,
     entries: BTreeMap<RecordKey, Entry>,
+    logs: BTreeMap<Key, Log>,
+    names: BTreeMap<(Kind, String), BTreeSet<RecordKey>>,
+    /// Who is on which LAN.
+    on_lan: BTreeMap<Id, BTreeSet<RecordKey>>,
 }
-
-/// What one side of an exchange has.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Summary {
-    /// Of all of it: equal books have equal hashes.
-    pub hash: Digest,
-    /// Each record and how new it is; left out where only the hash is compared.
-    pub stamps: Vec<(RecordKey, Stamp)>,
-}
-
-/// How new a record is: its version and, should a writer have used one twice, the beginning of its hash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Stamp(u64, u64);
 
 impl Book {
     /// An empty book of one pool.
     pub fn new(pool: Key) -> Self {
-        Self { pool, entries: BTreeMap::new() }
+        let (entries, logs, names, on_lan) = Default::default();
+        Self { pool, own: None, entries, logs, names, on_lan }
+    }
+
+    /// The same, as a host reads it: its own domain's things have their plain names.
+    pub fn of_host(self, host: Key) -> Self {
+        Self { own: Some(host), ..self }
     }
 
     /// The pool's key.
@@ -60,41 +132,211 @@ impl Book {
 
     /// Takes a record in if it is believable and new. Returns whether it was new.
     pub fn merge(&mut self, signed: Signed) -> Result<bool, Unbelievable> {
-        let record = signed.open()?;
-        let known = self.entries.get(&record.key);
-        let hash = *blake3::hash(&signed.content).as_bytes();
-        let mut mark = [0; 8];
-        mark.copy_from_slice(&hash[..8]);
-        let stamp = Stamp(record.version, u64::from_be_bytes(mark));
-        if known.is_some_and(|known| known.stamp >= stamp) {
-            return Ok(false);
+        if self.wants(&signed) {
+            signed.open()?;
         }
-        if matches!(&record.body, Some(Body::Lan(lan)) if !lan::is_sound(lan)) {
-            return Err(Unbelievable::Malformed);
-        }
-        if known.is_none() && self.entries.len() >= RECORDS_MAX || !self.may_write(&record) {
-            return Err(Unbelievable::Writer(record.key.kind, record.key.writer));
-        }
-        self.entries.insert(record.key.clone(), Entry { record, signed, hash, stamp });
-        Ok(true)
+        self.restore(signed, Came::Alone)
     }
 
-    fn may_write(&self, record: &Record) -> bool {
-        let RecordKey { kind, id, writer } = &record.key;
-        match (kind, &record.body) {
-            (Kind::Pool, _) => *writer == self.pool,
-            (Kind::Domain, Some(Body::Domain(domain))) => *writer == self.pool && *id == id_of_key(&domain.key),
-            (Kind::Domain, _) => *writer == self.pool,
-            (Kind::Member, Some(Body::Member(member))) => self.is_domain(writer) && *id == id_of_key(&member.host),
-            (Kind::Member, _) => self.is_domain(writer),
-            (Kind::Host, _) => *id == id_of_key(writer) && self.is_member(writer),
-            (Kind::Lan | Kind::Image | Kind::Vm | Kind::Seen, _) => self.is_member(writer),
+    /// The same for a record whose signature was proved before.
+    pub fn restore(&mut self, signed: Signed, came: Came) -> Result<bool, Unbelievable> {
+        let record = signed.read()?;
+        let (writer, seq) = (record.key.writer, record.seq);
+        let is_news = self.is_news(&record, &signed);
+        if is_news {
+            self.enter(record, signed)?;
         }
+        if let Some(log) = self.logs.get_mut(&writer) {
+            let follows = came == Came::InTurn || seq == log.head + 1 || log.head == 0;
+            log.head = if follows { log.head.max(seq) } else { log.head };
+        }
+        Ok(is_news)
+    }
+
+    /// Whether a record would be news, if it is what it says.
+    pub fn wants(&self, signed: &Signed) -> bool {
+        signed.read().is_ok_and(|record| self.is_news(&record, signed))
+    }
+
+    /// Takes records in, each for itself.
+    pub fn take_in(&mut self, records: Vec<Signed>) -> Taken {
+        let mut taken = Taken::default();
+        for signed in records {
+            match self.merge(signed.clone()) {
+                Ok(true) => taken.new.push(signed),
+                Ok(false) => {}
+                Err(error) => taken.refused.push(error),
+            }
+        }
+        taken
+    }
+
+    fn is_news(&self, record: &Record, signed: &Signed) -> bool {
+        let floor = self.logs.get(&record.key.writer).map_or(0, |log| log.floor);
+        let known = self.entries.get(&record.key).map(|entry| (entry.record.seq, entry.hash));
+        record.seq > floor && known.is_none_or(|known| known < (record.seq, short_hash(signed)))
+    }
+
+    fn enter(&mut self, record: Record, signed: Signed) -> Result<(), Unbelievable> {
+        let key = record.key;
+        if !self.admits(&key.writer) {
+            return Err(Unbelievable::Writer(key.kind, key.writer));
+        }
+        let before = self.entries.get(&key).map_or(0, |entry| entry.signed.len());
+        let is_new = usize::from(before == 0);
+        if let Some(quota) = self.over(&key.writer, is_new, signed.len().saturating_sub(before)) {
+            self.logs.entry(key.writer).or_default().is_over = true;
+            return Err(Unbelievable::Quota(key.kind, key.writer, quota.records, quota.bytes));
+        }
+        let before = self.remove(&key);
+        self.insert(Entry { hash: short_hash(&signed), record, signed });
+        let now = self.entries.get(&key).map(|entry| &entry.record);
+        if let Some(Record { body: Some(Body::Floor(floor)), seq, .. }) = now {
+            let floor = floor.floor.min(seq.saturating_sub(1));
+            self.raise_floor(key.writer, floor);
+        }
+        // Whom a domain or a member's record lets in no more has no log.
+        let authority = matches!(key.kind, Kind::DOMAIN | Kind::MEMBER | Kind::HELPER);
+        if authority && before.is_some() {
+            self.drop_strangers();
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, entry: Entry) {
+        let key = entry.record.key;
+        let log = self.logs.entry(key.writer).or_default();
+        log.mark ^= entry.hash;
+        log.bytes += entry.signed.len();
+        log.records += 1;
+        log.gone += usize::from(entry.record.body.is_none());
+        log.by_seq.insert((entry.record.seq, key.kind, key.id));
+        if let Some(name) = entry.record.body.as_ref().and_then(name_of) {
+            self.names.entry((key.kind, name.to_owned())).or_default().insert(key);
+        }
+        for lan in lans_of(&entry.record) {
+            self.on_lan.entry(lan).or_default().insert(key);
+        }
+        self.entries.insert(key, entry);
+    }
+
+    fn remove(&mut self, key: &RecordKey) -> Option<Entry> {
+        let entry = self.entries.remove(key)?;
+        if let Some(log) = self.logs.get_mut(&key.writer) {
+            log.mark ^= entry.hash;
+            log.bytes -= entry.signed.len();
+            log.records -= 1;
+            log.gone -= usize::from(entry.record.body.is_none());
+            log.by_seq.remove(&(entry.record.seq, key.kind, key.id));
+        }
+        if let Some(name) = entry.record.body.as_ref().and_then(name_of) {
+            remove_from(&mut self.names, &(key.kind, name.to_owned()), key);
+        }
+        for lan in lans_of(&entry.record) {
+            remove_from(&mut self.on_lan, &lan, key);
+        }
+        Some(entry)
+    }
+
+    fn raise_floor(&mut self, writer: Key, floor: u64) {
+        let Some(log) = self.logs.get_mut(&writer) else { return };
+        log.floor = log.floor.max(floor);
+        let void = log.by_seq.range(..first_of(log.floor + 1)).copied().collect::<Vec<_>>();
+        for (_, kind, id) in void {
+            self.remove(&RecordKey { kind, id, writer });
+        }
+    }
+
+    fn drop_strangers(&mut self) {
+        let strangers: Vec<Key> = self.logs.keys().filter(|writer| !self.admits(writer)).copied().collect();
+        if strangers.is_empty() {
+            return;
+        }
+        for writer in strangers {
+            let gone = self.logs.remove(&writer).unwrap_or_default();
+            for (_, kind, id) in gone.by_seq {
+                self.remove(&RecordKey { kind, id, writer });
+            }
+        }
+        // A helper's hosts go with it.
+        self.drop_strangers();
+    }
+
+    /// Whether a writer may have a log here.
+    fn admits(&self, writer: &Key) -> bool {
+        *writer == self.pool || self.is_domain(writer) || self.claims(writer).next().is_some()
+    }
+
+    fn over(&self, writer: &Key, records: usize, bytes: usize) -> Option<Quota> {
+        let within = |quota: Quota, used: (usize, usize)| used.0 + records <= quota.records && used.1 + bytes <= quota.bytes;
+        let of = |log: &Log| (log.records, log.bytes);
+        let quota = if *writer == self.pool || self.is_domain(writer) { KEY_QUOTA } else { HOST_QUOTA };
+        if !within(quota, self.logs.get(writer).map_or((0, 0), of)) {
+            return Some(quota);
+        }
+        let near = |used: (usize, usize)| used.0 < DOMAIN_QUOTA.records / 2 && used.1 < DOMAIN_QUOTA.bytes / 2;
+        let all = self.logs.values().map(of).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        if quota == KEY_QUOTA || near(all) {
+            return None;
+        }
+        let domain = self.domain_of(writer).or_else(|| self.claims(writer).next().map(|(domain, _)| domain));
+        let fellows = self.logs.iter().filter(|(other, _)| self.domain_of(other) == domain);
+        let used = fellows.map(|(_, log)| of(log)).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        (!within(DOMAIN_QUOTA, used)).then_some(DOMAIN_QUOTA)
     }
 
     /// Whether the pool has this domain.
     pub fn is_domain(&self, key: &Key) -> bool {
-        self.get(Kind::Domain, id_of_key(key), self.pool).is_some_and(|body| matches!(body, Body::Domain(domain) if domain.key == *key))
+        self.domain(key).is_some()
+    }
+
+    /// A domain's record.
+    pub fn domain(&self, key: &Key) -> Option<&DomainBody> {
+        match self.get(Kind::DOMAIN, id_of_key(key), self.pool) {
+            Some(Body::Domain(domain)) if domain.key == *key => Some(domain),
+            _ => None,
+        }
+    }
+
+    /// A domain's name; its digits where it has none.
+    pub fn domain_name(&self, key: &Key) -> String {
+        self.domain(key).map_or_else(|| key.short(), |domain| domain.name.clone())
+    }
+
+    /// Whether a key may let hosts into a domain: its own, or a helper's.
+    pub fn speaks_for(&self, key: &Key, domain: &Key) -> bool {
+        let is_helper = || matches!(self.get(Kind::HELPER, id_of_key(key), *domain), Some(Body::Helper(helper)) if helper.key == *key);
+        self.is_domain(domain) && (key == domain || is_helper())
+    }
+
+    /// What domains say of a host: each that claims it, and in what words.
+    pub fn claims(&self, host: &Key) -> impl Iterator<Item = (Key, &MemberBody)> {
+        self.about(Kind::MEMBER, id_of_key(host)).filter_map(move |record| match &record.body {
+            Some(Body::Member(member)) if member.host == *host && self.speaks_for(&record.key.writer, &member.domain) => {
+                Some((member.domain, member))
+            }
+            _ => None,
+        })
+    }
+
+    /// What a host says of itself.
+    pub fn host(&self, host: &Key) -> Option<&HostBody> {
+        match self.get(Kind::HOST, id_of_key(host), *host) {
+            Some(Body::Host(body)) => Some(body),
+            _ => None,
+        }
+    }
+
+    /// The domain a host belongs to, by that domain's word and its own, and in what words. Of several who speak for the domain, one
+    /// that declares the host dead counts.
+    pub fn membership(&self, host: &Key) -> Option<(Key, &MemberBody)> {
+        let own = self.host(host)?.domain;
+        self.claims(host).filter(|(domain, _)| *domain == own).max_by_key(|(_, member)| member.dead.is_some())
+    }
+
+    /// The domain a host belongs to.
+    pub fn domain_of(&self, host: &Key) -> Option<Key> {
+        self.membership(host).map(|(domain, _)| domain)
     }
 
     /// Whether a host belongs to some domain of the pool.
@@ -102,12 +344,60 @@ impl Book {
         self.membership(host).is_some()
     }
 
-    /// The domain a host belongs to, and in what words.
-    pub fn membership(&self, host: &Key) -> Option<(Key, &crate::record::MemberBody)> {
-        self.about(Kind::Member, id_of_key(host)).find_map(|record| match &record.body {
-            Some(Body::Member(member)) if member.host == *host && self.is_domain(&record.key.writer) => Some((record.key.writer, member)),
-            _ => None,
-        })
+    /// Why a host was declared dead, if its domain did.
+    pub fn dead(&self, host: &Key) -> Option<&str> {
+        self.membership(host).and_then(|(_, member)| member.dead.as_deref())
+    }
+
+    /// The host that reads this book.
+    pub fn own(&self) -> Option<Key> {
+        self.own
+    }
+
+    /// The domain of the host that reads this book.
+    pub fn own_domain(&self) -> Option<Key> {
+        self.own.and_then(|own| self.domain_of(&own))
+    }
+
+    /// What there is of a kind under a name, in any domain.
+    pub fn of_name(&self, kind: Kind, name: &str) -> Vec<Thing> {
+        let keys = self.names.get(&(kind, name.to_owned())).into_iter().flatten();
+        let mut things: Vec<Thing> = keys.filter_map(|key| self.as_thing(key)).collect();
+        things.dedup_by_key(|thing| thing.id);
+        things
+    }
+
+    /// A thing of a kind, by its id: only one writer can have it.
+    pub fn thing(&self, kind: Kind, id: Id) -> Option<Thing> {
+        let living = self.about(kind, id).filter(|record| record.body.as_ref().is_some_and(|body| body.kind().is_some()));
+        living.filter_map(|record| self.as_thing(&record.key)).next()
+    }
+
+    /// Of members only: what others left is not shown.
+    fn as_thing(&self, key: &RecordKey) -> Option<Thing> {
+        match (key.kind, self.get(key.kind, key.id, key.writer)?) {
+            (Kind::MEMBER, Body::Member(member)) => {
+                let counts = self.domain_of(&member.host) == Some(member.domain) && self.speaks_for(&key.writer, &member.domain);
+                counts.then(|| Thing { id: key.id, home: member.host, domain: Some(member.domain) })
+            }
+            (Kind::DOMAIN, Body::Domain(domain)) => Some(Thing { id: key.id, home: key.writer, domain: Some(domain.key) }),
+            _ => self.domain_of(&key.writer).map(|domain| Thing { id: key.id, home: key.writer, domain: Some(domain) }),
+        }
+    }
+
+    /// How a thing is called here.
+    pub fn shown(&self, kind: Kind, name: &str, thing: &Thing) -> String {
+        let twins = self.of_name(kind, name).iter().filter(|other| other.domain == thing.domain).count() > 1;
+        let name = if twins { format!("{name}~{}", thing.id.short()) } else { name.to_owned() };
+        match thing.domain {
+            Some(domain) if kind != Kind::DOMAIN && Some(domain) != self.own_domain() => format!("{}/{name}", self.domain_name(&domain)),
+            _ => name,
+        }
+    }
+
+    /// The VMs that are on a LAN, by their records' names.
+    pub fn on_lan(&self, lan: Id) -> impl Iterator<Item = &Record> {
+        self.on_lan.get(&lan).into_iter().flatten().filter_map(|key| self.entries.get(key)).map(|entry| &entry.record)
     }
 
     /// The records of one kind, also those that say that something is gone.
@@ -131,9 +421,36 @@ impl Book {
         self.entries.get(&RecordKey { kind, id, writer }).and_then(|entry| entry.record.body.as_ref())
     }
 
-    /// The version that a writer's next record must have.
-    pub fn next_version(&self, key: &RecordKey) -> u64 {
-        self.entries.get(key).map_or(1, |entry| entry.record.version + 1)
+    /// A record as it was signed.
+    pub fn signed(&self, key: &RecordKey) -> Option<&Signed> {
+        self.entries.get(key).map(|entry| &entry.signed)
+    }
+
+    /// The number of a writer's last record.
+    pub fn head(&self, writer: &Key) -> u64 {
+        self.logs.get(writer).map_or(0, |log| log.head)
+    }
+
+    /// How many of a writer's records say that something is gone.
+    pub fn gone(&self, writer: &Key) -> usize {
+        self.logs.get(writer).map_or(0, |log| log.gone)
+    }
+
+    /// What a writer says now, as it must be written again before its log is cut.
+    pub fn living(&self, writer: &Key) -> Vec<(Kind, Id, Body)> {
+        let mine = self.logs.get(writer).into_iter().flat_map(|log| &log.by_seq);
+        let body = |(_, kind, id): &(u64, Kind, Id)| Some((*kind, *id, self.get(*kind, *id, *writer)?.clone()));
+        mine.filter_map(body).filter(|(kind, _, _)| *kind != Kind::FLOOR).collect()
+    }
+
+    /// How many records there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
     }
 
     /// Every record, in the order of authority.
@@ -141,49 +458,114 @@ impl Book {
         self.entries.values().map(|entry| &entry.signed)
     }
 
-    /// What this side of an exchange has.
-    pub fn summary(&self) -> Summary {
-        let stamps = self.entries.values().map(|entry| (entry.record.key.clone(), entry.stamp)).collect();
-        Summary { hash: self.hash(), stamps }
+    /// How far this side knows each log.
+    pub fn marks(&self) -> Vec<Mark> {
+        let known = self.logs.iter().filter(|(_, log)| !log.is_over);
+        known.map(|(writer, log)| Mark { writer: *writer, head: log.head, mark: log.mark }).collect()
     }
 
-    /// Of all of it: equal books have equal hashes.
-    pub fn hash(&self) -> Digest {
+    /// Of all marks: equal books have equal digests.
+    pub fn digest(&self) -> Digest {
         let mut hasher = blake3::Hasher::new();
-        for entry in self.entries.values() {
-            hasher.update(&entry.hash);
+        for mark in self.marks() {
+            hasher.update(&mark.writer.0).update(&mark.head.to_be_bytes()).update(&mark.mark.to_be_bytes());
         }
         Name(*hasher.finalize().as_bytes())
     }
 
-    /// What a side with that summary lacks, in the order of authority, at most `bytes_max` of it; and what it has newer.
-    pub fn compare(&self, theirs: &[(RecordKey, Stamp)], bytes_max: usize) -> (Vec<Signed>, Vec<RecordKey>) {
-        let stamps: BTreeMap<&RecordKey, Stamp> = theirs.iter().map(|(key, stamp)| (key, *stamp)).collect();
-        let lacking = self.entries.values().filter(|own| stamps.get(&own.record.key).is_none_or(|stamp| *stamp < own.stamp));
-        let lacking = within(lacking, bytes_max);
-        let newer = stamps.into_iter().filter(|(key, stamp)| self.entries.get(*key).is_none_or(|own| own.stamp < *stamp));
-        (lacking, newer.map(|(key, _)| key.clone()).collect())
+    /// What a side with those marks lacks: each log in the order of its numbers, those first that others are judged by. At most about
+    /// `bytes_max`; who lacks more asks again. Of a log that is to be sent whole, chance says where that begins, so that a long one is
+    /// through in some rounds.
+    pub fn above(&self, theirs: &[Mark], bytes_max: usize, chance: u64) -> Vec<Signed> {
+        let theirs: BTreeMap<&Key, &Mark> = theirs.iter().map(|mark| (&mark.writer, mark)).collect();
+        let mut behind: Vec<_> = self.logs.iter().filter(|(_, log)| !log.is_over).collect();
+        behind.sort_by_key(|(writer, _)| self.rank(writer));
+        let (mut lacking, mut bytes) = (vec![], 0);
+        for (writer, log) in behind {
+            let (from, skipped) = match theirs.get(writer) {
+                Some(mark) if mark.head > log.head || mark.head == log.head && mark.mark == log.mark => continue,
+                Some(mark) if mark.head < log.head => (mark.head + 1, 0),
+                Some(_) if log.bytes > bytes_max => (0, chance as usize % log.records.max(1)),
+                Some(_) | None => (0, 0),
+            };
+            let wanted = || log.by_seq.range(first_of(from)..);
+            for (_, kind, id) in wanted().skip(skipped).chain(wanted().take(skipped)) {
+                let Some(entry) = self.entries.get(&RecordKey { kind: *kind, id: *id, writer: *writer }) else { continue };
+                bytes += entry.signed.len();
+                if bytes > bytes_max && !lacking.is_empty() {
+                    return lacking;
+                }
+                lacking.push(entry.signed.clone());
+            }
+        }
+        lacking
+    }
+
+    /// Whether a side with those marks has something that this one lacks.
+    pub fn is_behind(&self, theirs: &[Mark]) -> bool {
+        theirs.iter().any(|mark| match self.logs.get(&mark.writer) {
+            Some(log) => !log.is_over && (log.head < mark.head || log.head == mark.head && log.mark != mark.mark),
+            None => true,
+        })
+    }
+
+    fn rank(&self, writer: &Key) -> u8 {
+        let helps = || self.about(Kind::HELPER, id_of_key(writer)).any(|record| record.body.is_some());
+        match () {
+            () if *writer == self.pool => 0,
+            () if self.is_domain(writer) => 1,
+            () if helps() => 2,
+            () => 3,
+        }
     }
 
     /// The records that are wanted, in the order of authority, at most `bytes_max` of them.
     pub fn select(&self, wanted: impl Fn(&RecordKey) -> bool, bytes_max: usize) -> Vec<Signed> {
-        within(self.entries.values().filter(|entry| wanted(&entry.record.key)), bytes_max)
-    }
-
-    /// The named records, at most `bytes_max` of them.
-    pub fn pick(&self, keys: &[RecordKey], bytes_max: usize) -> Vec<Signed> {
-        within(keys.iter().filter_map(|key| self.entries.get(key)), bytes_max)
+        let mut bytes = 0;
+        let fits = self.entries.values().filter(|entry| wanted(&entry.record.key)).enumerate().take_while(|(index, entry)| {
+            bytes += entry.signed.len();
+            *index == 0 || bytes <= bytes_max
+        });
+        fits.map(|(_, entry)| entry.signed.clone()).collect()
     }
 }
 
-/// The first entries that fit, and at least one.
-fn within<'a>(entries: impl Iterator<Item = &'a Entry>, bytes_max: usize) -> Vec<Signed> {
-    let mut bytes = 0;
-    let fits = entries.enumerate().take_while(|(index, entry)| {
-        bytes += entry.signed.content.len() + 80;
-        *index == 0 || bytes <= bytes_max
-    });
-    fits.map(|(_, entry)| entry.signed.clone()).collect()
+/// Where the records of a number begin in a log.
+fn first_of(seq: u64) -> (u64, Kind, Id) {
+    (seq, Kind(0), Name([0; 16]))
+}
+
+fn short_hash(signed: &Signed) -> u64 {
+    let mut short = [0; 8];
+    short.copy_from_slice(&signed.hash()[..8]);
+    u64::from_be_bytes(short)
+}
+
+fn name_of(body: &Body) -> Option<&str> {
+    match body {
+        Body::Domain(domain) => Some(&domain.name),
+        Body::Member(member) => Some(&member.name),
+        Body::Lan(lan) => Some(&lan.name),
+        Body::Image(image) => Some(&image.name),
+        Body::Vm(vm) => Some(&vm.name),
+        _ => None,
+    }
+}
+
+fn lans_of(record: &Record) -> Vec<Id> {
+    match &record.body {
+        Some(Body::Vm(vm)) => vm.nics.iter().map(|nic| nic.lan).collect(),
+        _ => vec![],
+    }
+}
+
+fn remove_from<K: Ord, V: Ord>(index: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(values) = index.get_mut(key) {
+        values.remove(value);
+        if values.is_empty() {
+            index.remove(key);
+        }
+    }
 }
 
 #[cfg(test)]

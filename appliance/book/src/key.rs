@@ -14,8 +14,10 @@ pub struct Name<const N: usize>(pub [u8; N]);
 pub type Key = Name<32>;
 /// BLAKE3 of a part's content.
 pub type Digest = Name<32>;
-/// 128 random bits that name a LAN or a VM.
+/// 128 bits that name a LAN, an image, a VM, or what else a record is about.
 pub type Id = Name<16>;
+/// The random bits that a writer makes an [`Id`] of.
+pub type Nonce = Name<16>;
 
 /// A text that is not a name of this length.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,6 +71,42 @@ impl<'de, const N: usize> Deserialize<'de> for Name<N> {
         let bytes = <&[u8]>::deserialize(deserializer)?;
         bytes.try_into().map(Self).map_err(|_| serde::de::Error::invalid_length(bytes.len(), &"as many bytes as the name has"))
     }
+}
+
+/// Bytes in a record.
+impl<C, const N: usize> minicbor::Encode<C> for Name<N> {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        encoder: &mut minicbor::Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        encoder.bytes(&self.0)?.ok()
+    }
+}
+
+impl<'b, C, const N: usize> minicbor::Decode<'b, C> for Name<N> {
+    fn decode(decoder: &mut minicbor::Decoder<'b>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        let bytes = decoder.bytes()?;
+        bytes.try_into().map(Self).map_err(|_| minicbor::decode::Error::message("a name of another length"))
+    }
+}
+
+/// The id of what a writer makes: bound to it, so that nobody else's record can have it.
+pub fn bound_id(writer: &Key, nonce: &Nonce) -> Id {
+    let mut hasher = blake3::Hasher::new_derive_key("rebec id bound to its writer v1");
+    hasher.update(&writer.0).update(&nonce.0);
+    first_half(*hasher.finalize().as_bytes())
+}
+
+/// The id of a record about a key: its first half.
+pub fn id_of_key(key: &Key) -> Id {
+    first_half(key.0)
+}
+
+fn first_half(bytes: [u8; 32]) -> Id {
+    let mut half = [0; 16];
+    half.copy_from_slice(&bytes[..16]);
+    Name(half)
 }
 
 /// The public half of a secret key.

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use crate::{
     key::Key,
-    record::{LanBody, RangeLease},
+    record::{LanBody, NicBody, RangeLease},
 };
 
 /// Addresses that are handed to a host at a time.
@@ -57,6 +57,13 @@ pub fn is_sound(lan: &LanBody) -> bool {
     })
 }
 
+/// Whether a NIC is where its VM's home may put one: at an address that the LAN's home handed it, with the MAC that goes with it.
+pub fn admits(lan: &LanBody, home: &Key, nic: &NicBody) -> bool {
+    let address = u32::from(nic.address);
+    let handed = |lease: &&RangeLease| lease.host == *home && address.checked_sub(lease.first.into()).is_some_and(|n| n < lease.count);
+    nic.mac == mac_of(nic.address) && lan.leases.iter().any(|lease| handed(&lease))
+}
+
 /// The next part of the range for a host; none when all is handed out.
 pub fn next_lease(lan: &LanBody, host: Key) -> Option<RangeLease> {
     let network = u32::from(lan.network);
@@ -91,7 +98,17 @@ mod tests {
     use crate::key::Name;
 
     fn lan(prefix: u8) -> LanBody {
-        LanBody { name: "lab".into(), vni: 7, network: Ipv4Addr::new(10, 16, 0, 0), prefix, mtu: MTU, leases: vec![], created: 0 }
+        LanBody {
+            nonce: Name([0; 16]),
+            name: "lab".into(),
+            vni: 7,
+            network: Ipv4Addr::new(10, 16, 0, 0),
+            prefix,
+            mtu: MTU,
+            leases: vec![],
+            created: 0,
+            domains: vec![],
+        }
     }
 
     #[test]

@@ -2,16 +2,21 @@
 //!
 //! A pool's knowledge is a [`book::Book`] of [`record`]s. Each record has one writer who signs it and numbers its versions;
 //! nothing needs more than two hosts that talk to each other now and then. [`view`] reads the book as people see it: hosts,
-//! LANs, images and VMs by name. [`lan`] says who may use which address, [`ticket`] is the text that lets a host in.
+//! LANs, images and VMs by name. [`authority`] answers who may ask what, [`grant`] who holds a VM. [`lan`] says who may use which address, [`ticket`] is the text that lets a host in.
 
+pub mod authority;
+mod body;
 pub mod book;
+pub mod grant;
 pub mod key;
 pub mod lan;
+pub mod names;
 pub mod record;
 pub mod ticket;
 pub mod view;
 
 pub use book::Book;
+pub use grant::Grant;
 pub use key::Key;
 pub use record::{Body, Record, Signed};
 pub use ticket::Ticket;

@@ -1,12 +1,13 @@
-//! The book as people see it: hosts, LANs, images and VMs by name. Where two things of one kind chose one name, each shows
-//! the first digits of its key or id behind it, so that a name means one thing.
+//! The book as people see it: hosts, LANs, images and VMs by the names that they have here ([`crate::names`]). Only what members of
+//! the pool wrote is seen.
 
 use std::collections::BTreeMap;
 
 use crate::{
-    book::Book,
-    key::{Id, Key},
-    record::{Body, DomainBody, HostBody, ImageBody, Kind, LanBody, MemberBody, SeenBody, SeenState, VmBody, id_of_key},
+    book::{Book, Thing},
+    grant::{self, Grant},
+    key::{Digest, Id, Key, id_of_key},
+    record::{Assigned, Body, DomainBody, HostBody, ImageBody, Kind, LanBody, MemberBody, SeenBody, SeenState, VmBody},
 };
 
 /// A domain of the pool.
@@ -29,8 +30,8 @@ pub struct HostView<'a> {
     pub domain: Key,
     /// Its membership.
     pub member: &'a MemberBody,
-    /// Its facts; none before it has told them.
-    pub body: Option<&'a HostBody>,
+    /// Its facts.
+    pub body: &'a HostBody,
 }
 
 /// Something with an id, a home host and a name: a LAN, an image, a VM.
@@ -57,63 +58,120 @@ pub struct SeenView<'a> {
 
 /// The pool's name, once it is known.
 pub fn pool_name(book: &Book) -> Option<&str> {
-    book.of_kind(Kind::Pool).find_map(|record| match &record.body {
-        Some(Body::Pool(pool)) => Some(pool.name.as_str()),
+    book.of_kind(Kind::POOL).find_map(|record| match &record.body {
+        Some(Body::Pool(pool)) if record.key.writer == book.pool() => Some(pool.name.as_str()),
         _ => None,
     })
 }
 
 /// The domains, by name.
 pub fn domains(book: &Book) -> Vec<DomainView<'_>> {
-    let bodies = book.of_kind(Kind::Domain).filter_map(|record| match &record.body {
-        Some(Body::Domain(body)) => Some(body),
+    let bodies = book.of_kind(Kind::DOMAIN).filter_map(|record| match &record.body {
+        Some(Body::Domain(body)) if book.is_domain(&body.key) => Some((record.key, body)),
         _ => None,
     });
-    let found: Vec<_> = bodies.collect();
-    let names = shown(found.iter().map(|body| (body.name.as_str(), body.key.short())));
-    sorted(found.into_iter().zip(names).map(|(body, name)| DomainView { name, body }).collect(), |domain| &domain.name)
+    let named = bodies.map(|(key, body)| {
+        let thing = Thing { id: key.id, home: key.writer, domain: Some(body.key) };
+        DomainView { name: book.shown(Kind::DOMAIN, &body.name, &thing), body }
+    });
+    sorted(named.collect(), |domain| &domain.name)
 }
 
 /// The hosts, by name.
 pub fn hosts(book: &Book) -> Vec<HostView<'_>> {
-    let members = book.of_kind(Kind::Member).filter_map(|record| match &record.body {
-        Some(Body::Member(member)) if book.is_domain(&record.key.writer) => Some((record.key.writer, member)),
-        _ => None,
-    });
-    let found: Vec<_> = members.collect();
-    let names = shown(found.iter().map(|(_, member)| (member.name.as_str(), member.host.short())));
-    let hosts = found.into_iter().zip(names).map(|((domain, member), name)| {
-        let body = match book.get(Kind::Host, id_of_key(&member.host), member.host) {
-            Some(Body::Host(body)) => Some(body),
+    let members = book.of_kind(Kind::HOST).filter_map(|record| host(book, &record.key.writer));
+    sorted(members.collect(), |host| &host.name)
+}
+
+/// One host.
+pub fn host<'a>(book: &'a Book, key: &Key) -> Option<HostView<'a>> {
+    let (domain, member) = book.membership(key)?;
+    let thing = Thing { id: id_of_key(key), home: *key, domain: Some(domain) };
+    Some(HostView { key: *key, name: book.shown(Kind::MEMBER, &member.name, &thing), domain, member, body: book.host(key)? })
+}
+
+/// The parts in a host's depot.
+pub fn parts<'a>(book: &'a Book, host: &Key) -> impl Iterator<Item = &'a Digest> {
+    let host = *host;
+    (0..)
+        .map_while(move |number| match book.get(Kind::PARTS, parts_id(number), host) {
+            Some(Body::Parts(parts)) => Some(&parts.digests),
             _ => None,
-        };
-        HostView { key: member.host, name, domain, member, body }
-    });
-    sorted(hosts.collect(), |host| &host.name)
+        })
+        .flatten()
+}
+
+/// The id of one of the records in which a host says what is in its depot.
+pub fn parts_id(number: u16) -> Id {
+    let mut id = [0; 16];
+    id[14..].copy_from_slice(&number.to_be_bytes());
+    crate::key::Name(id)
 }
 
 /// The LANs, by name.
 pub fn lans(book: &Book) -> Vec<Named<'_, LanBody>> {
-    named(book, Kind::Lan, |body| if let Body::Lan(lan) = body { Some((lan, lan.name.as_str())) } else { None })
+    named(book, Kind::LAN, |body| if let Body::Lan(lan) = body { Some((&**lan, lan.name.as_str())) } else { None })
 }
 
 /// The images, by name.
 pub fn images(book: &Book) -> Vec<Named<'_, ImageBody>> {
-    named(book, Kind::Image, |body| if let Body::Image(image) = body { Some((image, image.name.as_str())) } else { None })
+    named(book, Kind::IMAGE, |body| if let Body::Image(image) = body { Some((&**image, image.name.as_str())) } else { None })
 }
 
 /// The VMs, by name.
 pub fn vms(book: &Book) -> Vec<Named<'_, VmBody>> {
-    named(book, Kind::Vm, |body| if let Body::Vm(vm) = body { Some((vm, vm.name.as_str())) } else { None })
+    named(book, Kind::VM, |body| if let Body::Vm(vm) = body { Some((&**vm, vm.name.as_str())) } else { None })
 }
 
-/// Where a VM is: by the highest epoch that anybody claims.
-pub fn seen(book: &Book, vm: Id) -> Option<SeenView<'_>> {
-    let claims = book.about(Kind::Seen, vm).filter_map(|record| match &record.body {
-        Some(Body::Seen(body)) => Some(SeenView { holder: record.key.writer, body }),
+/// One VM.
+pub fn vm(book: &Book, id: Id) -> Option<Named<'_, VmBody>> {
+    let thing = book.thing(Kind::VM, id)?;
+    let Some(Body::Vm(body)) = book.get(Kind::VM, id, thing.home) else { return None };
+    Some(Named { id, home: thing.home, name: book.shown(Kind::VM, &body.name, &thing), body })
+}
+
+/// One VM's record.
+pub fn vm_body(book: &Book, id: Id) -> Option<&VmBody> {
+    match book.get(Kind::VM, id, book.thing(Kind::VM, id)?.home) {
+        Some(Body::Vm(body)) => Some(body),
         _ => None,
-    });
-    claims.max_by_key(|seen| (seen.body.epoch, seen.holder))
+    }
+}
+
+/// Who holds a VM, by proof: where nobody has started it yet, whom its home assigned it to.
+pub fn holder(book: &Book, vm: Id) -> Option<Assigned> {
+    way(book, vm, |_| true).map(|(at, _)| at)
+}
+
+/// The way of a VM to who holds it, by what the wanted hosts say.
+pub fn way(book: &Book, vm: Id, wanted: impl Fn(&Key) -> bool) -> Option<(Assigned, Vec<&Grant>)> {
+    let body = vm_body(book, vm)?;
+    let grants: Vec<&Grant> = claims(book, vm).filter(|(host, _)| wanted(host)).flat_map(|(_, seen)| &seen.grants).collect();
+    Some(grant::way(body.assigned, body.keeper, &grants))
+}
+
+/// What hosts say of a VM.
+pub fn claims(book: &Book, vm: Id) -> impl Iterator<Item = (Key, &SeenBody)> {
+    book.about(Kind::SEEN, vm).filter_map(|record| match &record.body {
+        Some(Body::Seen(body)) => Some((record.key.writer, &**body)),
+        _ => None,
+    })
+}
+
+/// What the host that holds a VM says of it. Before it has said anything, what the one says that granted it; none before anybody has.
+pub fn seen(book: &Book, vm: Id) -> Option<SeenView<'_>> {
+    let assigned = vm_body(book, vm)?.assigned;
+    let (_, way) = way(book, vm, |_| true)?;
+    let places = way.iter().rev().map(|grant| (grant.to, grant.epoch)).chain([(assigned.host, assigned.epoch)]);
+    places.filter_map(|(host, epoch)| said(book, vm, host, epoch)).next()
+}
+
+/// What a host says of a VM that it has at this epoch, or had at it.
+fn said(book: &Book, vm: Id, host: Key, epoch: u64) -> Option<SeenView<'_>> {
+    match book.get(Kind::SEEN, vm, host) {
+        Some(Body::Seen(body)) if body.epoch >= epoch => Some(SeenView { holder: host, body }),
+        _ => None,
+    }
 }
 
 /// What the VMs of a host come to.
@@ -128,10 +186,11 @@ pub struct Load {
 /// What each host that holds VMs bears.
 pub fn loads(book: &Book) -> BTreeMap<Key, Load> {
     let mut loads: BTreeMap<Key, Load> = BTreeMap::new();
-    for seen in vms(book).iter().filter_map(|vm| seen(book, vm.id)) {
+    for record in book.of_kind(Kind::VM).filter(|record| record.body.is_some()) {
+        let Some(seen) = seen(book, record.key.id) else { continue };
         let load = loads.entry(seen.holder).or_default();
         load.vms += 1;
-        if !matches!(seen.body.state, SeenState::Stopped | SeenState::Failed) {
+        if !matches!(seen.body.state, SeenState::Stopped | SeenState::Failed | SeenState::Left) {
             load.memory_bytes = load.memory_bytes.saturating_add(seen.body.memory_bytes);
         }
     }
@@ -139,20 +198,12 @@ pub fn loads(book: &Book) -> BTreeMap<Key, Load> {
 }
 
 fn named<'a, B>(book: &'a Book, kind: Kind, take: impl Fn(&'a Body) -> Option<(&'a B, &'a str)>) -> Vec<Named<'a, B>> {
-    let found: Vec<_> = book
-        .of_kind(kind)
-        .filter_map(|record| record.body.as_ref().and_then(&take).map(|(body, name)| (record.key.id, record.key.writer, body, name)))
-        .collect();
-    let names = shown(found.iter().map(|(id, _, _, name)| (*name, id.short())));
-    let all = found.into_iter().zip(names).map(|((id, home, body, _), name)| Named { id, home, name, body });
-    sorted(all.collect(), |one| &one.name)
-}
-
-/// A name that several have gets each one's digits.
-fn shown<'a>(names: impl Iterator<Item = (&'a str, String)> + Clone) -> Vec<String> {
-    let mut times: BTreeMap<&str, u32> = BTreeMap::new();
-    names.clone().for_each(|(name, _)| *times.entry(name).or_default() += 1);
-    names.map(|(name, digits)| if times[name] > 1 { format!("{name}-{digits}") } else { name.to_owned() }).collect()
+    let found = book.of_kind(kind).filter_map(|record| {
+        let (body, name) = record.body.as_ref().and_then(&take)?;
+        let thing = Thing { id: record.key.id, home: record.key.writer, domain: Some(book.domain_of(&record.key.writer)?) };
+        Some(Named { id: thing.id, home: thing.home, name: book.shown(kind, name, &thing), body })
+    });
+    sorted(found.collect(), |one| &one.name)
 }
 
 fn sorted<T>(mut all: Vec<T>, name: impl Fn(&T) -> &String) -> Vec<T> {

@@ -179,7 +179,7 @@ async fn prepare(config: &StationConfig, nic: &NicBody, endpoint: SocketAddrV4) 
 
 /// Until the VMM that was told of the station is not the one that runs here.
 async fn has_gone(agent: &Agent, vm: &LocalVm) {
-    let (mut changed, pid) = (agent.changed.subscribe(), vm.seen().pid);
+    let (mut changed, pid) = (agent.knowledge.watch(), vm.seen().pid);
     while vm.seen().pid == pid && vm.want() == crate::vm::Want::Running {
         if changed.changed().await.is_err() {
             return;

@@ -50,7 +50,7 @@ fn bundle(agent: &Agent) -> Result<Vec<u8>> {
     let lists = agent.book(|book| {
         let mut images = shown::images(book);
         images.iter_mut().filter(|image| !image.cmdline.is_empty()).for_each(|image| image.cmdline = LEFT_OUT.to_owned());
-        (shown::domains(agent, book), shown::hosts(agent, book), shown::vms(agent, book), shown::lans(book), images)
+        (shown::domains(book), shown::hosts(agent, book), shown::vms(agent, book), shown::lans(book), images)
     });
     if let Some((domains, hosts, vms, lans, images)) = lists {
         bundle.json("domains.json", &domains)?;

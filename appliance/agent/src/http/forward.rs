@@ -9,13 +9,27 @@ use axum::{
 };
 use hyper_util::rt::TokioIo;
 use rebec_api::{ApiError, ErrorCode};
-use rebec_book::Key;
+use rebec_book::{Key, key::Id, names};
 
 use super::answer::Failure;
 use crate::agent::Agent;
 
 /// Marks a request that was forwarded: it is not forwarded again.
 const FORWARDED: &str = "rebec-forwarded";
+
+/// Sends a request about a VM or a host on, with its id in place of the name that it has here.
+pub async fn about(agent: &Arc<Agent>, host: &Key, thing: Id, mut request: Request<Body>) -> Result<Response<Body>, Failure> {
+    let mut segments: Vec<&str> = request.uri().path().split('/').collect();
+    let id = names::by_id(&thing);
+    // /v1/vms/NAME/…
+    if let Some(name) = segments.get_mut(3) {
+        *name = &id;
+    }
+    let query = request.uri().query().map_or_else(String::new, |query| format!("?{query}"));
+    let uri = format!("{}{query}", segments.join("/")).parse();
+    *request.uri_mut() = uri.map_err(|_| ApiError::new(ErrorCode::BadRequest, "a path that cannot be sent on"))?;
+    to(agent, host, request).await
+}
 
 /// Sends a request on to the host that it is about.
 pub async fn to(agent: &Arc<Agent>, host: &Key, mut request: Request<Body>) -> Result<Response<Body>, Failure> {

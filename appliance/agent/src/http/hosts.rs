@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     body::Body,
-    extract::{Path, State},
+    extract::{Extension, State},
     http::Request,
     response::{IntoResponse, Response},
 };
@@ -13,11 +13,16 @@ use rebec_api::{
     host::{DeclareDead, HostInfo},
     vm::MoveVm,
 };
+use rebec_book::{
+    Key,
+    authority::Granted,
+    record::{Kind, id_of_key},
+};
 use rebec_vmm_api::Outcome;
 
 use super::{
     answer::{Answer, Failure, Json},
-    forward, jobs, names, shown,
+    forward, jobs, shown,
 };
 use crate::{
     agent::Agent,
@@ -32,26 +37,41 @@ pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<HostInfo>> {
 }
 
 /// `GET /v1/hosts/{name}`
-pub async fn show(State(agent): State<Arc<Agent>>, Path(name): Path<String>) -> Answer<HostInfo> {
-    find(&agent, &name).map(axum::Json)
+pub async fn show(State(agent): State<Arc<Agent>>, Extension(granted): Extension<Granted>) -> Answer<HostInfo> {
+    Ok(axum::Json(info(&agent, key(&agent, &granted)?)?))
 }
 
-fn find(agent: &Agent, name: &str) -> Result<HostInfo, Failure> {
-    let found = agent.pool(|book| shown::hosts(agent, book).into_iter().find(|host| host.name == name))?;
-    Ok(found.ok_or_else(|| ApiError::not_found("host", name, "rebec host ls"))?)
+fn info(agent: &Agent, host: Key) -> Result<HostInfo, ApiError> {
+    let found = agent.pool(|book| shown::hosts(agent, book).into_iter().find(|shown| shown.key == host.to_string()))?;
+    found.ok_or_else(gone)
+}
+
+/// The host that a granted command is about.
+fn key(agent: &Agent, granted: &Granted) -> Result<Key, ApiError> {
+    let id = granted.about().ok_or_else(gone)?;
+    agent.pool(|book| book.thing(Kind::MEMBER, id).map(|thing| thing.home))?.ok_or_else(gone)
+}
+
+fn gone() -> ApiError {
+    ApiError::new(ErrorCode::NotFound, "the host has left; `rebec host ls` lists those there are")
 }
 
 /// `POST /v1/hosts/{name}/drain`: a job. The host takes no more VMs, and those that run there move away, one after the other.
-pub async fn drain(State(agent): State<Arc<Agent>>, Path(name): Path<String>, request: Request<Body>) -> Result<Response, Failure> {
-    let host = names::host(&agent, &name)?;
+pub async fn drain(
+    State(agent): State<Arc<Agent>>,
+    Extension(granted): Extension<Granted>,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    let host = key(&agent, &granted)?;
     if host != agent.key() {
-        return Ok(forward::to(&agent, &host, request).await?.into_response());
+        return Ok(forward::about(&agent, &host, id_of_key(&host), request).await?.into_response());
     }
+    let name = agent.own_name();
     agent.store.set_fact("draining", &true)?;
     run::publish_host(&agent);
-    Ok(jobs::begin(&agent, format!("drain host {name}"), async move |agent, reporter| {
+    Ok(jobs::begin(&agent, granted.asker(), format!("drain host {name}"), async move |agent, reporter| {
         empty(&agent, &reporter).await?;
-        find(&agent, &name).map_err(|Failure(error)| error)
+        info(&agent, host)
     }))
 }
 
@@ -82,9 +102,13 @@ async fn empty(agent: &Arc<Agent>, reporter: &Reporter) -> Result<(), ApiError> 
 }
 
 /// `POST /v1/hosts/{name}/declare-dead`
-pub async fn declare_dead(State(agent): State<Arc<Agent>>, Path(name): Path<String>, Json(wish): Json<DeclareDead>) -> Answer<HostInfo> {
-    let host = names::host(&agent, &name)?;
-    log::warn!("host {name} is declared dead: {}", wish.reason);
+pub async fn declare_dead(
+    State(agent): State<Arc<Agent>>,
+    Extension(granted): Extension<Granted>,
+    Json(wish): Json<DeclareDead>,
+) -> Answer<HostInfo> {
+    let host = key(&agent, &granted)?;
+    log::warn!("host {} is declared dead: {}", agent.name_of(&host), wish.reason);
     pool::declare_dead(&agent, host, &wish.reason)?;
-    find(&agent, &name).map(axum::Json)
+    Ok(axum::Json(info(&agent, host)?))
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs::File, io::Read, sync::Arc};
 
 use axum::{
     body::Body,
-    extract::{Path, State},
+    extract::{Extension, State},
     http::{HeaderMap, header},
 };
 use rebec_api::{
@@ -13,7 +13,8 @@ use rebec_api::{
 };
 use rebec_book::{
     Body as Record,
-    key::{Digest, Name},
+    authority::Granted,
+    key::{Digest, Name, bound_id},
     record::{DiskRef, ImageBody, Kind, PartRef},
     view,
 };
@@ -25,7 +26,6 @@ use super::{
 use crate::{
     agent::{Agent, now_s, random},
     derived, run,
-    vm::start,
 };
 
 /// The first bytes of a qcow2 image.
@@ -51,7 +51,7 @@ pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<ImageInfo>> {
 pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewImage>) -> Answer<ImageInfo> {
     names::check("image", &new.name)?;
     let _alone = agent.naming.lock().await;
-    if agent.pool(|book| view::images(book).iter().any(|image| image.name == new.name))? {
+    if names::taken(&agent, Kind::IMAGE, &new.name)? {
         return Err(ApiError::new(ErrorCode::Conflict, format!("image `{}` exists already; choose another name", new.name)).into());
     }
     if new.cmdline.len() > CMDLINE_BYTES_MAX {
@@ -68,7 +68,8 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewImage>) 
             return Err(error.into());
         }
     };
-    agent.publish(Kind::Image, Name(random()), Some(Record::Image(body.clone())))?;
+    let id = bound_id(&agent.key(), &body.nonce);
+    agent.publish(Kind::IMAGE, id, Some(Record::Image(body.clone().into())))?;
     run::publish_host(&agent);
     // Nobody waits for it but the first VM.
     let maker = agent.clone();
@@ -79,6 +80,7 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewImage>) 
 
 fn body(agent: &Agent, new: &NewImage) -> Result<ImageBody, ApiError> {
     Ok(ImageBody {
+        nonce: Name(random()),
         name: new.name.clone(),
         kernel: kernel(agent, new)?,
         initramfs: new.initramfs.as_ref().map(|part| held(agent, "initramfs", part)).transpose()?,
@@ -141,26 +143,28 @@ fn head(agent: &Agent, digest: &Digest, bytes: usize) -> Result<Vec<u8>, ApiErro
 }
 
 /// `DELETE /v1/images/{name}`: its parts go where nothing else needs them; VMs that stand on it keep theirs.
-pub async fn remove(State(agent): State<Arc<Agent>>, Path(name): Path<String>) -> Result<(), Failure> {
+pub async fn remove(State(agent): State<Arc<Agent>>, Extension(granted): Extension<Granted>) -> Result<(), Failure> {
+    let gone = || ApiError::new(ErrorCode::NotFound, "the image is gone; `rebec image ls` lists those there are");
+    let id = granted.about().ok_or_else(gone)?;
     let found = agent.pool(|book| {
-        let images = view::images(book);
-        let image = images.into_iter().find(|image| image.name == name)?;
-        Some((image.id, image.home, start::parts(image.body)))
+        let home = book.thing(Kind::IMAGE, id)?.home;
+        let Some(Record::Image(image)) = book.get(Kind::IMAGE, id, home) else { return None };
+        Some((home, image.parts().map(|part| part.digest).collect::<Vec<_>>()))
     })?;
-    let (id, home, parts) = found.ok_or_else(|| ApiError::not_found("image", &name, "rebec image ls"))?;
+    let (home, parts) = found.ok_or_else(gone)?;
     if home != agent.key() {
         let host = agent.name_of(&home);
-        return Err(ApiError::new(ErrorCode::Forbidden, format!("image {name} was imported on host {host}; remove it there")).into());
+        return Err(ApiError::new(ErrorCode::Forbidden, format!("this image was imported on host {host}; remove it there")).into());
     }
-    agent.publish(Kind::Image, id, None)?;
+    agent.publish(Kind::IMAGE, id, None)?;
     let needed = agent.pool(needed)?;
-    agent.depot.remove(parts.iter().map(|part| part.digest).filter(|digest| !needed.contains(digest)));
+    agent.depot.remove(parts.into_iter().filter(|digest| !needed.contains(digest)));
     run::publish_host(&agent);
     Ok(())
 }
 
 fn needed(book: &rebec_book::Book) -> BTreeSet<Digest> {
-    let images = view::images(book).into_iter().flat_map(|image| start::parts(image.body));
-    let vms = view::vms(book).into_iter().flat_map(|vm| start::parts(&vm.body.image));
+    let images = view::images(book).into_iter().flat_map(|image| image.body.parts());
+    let vms = view::vms(book).into_iter().flat_map(|vm| vm.body.image.parts());
     images.chain(vms).map(|part| part.digest).collect()
 }

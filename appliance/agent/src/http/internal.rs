@@ -15,10 +15,11 @@ use rebec_api::{
     job::{Job, JobProgress},
 };
 use rebec_book::{
-    Key, Signed,
+    Signed,
+    authority::Question,
+    book::Came,
     key::{Digest, Id},
     record::Kind,
-    view,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -26,11 +27,11 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use super::{
     Caller,
     answer::{Answer, Failure, Json},
-    jobs, vms,
+    jobs, rights, vms,
 };
 use crate::{
     agent::Agent,
-    mesh::exchange::{self, News, Question},
+    mesh::exchange::{self, News},
     pool::{self, JoinAnswer, JoinQuestion},
     vm::{
         arrive::{self, Offer},
@@ -45,42 +46,33 @@ const WAIT: Duration = Duration::from_secs(5);
 /// A part is sent in pieces of this size.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// The agent that asks; users are not let in here.
-pub fn asker(caller: Caller) -> Result<Key, ApiError> {
-    match caller {
-        Caller::Agent(key) => Ok(key),
-        Caller::User | Caller::Stranger => Err(ApiError::new(ErrorCode::Forbidden, "/internal is for agents")),
-    }
-}
-
 /// `POST /internal/join`
 pub async fn join(
     State(agent): State<Arc<Agent>>,
     Extension(caller): Extension<Caller>,
     Json(question): Json<JoinQuestion>,
 ) -> Answer<JoinAnswer> {
-    Ok(axum::Json(pool::admit(&agent, asker(caller)?, &question)?))
+    // A host that is alone has nobody to ask: it says so itself.
+    agent.pool(|_| ())?;
+    let granted = rights::ask(&agent, caller, Question::Join)?;
+    Ok(axum::Json(pool::admit(&agent, granted, &question)?))
 }
 
 /// `POST /internal/leave`
 pub async fn leave(State(agent): State<Arc<Agent>>, Extension(caller): Extension<Caller>) -> Result<(), Failure> {
-    Ok(pool::dismiss(&agent, asker(caller)?)?)
+    Ok(pool::dismiss(&agent, rights::ask(&agent, caller, Question::Leave)?)?)
 }
 
 /// `POST /internal/exchange`
-pub async fn exchange(
-    State(agent): State<Arc<Agent>>,
-    Extension(caller): Extension<Caller>,
-    Json(question): Json<Question>,
-) -> Answer<exchange::Answer> {
-    agent.heard(asker(caller)?);
+pub async fn exchange(State(agent): State<Arc<Agent>>, Json(question): Json<exchange::Question>) -> Answer<exchange::Answer> {
     let answer = exchange::answer(&agent, &question);
     Ok(axum::Json(answer.ok_or_else(|| ApiError::new(ErrorCode::Conflict, "this host belongs to no pool"))?))
 }
 
 /// `POST /internal/records`
 pub async fn records(State(agent): State<Arc<Agent>>, Json(news): Json<News>) -> Answer<()> {
-    agent.merge(news.records);
+    let came = news.came();
+    agent.knowledge.take_in(news.records, came);
     Ok(axum::Json(()))
 }
 
@@ -90,8 +82,8 @@ pub async fn leases(
     Extension(caller): Extension<Caller>,
     Json(question): Json<LeaseQuestion>,
 ) -> Answer<Vec<Signed>> {
-    create::grant(&agent, question.lan, asker(caller)?)?;
-    let records = agent.pool(|book| book.select(|key| key.kind == Kind::Lan && key.id == question.lan, usize::MAX))?;
+    create::grant(&agent, rights::ask(&agent, caller, Question::Addresses(question.lan))?)?;
+    let records = agent.pool(|book| book.select(|key| key.kind == Kind::LAN && key.id == question.lan, usize::MAX))?;
     Ok(axum::Json(records))
 }
 
@@ -101,28 +93,35 @@ pub async fn promises(
     Extension(caller): Extension<Caller>,
     Json(question): Json<keeper::Question>,
 ) -> Answer<Verdict> {
-    Ok(axum::Json(keeper::answer(&agent, asker(caller)?, &question)?))
+    agent.knowledge.take_in(question.records, Came::Alone);
+    let granted = rights::ask(&agent, caller, Question::Promise(question.vm))?;
+    Ok(axum::Json(keeper::answer(&agent, granted, question.ask)?))
 }
 
 /// `POST /internal/restarts`: to the keeper of a VM whose host is lost, for a user who wants it to run.
-pub async fn restarts(State(agent): State<Arc<Agent>>, Json(wish): Json<Wish>) -> Answer<()> {
+pub async fn restarts(State(agent): State<Arc<Agent>>, Extension(caller): Extension<Caller>, Json(wish): Json<Wish>) -> Answer<()> {
+    rights::ask(&agent, caller, Question::Restart(wish.vm))?;
     Ok(axum::Json(keeper::wish(&agent, wish.vm)?))
 }
 
 /// `POST /internal/starts`: a job whose result is how the VM is.
-pub async fn starts(State(agent): State<Arc<Agent>>, Json(order): Json<StartOrder>) -> Result<Response, Failure> {
+pub async fn starts(
+    State(agent): State<Arc<Agent>>,
+    Extension(caller): Extension<Caller>,
+    Json(order): Json<StartOrder>,
+) -> Result<Response, Failure> {
     let StartOrder { vm, epoch, reason, records } = order;
-    agent.merge(records);
+    agent.knowledge.take_in(records, Came::Alone);
+    rights::ask(&agent, caller, Question::Start(vm, epoch))?;
     let (_, body) = start::desired(&agent, vm)?;
-    Ok(jobs::begin(&agent, format!("start VM {}", body.name), async move |agent, reporter| {
+    Ok(jobs::begin(&agent, caller, format!("start VM {}", body.name), async move |agent, reporter| {
         start::start(&agent, vm, Order { epoch, reason }, &reporter).await?;
-        agent.pool(|book| book.select(|key| key.kind == Kind::Seen && key.id == vm, usize::MAX))
+        agent.pool(|book| book.select(|key| key.kind == Kind::SEEN && key.id == vm, usize::MAX))
     }))
 }
 
 /// `POST /internal/removals`
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Removal {
     /// The VM.
     pub vm: Id,
@@ -130,11 +129,7 @@ pub struct Removal {
 
 /// `POST /internal/removals`: from the VM's home.
 pub async fn removals(State(agent): State<Arc<Agent>>, Extension(caller): Extension<Caller>, Json(removal): Json<Removal>) -> Answer<()> {
-    let asker = asker(caller)?;
-    let home = agent.pool(|book| view::vms(book).into_iter().find(|vm| vm.id == removal.vm).map(|vm| vm.home))?;
-    if home != Some(asker) {
-        return Err(ApiError::new(ErrorCode::Forbidden, "only a VM's home host has it removed").into());
-    }
+    rights::ask(&agent, caller, Question::Remove(removal.vm))?;
     vms::remove_here(&agent, removal.vm)?;
     Ok(axum::Json(()))
 }
@@ -145,14 +140,14 @@ pub async fn arrivals(
     Extension(caller): Extension<Caller>,
     Json(offer): Json<Offer>,
 ) -> Result<Response, Failure> {
-    let from = asker(caller)?;
+    agent.knowledge.take_in(offer.records, Came::Alone);
+    let granted = rights::ask(&agent, caller, Question::Arrive(offer.vm, offer.epoch))?;
     let what = format!("make ready for VM {}", offer.vm.short());
-    Ok(jobs::begin(&agent, what, async move |agent, reporter| arrive::prepare(&agent, from, offer, &reporter).await))
+    Ok(jobs::begin(&agent, caller, what, async move |agent, reporter| arrive::prepare(&agent, granted, &reporter).await))
 }
 
 /// `POST /internal/jobs/wait`
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct JobQuestion {
     id: String,
     /// What the asker has seen already.
@@ -160,8 +155,14 @@ pub struct JobQuestion {
 }
 
 /// `POST /internal/jobs/wait`: the job once it has something to say.
-pub async fn wait_job(State(agent): State<Arc<Agent>>, Json(question): Json<JobQuestion>) -> Answer<Job> {
-    let mut job = agent.jobs.get(&question.id).ok_or_else(|| ApiError::not_found("job", &question.id, "rebec job ls"))?;
+pub async fn wait_job(
+    State(agent): State<Arc<Agent>>,
+    Extension(caller): Extension<Caller>,
+    Json(question): Json<JobQuestion>,
+) -> Answer<Job> {
+    let granted = rights::ask(&agent, caller, Question::Job)?;
+    let job = jobs::find(&agent, granted.asker(), &question.id)?;
+    let mut job = job.ok_or_else(|| ApiError::not_found("job", &question.id, "rebec job ls"))?;
     let news = job.wait_for(|job| job.state != rebec_api::job::JobState::Running || job.progress != question.seen);
     // A job without news is told as it is.
     tokio::time::timeout(WAIT, news).await.map(|_| ()).unwrap_or_default();
@@ -170,8 +171,14 @@ pub async fn wait_job(State(agent): State<Arc<Agent>>, Json(question): Json<JobQ
 }
 
 /// `GET /internal/parts/{digest}`, with a range that goes to the end.
-pub async fn part(State(agent): State<Arc<Agent>>, Path(digest): Path<String>, headers: HeaderMap) -> Result<Response, Failure> {
+pub async fn part(
+    State(agent): State<Arc<Agent>>,
+    Extension(caller): Extension<Caller>,
+    Path(digest): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
     let digest: Digest = digest.parse().map_err(|error| ApiError::new(ErrorCode::BadRequest, format!("part: {error}")))?;
+    rights::ask(&agent, caller, Question::Part(digest))?;
     let from =
         headers.get(header::RANGE).and_then(|range| range.to_str().ok()?.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<u64>().ok());
     let missing = |_| ApiError::new(ErrorCode::NotFound, format!("part {} is not in this host's depot", digest.short()));

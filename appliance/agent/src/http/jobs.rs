@@ -4,7 +4,7 @@ use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     body::{Body, Bytes},
-    extract::{Path, State},
+    extract::{Extension, Path, State},
     http::{Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -15,8 +15,13 @@ use rebec_api::{
     ApiError, ErrorCode,
     job::{Job, JobState},
 };
-use rebec_book::{Key, view};
+use rebec_book::{
+    Book, Key,
+    authority::{Asker, Granted},
+    view,
+};
 use serde::Serialize;
+use tokio::sync::watch;
 
 use super::{
     answer::{Answer, Failure},
@@ -27,10 +32,11 @@ use crate::{agent::Agent, jobs::Reporter};
 /// Begins a job, which goes on without its caller, and answers with it. What the work returns is the job's result.
 pub fn begin<T: Serialize, F: Future<Output = Result<T, ApiError>> + Send + 'static>(
     agent: &Arc<Agent>,
+    by: Asker,
     what: String,
     work: impl FnOnce(Arc<Agent>, Arc<Reporter>) -> F,
 ) -> Response {
-    let (job, reporter) = agent.jobs.begin(what);
+    let (job, reporter) = agent.jobs.begin(by, what);
     let reporter = Arc::new(reporter);
     let work = work(agent.clone(), reporter.clone());
     tokio::spawn(async move {
@@ -46,11 +52,27 @@ pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<Job>> {
 }
 
 /// `GET /v1/jobs/{id}`
-pub async fn show(State(agent): State<Arc<Agent>>, Path(id): Path<String>, request: Request<Body>) -> Result<Response, Failure> {
-    match agent.jobs.get(&id) {
+pub async fn show(
+    State(agent): State<Arc<Agent>>,
+    Extension(granted): Extension<Granted>,
+    Path(id): Path<String>,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    match find(&agent, granted.asker(), &id)? {
         Some(job) => Ok(axum::Json(job.borrow().clone()).into_response()),
         None => Ok(forward::to(&agent, &elsewhere(&agent, &id)?, request).await?.into_response()),
     }
+}
+
+/// A job of this host, if it is the asker's to see: a host sees those that hosts of its domain began.
+pub fn find(agent: &Agent, asker: Asker, id: &str) -> Result<Option<watch::Receiver<Job>>, ApiError> {
+    let Some((by, job)) = agent.jobs.get(id) else { return Ok(None) };
+    let domain = |asker| match asker {
+        Asker::Host(host) => agent.book(|book| book.domain_of(&host)).flatten(),
+        Asker::User(_) | Asker::Nobody => agent.book(Book::own_domain).flatten(),
+    };
+    let may = matches!(asker, Asker::User(_)) || by == asker || domain(by) == domain(asker);
+    if may { Ok(Some(job)) } else { Err(ApiError::not_found("job", id, "rebec job ls")) }
 }
 
 fn elsewhere(agent: &Agent, id: &str) -> Result<Key, ApiError> {
@@ -61,8 +83,13 @@ fn elsewhere(agent: &Agent, id: &str) -> Result<Key, ApiError> {
 }
 
 /// `GET /v1/jobs/{id}/events`
-pub async fn events(State(agent): State<Arc<Agent>>, Path(id): Path<String>, request: Request<Body>) -> Result<Response, Failure> {
-    let Some(job) = agent.jobs.get(&id) else {
+pub async fn events(
+    State(agent): State<Arc<Agent>>,
+    Extension(granted): Extension<Granted>,
+    Path(id): Path<String>,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    let Some(job) = find(&agent, granted.asker(), &id)? else {
         return Ok(forward::to(&agent, &elsewhere(&agent, &id)?, request).await?.into_response());
     };
     let events = stream::unfold(Some((job, true)), |state| async {

@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::{Extension, State};
 use rebec_api::{
     ApiError, ErrorCode,
     lan::{LanInfo, NewLan},
 };
 use rebec_book::{
     Body,
-    key::Name,
+    authority::Granted,
+    key::{Id, Name, bound_id},
     lan,
     record::{Kind, LanBody},
     view,
@@ -27,33 +28,38 @@ pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<LanInfo>> {
 }
 
 /// `GET /v1/lans/{name}`
-pub async fn show(State(agent): State<Arc<Agent>>, Path(name): Path<String>) -> Answer<LanInfo> {
-    find(&agent, &name).map(axum::Json)
+pub async fn show(State(agent): State<Arc<Agent>>, Extension(granted): Extension<Granted>) -> Answer<LanInfo> {
+    Ok(axum::Json(find(&agent, granted.about().ok_or_else(gone)?)?))
 }
 
-fn find(agent: &Agent, name: &str) -> Result<LanInfo, Failure> {
-    let found = agent.pool(|book| shown::lans(book).into_iter().find(|lan| lan.name == name))?;
-    Ok(found.ok_or_else(|| ApiError::not_found("LAN", name, "rebec lan ls"))?)
+fn find(agent: &Agent, id: Id) -> Result<LanInfo, ApiError> {
+    let found = agent.pool(|book| shown::lans(book).into_iter().find(|lan| lan.id == id.to_string()))?;
+    found.ok_or_else(gone)
+}
+
+fn gone() -> ApiError {
+    ApiError::new(ErrorCode::NotFound, "the LAN is gone; `rebec lan ls` lists those there are")
 }
 
 /// `POST /v1/lans`
 pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewLan>) -> Answer<LanInfo> {
     names::check("LAN", &new.name)?;
     let _alone = agent.naming.lock().await;
-    let taken: Vec<_> =
-        agent.pool(|book| view::lans(book).iter().map(|lan| (lan.name.clone(), lan.body.network, lan.body.prefix)).collect())?;
-    if taken.iter().any(|(name, ..)| *name == new.name) {
+    if names::taken(&agent, Kind::LAN, &new.name)? {
         return Err(ApiError::new(ErrorCode::Conflict, format!("LAN `{}` exists already; choose another name", new.name)).into());
     }
     let (network, prefix) = match &new.range {
         Some(text) => lan::parse_range(text).map_err(|error| ApiError::new(ErrorCode::BadRequest, error.to_string()))?,
         None => {
-            let ranges: Vec<_> = taken.iter().map(|(_, network, prefix)| (*network, *prefix)).collect();
+            let ranges: Vec<_> = agent.pool(|book| view::lans(book).iter().map(|lan| (lan.body.network, lan.body.prefix)).collect())?;
             lan::free_range(&ranges, u16::from_be_bytes(random()))
         }
     };
+    let domains = new.domains.iter().map(|name| names::domain(&agent, name)).collect::<Result<Vec<_>, _>>()?;
     let [_, a, b, c] = random();
+    let nonce = Name(random());
     let mut body = LanBody {
+        nonce,
         name: new.name.clone(),
         // A label of two LANs by chance does no harm: each port has its own socket.
         vni: u32::from_be_bytes([0, a, b, c]).max(1),
@@ -62,27 +68,29 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewLan>) ->
         mtu: lan::MTU,
         leases: vec![],
         created: now_s(),
+        domains,
     };
     body.leases.extend(lan::next_lease(&body, agent.key()));
-    agent.publish(Kind::Lan, Name(random()), Some(Body::Lan(body)))?;
-    find(&agent, &new.name).map(axum::Json)
+    let id = bound_id(&agent.key(), &nonce);
+    agent.publish(Kind::LAN, id, Some(Body::Lan(body.into())))?;
+    Ok(axum::Json(find(&agent, id)?))
 }
 
 /// `DELETE /v1/lans/{name}`
-pub async fn remove(State(agent): State<Arc<Agent>>, Path(name): Path<String>) -> Result<(), Failure> {
+pub async fn remove(State(agent): State<Arc<Agent>>, Extension(granted): Extension<Granted>) -> Result<(), Failure> {
+    let id = granted.about().ok_or_else(gone)?;
     let found = agent.pool(|book| {
-        let lan = view::lans(book).into_iter().find(|lan| lan.name == name)?;
-        let user = view::vms(book).into_iter().find(|vm| vm.body.nics.iter().any(|nic| nic.lan == lan.id)).map(|vm| vm.name);
-        Some((lan.id, lan.home, user))
+        let home = book.thing(Kind::LAN, id)?.home;
+        Some((home, book.on_lan(id).find_map(|record| view::vm(book, record.key.id)).map(|vm| vm.name)))
     })?;
-    let (id, home, user) = found.ok_or_else(|| ApiError::not_found("LAN", &name, "rebec lan ls"))?;
+    let (home, user) = found.ok_or_else(gone)?;
     if let Some(vm) = user {
-        return Err(ApiError::new(ErrorCode::Conflict, format!("LAN {name}: VM {vm} is on it; remove that first")).into());
+        return Err(ApiError::new(ErrorCode::Conflict, format!("VM {vm} is on this LAN; remove that first")).into());
     }
     if home != agent.key() {
         let host = agent.name_of(&home);
-        return Err(ApiError::new(ErrorCode::Forbidden, format!("LAN {name} was created on host {host}; remove it there")).into());
+        return Err(ApiError::new(ErrorCode::Forbidden, format!("this LAN was created on host {host}; remove it there")).into());
     }
-    agent.publish(Kind::Lan, id, None)?;
+    agent.publish(Kind::LAN, id, None)?;
     Ok(())
 }

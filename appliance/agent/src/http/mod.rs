@@ -26,37 +26,27 @@ mod tests;
 
 use std::sync::Arc;
 
+use self::answer::{no_method, no_route};
+pub use self::rights::Caller;
+use crate::agent::Agent;
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Request, State},
-    middleware::{self, Next},
-    response::{IntoResponse, Response},
+    extract::DefaultBodyLimit,
+    middleware,
     routing::{get, post},
 };
-use rebec_book::Key;
-
-use self::answer::{Failure, no_method, no_route};
-use crate::agent::Agent;
 
 /// Longest body of a request that is not a file.
 const BODY_BYTES_MAX: usize = 16 << 20;
 
-/// Who asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Caller {
-    /// Somebody who may open the Unix socket, or has a token.
-    User,
-    /// The agent with this key; whether it is a member is for the book to say.
-    Agent(Key),
-    /// Somebody over TCP who has shown no token yet.
-    Stranger,
-}
-
 /// All routes: those for users are in `table`.
 pub fn router(agent: Arc<Agent>) -> Router {
-    let users = table::rows().into_iter().fold(Router::new(), |router, row| router.route(row.path, row.handler));
+    let users = table::rows().into_iter().fold(Router::new(), |router, row| {
+        let right = middleware::from_fn_with_state((agent.clone(), row.command, row.about), rights::commands);
+        router.route(row.path, row.handler.route_layer(right))
+    });
     let agents = Router::new()
-        .route("/internal/exchange", post(internal::exchange))
+        .route(rights::EXCHANGE, post(internal::exchange))
         .route("/internal/records", post(internal::records))
         .route("/internal/leave", post(internal::leave))
         .route("/internal/leases", post(internal::leases))
@@ -67,22 +57,13 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/internal/arrivals", post(internal::arrivals))
         .route("/internal/arrivals/{id}/stream", get(streams::arrival))
         .route("/internal/jobs/wait", post(internal::wait_job))
-        .route("/internal/parts/{digest}", get(internal::part));
+        .route("/internal/parts/{digest}", get(internal::part))
+        .layer(middleware::from_fn_with_state(agent.clone(), rights::agents));
     users
         .merge(agents)
-        .layer(middleware::from_fn_with_state(agent.clone(), members_only))
-        // The one question of a stranger.
         .route("/internal/join", post(internal::join))
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(agent)
-}
-
-/// What the caller has no right to is not looked at further.
-async fn members_only(State(agent): State<Arc<Agent>>, request: Request, next: Next) -> Response {
-    match rights::check(&agent, request.extensions().get::<Caller>(), request.uri()) {
-        Ok(()) => next.run(request).await,
-        Err(error) => Failure(error).into_response(),
-    }
 }

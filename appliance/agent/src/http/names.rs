@@ -1,15 +1,18 @@
-//! Names: what may be one, and whom one means.
+//! Names: what may be one, and whom one means (`rebec_book::names`), with the sentences for people.
 
 use rebec_api::{ApiError, ErrorCode};
-use rebec_book::{Key, record::NAME_BYTES_MAX, view};
+use rebec_book::{
+    Key,
+    key::Id,
+    names::{self, Meant, NAME_BYTES_MAX},
+    record::Kind,
+};
 
 use crate::agent::Agent;
 
 /// Refuses what could not be typed, shown or looked up again.
 pub fn check(kind: &str, name: &str) -> Result<(), ApiError> {
-    let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
-    let rest = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-    if first && rest && name.len() <= NAME_BYTES_MAX {
+    if names::is_name(name) {
         return Ok(());
     }
     let shown: String = name.chars().take(NAME_BYTES_MAX).collect();
@@ -18,14 +21,49 @@ pub fn check(kind: &str, name: &str) -> Result<(), ApiError> {
     Err(ApiError::new(ErrorCode::BadRequest, message))
 }
 
+/// Whether this host's domain has something of that name. Under the naming lock.
+pub fn taken(agent: &Agent, kind: Kind, name: &str) -> Result<bool, ApiError> {
+    agent.pool(|book| book.of_name(kind, name).iter().any(|thing| thing.domain == book.own_domain()))
+}
+
+/// What a name means.
+pub fn find(agent: &Agent, kind: Kind, name: &str) -> Result<Id, ApiError> {
+    let (what, list) = match kind {
+        Kind::VM => ("VM", "rebec vm ls"),
+        Kind::LAN => ("LAN", "rebec lan ls"),
+        Kind::IMAGE => ("image", "rebec image ls"),
+        Kind::DOMAIN => ("domain", "rebec domain ls"),
+        _ => ("host", "rebec host ls"),
+    };
+    match agent.pool(|book| names::find(book, kind, name))? {
+        Meant::One(id) => Ok(id),
+        Meant::Nothing => Err(ApiError::not_found(what, name, list)),
+        Meant::Several(all) => {
+            Err(ApiError { code: ErrorCode::Conflict, message: format!("{what} `{name}` means several; say which"), details: all })
+        }
+    }
+}
+
 /// The host of that name.
 pub fn host(agent: &Agent, name: &str) -> Result<Key, ApiError> {
-    let found = agent.pool(|book| view::hosts(book).into_iter().find(|host| host.name == name).map(|host| host.key))?;
+    let id = find(agent, Kind::MEMBER, name)?;
+    let found = agent.pool(|book| book.thing(Kind::MEMBER, id).map(|thing| thing.home))?;
     found.ok_or_else(|| ApiError::not_found("host", name, "rebec host ls"))
 }
 
 /// The domain of that name.
 pub fn domain(agent: &Agent, name: &str) -> Result<Key, ApiError> {
-    let found = agent.pool(|book| view::domains(book).into_iter().find(|domain| domain.name == name).map(|domain| domain.body.key))?;
+    let id = find(agent, Kind::DOMAIN, name)?;
+    let found = agent.pool(|book| book.thing(Kind::DOMAIN, id).and_then(|thing| thing.domain))?;
     found.ok_or_else(|| ApiError::not_found("domain", name, "rebec domain ls"))
+}
+
+/// The image of that name.
+pub fn image(agent: &Agent, name: &str) -> Result<Id, ApiError> {
+    find(agent, Kind::IMAGE, name)
+}
+
+/// The LAN of that name.
+pub fn lan(agent: &Agent, name: &str) -> Result<Id, ApiError> {
+    find(agent, Kind::LAN, name)
 }

@@ -12,6 +12,7 @@ use axum::{
     routing::{MethodFilter, MethodRouter, on},
 };
 use rebec_api::{ApiError, job::Job};
+use rebec_book::{authority::Command, record::Kind};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{
@@ -24,7 +25,7 @@ use utoipa::{
     },
 };
 
-use super::table;
+use super::{rights::About, table};
 use crate::agent::Agent;
 
 /// What requests carry over TCP.
@@ -37,6 +38,10 @@ type Shared = std::sync::Arc<Agent>;
 
 /// One request of the API: its route, and its place in the document.
 pub struct Row {
+    /// What it asks for: who may is judged before the handler hears of it.
+    pub command: Command,
+    /// What that is about.
+    pub about: About,
     /// With braces around what is a name.
     pub path: &'static str,
     /// One of those that the path takes.
@@ -58,7 +63,13 @@ struct Said {
 }
 
 /// A row without bodies.
-pub fn row<H: Handler<T, Shared>, T: 'static>(method: HttpMethod, path: &'static str, summary: &'static str, handler: H) -> Row {
+pub fn row<H: Handler<T, Shared>, T: 'static>(
+    command: Command,
+    method: HttpMethod,
+    path: &'static str,
+    summary: &'static str,
+    handler: H,
+) -> Row {
     let filter = match method {
         HttpMethod::Post => MethodFilter::POST,
         HttpMethod::Put => MethodFilter::PUT,
@@ -66,10 +77,27 @@ pub fn row<H: Handler<T, Shared>, T: 'static>(method: HttpMethod, path: &'static
         _ => MethodFilter::GET,
     };
     let handler = on(filter, handler);
-    Row { path, method, handler, summary, query: vec![], takes: None, status: 200, answers: None, schemas: vec![] }
+    Row {
+        command,
+        about: About::Nothing,
+        path,
+        method,
+        handler,
+        summary,
+        query: vec![],
+        takes: None,
+        status: 200,
+        answers: None,
+        schemas: vec![],
+    }
 }
 
 impl Row {
+    /// Its path's first name is of a thing of this kind.
+    pub fn about(self, kind: Kind) -> Self {
+        Self { about: About::Thing(kind), ..self }
+    }
+
     /// Its body is JSON of this type.
     pub fn takes<T: ToSchema>(mut self) -> Self {
         let schema = self.reference::<T>();

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use rebec_api::{
-    pool::{DomainInfo, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus},
+    ApiError, ErrorCode,
+    pool::{DomainInfo, DomainKey, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus},
     screen::Join,
 };
-use rebec_book::view;
+use rebec_book::{key::Name, view};
 
 use super::{
     answer::{Answer, Failure, Json},
@@ -35,7 +36,7 @@ pub fn pool_status(agent: &Agent) -> PoolStatus {
     let known = agent.book(|book| {
         let hosts = view::hosts(book);
         let reachable = hosts.iter().filter(|host| agent.answers(&host.key)).count() as u32;
-        let own = book.membership(&agent.key()).map(|(domain, _)| domain);
+        let own = book.own_domain();
         let domains = view::domains(book);
         PoolStatus {
             pool: view::pool_name(book).map(str::to_owned),
@@ -72,7 +73,7 @@ pub async fn leave(State(agent): State<Arc<Agent>>) -> Answer<PoolStatus> {
 
 /// `GET /v1/domains`
 pub async fn domains(State(agent): State<Arc<Agent>>) -> Answer<Vec<DomainInfo>> {
-    Ok(axum::Json(agent.pool(|book| shown::domains(&agent, book))?))
+    Ok(axum::Json(agent.pool(shown::domains)?))
 }
 
 /// `POST /v1/hosts/invite`
@@ -82,7 +83,6 @@ pub async fn invite_host(State(agent): State<Arc<Agent>>, Json(wish): Json<Invit
 
 /// `POST /v1/domains/invite`
 pub async fn invite_domain(State(agent): State<Arc<Agent>>, Json(wish): Json<Invite>) -> Answer<Invited> {
-    use rebec_api::{ApiError, ErrorCode};
     let missing = || ApiError::new(ErrorCode::BadRequest, "`domain` is missing: the name of the domain that the joiner will found");
     let name = wish.domain.clone().ok_or_else(missing)?;
     Ok(axum::Json(pool::invite(&agent, &wish, Some(name))?))
@@ -96,4 +96,19 @@ pub async fn invitations(State(agent): State<Arc<Agent>>) -> Answer<Vec<Invitati
 /// `DELETE /v1/invitations/{id}`
 pub async fn revoke(State(agent): State<Arc<Agent>>, Path(id): Path<String>) -> Result<(), Failure> {
     Ok(invitations::revoke(&agent.store, &id)?)
+}
+
+/// `POST /v1/domain-key/export`
+pub async fn export_key(State(agent): State<Arc<Agent>>) -> Answer<DomainKey> {
+    let bytes = pool::export_key(&agent)?;
+    log::warn!("the domain's root key was exported");
+    Ok(axum::Json(DomainKey { key: Name(bytes).to_string() }))
+}
+
+/// `POST /v1/domain-key/import`
+pub async fn import_key(State(agent): State<Arc<Agent>>, Json(given): Json<DomainKey>) -> Result<(), Failure> {
+    let key: Name<32> = given.key.parse().map_err(|error| ApiError::new(ErrorCode::BadRequest, format!("the domain's key: {error}")))?;
+    pool::import_key(&agent, &key.0)?;
+    log::warn!("the domain's root key was imported");
+    Ok(())
 }

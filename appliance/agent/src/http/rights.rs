@@ -1,44 +1,96 @@
-//! Who may ask what. A host's own users may ask everything; agents of its domain too, for their users. An agent of another
-//! domain may ask what agents ask each other, and about VMs that are at home in its domain, wherever they run.
+//! Who asks, and whether they may: every request is judged before its handler hears of it. The judgement itself is
+//! `rebec_book::authority`; what it grants is an extension of the request.
 
-use axum::http::Uri;
+use std::sync::Arc;
+
+use axum::{
+    extract::{RawPathParams, Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
 use rebec_api::{ApiError, ErrorCode};
-use rebec_book::{Key, view};
+use rebec_book::{
+    authority::{Asker, Command, Granted, Question, Refused},
+    key::Id,
+    record::Kind,
+};
 
-use super::Caller;
-use crate::agent::Agent;
+use super::{answer::Failure, names};
+use crate::{agent::Agent, mesh::exchange};
 
-/// Refuses what the caller has no right to.
-pub fn check(agent: &Agent, caller: Option<&Caller>, uri: &Uri) -> Result<(), ApiError> {
-    let refuse = |why: String| Err(ApiError::new(ErrorCode::Forbidden, why));
-    let internal = uri.path().starts_with("/internal/");
-    match caller {
-        Some(Caller::Stranger) | None => refuse("nobody asks".into()),
-        Some(Caller::User) if internal => refuse("/internal is for agents".into()),
-        Some(Caller::User) => Ok(()),
-        Some(Caller::Agent(key)) => {
-            let Some(domain) = living_member(agent, key) else {
-                return refuse("the asking host is no member of this host's pool".into());
-            };
-            if internal || living_member(agent, &agent.key()) == Some(domain) || asks_about_own(agent, domain, uri.path()) {
-                return Ok(());
-            }
-            refuse(format!("host {} belongs to another domain: it may ask about its own VMs only", agent.name_of(key)))
+/// Where hosts compare their books.
+pub const EXCHANGE: &str = "/internal/exchange";
+
+/// Who asks, as the listener knows.
+pub type Caller = Asker;
+
+/// What a command is about: nothing, or what the path names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum About {
+    /// Nothing by itself, or what the body says.
+    Nothing,
+    /// A thing of this kind, by the path's first name.
+    Thing(Kind),
+}
+
+/// The right to ask an agent's question, or the refusal.
+pub fn ask(agent: &Agent, caller: Caller, question: Question) -> Result<Granted, ApiError> {
+    agent.may(caller, question).map_err(|refused| forbidden(&refused))
+}
+
+/// A refusal as the API says it.
+pub fn forbidden(refused: &Refused) -> ApiError {
+    ApiError::new(ErrorCode::Forbidden, refused.to_string())
+}
+
+/// Lets a user's command through to its handler if the caller may give it, about that thing, with the right to it as an extension.
+pub async fn commands(
+    State((agent, command, about)): State<(Arc<Agent>, Command, About)>,
+    params: RawPathParams,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let caller = request.extensions().get::<Caller>().copied().unwrap_or(Asker::Nobody);
+    let granted = match about {
+        About::Nothing => ask(&agent, caller, Question::Command(command, None)),
+        About::Thing(kind) => about_thing(&agent, caller, command, kind, &params),
+    };
+    match granted {
+        Ok(granted) => {
+            request.extensions_mut().insert(granted);
+            next.run(request).await
         }
+        Err(error) => Failure(error).into_response(),
     }
 }
 
-/// The domain of a host that is a member and was not declared dead.
-fn living_member(agent: &Agent, host: &Key) -> Option<Key> {
-    agent.book(|book| book.membership(host).filter(|(_, member)| member.dead.is_none()).map(|(domain, _)| domain)).flatten()
+/// The name is understood once, here; whoever carries the command out hears of an id.
+fn about_thing(agent: &Agent, caller: Caller, command: Command, kind: Kind, params: &RawPathParams) -> Result<Granted, ApiError> {
+    // Who may not ask anything is not told what there is.
+    let someone = ask(agent, caller, Question::Command(command, None));
+    if let (Asker::User(_) | Asker::Nobody, Err(error)) = (caller, &someone) {
+        return Err(error.clone());
+    }
+    let name = params.iter().next().map(|(_, value)| value.to_owned()).unwrap_or_default();
+    let id: Id = names::find(agent, kind, &name).map_err(|error| match caller {
+        Asker::Host(_) if someone.is_err() => someone.clone().err().unwrap_or(error),
+        _ => error,
+    })?;
+    ask(agent, caller, Question::Command(command, Some((kind, id))))
 }
 
-/// Whether a path is about a VM that is at home in a domain, or about a job, which is named by chance alone.
-fn asks_about_own(agent: &Agent, domain: Key, path: &str) -> bool {
-    if path.starts_with("/v1/jobs/") {
-        return true;
+/// Lets the question of another agent through to its handler if the asker may talk here at all; what it may ask is for the handler. One
+/// that was declared dead is told so, and hears nothing else.
+pub async fn agents(State(agent): State<Arc<Agent>>, request: Request, next: Next) -> Response {
+    let caller = request.extensions().get::<Caller>().copied().unwrap_or(Asker::Nobody);
+    match agent.may(caller, Question::Exchange) {
+        Ok(granted) => {
+            if let Some(host) = granted.host() {
+                agent.heard(host);
+            }
+            next.run(request).await
+        }
+        Err(Refused { proof: Some(proof), .. }) if request.uri().path() == EXCHANGE => axum::Json(exchange::dead(proof)).into_response(),
+        Err(refused) => Failure(forbidden(&refused)).into_response(),
     }
-    let Some(name) = path.strip_prefix("/v1/vms/").and_then(|rest| rest.split('/').next()) else { return false };
-    let home = agent.book(|book| view::vms(book).into_iter().find(|vm| vm.name == name).map(|vm| vm.home)).flatten();
-    home.and_then(|home| living_member(agent, &home)) == Some(domain)
 }

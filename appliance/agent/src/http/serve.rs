@@ -17,6 +17,8 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
+use rebec_book::authority::Role;
+
 use super::Caller;
 
 /// What clients may take.
@@ -45,7 +47,7 @@ pub async fn unix(path: &Path, router: Router) -> Result<()> {
         let (stream, _) = listener.accept().await.context("accept on the API socket")?;
         let router = router.clone();
         tokio::spawn(async move {
-            connection(stream, router, Caller::User, LIMITS.head).await;
+            connection(stream, router, Caller::User(Role::Admin), LIMITS.head).await;
             drop(place);
         });
     }

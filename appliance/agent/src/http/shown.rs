@@ -1,6 +1,9 @@
 //! The book in the words of the API.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use rebec_api::{
     host::{HostInfo, HostState},
@@ -10,13 +13,14 @@ use rebec_api::{
     vm::{LeaseState, NicInfo, OnHostLoss, VmInfo, VmState},
 };
 use rebec_book::{
-    Book, Key,
-    record::{PartRef, SeenState, VmBody},
+    Body as Record, Book, Key,
+    key::{Digest, Id},
+    record::{Kind, PartRef, SeenState, VmBody},
     view,
 };
 use rebec_vmm_api::MacAddr;
 
-use crate::{agent::Agent, vm::start};
+use crate::agent::Agent;
 
 /// Names of keys and ids, looked up once for a whole list.
 struct Names {
@@ -31,19 +35,26 @@ impl Names {
         Self { hosts, domains }
     }
 
+    /// The same for a few hosts.
+    fn of(book: &Book, hosts: &[Option<Key>]) -> Self {
+        let hosts = hosts.iter().flatten().filter_map(|key| view::host(book, key)).map(|host| (host.key, host.name)).collect();
+        let domains = view::domains(book).into_iter().map(|domain| (domain.body.key, domain.name)).collect();
+        Self { hosts, domains }
+    }
+
     fn host(&self, key: &Key) -> String {
         self.hosts.get(key).cloned().unwrap_or_else(|| key.short())
     }
 
     fn domain_of(&self, book: &Book, host: &Key) -> String {
-        let domain = book.membership(host).map(|(domain, _)| domain);
+        let domain = book.domain_of(host);
         domain.and_then(|key| self.domains.get(&key).cloned()).unwrap_or_default()
     }
 }
 
 /// The domains.
-pub fn domains(agent: &Agent, book: &Book) -> Vec<DomainInfo> {
-    let own = book.membership(&agent.key()).map(|(domain, _)| domain);
+pub fn domains(book: &Book) -> Vec<DomainInfo> {
+    let own = book.own_domain();
     let hosts = view::hosts(book);
     let shown = view::domains(book).into_iter().map(|domain| DomainInfo {
         key: domain.body.key.to_string(),
@@ -65,24 +76,24 @@ pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
         HostInfo {
             domain: names.domains.get(&host.domain).cloned().unwrap_or_default(),
             key: host.key.to_string(),
-            state: match (&host.member.dead, silence, body.is_some_and(|body| body.draining)) {
+            state: match (&host.member.dead, silence, body.draining) {
                 (Some(_), _, _) => HostState::Dead,
                 (None, Some(_), _) => HostState::Silent,
                 (None, None, true) => HostState::Draining,
                 (None, None, false) => HostState::Ready,
             },
             silent_s: silence.unwrap_or(Duration::ZERO).as_secs(),
-            addresses: body.map(|body| body.addresses.iter().map(ToString::to_string).collect()).unwrap_or_default(),
+            addresses: body.addresses.iter().map(ToString::to_string).collect(),
             clock: if host.key == agent.key() { agent.clock.borrow().clone() } else { None },
-            no_kvm: body.and_then(|body| body.no_kvm.clone()),
-            cpus: body.map_or(0, |body| body.cpus),
-            memory_bytes: body.map_or(0, |body| body.memory_bytes),
+            no_kvm: body.no_kvm.clone(),
+            cpus: body.cpus,
+            memory_bytes: body.memory_bytes,
             memory_used_bytes: load.memory_bytes,
-            disk_bytes: body.map_or(0, |body| body.disk_bytes),
-            disk_used_bytes: body.map_or(0, |body| body.disk_used_bytes),
+            disk_bytes: body.disk_bytes,
+            disk_used_bytes: body.disk_used_bytes,
             vms: load.vms,
-            durable: body.is_some_and(|body| body.durable),
-            version: body.map(|body| body.version.clone()).unwrap_or_default(),
+            durable: body.durable,
+            version: body.version.clone(),
             this: host.key == agent.key(),
             name: host.name,
         }
@@ -92,17 +103,18 @@ pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
 
 /// The images.
 pub fn images(book: &Book) -> Vec<ImageInfo> {
-    let (hosts, vms) = (view::hosts(book), view::vms(book));
+    let vms = view::vms(book);
+    let hosts: Vec<(String, BTreeSet<&Digest>)> =
+        view::hosts(book).into_iter().map(|host| (host.name, view::parts(book, &host.key).collect())).collect();
     let shown = view::images(book).into_iter().map(|image| {
-        let parts = start::parts(image.body);
-        let held = hosts.iter().filter(|host| host.body.is_some_and(|body| parts.iter().all(|part| body.parts.contains(&part.digest))));
+        let held = hosts.iter().filter(|(_, parts)| image.body.parts().all(|part| parts.contains(&part.digest)));
         ImageInfo {
             kernel: part(&image.body.kernel),
             initramfs: image.body.initramfs.as_ref().map(part),
             cmdline: image.body.cmdline.clone(),
             disk: image.body.disk.as_ref().map(|disk| part(&disk.part)),
             disk_bytes: image.body.disk.map_or(0, |disk| disk.virtual_bytes),
-            held_by: held.map(|host| host.name.clone()).collect(),
+            held_by: held.map(|(name, _)| name.clone()).collect(),
             vms: vms.iter().filter(|vm| vm.body.image == *image.body).count() as u32,
             name: image.name,
         }
@@ -116,10 +128,10 @@ fn part(part: &PartRef) -> Part {
 
 /// The LANs.
 pub fn lans(book: &Book) -> Vec<LanInfo> {
-    let (names, vms) = (Names::new(book), view::vms(book));
+    let names = Names::new(book);
     let shown = view::lans(book).into_iter().map(|lan| {
         let mut ports = vec![];
-        for vm in &vms {
+        for vm in book.on_lan(lan.id).filter_map(|record| view::vm(book, record.key.id)) {
             let seen = view::seen(book, vm.id);
             for (index, nic) in vm.body.nics.iter().enumerate().filter(|(_, nic)| nic.lan == lan.id) {
                 let endpoint = seen.and_then(|seen| seen.body.endpoints.get(index).copied());
@@ -139,6 +151,7 @@ pub fn lans(book: &Book) -> Vec<LanInfo> {
             mtu: lan.body.mtu,
             home: names.host(&lan.home),
             ports,
+            domains: lan.body.domains.iter().map(|domain| book.domain_name(domain)).collect(),
             name: lan.name,
         }
     });
@@ -148,48 +161,57 @@ pub fn lans(book: &Book) -> Vec<LanInfo> {
 /// The VMs.
 pub fn vms(agent: &Agent, book: &Book) -> Vec<VmInfo> {
     let names = Names::new(book);
-    let lans: BTreeMap<_, _> = view::lans(book).into_iter().map(|lan| (lan.id, lan.name)).collect();
-    let shown = view::vms(book).into_iter().map(|vm| {
-        let seen = view::seen(book, vm.id);
-        let holder = seen.map_or(vm.home, |seen| seen.holder);
-        let lost = !agent.answers(&holder);
-        let (state, reason) = match seen {
-            Some(seen) if lost => {
-                let silence = agent.silence(&holder).unwrap_or_default().as_secs();
-                (
-                    VmState::Lost,
-                    Some(format!("host {} has not been heard for {silence} s; it was {:?}", names.host(&holder), seen.body.state)),
-                )
-            }
-            Some(seen) => (state_of(seen.body.state), seen.body.reason.clone()),
-            None => (VmState::Stopped, Some("it has not been started yet".into())),
-        };
-        VmInfo {
-            id: vm.id.to_string(),
-            state,
-            reason,
-            host: seen.map(|seen| names.host(&seen.holder)).unwrap_or_default(),
-            domain: names.domain_of(book, &holder),
-            epoch: seen.map_or(0, |seen| seen.body.epoch),
-            image: vm.body.image_name.clone(),
-            memory_bytes: vm.body.memory_bytes,
-            vcpus: vm.body.vcpus,
-            nics: nics(vm.body, &lans),
-            home: names.host(&vm.home),
-            on_host_loss: if vm.body.keeper.is_some() { OnHostLoss::Restart } else { OnHostLoss::Hold },
-            keeper: vm.body.keeper.map(|keeper| names.host(&keeper)),
-            lease: seen.filter(|_| !lost && vm.body.keeper.is_some()).and_then(|seen| lease_of(seen.body.state)),
-            created: vm.body.created,
-            pid: seen.map_or(0, |seen| seen.body.pid),
-            name: vm.name,
-        }
-    });
-    shown.collect()
+    view::vms(book).into_iter().map(|vm| named_vm(agent, book, &names, vm)).collect()
 }
 
-fn nics(body: &VmBody, lans: &BTreeMap<rebec_book::key::Id, String>) -> Vec<NicInfo> {
+/// One VM.
+pub fn vm(agent: &Agent, book: &Book, vm: view::Named<'_, VmBody>) -> VmInfo {
+    let seen = view::seen(book, vm.id).map(|seen| seen.holder);
+    named_vm(agent, book, &Names::of(book, &[Some(vm.home), seen, vm.body.keeper]), vm)
+}
+
+fn named_vm(agent: &Agent, book: &Book, names: &Names, vm: view::Named<'_, VmBody>) -> VmInfo {
+    let seen = view::seen(book, vm.id);
+    let holder = seen.map_or(vm.home, |seen| seen.holder);
+    let lost = !agent.answers(&holder);
+    let (state, reason) = match seen {
+        Some(seen) if lost => {
+            let silence = agent.silence(&holder).unwrap_or_default().as_secs();
+            let reason = format!("host {} has not been heard for {silence} s; it was {:?}", names.host(&holder), seen.body.state);
+            (VmState::Lost, Some(reason))
+        }
+        Some(seen) => (state_of(seen.body.state), seen.body.reason.clone()),
+        None => (VmState::Stopped, Some("it has not been started yet".into())),
+    };
+    VmInfo {
+        id: vm.id.to_string(),
+        state,
+        reason,
+        host: seen.map(|seen| names.host(&seen.holder)).unwrap_or_default(),
+        domain: names.domain_of(book, &holder),
+        epoch: seen.map_or(0, |seen| seen.body.epoch),
+        image: vm.body.image_name.clone(),
+        memory_bytes: vm.body.memory_bytes,
+        vcpus: vm.body.vcpus,
+        nics: nics(book, vm.body),
+        home: names.host(&vm.home),
+        on_host_loss: if vm.body.keeper.is_some() { OnHostLoss::Restart } else { OnHostLoss::Hold },
+        keeper: vm.body.keeper.map(|keeper| names.host(&keeper)),
+        lease: seen.filter(|_| !lost && vm.body.keeper.is_some()).and_then(|seen| lease_of(seen.body.state)),
+        created: vm.body.created,
+        pid: seen.map_or(0, |seen| seen.body.pid),
+        name: vm.name,
+    }
+}
+
+fn nics(book: &Book, body: &VmBody) -> Vec<NicInfo> {
+    let lan = |id: Id| {
+        let thing = book.thing(Kind::LAN, id)?;
+        let Some(Record::Lan(lan)) = book.get(Kind::LAN, id, thing.home) else { return None };
+        Some(book.shown(Kind::LAN, &lan.name, &thing))
+    };
     let nics = body.nics.iter().map(|nic| NicInfo {
-        lan: lans.get(&nic.lan).cloned().unwrap_or_else(|| nic.lan.short()),
+        lan: lan(nic.lan).unwrap_or_else(|| nic.lan.short()),
         mac: MacAddr(nic.mac).to_string(),
         address: nic.address,
     });
@@ -201,7 +223,7 @@ fn lease_of(state: SeenState) -> Option<LeaseState> {
     match state {
         SeenState::Running | SeenState::Moving | SeenState::Paused => Some(LeaseState::Held),
         SeenState::Unleased => Some(LeaseState::RanOut),
-        SeenState::Starting | SeenState::Waiting | SeenState::Stopped | SeenState::Failed => None,
+        SeenState::Starting | SeenState::Waiting | SeenState::Stopped | SeenState::Failed | SeenState::Left | SeenState::Other => None,
     }
 }
 
@@ -211,8 +233,10 @@ fn state_of(state: SeenState) -> VmState {
         SeenState::Running => VmState::Running,
         SeenState::Paused | SeenState::Unleased => VmState::Paused,
         SeenState::Moving => VmState::Moving,
-        SeenState::Waiting => VmState::Waiting,
+        // Its new host has not said yet that it is there.
+        SeenState::Waiting | SeenState::Left => VmState::Waiting,
         SeenState::Stopped => VmState::Stopped,
         SeenState::Failed => VmState::Failed,
+        SeenState::Other => VmState::Paused,
     }
 }

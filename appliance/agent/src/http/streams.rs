@@ -13,13 +13,17 @@ use http_body_util::StreamBody;
 use hyper::body::Frame;
 use hyper_util::rt::TokioIo;
 use rebec_api::{ApiError, ErrorCode, vm::STREAM_UPGRADE};
+use rebec_book::{
+    Key,
+    authority::{Granted, Question},
+};
 use serde::Deserialize;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::broadcast::error::RecvError,
 };
 
-use super::{Caller, answer::Failure, forward, internal, vms};
+use super::{Caller, answer::Failure, forward, rights, vms};
 use crate::{
     agent::Agent,
     vm::{LocalVm, arrive, depart},
@@ -41,13 +45,13 @@ pub struct LogQuery {
 /// `GET /v1/vms/{name}/logs`
 pub async fn logs(
     State(agent): State<Arc<Agent>>,
-    Path(name): Path<String>,
+    Extension(granted): Extension<Granted>,
     Query(query): Query<LogQuery>,
     request: Request<Body>,
 ) -> Result<Response, Failure> {
-    let vm = match vms::local_or_holder(&agent, &name)? {
+    let vm = match vms::local_or_holder(&agent, &granted)? {
         Ok(vm) => vm,
-        Err(holder) => return Ok(forward::to(&agent, &holder, request).await?.into_response()),
+        Err(holder) => return elsewhere(&agent, &holder, &granted, request).await,
     };
     let listener = query.follow.then(|| vm.console.listen());
     let tail = vm.console.tail(query.tail.unwrap_or(TAIL_BYTES));
@@ -68,21 +72,30 @@ pub async fn logs(
 }
 
 /// `GET /v1/vms/{name}/console`
-pub async fn console(State(agent): State<Arc<Agent>>, Path(name): Path<String>, request: Request<Body>) -> Result<Response, Failure> {
+pub async fn console(
+    State(agent): State<Arc<Agent>>,
+    Extension(granted): Extension<Granted>,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
     require_upgrade(request.headers())?;
-    let vm = match vms::local_or_holder(&agent, &name)? {
+    let vm = match vms::local_or_holder(&agent, &granted)? {
         Ok(vm) => vm,
-        Err(holder) => return Ok(forward::to(&agent, &holder, request).await?.into_response()),
+        Err(holder) => return elsewhere(&agent, &holder, &granted, request).await,
     };
     let mut request = request;
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         match upgrade.await {
             Ok(stream) => converse(&agent, &vm, TokioIo::new(stream)).await,
-            Err(error) => log::debug!("console of VM {name}: {error}"),
+            Err(error) => log::debug!("console of VM {}: {error}", vm.name()),
         }
     });
     Ok(switching())
+}
+
+async fn elsewhere(agent: &Arc<Agent>, holder: &Key, granted: &Granted, request: Request<Body>) -> Result<Response, Failure> {
+    let vm = granted.about().ok_or_else(|| ApiError::new(ErrorCode::BadRequest, "the request is about no VM"))?;
+    Ok(forward::about(agent, holder, vm, request).await?.into_response())
 }
 
 fn require_upgrade(headers: &HeaderMap) -> Result<(), ApiError> {
@@ -101,7 +114,7 @@ fn switching() -> Response {
 async fn converse(agent: &Arc<Agent>, vm: &Arc<LocalVm>, stream: TokioIo<hyper::upgrade::Upgraded>) {
     let (mut reader, mut writer) = tokio::io::split(stream);
     let (mut said, typed) = (vm.console.listen(), vm.console.input());
-    let mut changed = agent.changed.subscribe();
+    let mut changed = agent.knowledge.watch();
     let mut buffer = [0; 4096];
     if writer.write_all(&vm.console.tail(CONSOLE_TAIL_BYTES)).await.is_err() {
         return;
@@ -128,15 +141,16 @@ async fn converse(agent: &Arc<Agent>, vm: &Arc<LocalVm>, stream: TokioIo<hyper::
 /// `GET /v1/vms/{name}/forward/{port}`
 pub async fn reach(
     State(agent): State<Arc<Agent>>,
-    Path((name, port)): Path<(String, String)>,
+    Extension(granted): Extension<Granted>,
+    Path((_, port)): Path<(String, String)>,
     mut request: Request<Body>,
 ) -> Result<Response, Failure> {
     let port = port.parse().ok().filter(|port| *port > 0);
     let port = port.ok_or_else(|| ApiError::new(ErrorCode::BadRequest, "port: expected a number from 1 to 65535"))?;
     require_upgrade(request.headers())?;
-    let vm = match vms::local_or_holder(&agent, &name)? {
+    let vm = match vms::local_or_holder(&agent, &granted)? {
         Ok(vm) => vm,
-        Err(holder) => return Ok(forward::to(&agent, &holder, request).await?.into_response()),
+        Err(holder) => return elsewhere(&agent, &holder, &granted, request).await,
     };
     let mut guest = crate::forward::connect(&agent, &vm, port).await?;
     let upgrade = hyper::upgrade::on(&mut request);
@@ -144,7 +158,7 @@ pub async fn reach(
         if let Ok(client) = upgrade.await
             && let Err(error) = tokio::io::copy_bidirectional(&mut TokioIo::new(client), &mut guest.stream).await
         {
-            log::debug!("a forward to VM {name} ended: {error}");
+            log::debug!("a forward to VM {} ended: {error}", vm.name());
         }
     });
     Ok(switching())
@@ -157,15 +171,16 @@ pub async fn arrival(
     Path(id): Path<String>,
     mut request: Request<Body>,
 ) -> Result<Response, Failure> {
-    let from = internal::asker(caller)?;
     require_upgrade(request.headers())?;
     let id = id.parse().map_err(|error| ApiError::new(ErrorCode::BadRequest, format!("arrival: {error}")))?;
-    let mut near = arrive::connect(&agent, id, from).await?;
+    let granted = rights::ask(&agent, caller, Question::Stream(id))?;
+    let (mut near, open) = arrive::connect(&agent, id, granted).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         if let Ok(far) = upgrade.await {
             depart::carry(&mut near, far).await;
         }
+        drop(open);
     });
     Ok(switching())
 }

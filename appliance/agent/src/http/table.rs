@@ -5,10 +5,11 @@ use rebec_api::{
     image::{ImageInfo, NewImage, Part},
     job::Job,
     lan::{LanInfo, NewLan},
-    pool::{DomainInfo, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus},
+    pool::{DomainInfo, DomainKey, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus},
     token::{CreatedToken, NewToken, Token},
     vm::{MoveVm, NewVm, StopVm, VmInfo},
 };
+use rebec_book::{authority::Command, record::Kind};
 use utoipa::openapi::{
     path::HttpMethod::{Delete, Get, Post, Put},
     schema::Type,
@@ -31,71 +32,112 @@ pub fn rows() -> Vec<Row> {
 
 fn pool_rows() -> Vec<Row> {
     vec![
-        row(Get, "/v1/pool", "How this host stands with its pool", pools::status).answers::<PoolStatus>(),
-        row(Post, "/v1/pool", "Found a pool and its first domain", pools::init).takes::<InitPool>().answers::<PoolStatus>(),
-        row(Post, "/v1/pool/join", "Join a pool by a ticket", pools::join).takes::<JoinPool>().answers::<PoolStatus>(),
-        row(Post, "/v1/pool/leave", "Leave the pool; VMs must have gone", pools::leave).answers::<PoolStatus>(),
-        row(Get, "/v1/domains", "Domains of the pool", pools::domains).lists::<DomainInfo>(),
-        row(Post, "/v1/domains/invite", "Invite a host that founds a domain", pools::invite_domain).takes::<Invite>().answers::<Invited>(),
-        row(Get, "/v1/invitations", "Invitations that are open", pools::invitations).lists::<Invitation>(),
-        row(Delete, "/v1/invitations/{id}", "Revoke an invitation", pools::revoke),
+        row(Command::PoolShow, Get, "/v1/pool", "How this host stands with its pool", pools::status).answers::<PoolStatus>(),
+        row(Command::PoolInit, Post, "/v1/pool", "Found a pool and its first domain", pools::init)
+            .takes::<InitPool>()
+            .answers::<PoolStatus>(),
+        row(Command::PoolJoin, Post, "/v1/pool/join", "Join a pool by a ticket", pools::join).takes::<JoinPool>().answers::<PoolStatus>(),
+        row(Command::PoolLeave, Post, "/v1/pool/leave", "Leave the pool; VMs must have gone", pools::leave).answers::<PoolStatus>(),
+        row(Command::DomainList, Get, "/v1/domains", "Domains of the pool", pools::domains).lists::<DomainInfo>(),
+        row(
+            Command::DomainKeyExport,
+            Post,
+            "/v1/domain-key/export",
+            "The root key of this host's domain, for a place of its own",
+            pools::export_key,
+        )
+        .answers::<DomainKey>(),
+        row(Command::DomainKeyImport, Post, "/v1/domain-key/import", "Give this host the root key of its domain", pools::import_key)
+            .takes::<DomainKey>(),
+        row(Command::DomainInvite, Post, "/v1/domains/invite", "Invite a host that founds a domain", pools::invite_domain)
+            .takes::<Invite>()
+            .answers::<Invited>(),
+        row(Command::InvitationList, Get, "/v1/invitations", "Invitations that are open", pools::invitations).lists::<Invitation>(),
+        row(Command::InvitationRevoke, Delete, "/v1/invitations/{id}", "Revoke an invitation", pools::revoke),
     ]
 }
 
 fn host_rows() -> Vec<Row> {
     vec![
-        row(Get, "/v1/hosts", "Hosts of the pool", hosts::list).lists::<HostInfo>(),
-        row(Post, "/v1/hosts/invite", "Invite hosts to this host's domain", pools::invite_host).takes::<Invite>().answers::<Invited>(),
-        row(Get, "/v1/hosts/{name}", "One host", hosts::show).answers::<HostInfo>(),
-        row(Post, "/v1/hosts/{name}/drain", "Let a host take no more VMs", hosts::drain).answers::<HostInfo>(),
-        row(Post, "/v1/hosts/{name}/declare-dead", "Say that a host does not run and will not", hosts::declare_dead)
-            .takes::<DeclareDead>()
+        row(Command::HostList, Get, "/v1/hosts", "Hosts of the pool", hosts::list).lists::<HostInfo>(),
+        row(Command::HostInvite, Post, "/v1/hosts/invite", "Invite hosts to this host's domain", pools::invite_host)
+            .takes::<Invite>()
+            .answers::<Invited>(),
+        row(Command::HostShow, Get, "/v1/hosts/{name}", "One host", hosts::show).about(Kind::MEMBER).answers::<HostInfo>(),
+        row(Command::HostDrain, Post, "/v1/hosts/{name}/drain", "Let a host take no more VMs", hosts::drain)
+            .about(Kind::MEMBER)
             .answers::<HostInfo>(),
+        row(
+            Command::HostDeclareDead,
+            Post,
+            "/v1/hosts/{name}/declare-dead",
+            "Say that a host does not run and will not",
+            hosts::declare_dead,
+        )
+        .about(Kind::MEMBER)
+        .takes::<DeclareDead>()
+        .answers::<HostInfo>(),
     ]
 }
 
 fn thing_rows() -> Vec<Row> {
     vec![
-        row(Put, "/v1/parts", "Put a file into the depot", images::put_part).takes_file().answers::<Part>(),
-        row(Get, "/v1/images", "Images of the pool", images::list).lists::<ImageInfo>(),
-        row(Post, "/v1/images", "Make an image of parts", images::create).takes::<NewImage>().answers::<ImageInfo>(),
-        row(Delete, "/v1/images/{name}", "Remove an image", images::remove),
-        row(Get, "/v1/lans", "LANs of the pool", lans::list).lists::<LanInfo>(),
-        row(Post, "/v1/lans", "Make a LAN", lans::create).takes::<NewLan>().answers::<LanInfo>(),
-        row(Get, "/v1/lans/{name}", "One LAN and its ports", lans::show).answers::<LanInfo>(),
-        row(Delete, "/v1/lans/{name}", "Remove a LAN that no VM is on", lans::remove),
+        row(Command::PartPut, Put, "/v1/parts", "Put a file into the depot", images::put_part).takes_file().answers::<Part>(),
+        row(Command::ImageList, Get, "/v1/images", "Images of the pool", images::list).lists::<ImageInfo>(),
+        row(Command::ImageCreate, Post, "/v1/images", "Make an image of parts", images::create).takes::<NewImage>().answers::<ImageInfo>(),
+        row(Command::ImageRemove, Delete, "/v1/images/{name}", "Remove an image", images::remove).about(Kind::IMAGE),
+        row(Command::LanList, Get, "/v1/lans", "LANs of the pool", lans::list).lists::<LanInfo>(),
+        row(Command::LanCreate, Post, "/v1/lans", "Make a LAN", lans::create).takes::<NewLan>().answers::<LanInfo>(),
+        row(Command::LanShow, Get, "/v1/lans/{name}", "One LAN and its ports", lans::show).about(Kind::LAN).answers::<LanInfo>(),
+        row(Command::LanRemove, Delete, "/v1/lans/{name}", "Remove a LAN that no VM is on", lans::remove).about(Kind::LAN),
     ]
 }
 
 fn vm_rows() -> Vec<Row> {
     vec![
-        row(Get, "/v1/vms", "VMs of the pool", vms::list).lists::<VmInfo>(),
-        row(Post, "/v1/vms", "Run a new VM; the job's result is the VM", vms::create).takes::<NewVm>().begins_job(),
-        row(Get, "/v1/vms/{name}", "One VM", vms::show).answers::<VmInfo>(),
-        row(Delete, "/v1/vms/{name}", "Remove a stopped VM and its disk", vms::remove),
-        row(Post, "/v1/vms/{name}/start", "Start a VM from its disk", vms::start).begins_job(),
-        row(Post, "/v1/vms/{name}/stop", "Ask a VM's guest to power itself off, and cut its power if it does not", vms::stop)
-            .takes::<StopVm>()
+        row(Command::VmList, Get, "/v1/vms", "VMs of the pool", vms::list).lists::<VmInfo>(),
+        row(Command::VmCreate, Post, "/v1/vms", "Run a new VM; the job's result is the VM", vms::create).takes::<NewVm>().begins_job(),
+        row(Command::VmShow, Get, "/v1/vms/{name}", "One VM", vms::show).about(Kind::VM).answers::<VmInfo>(),
+        row(Command::VmRemove, Delete, "/v1/vms/{name}", "Remove a stopped VM and its disk", vms::remove).about(Kind::VM),
+        row(Command::VmStart, Post, "/v1/vms/{name}/start", "Start a VM from its disk", vms::start).about(Kind::VM).begins_job(),
+        row(
+            Command::VmStop,
+            Post,
+            "/v1/vms/{name}/stop",
+            "Ask a VM's guest to power itself off, and cut its power if it does not",
+            vms::stop,
+        )
+        .about(Kind::VM)
+        .takes::<StopVm>()
+        .begins_job(),
+        row(Command::VmMove, Post, "/v1/vms/{name}/move", "Move a running VM; the job's result is the report", vms::depart)
+            .about(Kind::VM)
+            .takes::<MoveVm>()
             .begins_job(),
-        row(Post, "/v1/vms/{name}/move", "Move a running VM; the job's result is the report", vms::depart).takes::<MoveVm>().begins_job(),
-        row(Get, "/v1/vms/{name}/logs", "The console's text", streams::logs)
+        row(Command::VmLogs, Get, "/v1/vms/{name}/logs", "The console's text", streams::logs)
+            .about(Kind::VM)
             .query("tail", "Only the last bytes, this many", Type::Integer)
             .query("follow", "Go on with what the guest says next", Type::Boolean)
             .streams(TEXT),
-        row(Get, "/v1/vms/{name}/console", "The console itself", streams::console).upgrades(),
-        row(Get, "/v1/vms/{name}/forward/{port}", "A TCP connection into the guest", streams::reach).upgrades(),
+        row(Command::VmConsole, Get, "/v1/vms/{name}/console", "The console itself", streams::console).about(Kind::VM).upgrades(),
+        row(Command::VmForward, Get, "/v1/vms/{name}/forward/{port}", "A TCP connection into the guest", streams::reach)
+            .about(Kind::VM)
+            .upgrades(),
     ]
 }
 
 fn own_rows() -> Vec<Row> {
     vec![
-        row(Get, "/v1/tokens", "Tokens of this host", tokens::list).lists::<Token>(),
-        row(Post, "/v1/tokens", "Make a token, which is shown once", tokens::create).takes::<NewToken>().answers::<CreatedToken>(),
-        row(Delete, "/v1/tokens/{name}", "Remove a token", tokens::remove),
-        row(Get, "/v1/jobs", "Jobs of this host", jobs::list).lists::<Job>(),
-        row(Get, "/v1/jobs/{id}", "One job, of any host", jobs::show).answers::<Job>(),
-        row(Get, "/v1/jobs/{id}/events", "A job as it goes on: events named `job`", jobs::events).streams(EVENTS),
-        row(Get, "/v1/support-bundle", "What helps to find a fault of this host, without secrets", bundle::show).streams(TAR),
-        row(Get, "/v1/openapi.json", "This document", openapi::show).streams("application/json"),
+        row(Command::TokenList, Get, "/v1/tokens", "Tokens of this host", tokens::list).lists::<Token>(),
+        row(Command::TokenCreate, Post, "/v1/tokens", "Make a token, which is shown once", tokens::create)
+            .takes::<NewToken>()
+            .answers::<CreatedToken>(),
+        row(Command::TokenRemove, Delete, "/v1/tokens/{name}", "Remove a token", tokens::remove),
+        row(Command::JobList, Get, "/v1/jobs", "Jobs of this host", jobs::list).lists::<Job>(),
+        row(Command::JobShow, Get, "/v1/jobs/{id}", "One job, of any host", jobs::show).answers::<Job>(),
+        row(Command::JobFollow, Get, "/v1/jobs/{id}/events", "A job as it goes on: events named `job`", jobs::events).streams(EVENTS),
+        row(Command::SupportBundle, Get, "/v1/support-bundle", "What helps to find a fault of this host, without secrets", bundle::show)
+            .streams(TAR),
+        row(Command::ApiShow, Get, "/v1/openapi.json", "This document", openapi::show).streams("application/json"),
     ]
 }

@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use rebec_api::{ApiError, ErrorCode};
-use rebec_book::key::Name;
+use rebec_book::{authority::Role, key::Name};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -44,7 +44,7 @@ pub fn acceptor(agent: &Agent) -> Result<TlsAcceptor> {
 /// Takes requests until the task is dropped.
 pub async fn run(agent: Arc<Agent>, listener: TcpListener, acceptor: TlsAcceptor, router: Router, limits: Limits) {
     let router = router.layer(middleware::from_fn_with_state(agent, token_holders_only));
-    serve::tls(listener, acceptor, limits, move |stream| serve::connection(stream, router.clone(), Caller::Stranger, limits.head)).await;
+    serve::tls(listener, acceptor, limits, move |stream| serve::connection(stream, router.clone(), Caller::Nobody, limits.head)).await;
 }
 
 /// Takes requests of other agents until the task is dropped: who asks has proved to hold a key.
@@ -54,7 +54,7 @@ pub async fn run_for_agents(listener: TcpListener, acceptor: TlsAcceptor, router
         async move {
             let (tcp, tls) = stream.get_ref();
             if let (Some(key), Ok(())) = (rebec_tls::key_of_peer(tls), bulk::watch_over(tcp)) {
-                serve::connection(stream, router, Caller::Agent(Name(key)), serve::LIMITS.head).await;
+                serve::connection(stream, router, Caller::Host(Name(key)), serve::LIMITS.head).await;
             }
         }
     })
@@ -77,7 +77,7 @@ async fn token_holders_only(State(agent): State<Arc<Agent>>, mut request: Reques
         return (headers, Failure(error)).into_response();
     }
     request.headers_mut().remove(header::AUTHORIZATION);
-    request.extensions_mut().insert(Caller::User);
+    request.extensions_mut().insert(Caller::User(Role::Admin));
     next.run(request).await
 }
 

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
-    extract::{FromRequest, Path, State},
+    extract::{Extension, FromRequest, State},
     http::{Request, StatusCode},
     response::{IntoResponse, Response},
 };
@@ -14,6 +14,7 @@ use rebec_api::{
 };
 use rebec_book::{
     Book, Key,
+    authority::{Asker, Granted, Role},
     key::Id,
     record::{Kind, SeenState},
     view,
@@ -43,75 +44,98 @@ pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<VmInfo>> {
 }
 
 /// `GET /v1/vms/{name}`
-pub async fn show(State(agent): State<Arc<Agent>>, Path(name): Path<String>) -> Answer<VmInfo> {
-    Ok(axum::Json(info(&agent, &name)?))
+pub async fn show(State(agent): State<Arc<Agent>>, Extension(granted): Extension<Granted>) -> Answer<VmInfo> {
+    Ok(axum::Json(info(&agent, granted.about().ok_or_else(gone)?)?))
 }
 
-fn info(agent: &Agent, name: &str) -> Result<VmInfo, ApiError> {
-    let found = agent.pool(|book| shown::vms(agent, book).into_iter().find(|vm| vm.name == name))?;
-    found.ok_or_else(|| ApiError::not_found("VM", name, "rebec vm ls"))
+fn info(agent: &Agent, id: Id) -> Result<VmInfo, ApiError> {
+    agent.pool(|book| view::vm(book, id).map(|vm| shown::vm(agent, book, vm)))?.ok_or_else(gone)
+}
+
+fn gone() -> ApiError {
+    ApiError::new(ErrorCode::NotFound, "the VM is gone; `rebec vm ls` lists those there are")
 }
 
 /// Where a VM is.
 pub struct Whereabouts {
     /// The VM.
     pub id: Id,
+    /// Its name here, for messages.
+    pub name: String,
     /// The host that keeps its desired record.
     pub home: Key,
-    /// The host that holds its epoch; none before its first start.
-    pub holder: Option<Key>,
+    /// The host that has it, or granted it and waits for its host's word.
+    pub holder: Key,
+    /// Its ownership counter there.
+    pub epoch: u64,
+    /// Whether its holder has said anything of it.
+    pub is_known: bool,
 }
 
-/// Finds a VM by its name.
-pub fn find(agent: &Agent, name: &str) -> Result<Whereabouts, ApiError> {
+/// Finds the VM that a granted command is about.
+pub fn find(agent: &Agent, granted: &Granted) -> Result<Whereabouts, ApiError> {
     let found = agent.pool(|book| {
-        let vm = view::vms(book).into_iter().find(|vm| vm.name == name)?;
-        Some(Whereabouts { id: vm.id, home: vm.home, holder: view::seen(book, vm.id).map(|seen| seen.holder) })
+        let vm = view::vm(book, granted.about()?)?;
+        let (at, seen) = (view::holder(book, vm.id)?, view::seen(book, vm.id));
+        let holder = seen.map_or(at.host, |seen| seen.holder);
+        Some(Whereabouts { id: vm.id, name: vm.name, home: vm.home, holder, epoch: at.epoch, is_known: seen.is_some() })
     })?;
-    found.ok_or_else(|| ApiError::not_found("VM", name, "rebec vm ls"))
+    found.ok_or_else(gone)
 }
 
 /// The VM here, or the host to ask.
-pub fn local_or_holder(agent: &Agent, name: &str) -> Result<Result<Arc<LocalVm>, Key>, ApiError> {
-    let found = find(agent, name)?;
-    let never = || ApiError::new(ErrorCode::Conflict, format!("VM {name} has not been started yet; `rebec vm start {name}`"));
-    let holder = found.holder.ok_or_else(never)?;
-    if holder != agent.key() {
-        return Ok(Err(holder));
+pub fn local_or_holder(agent: &Agent, granted: &Granted) -> Result<Result<Arc<LocalVm>, Key>, ApiError> {
+    let found = find(agent, granted)?;
+    if found.holder != agent.key() {
+        return Ok(Err(found.holder));
     }
+    let name = found.name;
+    let never = || ApiError::new(ErrorCode::Conflict, format!("VM {name} has not been started yet; `rebec vm start {name}`"));
     agent.local_vm(&found.id).map(Ok).ok_or_else(never)
 }
 
 /// `POST /v1/vms`
-pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewVm>) -> Result<Response, Failure> {
+pub async fn create(
+    State(agent): State<Arc<Agent>>,
+    Extension(granted): Extension<Granted>,
+    Json(new): Json<NewVm>,
+) -> Result<Response, Failure> {
     let (id, chosen) = create::record(&agent, &new).await?;
     let what = format!("run VM {} on host {} ({})", new.name, chosen.name, chosen.reason);
-    Ok(jobs::begin(&agent, what, async move |agent, reporter| {
+    Ok(jobs::begin(&agent, granted.asker(), what, async move |agent, reporter| {
         let outcome = create::start_at(&agent, id, Order::FIRST, &chosen, &reporter).await;
-        // A VM that never ran leaves nothing behind.
-        if outcome.is_err() && agent.book(|book| view::seen(book, id).is_none()) == Some(true) {
-            agent.publish(Kind::Vm, id, None)?;
+        // A VM that never ran leaves nothing behind. One whose host did not answer may run.
+        if let Err(error) = &outcome
+            && error.code != ErrorCode::Unreachable
+            && agent.book(|book| view::seen(book, id).is_none()) == Some(true)
+        {
+            agent.publish(Kind::VM, id, None)?;
         }
-        outcome.and_then(|()| info(&agent, &new.name))
+        outcome.and_then(|()| info(&agent, id))
     }))
 }
 
-/// `POST /v1/vms/{name}/start`
-pub async fn start(State(agent): State<Arc<Agent>>, Path(name): Path<String>, request: Request<Body>) -> Result<Response, Failure> {
-    let found = find(&agent, &name)?;
-    match found.holder {
-        Some(holder) if holder != agent.key() && is_dead(&agent, &holder) => {
-            if found.home != agent.key() {
-                return Ok(forward::to(&agent, &found.home, request).await?.into_response());
-            }
-            start_elsewhere(&agent, found.id, name)
-        }
-        Some(holder) if holder != agent.key() => Ok(forward::to(&agent, &holder, request).await?.into_response()),
-        _ => Ok(jobs::begin(&agent, format!("start VM {name}"), async move |agent, reporter| {
-            start::start(&agent, found.id, Order::FIRST, &reporter).await?;
-            info(&agent, &name)
-        })),
+/// `POST /v1/vms/{name}/start`: at the host that has it by proof, and after that was declared dead at its home.
+pub async fn start(
+    State(agent): State<Arc<Agent>>,
+    Extension(granted): Extension<Granted>,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    let found = find(&agent, &granted)?;
+    if found.holder != agent.key() && !is_dead(&agent, &found.holder) {
+        return Ok(forward::about(&agent, &found.holder, found.id, request).await?.into_response());
     }
+    if found.holder != agent.key() {
+        if found.home != agent.key() {
+            return Ok(forward::about(&agent, &found.home, found.id, request).await?.into_response());
+        }
+        return start_elsewhere(&agent, found.id, found.name);
+    }
+    let order = Order { epoch: found.epoch, reason: None };
+    Ok(jobs::begin(&agent, granted.asker(), format!("start VM {}", found.name), async move |agent, reporter| {
+        start::start(&agent, found.id, order, &reporter).await?;
+        info(&agent, found.id)
+    }))
 }
 
 fn is_dead(agent: &Agent, host: &Key) -> bool {
@@ -119,28 +143,29 @@ fn is_dead(agent: &Agent, host: &Key) -> bool {
 }
 
 fn was_declared_dead(book: &Book, host: &Key) -> bool {
-    book.membership(host).is_some_and(|(_, member)| member.dead.is_some())
+    book.dead(host).is_some()
 }
 
-/// What a VM had written is lost with its host: it starts from its image, at the epoch after the one that host held.
+/// What a VM had written is lost with its host: it starts from its image, where its home assigns it now.
 fn start_elsewhere(agent: &Arc<Agent>, id: Id, name: String) -> Result<Response, Failure> {
     let (_, body) = start::desired(agent, id)?;
     if let Some(keeper) = body.keeper {
         return Ok(start_by_keeper(agent, id, name, keeper));
     }
-    let epoch = agent.pool(|book| view::seen(book, id).map_or(1, |seen| seen.body.epoch.saturating_add(1)))?;
     let chosen = create::place(agent, &body, None, None, None)?;
+    // One of several who ask at the same time assigns it; the others find it assigned to a living host.
+    let epoch = create::assign(agent, id, chosen.key)?;
     let what = format!("start VM {name} from its image on host {}: its disk is lost with the host that was declared dead", chosen.name);
-    Ok(jobs::begin(agent, what, async move |agent, reporter| {
+    Ok(jobs::begin(agent, Asker::User(Role::User), what, async move |agent, reporter| {
         create::start_at(&agent, id, Order { epoch, reason: None }, &chosen, &reporter).await?;
-        info(&agent, &name)
+        info(&agent, id)
     }))
 }
 
 /// Who may run it is for its keeper to say, which starts it elsewhere by itself unless it was stopped.
 fn start_by_keeper(agent: &Arc<Agent>, id: Id, name: String, keeper: Key) -> Response {
     let what = format!("have VM {name} started by its keeper, host {}", agent.name_of(&keeper));
-    jobs::begin(agent, what, async move |agent, _| {
+    jobs::begin(agent, Asker::User(Role::User), what, async move |agent, _| {
         if keeper == agent.key() {
             keeper::wish(&agent, id)?;
         } else {
@@ -152,7 +177,7 @@ fn start_by_keeper(agent: &Arc<Agent>, id: Id, name: String, keeper: Key) -> Res
             view::seen(book, id).is_some_and(|seen| seen.body.state == SeenState::Running && !was_declared_dead(book, &seen.holder))
         };
         if agent.until(START_TIME, || agent.book(runs) == Some(true)).await {
-            return info(&agent, &name);
+            return info(&agent, id);
         }
         let message =
             format!("VM {name}: not started within {} s; its keeper goes on trying, see `rebec vm show {name}`", START_TIME.as_secs());
@@ -161,39 +186,46 @@ fn start_by_keeper(agent: &Arc<Agent>, id: Id, name: String, keeper: Key) -> Res
 }
 
 /// `POST /v1/vms/{name}/stop`
-pub async fn stop(State(agent): State<Arc<Agent>>, Path(name): Path<String>, request: Request<Body>) -> Result<Response, Failure> {
-    let vm = match local_or_holder(&agent, &name)? {
+pub async fn stop(
+    State(agent): State<Arc<Agent>>,
+    Extension(granted): Extension<Granted>,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    let vm = match local_or_holder(&agent, &granted)? {
         Ok(vm) => vm,
-        Err(holder) => return Ok(forward::to(&agent, &holder, request).await?.into_response()),
+        Err(holder) => return Ok(forward::about(&agent, &holder, granted.about().ok_or_else(gone)?, request).await?.into_response()),
     };
+    let name = vm.name();
     let Json(StopVm { timeout_s }) = Json::<StopVm>::from_request(request, &()).await?;
     if timeout_s > StopVm::TIMEOUT_S_MAX {
         let message = format!("a timeout of {timeout_s} s: expected at most {} s", StopVm::TIMEOUT_S_MAX);
         return Err(ApiError::new(ErrorCode::BadRequest, message).into());
     }
     let patience = Duration::from_secs(timeout_s.into());
-    Ok(jobs::begin(&agent, format!("stop VM {name}"), async move |agent, reporter| {
+    Ok(jobs::begin(&agent, granted.asker(), format!("stop VM {name}"), async move |agent, reporter| {
         stop::stop(&agent, &vm, patience, Some(&reporter)).await?;
-        info(&agent, &name)
+        info(&agent, vm.id())
     }))
 }
 
 /// `DELETE /v1/vms/{name}`: at its home, which has its holder remove what is there.
-pub async fn remove(State(agent): State<Arc<Agent>>, Path(name): Path<String>, request: Request<Body>) -> Result<Response, Failure> {
-    let found = find(&agent, &name)?;
+pub async fn remove(
+    State(agent): State<Arc<Agent>>,
+    Extension(granted): Extension<Granted>,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    let found = find(&agent, &granted)?;
     if found.home != agent.key() {
-        return Ok(forward::to(&agent, &found.home, request).await?.into_response());
+        return Ok(forward::about(&agent, &found.home, found.id, request).await?.into_response());
     }
-    match found.holder {
-        Some(holder) if holder != agent.key() => {
-            let peer = agent.peer(&holder);
-            let peer = peer.ok_or_else(|| ApiError::new(ErrorCode::Unreachable, format!("VM {name}: its host is not known here")))?;
-            agent.mesh.ask::<_, ()>(&peer, "/internal/removals", &internal::Removal { vm: found.id }).await?;
-        }
-        Some(_) => remove_here(&agent, found.id)?,
-        None => {}
+    if found.holder == agent.key() {
+        remove_here(&agent, found.id)?;
+    } else if found.is_known && !is_dead(&agent, &found.holder) {
+        let peer = agent.peer(&found.holder);
+        let peer = peer.ok_or_else(|| ApiError::new(ErrorCode::Unreachable, format!("VM {}: its host is not known here", found.name)))?;
+        agent.mesh.ask::<_, ()>(&peer, "/internal/removals", &internal::Removal { vm: found.id }).await?;
     }
-    agent.publish(Kind::Vm, found.id, None)?;
+    agent.publish(Kind::VM, found.id, None)?;
     Ok(StatusCode::OK.into_response())
 }
 
@@ -209,11 +241,16 @@ pub fn remove_here(agent: &Arc<Agent>, id: Id) -> Result<(), ApiError> {
 }
 
 /// `POST /v1/vms/{name}/move`
-pub async fn depart(State(agent): State<Arc<Agent>>, Path(name): Path<String>, request: Request<Body>) -> Result<Response, Failure> {
-    let vm = match local_or_holder(&agent, &name)? {
+pub async fn depart(
+    State(agent): State<Arc<Agent>>,
+    Extension(granted): Extension<Granted>,
+    request: Request<Body>,
+) -> Result<Response, Failure> {
+    let vm = match local_or_holder(&agent, &granted)? {
         Ok(vm) => vm,
-        Err(holder) => return Ok(forward::to(&agent, &holder, request).await?.into_response()),
+        Err(holder) => return Ok(forward::about(&agent, &holder, granted.about().ok_or_else(gone)?, request).await?.into_response()),
     };
+    let name = vm.name();
     let Json(wish) = Json::<MoveVm>::from_request(request, &()).await?;
     if vm.want() != Want::Running {
         return Err(ApiError::new(ErrorCode::Conflict, format!("VM {name} does not run; only a running VM is moved")).into());
@@ -222,5 +259,5 @@ pub async fn depart(State(agent): State<Arc<Agent>>, Path(name): Path<String>, r
     let chosen = create::place(&agent, &kept.body, wish.host.as_deref(), wish.domain.as_deref(), Some(&kept))?;
     let peer = agent.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
     let what = format!("move VM {name} to host {} ({})", chosen.name, chosen.reason);
-    Ok(jobs::begin(&agent, what, async move |agent, reporter| depart::depart(&agent, &vm, &peer, &wish, &reporter).await))
+    Ok(jobs::begin(&agent, granted.asker(), what, async move |agent, reporter| depart::depart(&agent, &vm, &peer, &wish, &reporter).await))
 }

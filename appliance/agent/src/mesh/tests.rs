@@ -12,7 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn router(road: &'static str) -> Router {
     let say = move |Extension(caller): Extension<Caller>| async move {
         match caller {
-            Caller::Agent(key) => format!("{road} {}", key.0[0]),
+            Caller::Host(key) => format!("{road} {}", key.0[0]),
             other => format!("{road} {other:?}"),
         }
     };
@@ -23,7 +23,7 @@ fn router(road: &'static str) -> Router {
 async fn open() -> (Arc<Mesh>, Peer) {
     let mesh = Arc::new(Mesh::open(SecretKey::generate(), 0).await.unwrap());
     let serve: Serve = Arc::new(|key, stream| {
-        tokio::spawn(serve::connection(stream, router("mesh"), Caller::Agent(key), serve::LIMITS.head));
+        tokio::spawn(serve::connection(stream, router("mesh"), Caller::Host(key), serve::LIMITS.head));
     });
     let accepting = mesh.clone();
     tokio::spawn(async move { accepting.accept(serve).await });

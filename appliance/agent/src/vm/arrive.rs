@@ -1,10 +1,19 @@
 //! A VM arrives from another host: its parts are gathered, an empty layer made, a VMM started that waits; then each stream of
 //! the move is joined to it. Whether it runs here is decided by the two VMMs and their ledgers alone.
 
-use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
+use std::{
+    os::unix::net::UnixStream,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rebec_api::{ApiError, ErrorCode};
-use rebec_book::{Key, Signed, key::Id, record::SeenState};
+use rebec_book::{
+    Signed,
+    authority::{Granted, Question},
+    key::Id,
+    record::SeenState,
+};
 use rebec_pool::lease::Stance;
 use serde::{Deserialize, Serialize};
 
@@ -15,16 +24,21 @@ use super::{
     process::{self, Beginning, Process},
     sockets, start, watch,
 };
-use crate::{agent::Agent, facts, jobs::Reporter};
+use crate::{
+    agent::{Agent, lock},
+    facts,
+    jobs::Reporter,
+};
 
 /// How long a VM that comes back waits for its old VMM, which forwards late frames for a few seconds.
 const LEFT_TIME: Duration = Duration::from_secs(30);
 /// VMs of this host that are asked for content.
 const DONORS_MAX: usize = 4;
+/// An offer of which nothing comes for so long is void: its room is others'.
+const OFFER_TIME: Duration = Duration::from_secs(120);
 
 /// `POST /internal/arrivals`: a job.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Offer {
     /// The VM.
     pub vm: Id,
@@ -34,25 +48,48 @@ pub struct Offer {
     pub records: Vec<Signed>,
 }
 
-/// Makes ready for a VM that `from` sends.
-pub async fn prepare(agent: &Arc<Agent>, from: Key, offer: Offer, reporter: &Reporter) -> Result<(), ApiError> {
-    agent.merge(offer.records);
-    let (home, body) = start::desired(agent, offer.vm)?;
-    let (name, epoch) = (body.name.clone(), offer.epoch.saturating_add(1));
+/// How far a VM that arrives has come, as far as this agent sees.
+#[derive(Debug, Default)]
+pub struct Arrival {
+    /// Streams that are open.
+    streams: u32,
+    /// When it was offered, or the last stream ended.
+    silent_since: Option<Instant>,
+}
+
+impl Arrival {
+    fn offered(&mut self) {
+        self.silent_since = Some(Instant::now());
+    }
+
+    /// Whether who offered it has sent nothing for too long.
+    pub fn is_stale(&self) -> bool {
+        self.streams == 0 && self.silent_since.is_some_and(|since| since.elapsed() > OFFER_TIME)
+    }
+}
+
+/// Makes ready for a VM whose holder sends it, as the question said that was granted.
+pub async fn prepare(agent: &Arc<Agent>, granted: Granted, reporter: &Reporter) -> Result<(), ApiError> {
+    let (Some(from), Question::Arrive(id, epoch)) = (granted.host(), *granted.question()) else {
+        return Err(ApiError::new(ErrorCode::Forbidden, "no arrival was granted"));
+    };
+    let (home, body) = start::desired(agent, id)?;
+    let (name, epoch) = (body.name.clone(), epoch.saturating_add(1));
     start::gather(agent, &body.image, agent.peer(&from).as_slice(), reporter).await?;
-    let gone = || agent.local_vm(&offer.vm).is_none_or(|vm| vm.want() != Want::Gone);
+    let gone = || agent.local_vm(&id).is_none_or(|vm| vm.want() != Want::Gone);
     if !gone() {
         reporter.progress("waiting until what it left here has gone", 0, 0);
         agent.until(LEFT_TIME, gone).await;
     }
-    let kept = Kept { from: Some(from), epoch, ..Kept::new(offer.vm, home, body.clone(), Want::Arriving) };
+    let kept = Kept { from: Some(from), epoch, ..Kept::new(id, home, body.clone(), Want::Arriving) };
     let leased_until = lease::require(agent, &kept, Stance::Arrives).await?;
     let _admission = agent.admission.lock().await;
-    if let Some(vm) = agent.local_vm(&offer.vm) {
+    if let Some(vm) = agent.local_vm(&id) {
         return match vm.want() {
             // An earlier attempt: its VMM still waits and takes the next.
             Want::Arriving => {
                 vm.keep(|kept| (kept.from, kept.epoch) = (Some(from), epoch)).map_err(|error| failed(&error))?;
+                lock(&vm.arrival).offered();
                 vm.leased_until(leased_until);
                 lease::tell(&vm).await;
                 Ok(())
@@ -64,6 +101,7 @@ pub async fn prepare(agent: &Arc<Agent>, from: Key, offer: Offer, reporter: &Rep
     }
     start::require_room(agent, &body)?;
     let vm = start::place_here(agent, kept)?;
+    lock(&vm.arrival).offered();
     vm.leased_until(leased_until);
     match wait_for(agent, &vm).await {
         Ok(process) => {
@@ -106,13 +144,26 @@ async fn donors(agent: &Agent, arriving: &Kept) -> Vec<UnixStream> {
     donors
 }
 
+/// One stream of a move, as long as it is held.
+pub struct Open(Arc<LocalVm>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let mut arrival = lock(&self.0.arrival);
+        arrival.streams -= 1;
+        arrival.offered();
+    }
+}
+
 /// A connection to the VMM that waits, for one stream of the move; for the host that sends the VM, and nobody else.
-pub async fn connect(agent: &Agent, id: Id, from: Key) -> Result<tokio::net::UnixStream, ApiError> {
+pub async fn connect(agent: &Agent, id: Id, granted: Granted) -> Result<(tokio::net::UnixStream, Open), ApiError> {
     let vm = agent.local_vm(&id);
     let vm = vm.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("VM {} does not arrive here", id.short())))?;
-    if vm.kept().from != Some(from) {
-        return Err(ApiError::new(ErrorCode::Forbidden, format!("VM {} does not arrive here from host {}", vm.name(), from.short())));
+    if vm.kept().from.is_none() || vm.kept().from != granted.host() {
+        return Err(ApiError::new(ErrorCode::Forbidden, format!("VM {} does not arrive here from the asking host", vm.name())));
     }
     let stream = tokio::net::UnixStream::connect(sockets::arrival(&vm.folder)).await;
-    stream.map_err(|error| ApiError::new(ErrorCode::Unreachable, format!("VM {}: its waiting VMM: {error}", vm.name())))
+    let stream = stream.map_err(|error| ApiError::new(ErrorCode::Unreachable, format!("VM {}: its waiting VMM: {error}", vm.name())))?;
+    lock(&vm.arrival).streams += 1;
+    Ok((stream, Open(vm)))
 }

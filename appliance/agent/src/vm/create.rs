@@ -8,9 +8,11 @@ use rebec_api::{
 };
 use rebec_book::{
     Body, Key, Signed,
-    key::{Id, Name},
+    authority::Granted,
+    book::Came,
+    key::{Id, Name, bound_id},
     lan,
-    record::{ImageBody, Kind, LanBody, NicBody, RangeLease, SeenState, VmBody},
+    record::{Assigned, ImageBody, Kind, LanBody, NicBody, RangeLease, SeenState, VmBody},
     view,
 };
 use rebec_pool::place::{Candidate, Choice, Want, choose, choose_keeper};
@@ -27,12 +29,13 @@ use crate::{
 
 /// LANs one VM may be on.
 const LANS_MAX: usize = 8;
+/// Epochs that one move may take.
+const MOVE_EPOCHS: u64 = 2;
 /// Most virtual processors.
 const VCPUS_MAX: u8 = 16;
 
 /// `POST /internal/leases`: addresses of a LAN for the asking host.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct LeaseQuestion {
     /// The LAN.
     pub lan: Id,
@@ -52,8 +55,7 @@ pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, Choice), Api
         return bad(format!("{} LANs: at most {LANS_MAX}", new.lans.len()));
     }
     let _alone = agent.naming.lock().await;
-    let taken = agent.pool(|book| view::vms(book).iter().any(|vm| vm.name == new.name))?;
-    if taken {
+    if names::taken(agent, Kind::VM, &new.name)? {
         return Err(ApiError::new(
             ErrorCode::Conflict,
             format!("VM `{}` exists already; choose another name, or `rebec vm rm {}`", new.name, new.name),
@@ -70,9 +72,12 @@ pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, Choice), Api
         Some(more) => format!("{} {more}", image.cmdline).trim().to_owned(),
         None => image.cmdline.clone(),
     };
+    let nonce = Name(random());
     let mut body = VmBody {
+        nonce,
         name: new.name.clone(),
-        image_name: new.image.clone(),
+        assigned: Assigned { host: agent.key(), epoch: 1 },
+        image_name: image.name.clone(),
         image,
         memory_bytes: new.memory_bytes,
         vcpus: new.vcpus,
@@ -86,12 +91,13 @@ pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, Choice), Api
     if new.on_host_loss == OnHostLoss::Restart {
         body.keeper = Some(keeper(agent, &body.name, &chosen)?);
     }
-    let id: Id = Name(random());
-    let record = agent.publish(Kind::Vm, id, Some(Body::Vm(body.clone())))?;
+    body.assigned.host = chosen.key;
+    let id = bound_id(&agent.key(), &nonce);
+    agent.publish(Kind::VM, id, Some(Body::Vm(body.clone().into())))?;
     if let Some(keeper) = body.keeper.filter(|keeper| *keeper != agent.key())
-        && let Err(error) = introduce(agent, keeper, record).await
+        && let Err(error) = introduce(agent, keeper, start::records(agent, id)?).await
     {
-        agent.publish(Kind::Vm, id, None)?;
+        agent.publish(Kind::VM, id, None)?;
         return Err(error);
     }
     Ok((id, chosen))
@@ -100,7 +106,7 @@ pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, Choice), Api
 /// The host that is to look after a VM.
 fn keeper(agent: &Agent, vm: &str, runner: &Choice) -> Result<Key, ApiError> {
     let own = agent.key();
-    let (candidates, home) = agent.pool(|book| (candidates(agent, book), book.membership(&own).map(|(domain, _)| domain)))?;
+    let (candidates, home) = agent.pool(|book| (candidates(agent, book), book.domain_of(&own)))?;
     home.and_then(|home| choose_keeper(home, runner.key, &candidates)).ok_or_else(|| {
         let message = format!(
             "VM {vm}: on-host-loss restart needs a keeper, a second host of this domain that answers; add one with `rebec host invite`, or say hold"
@@ -110,23 +116,28 @@ fn keeper(agent: &Agent, vm: &str, runner: &Choice) -> Result<Key, ApiError> {
 }
 
 /// Tells a keeper of its VM: it is asked before the news has spread.
-async fn introduce(agent: &Arc<Agent>, keeper: Key, record: Signed) -> Result<(), ApiError> {
+async fn introduce(agent: &Arc<Agent>, keeper: Key, records: Vec<Signed>) -> Result<(), ApiError> {
     let unknown = || ApiError::new(ErrorCode::Unreachable, format!("host {} is not known here any more; try again", keeper.short()));
     let peer = agent.peer(&keeper).ok_or_else(unknown)?;
-    agent.mesh.ask(&peer, "/internal/records", &News { records: vec![record] }).await
+    agent.mesh.ask(&peer, "/internal/records", &News { records, whole: false }).await
 }
 
 fn image(agent: &Agent, name: &str) -> Result<ImageBody, ApiError> {
-    let found = agent.pool(|book| view::images(book).into_iter().find(|image| image.name == name).map(|image| image.body.clone()))?;
+    let id = names::image(agent, name)?;
+    let found = agent.pool(|book| {
+        let home = book.thing(Kind::IMAGE, id)?.home;
+        if let Some(Body::Image(image)) = book.get(Kind::IMAGE, id, home) { Some((**image).clone()) } else { None }
+    })?;
     found.ok_or_else(|| ApiError::not_found("image", name, "rebec image ls"))
 }
 
 /// A NIC on a LAN, with an address of those that this host may give out.
 async fn nic(agent: &Arc<Agent>, name: &str, others: &[NicBody]) -> Result<NicBody, ApiError> {
-    let found = agent.pool(|book| view::lans(book).into_iter().find(|lan| lan.name == name).map(|lan| (lan.id, lan.home)))?;
-    let (id, home) = found.ok_or_else(|| ApiError::not_found("LAN", name, "rebec lan ls"))?;
+    let id = names::lan(agent, name)?;
+    let home = agent.pool(|book| book.thing(Kind::LAN, id).map(|thing| thing.home))?;
+    let home = home.ok_or_else(|| ApiError::not_found("LAN", name, "rebec lan ls"))?;
     for _ in 0..2 {
-        let (body, used) = agent.pool(|book| (lan_body(book.get(Kind::Lan, id, home)), used_addresses(book, id)))?;
+        let (body, used) = agent.pool(|book| (lan_body(book.get(Kind::LAN, id, home)), used_addresses(book, id)))?;
         let body = body.ok_or_else(|| ApiError::not_found("LAN", name, "rebec lan ls"))?;
         let mut used = used;
         used.extend(others.iter().filter(|nic| nic.lan == id).map(|nic| nic.address));
@@ -139,36 +150,45 @@ async fn nic(agent: &Arc<Agent>, name: &str, others: &[NicBody]) -> Result<NicBo
 }
 
 fn lan_body(body: Option<&Body>) -> Option<LanBody> {
-    if let Some(Body::Lan(lan)) = body { Some(lan.clone()) } else { None }
+    if let Some(Body::Lan(lan)) = body { Some((**lan).clone()) } else { None }
 }
 
 fn used_addresses(book: &rebec_book::Book, lan: Id) -> BTreeSet<Ipv4Addr> {
-    let vms = view::vms(book);
-    vms.iter().flat_map(|vm| vm.body.nics.iter().filter(|nic| nic.lan == lan).map(|nic| nic.address)).collect()
+    // Only those that this host gave out can be in question.
+    let own = book.on_lan(lan).filter(|record| Some(record.key.writer) == book.own());
+    let bodies = own.filter_map(|record| if let Some(Body::Vm(vm)) = &record.body { Some(vm) } else { None });
+    bodies.flat_map(|vm| vm.nics.iter().filter(|nic| nic.lan == lan).map(|nic| nic.address)).collect()
 }
 
 /// Gets addresses of a LAN from its home.
 async fn lease(agent: &Arc<Agent>, lan: Id, home: Key) -> Result<(), ApiError> {
     if home == agent.key() {
-        return grant(agent, lan, home);
+        return hand_out(agent, lan, home);
     }
     let peer =
         agent.peer(&home).ok_or_else(|| ApiError::new(ErrorCode::Unreachable, "the LAN's home host is not known here yet; try again"))?;
     let records: Vec<Signed> = agent.mesh.ask(&peer, "/internal/leases", &LeaseQuestion { lan }).await?;
-    agent.merge(records);
+    agent.knowledge.take_in(records, Came::Alone);
     Ok(())
 }
 
-/// Gives a host a part of the range of a LAN that is at home here.
-pub fn grant(agent: &Agent, id: Id, host: Key) -> Result<(), ApiError> {
+/// Gives the host that asked a part of the range of a LAN that is at home here.
+pub fn grant(agent: &Agent, granted: Granted) -> Result<(), ApiError> {
+    match (granted.about(), granted.host()) {
+        (Some(lan), Some(host)) => hand_out(agent, lan, host),
+        _ => Err(ApiError::new(ErrorCode::Forbidden, "no addresses were granted")),
+    }
+}
+
+fn hand_out(agent: &Agent, id: Id, host: Key) -> Result<(), ApiError> {
     let _alone = lock(&agent.grants);
-    let body = agent.pool(|book| lan_body(book.get(Kind::Lan, id, agent.key())))?;
+    let body = agent.pool(|book| lan_body(book.get(Kind::LAN, id, agent.key())))?;
     let mut body = body.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("LAN {} is not at home here", id.short())))?;
     let lease: RangeLease = lan::next_lease(&body, host).ok_or_else(|| {
         ApiError::new(ErrorCode::Refused, format!("LAN {}: all addresses are handed out; make a LAN with a larger --range", body.name))
     })?;
     body.leases.push(lease);
-    agent.publish(Kind::Lan, id, Some(Body::Lan(body))).map(|_| ())
+    agent.publish(Kind::LAN, id, Some(Body::Lan(body.into())))
 }
 
 /// Chooses a host for a VM; `moving` is what this host keeps of one that leaves it.
@@ -178,7 +198,7 @@ pub fn place(agent: &Agent, body: &VmBody, host: Option<&str>, domain: Option<&s
     let own = agent.key();
     let (candidates, home_domain, donors) = agent.pool(|book| {
         let donors = moving.map(|moving| donors(book, moving)).unwrap_or_default();
-        (candidates(agent, book), book.membership(&own).map(|(domain, _)| domain), donors)
+        (candidates(agent, book), book.domain_of(&own), donors)
     })?;
     let want = Want {
         memory_bytes: body.memory_bytes,
@@ -187,7 +207,7 @@ pub fn place(agent: &Agent, body: &VmBody, host: Option<&str>, domain: Option<&s
         host,
         domain,
         leaves: moving.map(|_| own),
-        parts: start::parts(&body.image).iter().map(|part| part.digest).collect(),
+        parts: body.image.parts().map(|part| part.digest).collect(),
         home_domain,
         donors,
     };
@@ -210,7 +230,8 @@ fn candidates(agent: &Agent, book: &rebec_book::Book) -> Vec<Candidate> {
     let loads = view::loads(book);
     let hosts = view::hosts(book).into_iter().filter(|host| host.member.dead.is_none());
     let candidates = hosts.filter_map(|host| {
-        let body = host.body?;
+        let body = host.body;
+        let parts = view::parts(book, &host.key).copied().collect();
         Some(Candidate {
             key: host.key,
             name: host.name,
@@ -222,13 +243,13 @@ fn candidates(agent: &Agent, book: &rebec_book::Book) -> Vec<Candidate> {
             underlay: body.underlay.is_some(),
             memory_free_bytes: body.memory_bytes.saturating_sub(loads.get(&host.key).map_or(0, |load| load.memory_bytes)),
             disk_free_bytes: body.disk_bytes.saturating_sub(body.disk_used_bytes),
-            parts: body.parts.clone(),
+            parts,
         })
     });
     candidates.collect()
 }
 
-/// Has the chosen host start a VM that this host has the record of.
+/// Has the chosen host start a VM that this host has the record of, in which it is assigned to that host.
 pub async fn start_at(agent: &Arc<Agent>, id: Id, order: Order, chosen: &Choice, reporter: &Reporter) -> Result<(), ApiError> {
     if chosen.key == agent.key() {
         return start::start(agent, id, order, reporter).await;
@@ -240,9 +261,24 @@ pub async fn start_at(agent: &Arc<Agent>, id: Id, order: Order, chosen: &Choice,
     let seen: serde_json::Value = depart::follow(agent, &peer, job, reporter).await?;
     // The chosen host's word on how the VM is comes with its answer, so that whoever asks next is not told less.
     if let Ok(records) = serde_json::from_value(seen) {
-        agent.merge(records);
+        agent.knowledge.take_in(records, Came::Alone);
     }
     Ok(())
+}
+
+/// As a VM's home, assigns it anew: to a host and an epoch that nobody else's claim comes near.
+pub fn assign(agent: &Agent, id: Id, host: Key) -> Result<u64, ApiError> {
+    let (_, mut body) = start::desired(agent, id)?;
+    let reached = agent.pool(|book| {
+        let at = view::holder(book, id).map_or(0, |at| at.epoch);
+        // An unproved claim counts as far as one move, or one that was taken back, could have led.
+        let claimed = view::claims(book, id).map(|(_, seen)| seen.epoch).filter(|epoch| *epoch <= at.saturating_add(MOVE_EPOCHS));
+        claimed.fold(at, u64::max)
+    })?;
+    body.assigned = Assigned { host, epoch: reached.saturating_add(1) };
+    let epoch = body.assigned.epoch;
+    agent.publish(Kind::VM, id, Some(Body::Vm(body.into())))?;
+    Ok(epoch)
 }
 
 /// How a VM is to begin where it was never before.
@@ -260,7 +296,6 @@ impl Order {
 
 /// `POST /internal/starts`: a job.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct StartOrder {
     /// The VM.
     pub vm: Id,

@@ -20,7 +20,11 @@ use rebec_api::{
     job::{Job, JobState},
     vm::{MoveVm, STREAM_UPGRADE},
 };
-use rebec_book::{record::SeenState, view};
+use rebec_book::{
+    authority::{Asker, Role},
+    record::SeenState,
+    view,
+};
 use rebec_pool::lease::Stance;
 use rebec_vmm_api::{
     MoveReport, Outcome,
@@ -28,7 +32,7 @@ use rebec_vmm_api::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{LocalVm, Want, arrive::Offer, control::Control, failed, lease, start, watch};
+use super::{LocalVm, Want, arrive::Offer, control::Control, failed, grants, lease, start, watch};
 use crate::{
     agent::Agent,
     jobs::Reporter,
@@ -41,6 +45,8 @@ const STREAMS: u8 = 2;
 const RELAY_BYTES: usize = 256 << 10;
 /// How long the end of a move waits for the word of the other side's agent.
 const TOLD_TIME: Duration = Duration::from_secs(3);
+/// A host whose job is followed may be silent for so long.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Between two tries to bring a granted right to the other side.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -58,18 +64,24 @@ pub async fn depart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, wish: &Mov
     watch::look(agent, vm).await;
     vm.leased_until(lease::require(agent, &vm.kept(), Stance::Runs).await?);
     lease::tell(vm).await;
-    make_ready(agent, vm, to, reporter).await?;
+    let epoch = vm.kept().epoch;
+    vm.keep(|kept| (kept.to, kept.granting) = (Some(to.key), Some(epoch.saturating_add(1)))).map_err(|error| failed(&error))?;
+    // Whoever is to believe that it arrives there can see that it is sent.
+    vm.say(agent, |seen| seen.to = Some(to.key));
+    if let Err(error) = make_ready(agent, vm, to, reporter).await {
+        vm.say(agent, |seen| seen.to = None);
+        return Err(error);
+    }
     let options = MigrateOptions {
         streams,
         downtime_ms_max: wish.downtime_ms_max.unwrap_or_else(MigrateOptions::default_downtime_ms),
         bandwidth_mbit_max: wish.bandwidth_mbit_max,
     };
-    vm.keep(|kept| kept.to = Some(to.key)).map_err(|error| failed(&error))?;
     vm.say(agent, |seen| seen.state = SeenState::Moving);
     let report = attempt(agent, vm, to, options, reporter).await;
     match &report {
         Ok(report) if report.outcome == Outcome::Moved => {
-            left(vm);
+            left(agent, vm);
             // Whoever asks next should hear where it is now.
             let id = vm.id();
             let there = || agent.book(|book| view::seen(book, id).is_some_and(|seen| seen.holder == to.key)) == Some(true);
@@ -77,13 +89,19 @@ pub async fn depart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, wish: &Mov
         }
         Ok(report) if report.outcome == Outcome::Waiting => {
             // Who watches the VM brings the right there.
+            if let Err(error) = grants::gave(agent, vm) {
+                log::error!("vm {}: {error:#}", vm.name());
+            }
             let reason = format!("the right to run it waits for host {}: {}", to.name, report.reason.clone().unwrap_or_default());
             vm.say(agent, |seen| {
                 seen.state = SeenState::Waiting;
                 seen.reason = Some(reason);
             });
         }
-        Ok(_) | Err(_) => watch::look(agent, vm).await,
+        Ok(_) | Err(_) => {
+            vm.say(agent, |seen| seen.to = None);
+            watch::look(agent, vm).await;
+        }
     }
     report.map_err(|error| failed(&error))
 }
@@ -110,7 +128,14 @@ pub async fn follow(agent: &Arc<Agent>, host: &Peer, job: Job, reporter: &Report
         let progress = job.progress.clone();
         reporter.progress(progress.phase, progress.done_bytes, progress.total_bytes);
         let seen = serde_json::json!({ "id": job.id, "seen": job.progress });
-        job = agent.mesh.ask(host, "/internal/jobs/wait", &seen).await?;
+        // An answer that is lost says nothing about the job.
+        let asked = tokio::time::Instant::now();
+        job = loop {
+            match agent.mesh.ask(host, "/internal/jobs/wait", &seen).await {
+                Err(error) if error.code == ErrorCode::Unreachable && asked.elapsed() < SILENCE_MAX => tokio::time::sleep(RETRY).await,
+                answer => break answer?,
+            }
+        };
     }
 }
 
@@ -176,11 +201,19 @@ pub async fn carry(vmm: &mut (impl AsyncRead + AsyncWrite + Unpin), mesh: Upgrad
     }
 }
 
-fn left(vm: &LocalVm) {
+/// The VM has gone to the host that it was granted to.
+pub fn left(agent: &Agent, vm: &LocalVm) {
     // The folder goes when the VMM, which forwards late frames for a moment, has ended.
-    if let Err(error) = vm.keep(|kept| kept.want = Want::Gone) {
+    let noted = grants::gave(agent, vm).and_then(|()| vm.keep(|kept| kept.want = Want::Gone));
+    if let Err(error) = noted {
         log::error!("vm {}: {error:#}", vm.name());
     }
+    vm.say(agent, |seen| {
+        seen.state = SeenState::Left;
+        seen.reason = None;
+        seen.endpoints = vec![];
+        seen.to = None;
+    });
 }
 
 /// Brings the right to run a VM to the other side until that has taken or released it.
@@ -191,7 +224,7 @@ pub async fn insist(agent: Arc<Agent>, vm: Arc<LocalVm>) {
     let _change = vm.change.lock().await;
     let to = vm.kept().to.and_then(|to| agent.peer(&to));
     if let Some(to) = to {
-        let (_, reporter) = agent.jobs.begin(format!("bring VM {} to host {}", vm.name(), to.name));
+        let (_, reporter) = agent.jobs.begin(Asker::User(Role::Operator), format!("bring VM {} to host {}", vm.name(), to.name));
         while vm.want() == Want::Running && vm.seen().state == SeenState::Waiting && !resolved(&agent, &vm, &to, &reporter).await {
             tokio::time::sleep(RETRY).await;
         }
@@ -206,7 +239,7 @@ async fn resolved(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, reporter: &R
         Ok(report) if report.outcome == Outcome::Waiting => false,
         Ok(report) => {
             if report.outcome == Outcome::Moved {
-                left(vm);
+                left(agent, vm);
             }
             watch::look(agent, vm).await;
             lease::renew(agent.clone(), vm.clone()).await;

@@ -8,11 +8,17 @@ use std::{
 };
 
 use rebec_api::{ApiError, ErrorCode};
-use rebec_book::{Key, key::Id, record::Kind, view};
-use rebec_pool::lease::{self, Ask, Charge, Promises, Refusal, Terms};
+use rebec_book::{
+    Book, Key, Signed,
+    authority::{Asker, Granted, Role},
+    key::Id,
+    record::{Assigned, Kind},
+    view,
+};
+use rebec_pool::lease::{self, Ask, Charge, Promises, Refusal, Stance, Terms};
 use serde::{Deserialize, Serialize};
 
-use super::{create, failed, start};
+use super::{create, failed, grants, start};
 use crate::{
     agent::{Agent, lock},
     facts,
@@ -34,12 +40,13 @@ pub struct Keeper {
 
 /// `POST /internal/promises`: may the VM run here?
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Question {
     /// The VM.
     pub vm: Id,
     /// What the asker has of it.
     pub ask: Ask,
+    /// What proves it: the news may not have come here yet.
+    pub records: Vec<Signed>,
 }
 
 /// Its answer.
@@ -75,13 +82,29 @@ impl Keeper {
     }
 }
 
-/// Answers a holder.
-pub fn answer(agent: &Agent, asker: Key, question: &Question) -> Result<Verdict, ApiError> {
-    let Question { vm, ask } = *question;
+/// Answers a host that has a copy of a VM, if what it asks has been granted: a promise only to who holds the VM by proof, and to the host
+/// that the holder sends it to. Others can hear that their copy is superseded.
+pub fn answer(agent: &Agent, granted: Granted, ask: Ask) -> Result<Verdict, ApiError> {
+    let (Some(asker), Some(vm)) = (granted.host(), granted.about()) else {
+        return Err(ApiError::new(ErrorCode::Forbidden, "no promise was granted"));
+    };
+    judge(agent, asker, vm, ask)
+}
+
+/// The same for a copy of the keeper's own.
+pub fn answer_own(agent: &Agent, vm: Id, ask: Ask) -> Result<Verdict, ApiError> {
+    judge(agent, agent.key(), vm, ask)
+}
+
+fn judge(agent: &Agent, asker: Key, vm: Id, ask: Ask) -> Result<Verdict, ApiError> {
     let name = require_charge(agent, vm)?;
+    let has = agent.pool(|book| has_copy(book, vm, asker, ask))?;
     // Judged and noted as one, so that no grant comes in between.
     let judged = agent.store.change_charge(&vm, |charge| {
         let charge = lease::promise(charge, asker, ask)?;
+        if !has {
+            return Err(Refusal::Unheard);
+        }
         lock(&agent.keeper.promises).note(vm, facts::boot_time(), TERMS);
         Ok(charge)
     });
@@ -89,10 +112,19 @@ pub fn answer(agent: &Agent, asker: Key, question: &Question) -> Result<Verdict,
         Ok(_) => Ok(Verdict::Promised { lease_ms: TERMS.lease.as_millis().try_into().unwrap_or(u64::MAX) }),
         Err(Refusal::Superseded { epoch, host }) => Ok(Verdict::Superseded { host, epoch }),
         Err(Refusal::Unheard) => {
-            let message = format!("VM {name}: its keeper made no promise that leads to epoch {}; it stays as it is", ask.epoch);
+            let message =
+                format!("VM {name}: its keeper made no promise that leads to epoch {} at the asking host; it stays as it is", ask.epoch);
             Err(ApiError::new(ErrorCode::Refused, message))
         }
     }
+}
+
+/// Whether a host has a copy of a VM that a promise can be for: it holds the VM by proof, or the holder sends it there.
+fn has_copy(book: &Book, vm: Id, asker: Key, ask: Ask) -> bool {
+    let Some(at) = view::holder(book, vm) else { return false };
+    let holds = at.host == asker && at.epoch == ask.epoch && ask.stance != Stance::Arrives;
+    let is_sent = || view::seen(book, vm).is_some_and(|seen| seen.holder == at.host && seen.body.to == Some(asker));
+    holds || ask.epoch == at.epoch.saturating_add(1) && is_sent()
 }
 
 /// A user wants a VM to run whose host was lost: it is started as soon as that is safe.
@@ -134,7 +166,7 @@ fn look(agent: &Arc<Agent>) -> anyhow::Result<()> {
     let own = agent.key();
     let known = agent.book(|book| {
         let kept = view::vms(book).into_iter().filter(|vm| vm.body.keeper == Some(own)).map(|vm| vm.id).collect::<BTreeSet<_>>();
-        let gone = book.of_kind(Kind::Vm).filter(|record| record.body.is_none()).map(|record| record.key.id).collect::<BTreeSet<_>>();
+        let gone = book.of_kind(Kind::VM).filter(|record| record.body.is_none()).map(|record| record.key.id).collect::<BTreeSet<_>>();
         (kept, gone)
     });
     let Some((kept, gone)) = known else { return Ok(()) };
@@ -177,7 +209,10 @@ async fn restart(agent: &Arc<Agent>, vm: Id) -> Result<(), ApiError> {
     let lost = granted.lost.map_or_else(String::new, |lost| agent.name_of(&lost));
     let reason = format!("host {lost} was lost; started again from its disk image on host {}", chosen.name);
     log::warn!("vm {}: {reason}, at epoch {}", body.name, granted.floor);
-    let (_, reporter) = agent.jobs.begin(format!("start VM {} on host {}, because host {lost} was lost", body.name, chosen.name));
+    let (_, reporter) = agent
+        .jobs
+        .begin(Asker::User(Role::Operator), format!("start VM {} on host {}, because host {lost} was lost", body.name, chosen.name));
+    grants::as_keeper(agent, vm, Assigned { host: chosen.key, epoch: granted.floor })?;
     let order = create::Order { epoch: granted.floor, reason: Some(reason) };
     let outcome = create::start_at(agent, vm, order, &chosen, &reporter).await;
     reporter.end(outcome.clone().map(|()| serde_json::Value::Null));

@@ -12,7 +12,7 @@ use rebec_vmm_api::control::Command;
 use super::{
     Kept, LocalVm, Want, failed,
     keeper::{self, Question, TERMS, Verdict},
-    watch,
+    start, watch,
 };
 use crate::{agent::Agent, facts};
 
@@ -84,13 +84,14 @@ async fn ask(agent: &Arc<Agent>, kept: &Kept, stance: Stance) -> Result<Heard, A
     let name = &kept.body.name;
     let unreached = |who: &str, why: &str| ApiError::new(ErrorCode::Unreachable, format!("VM {name}: keeper {who} is not reached: {why}"));
     let keeper = kept.body.keeper.ok_or_else(|| unreached("?", "the VM has none"))?;
-    let question = Question { vm: kept.id, ask: Ask { epoch: kept.epoch.max(1), stance } };
+    let ask = Ask { epoch: kept.epoch.max(1), stance };
     // Counted from before the question: however late the answer, the keeper counts from later.
     let asked = facts::boot_time();
     let verdict = if keeper == agent.key() {
-        keeper::answer(agent, keeper, &question)?
+        keeper::answer_own(agent, kept.id, ask)?
     } else {
         let peer = agent.peer(&keeper).ok_or_else(|| unreached(&keeper.short(), "it is not known here"))?;
+        let question = Question { vm: kept.id, ask, records: start::records(agent, kept.id)? };
         let answer = agent.mesh.ask(&peer, "/internal/promises", &question);
         tokio::time::timeout(TERMS.period(), answer).await.unwrap_or_else(|_| Err(unreached(&peer.name, "no answer in time")))?
     };

@@ -16,6 +16,7 @@ pub mod console;
 pub mod control;
 pub mod create;
 pub mod depart;
+pub mod grants;
 pub mod handover;
 pub mod keeper;
 pub mod lease;
@@ -39,9 +40,9 @@ use std::{
 use anyhow::{Context, Result};
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
-    Body, Key,
+    Body, Grant, Key,
     key::Id,
-    record::{Kind, SeenBody, SeenState, VmBody},
+    record::{Kind, REASON_BYTES_MAX, SeenBody, SeenState, VmBody},
 };
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +71,7 @@ pub struct Kept {
     /// Its home host.
     pub home: Key,
     /// Its desired record.
+    #[serde(with = "rebec_book::record::as_text")]
     pub body: VmBody,
     /// What is wanted of it.
     pub want: Want,
@@ -84,6 +86,12 @@ pub struct Kept {
     pub epoch: u64,
     /// The host it was last sent to: whom a granted right waits for.
     pub to: Option<Key>,
+    /// The ownership counter that it will have there.
+    #[serde(default)]
+    pub granting: Option<u64>,
+    /// How the right to run it came here, and where it went on, as far as others have not taken notice.
+    #[serde(default)]
+    pub grants: Vec<Grant>,
 }
 
 /// A VM that is here.
@@ -98,6 +106,10 @@ pub struct LocalVm {
     pub insisting: AtomicBool,
     /// Whether its last stop was a cut of its power.
     pub power_cut: AtomicBool,
+    /// When the host that sends it was heard last, and its streams.
+    pub arrival: Mutex<arrive::Arrival>,
+    /// Held while a word about it is written.
+    saying: Mutex<()>,
     inner: Mutex<Inner>,
 }
 
@@ -120,6 +132,8 @@ impl LocalVm {
             endpoints: vec![],
             memory_bytes: kept.body.memory_bytes,
             pid: 0,
+            grants: kept.grants.clone(),
+            to: None,
         };
         Self {
             folder,
@@ -127,6 +141,8 @@ impl LocalVm {
             change: tokio::sync::Mutex::default(),
             insisting: AtomicBool::new(false),
             power_cut: AtomicBool::new(false),
+            arrival: Mutex::default(),
+            saying: Mutex::default(),
             inner: Mutex::new(Inner { kept, seen, fdb: ports::Stations::new(), lease_ends: Duration::ZERO }),
         }
     }
@@ -182,19 +198,25 @@ impl LocalVm {
         tokio::task::spawn_blocking(move || make(Control::connect(&path)?)).await?
     }
 
-    /// Says how it is, to this host and to the pool.
+    /// Says how it is, to this host and to the pool, with what proves that it is here.
     pub fn say(&self, agent: &Agent, change: impl FnOnce(&mut SeenBody)) {
-        let (id, seen) = {
+        // One word after the other: the last one said is the last one written.
+        let _saying = lock(&self.saying);
+        let (id, mut seen) = {
             let mut inner = lock(&self.inner);
-            let before = inner.seen.clone();
             change(&mut inner.seen);
             inner.seen.epoch = inner.seen.epoch.max(inner.kept.epoch);
-            if inner.seen == before && agent.book(|book| book.get(Kind::Seen, inner.kept.id, agent.key()).is_some()) == Some(true) {
-                return;
+            if let Some(reason) = &mut inner.seen.reason {
+                reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
             }
             (inner.kept.id, inner.seen.clone())
         };
-        if let Err(error) = agent.publish(Kind::Seen, id, Some(Body::Seen(seen))) {
+        seen.grants = grants::known(agent, id, &self.kept().grants);
+        let body = Body::Seen(seen.into());
+        if agent.book(|book| book.get(Kind::SEEN, id, agent.key()) == Some(&body)) == Some(true) {
+            return;
+        }
+        if let Err(error) = agent.publish(Kind::SEEN, id, Some(body)) {
             log::error!("vm {}: {error}", self.name());
         }
     }

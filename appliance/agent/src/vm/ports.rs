@@ -9,7 +9,8 @@ use std::{
 
 use anyhow::Result;
 use rebec_book::{
-    record::{SeenState, VmBody},
+    Body, lan,
+    record::{Kind, SeenState, VmBody},
     view,
 };
 use rebec_vmm_api::{MacAddr, control::Command};
@@ -38,13 +39,16 @@ pub type Stations = BTreeMap<MacAddr, Place>;
 pub fn neighbours(agent: &Agent, body: &VmBody) -> Stations {
     let found = agent.book(|book| {
         let mut stations = Stations::new();
-        for vm in view::vms(book) {
-            let Some(seen) = view::seen(book, vm.id) else { continue };
-            for (nic, endpoint) in vm.body.nics.iter().zip(&seen.body.endpoints) {
-                let shared = body.nics.iter().any(|own| own.lan == nic.lan);
-                let own = body.nics.iter().any(|own| own.lan == nic.lan && own.mac == nic.mac);
-                if shared && !own {
-                    stations.insert(MacAddr(nic.mac), Place { endpoint: *endpoint, address: nic.address });
+        for lan in body.nics.iter().map(|nic| nic.lan) {
+            let home = book.thing(Kind::LAN, lan).map(|thing| thing.home);
+            let Some(Body::Lan(range)) = home.and_then(|home| book.get(Kind::LAN, lan, home)) else { continue };
+            for record in book.on_lan(lan) {
+                let (Some(Body::Vm(vm)), Some(seen)) = (&record.body, view::seen(book, record.key.id)) else { continue };
+                for (nic, endpoint) in vm.nics.iter().zip(&seen.body.endpoints) {
+                    let own = body.nics.iter().any(|own| own.lan == nic.lan && own.mac == nic.mac);
+                    if nic.lan == lan && !own && lan::admits(range, &record.key.writer, nic) {
+                        stations.insert(MacAddr(nic.mac), Place { endpoint: *endpoint, address: nic.address });
+                    }
                 }
             }
         }
@@ -55,7 +59,7 @@ pub fn neighbours(agent: &Agent, body: &VmBody) -> Stations {
 
 /// Keeps every VMM of this host informed.
 pub async fn run(agent: Arc<Agent>) {
-    let mut changed = agent.changed.subscribe();
+    let mut changed = agent.knowledge.watch();
     loop {
         tokio::time::sleep(SETTLE).await;
         changed.mark_unchanged();

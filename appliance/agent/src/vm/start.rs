@@ -37,6 +37,7 @@ const LEFT_TIME: Duration = Duration::from_secs(30);
 /// declared dead, or its keeper's grant.
 pub async fn start(agent: &Arc<Agent>, id: Id, order: Order, reporter: &Reporter) -> Result<(), ApiError> {
     let (home, body) = desired(agent, id)?;
+    require_assigned(agent, id, &body.name, order.epoch)?;
     gather(agent, &body.image, &[], reporter).await?;
     let here = agent.local_vm(&id).map(|vm| vm.kept());
     let is_grant = body.keeper.is_some() && order.epoch > here.as_ref().map_or(1, |here| here.epoch);
@@ -65,22 +66,51 @@ pub async fn start(agent: &Arc<Agent>, id: Id, order: Order, reporter: &Reporter
     outcome
 }
 
+/// Refuses what the home's word and the grants since do not give to this host at that epoch: another may have it.
+fn require_assigned(agent: &Agent, id: Id, name: &str, epoch: u64) -> Result<(), ApiError> {
+    let at = agent.pool(|book| view::holder(book, id))?;
+    if at.is_some_and(|at| at.host == agent.key() && at.epoch == epoch) {
+        return Ok(());
+    }
+    let holder = at.map_or_else(|| "nobody".to_owned(), |at| format!("host {} at epoch {}", agent.name_of(&at.host), at.epoch));
+    Err(ApiError::new(ErrorCode::Conflict, format!("VM {name} is for {holder} to start, not for this host at epoch {epoch}")))
+}
+
 /// The desired record of a VM.
 pub fn desired(agent: &Agent, id: Id) -> Result<(rebec_book::Key, VmBody), ApiError> {
-    let found = agent.pool(|book| view::vms(book).into_iter().find(|vm| vm.id == id).map(|vm| (vm.home, vm.body.clone())))?;
+    let found = agent.pool(|book| view::vm(book, id).map(|vm| (vm.home, vm.body.clone())))?;
     found.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("VM {} has no record here yet; try again", id.short())))
 }
 
-/// The records that another host needs to have a VM: its own, and those of LANs.
+/// The records that another host needs to have a VM: its own, what is said of it, and its LANs'.
 pub fn records(agent: &Agent, id: Id) -> Result<Vec<Signed>, ApiError> {
-    let needed = |key: &RecordKey| key.kind == Kind::Lan || key.kind == Kind::Vm && key.id == id;
-    agent.pool(|book| book.select(needed, RECORDS_BYTES_MAX))
+    agent.pool(|book| {
+        let lans: Vec<Id> = view::vm_body(book, id).map(|body| body.nics.iter().map(|nic| nic.lan).collect()).unwrap_or_default();
+        let needed = |key: &RecordKey| match key.kind {
+            Kind::VM | Kind::SEEN => key.id == id,
+            Kind::LAN => lans.contains(&key.id),
+            _ => false,
+        };
+        book.select(needed, RECORDS_BYTES_MAX)
+    })
 }
 
 impl Kept {
     /// A VM that was not here before.
     pub fn new(id: Id, home: rebec_book::Key, body: VmBody, want: Want) -> Self {
-        Self { id, home, body, want, boot: String::new(), endpoints: vec![], from: None, epoch: 0, to: None }
+        Self {
+            id,
+            home,
+            body,
+            want,
+            boot: String::new(),
+            endpoints: vec![],
+            from: None,
+            epoch: 0,
+            to: None,
+            granting: None,
+            grants: vec![],
+        }
     }
 }
 
@@ -104,8 +134,8 @@ pub fn place_here(agent: &Arc<Agent>, kept: Kept) -> Result<Arc<LocalVm>, ApiErr
 
 /// Gets the parts of an image that are not here, from `first` or whoever holds them.
 pub async fn gather(agent: &Arc<Agent>, image: &ImageBody, first: &[Peer], reporter: &Reporter) -> Result<(), ApiError> {
-    for part in parts(image) {
-        let holders = first.iter().cloned().chain(holders(agent, &part)).collect::<Vec<_>>();
+    for part in image.parts() {
+        let holders = holders(agent, &part).into_iter().chain(first.iter().cloned()).collect::<Vec<_>>();
         let phase = |from: &str, done, total| reporter.progress(format!("fetching image {} from {from}", image.name), done, total);
         agent.depot.fetch(&agent.mesh, &part, &holders, phase).await?;
     }
@@ -113,18 +143,13 @@ pub async fn gather(agent: &Arc<Agent>, image: &ImageBody, first: &[Peer], repor
     Ok(())
 }
 
-/// The parts of an image.
-pub fn parts(image: &ImageBody) -> Vec<PartRef> {
-    [Some(image.kernel), image.initramfs, image.disk.map(|disk| disk.part)].into_iter().flatten().collect()
-}
-
 /// Hosts that hold a part and answer: own domain first.
 fn holders(agent: &Agent, part: &PartRef) -> Vec<Peer> {
     let own = agent.key();
     let found = agent.book(|book| {
-        let domain = book.membership(&own).map(|(domain, _)| domain);
+        let domain = book.own_domain();
         let mut hosts: Vec<_> = view::hosts(book);
-        hosts.retain(|host| host.key != own && host.body.is_some_and(|body| body.parts.contains(&part.digest)));
+        hosts.retain(|host| host.key != own && view::parts(book, &host.key).any(|digest| *digest == part.digest));
         hosts.sort_by_key(|host| Some(host.domain) != domain);
         hosts.into_iter().map(|host| host.key).collect::<Vec<_>>()
     });

@@ -4,12 +4,12 @@ use std::{fs, sync::Arc, time::Duration};
 
 use rebec_book::record::{Kind, SeenState};
 use rebec_migrate::ledger::Right;
-use rebec_vmm_api::control::VmState;
+use rebec_vmm_api::control::{Command, VmState};
 
 use super::{
     LocalVm, Want, arrive,
     control::Control,
-    depart, lease, ledger,
+    depart, grants, lease, ledger,
     process::{self, Process},
     start,
 };
@@ -51,6 +51,12 @@ async fn until_end(agent: &Arc<Agent>, vm: &Arc<LocalVm>, process: &mut Process)
         look(agent, vm).await;
         if vm.seen().state == SeenState::Waiting {
             tokio::spawn(depart::insist(agent.clone(), vm.clone()));
+        }
+        if vm.want() == Want::Arriving && lock(&vm.arrival).is_stale() {
+            log::warn!("vm {}: it was offered and did not come: its room is given back", vm.name());
+            if let Err(error) = vm.talk(|control| control.tell(Command::Stop)).await {
+                log::debug!("vm {}: {error:#}", vm.name());
+            }
         }
         if vm.seen().state == SeenState::Unleased {
             tokio::spawn(lease::renew(agent.clone(), vm.clone()));
@@ -94,13 +100,19 @@ pub async fn look(agent: &Agent, vm: &Arc<LocalVm>) {
         // It has not run here: whoever sends it says how it is.
         VmState::Incoming => return,
         VmState::Moved => {
-            set_want(vm, Want::Gone, status.epoch);
+            depart::left(agent, vm);
             return;
         }
     };
     let kept = vm.kept();
-    if kept.want == Want::Arriving || kept.epoch != status.epoch {
+    if state == SeenState::Waiting {
+        // It is granted: whoever sees it there can know by whose word.
+        told(vm, grants::gave(agent, vm));
+    } else if kept.want == Want::Arriving || kept.epoch != status.epoch {
         let want = if kept.want == Want::Arriving { Want::Running } else { kept.want };
+        if kept.want != Want::Arriving {
+            told(vm, grants::went_on(agent, vm, kept.epoch, status.epoch));
+        }
         set_want(vm, want, status.epoch);
     }
     let silent_keeper = kept.body.keeper.filter(|_| state == SeenState::Unleased).map(|keeper| agent.name_of(&keeper));
@@ -124,11 +136,17 @@ pub async fn look(agent: &Agent, vm: &Arc<LocalVm>) {
 }
 
 fn set_want(vm: &LocalVm, want: Want, epoch: u64) {
-    let told = vm.keep(|kept| {
-        kept.want = want;
-        kept.epoch = kept.epoch.max(epoch);
-    });
-    if let Err(error) = told {
+    told(
+        vm,
+        vm.keep(|kept| {
+            kept.want = want;
+            kept.epoch = kept.epoch.max(epoch);
+        }),
+    );
+}
+
+fn told(vm: &LocalVm, outcome: anyhow::Result<()>) {
+    if let Err(error) = outcome {
         log::error!("vm {}: {error:#}", vm.name());
     }
 }
@@ -220,11 +238,19 @@ pub fn remove(agent: &Agent, vm: &LocalVm) {
     if let Err(error) = fs::remove_dir_all(&vm.folder) {
         log::error!("vm {}: remove {}: {error}", vm.name(), vm.folder.display());
     }
-    let known = agent.book(|book| book.get(Kind::Seen, id, agent.key()).is_some());
-    if known == Some(true)
-        && let Err(error) = agent.publish(Kind::Seen, id, None)
-    {
-        log::error!("vm {}: {error}", vm.name());
+    let kept = vm.kept();
+    let known = agent.book(|book| book.get(Kind::SEEN, id, agent.key()).is_some());
+    if known == Some(true) {
+        // What it granted proves where the VM is, until that is said there.
+        let gave = kept.grants.iter().any(|grant| grant.by == agent.key());
+        let last = if gave {
+            grants::left(agent, id, kept.epoch, grants::known(agent, id, &kept.grants))
+        } else {
+            agent.publish(Kind::SEEN, id, None)
+        };
+        if let Err(error) = last {
+            log::error!("vm {}: {error}", vm.name());
+        }
     }
     agent.touch();
 }

@@ -43,6 +43,24 @@ pub enum DomainCommand {
     },
     /// List the domains
     Ls,
+    /// Copy the domain's root key to a file, or give it to this host from one
+    #[command(subcommand)]
+    Key(KeyCommand),
+}
+
+/// `rebec domain key ...`
+#[derive(Subcommand, Debug)]
+pub enum KeyCommand {
+    /// Write the root key to a new file; who has it can be the domain
+    Export {
+        /// The file, which must not exist
+        file: std::path::PathBuf,
+    },
+    /// Let this host invite others with the root key from a file
+    Import {
+        /// The file that `export` wrote
+        file: std::path::PathBuf,
+    },
 }
 
 /// What a ticket admits.
@@ -145,6 +163,9 @@ pub enum LanCommand {
         /// Its addresses, as in 10.5.0.0/24 [default: a range that is free]
         #[arg(long, value_name = "NET/BITS")]
         range: Option<String>,
+        /// Let VMs of this other domain be on it too; may be given several times
+        #[arg(long = "domain", value_name = "DOMAIN")]
+        domains: Vec<String>,
     },
     /// List the LANs
     Ls,

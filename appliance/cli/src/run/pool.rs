@@ -1,10 +1,16 @@
 //! `rebec pool`, `rebec domain` and `rebec invitation`.
 
-use rebec_api::pool::{DomainInfo, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus};
+use std::{
+    fs::{self, File},
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+};
+
+use rebec_api::pool::{DomainInfo, DomainKey, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus};
 
 use super::session::{Session, now, parse};
 use crate::{
-    args::{DomainCommand, InvitationCommand, InviteOptions, PoolCommand},
+    args::{DomainCommand, InvitationCommand, InviteOptions, KeyCommand, PoolCommand},
     client::path,
     failure::Failure,
     text::{count, lists, printable, shows, until},
@@ -43,6 +49,34 @@ pub async fn domain(session: &Session, command: DomainCommand) -> Result<(), Fai
         DomainCommand::Ls => {
             let domains: Vec<DomainInfo> = session.client.get(&path(&["domains"])).await?;
             session.list(&domains, "no domains: this host belongs to no pool; `rebec pool init` founds one", lists::domains)
+        }
+        DomainCommand::Key(command) => key(session, command).await,
+    }
+}
+
+/// The domain's root key: to a file that only its owner reads, and from there.
+async fn key(session: &Session, command: KeyCommand) -> Result<(), Failure> {
+    match command {
+        KeyCommand::Export { file } => {
+            let failed = |error: std::io::Error| Failure::Usage(format!("{}: {error}", file.display()));
+            // Made before the key is asked for: once it was exported, its host may be left.
+            let mut to = File::options().write(true).create_new(true).mode(0o600).open(&file).map_err(failed)?;
+            let key: DomainKey = match session.client.post_empty(&path(&["domain-key", "export"])).await {
+                Ok(answer) => parse(session.settle(answer).await?)?,
+                Err(error) => {
+                    fs::remove_file(&file).map_err(failed)?;
+                    return Err(error.into());
+                }
+            };
+            to.write_all(format!("{}\n", key.key).as_bytes()).and_then(|()| to.sync_all()).map_err(failed)?;
+            session.say(&format!("the domain's root key is in {}; who has it can be the domain", file.display()));
+            Ok(())
+        }
+        KeyCommand::Import { file } => {
+            let text = fs::read_to_string(&file).map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
+            let key = DomainKey { key: text.trim().to_owned() };
+            let done = "this host holds the domain's root key; `rebec host invite` prints tickets here too";
+            session.finish(session.client.post(&path(&["domain-key", "import"]), &key).await?, done).await
         }
     }
 }

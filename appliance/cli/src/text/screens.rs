@@ -75,6 +75,7 @@ fn lan() -> LanInfo {
         range: "10.5.0.0/24".into(),
         mtu: 1400,
         home: "a1".into(),
+        domains: vec![],
         ports: vec![port],
     }
 }

@@ -9,12 +9,10 @@ use crate::{
     vm::{Kept, LocalVm, Want, folder, sockets},
 };
 
-const ID: Name<16> = Name([9; 16]);
-
 async fn ask(bench: &Bench, caller: Caller) -> (u16, Vec<u8>) {
     let (near, far) = tokio::io::duplex(64 << 10);
     tokio::spawn(serve::connection(far, router(bench.agent.clone()), caller, serve::LIMITS.head));
-    let request = Request::get(format!("/internal/arrivals/{ID}/stream")).header("host", "a1");
+    let request = Request::get(format!("/internal/arrivals/{}/stream", vm_id(bench))).header("host", "a1");
     let request = request.header("connection", "upgrade").header("upgrade", STREAM_UPGRADE);
     exchange(near, request.body(Body::empty()).unwrap()).await.unwrap()
 }
@@ -23,21 +21,21 @@ async fn ask(bench: &Bench, caller: Caller) -> (u16, Vec<u8>) {
 async fn only_the_host_that_sends_a_vm_reaches_the_vmm_that_waits_for_it() {
     let bench = Bench::founded().await;
     let own = bench.agent.key();
-    let folder = folder(&bench.agent.options.state, &ID);
+    let folder = folder(&bench.agent.options.state, &vm_id(&bench));
     std::fs::create_dir_all(&folder).unwrap();
     let waiting = sockets::listen(&folder).unwrap();
     let add = |from: Option<Key>| {
-        let kept = Kept { from, ..Kept::new(ID, own, vm_body(), Want::Arriving) };
-        lock(&bench.agent.vms).insert(ID, Arc::new(LocalVm::new(folder.clone(), kept)));
+        let kept = Kept { from, ..Kept::new(vm_id(&bench), own, vm_body(&bench), Want::Arriving) };
+        lock(&bench.agent.vms).insert(vm_id(&bench), Arc::new(LocalVm::new(folder.clone(), kept)));
     };
     for from in [None, Some(Name([1; 32]))] {
         add(from);
-        let (status, body) = ask(&bench, Caller::Agent(own)).await;
+        let (status, body) = ask(&bench, Caller::Host(own)).await;
         assert_eq!((status, refusal(&body).code), (403, ErrorCode::Forbidden), "{from:?}");
     }
     add(Some(own));
-    assert_eq!(ask(&bench, Caller::User).await.0, 403);
-    assert_eq!(ask(&bench, Caller::Agent(own)).await.0, 101);
+    assert_eq!(ask(&bench, USER).await.0, 403);
+    assert_eq!(ask(&bench, Caller::Host(own)).await.0, 101);
     waiting.set_nonblocking(true).unwrap();
     assert!(waiting.accept().is_ok(), "it was let through, but to nobody");
 }

@@ -9,19 +9,19 @@ use super::{super::answer::Json, *};
 #[tokio::test]
 async fn unknown_fields_huge_bodies_and_other_bytes_are_refused_with_a_sentence() {
     let bench = Bench::founded().await;
-    let (status, body) = bench.ask(Caller::User, "POST", "/v1/tokens", r#"{"name":"x","colour":"red"}"#).await;
+    let (status, body) = bench.ask(USER, "POST", "/v1/tokens", r#"{"name":"x","colour":"red"}"#).await;
     let error = refusal(&body);
     assert_eq!((status, error.code), (400, ErrorCode::BadRequest));
     assert!(error.message.contains("unknown field `colour`"), "{error}");
-    let (status, body) = bench.ask(Caller::User, "POST", "/v1/vms", vec![b' '; (16 << 20) + 1]).await;
+    let (status, body) = bench.ask(USER, "POST", "/v1/vms", vec![b' '; (16 << 20) + 1]).await;
     assert_eq!((status, refusal(&body).code), (413, ErrorCode::TooLarge));
     for bytes in ["", "{", "[1]", "\0\0", r#"{"name":7}"#] {
-        let (status, body) = bench.ask(Caller::User, "POST", "/v1/lans", bytes).await;
+        let (status, body) = bench.ask(USER, "POST", "/v1/lans", bytes).await;
         assert_eq!((status, refusal(&body).code), (400, ErrorCode::BadRequest), "{bytes:?}");
     }
-    let (status, body) = bench.ask(Caller::User, "GET", "/v1/nothing", "").await;
+    let (status, body) = bench.ask(USER, "GET", "/v1/nothing", "").await;
     assert_eq!((status, refusal(&body).code), (404, ErrorCode::NotFound));
-    let (status, body) = bench.ask(Caller::User, "DELETE", "/v1/pool", "").await;
+    let (status, body) = bench.ask(USER, "DELETE", "/v1/pool", "").await;
     assert_eq!((status, refusal(&body).code), (400, ErrorCode::BadRequest));
 }
 
@@ -36,11 +36,11 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
 #[tokio::test]
 async fn agents_of_the_pool_get_no_tokens() {
     let bench = Bench::founded().await;
-    let member = Caller::Agent(bench.agent.key());
+    let member = Caller::Host(bench.agent.key());
     assert_eq!(bench.ask(member, "GET", "/v1/hosts", "").await.0, 200);
     for (method, path, body) in [("POST", "/v1/tokens", r#"{"name":"x"}"#), ("GET", "/v1/tokens", ""), ("DELETE", "/v1/tokens/x", "")] {
         assert_eq!(bench.ask(member, method, path, body).await.0, 403, "{method} {path}");
     }
-    assert_eq!(bench.ask(Caller::Stranger, "GET", "/v1/hosts", "").await.0, 403);
-    assert_eq!(bench.ask(Caller::Stranger, "POST", "/internal/join", "{}").await.0, 400);
+    assert_eq!(bench.ask(Caller::Nobody, "GET", "/v1/hosts", "").await.0, 403);
+    assert_eq!(bench.ask(Caller::Nobody, "POST", "/internal/join", "{}").await.0, 400);
 }

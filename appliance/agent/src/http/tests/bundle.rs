@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io::Read as _};
 
-use rebec_book::{Body as Record, Key, key::Name, record::Kind};
+use rebec_book::{Body as Record, Key, record::Kind};
 
 use super::*;
 use crate::{
@@ -14,8 +14,8 @@ use crate::{
 
 /// A VM that has said what guests and VMMs say, with secrets in it.
 fn add_vm(bench: &Bench, home: Key, said: &str) {
-    let id = Name([9; 16]);
-    let body = vm_body();
+    let id = vm_id(bench);
+    let body = vm_body(bench);
     let folder = folder(&bench.agent.options.state, &id);
     std::fs::create_dir_all(&folder).unwrap();
     let kept = Kept::new(id, home, body.clone(), Want::Stopped);
@@ -23,7 +23,7 @@ fn add_vm(bench: &Bench, home: Key, said: &str) {
         .unwrap();
     std::fs::write(folder.join("vmm.log"), format!("{}the end\n{said}", "x".repeat(1 << 20))).unwrap();
     std::fs::write(folder.join("seed.img"), "hunter2").unwrap();
-    bench.agent.publish(Kind::Vm, id, Some(Record::Vm(body))).unwrap();
+    bench.agent.publish(Kind::VM, id, Some(Record::Vm(body.into()))).unwrap();
     lock(&bench.agent.vms).insert(id, Arc::new(LocalVm::new(folder, kept)));
 }
 
@@ -42,21 +42,21 @@ fn unpack(bytes: &[u8]) -> BTreeMap<String, String> {
 #[tokio::test]
 async fn the_bundle_tells_what_is_asked_and_no_secret() {
     let bench = Bench::founded().await;
-    let (_, invited) = bench.ask(Caller::User, "POST", "/v1/hosts/invite", "{}").await;
+    let (_, invited) = bench.ask(USER, "POST", "/v1/hosts/invite", "{}").await;
     let ticket = json(&invited)["ticket"].as_str().unwrap().to_owned();
-    let (_, made) = bench.ask(Caller::User, "POST", "/v1/tokens", r#"{"name":"laptop"}"#).await;
+    let (_, made) = bench.ask(USER, "POST", "/v1/tokens", r#"{"name":"laptop"}"#).await;
     let token = json(&made)["token"].as_str().unwrap().to_owned();
-    bench.agent.publish(Kind::Image, Name([3; 16]), Some(Record::Image(vm_body().image))).unwrap();
+    bench.agent.publish(Kind::IMAGE, vm_id(&bench), Some(Record::Image(vm_body(&bench).image.into()))).unwrap();
     add_vm(&bench, bench.agent.key(), &format!("join with {ticket}, Bearer {token}; rebec.ticket={}", ticket.to_uppercase()));
     logs::keep(&format!("a line of this test: ticket={ticket} and more"));
-    let (status, body) = bench.ask(Caller::User, "GET", "/v1/support-bundle", "").await;
+    let (status, body) = bench.ask(USER, "GET", "/v1/support-bundle", "").await;
     assert_eq!(status, 200);
 
     let files = unpack(&body);
     for name in ["version.txt", "host.json", "facts.json", "pool.json", "jobs.json", "hosts.json", "lans.json", "domains.json"] {
         assert!(!files[name].is_empty(), "{name}");
     }
-    let vm = format!("vms/{}", Name([9; 16]));
+    let vm = format!("vms/{}", vm_id(&bench));
     assert_eq!(json(files["vms.json"].as_bytes())[0]["name"], "web");
     assert_eq!(json(files["images.json"].as_bytes())[0]["cmdline"], "[left out]");
     assert!(files["agent.log"].contains("a line of this test: ticket=[left out] and more\n"), "{}", files["agent.log"]);

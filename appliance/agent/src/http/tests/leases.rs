@@ -14,22 +14,21 @@ use crate::{
     vm::{Kept, LocalVm, Want, create, folder, lease as holder, start},
 };
 
-const ID: Name<16> = Name([9; 16]);
 const ELSEWHERE: Key = Name([1; 32]);
 
 fn kept_by(bench: &Bench, keeper: Key) -> VmBody {
-    let body = VmBody { keeper: Some(keeper), ..vm_body() };
-    bench.agent.publish(Kind::Vm, ID, Some(RecordBody::Vm(body.clone()))).unwrap();
+    let body = VmBody { keeper: Some(keeper), ..vm_body(bench) };
+    bench.agent.publish(Kind::VM, vm_id(bench), Some(RecordBody::Vm(body.clone().into()))).unwrap();
     body
 }
 
 async fn ask(bench: &Bench, epoch: u64, stance: &str) -> (u16, Vec<u8>) {
-    let question = json!({ "vm": ID, "ask": { "epoch": epoch, "stance": stance } });
-    bench.ask(Caller::Agent(bench.agent.key()), "POST", "/internal/promises", question.to_string()).await
+    let question = json!({ "vm": vm_id(bench), "ask": { "epoch": epoch, "stance": stance }, "records": [] });
+    bench.ask(Caller::Host(bench.agent.key()), "POST", "/internal/promises", question.to_string()).await
 }
 
 fn grant_elsewhere(bench: &Bench) {
-    let granted = bench.agent.store.change_charge(&ID, |charge| Ok::<_, ()>(lease::grant(charge.unwrap(), ELSEWHERE)));
+    let granted = bench.agent.store.change_charge(&vm_id(bench), |charge| Ok::<_, ()>(lease::grant(charge.unwrap(), ELSEWHERE)));
     assert_eq!(granted.unwrap().unwrap().floor, 4);
 }
 
@@ -47,23 +46,23 @@ async fn a_keeper_promises_what_it_keeps_and_remembers_it() {
     assert_eq!(refusal(&ask(&bench, 9, "runs").await.1).code, ErrorCode::Refused);
     assert_eq!(ask(&bench, 1, "flies").await.0, 400);
     let charges = bench.agent.store.charges().unwrap();
-    assert_eq!((charges.len(), charges[0].0, charges[0].1.holder), (1, ID, bench.agent.key()));
+    assert_eq!((charges.len(), charges[0].0, charges[0].1.holder), (1, vm_id(&bench), bench.agent.key()));
 
     grant_elsewhere(&bench);
     let (status, body) = ask(&bench, 1, "runs").await;
     assert_eq!((status, json(&body)), (200, json!({ "superseded": { "host": ELSEWHERE, "epoch": 4 } })));
-    assert_eq!(bench.ask(Caller::User, "POST", "/internal/promises", "{}").await.0, 403);
+    assert_eq!(bench.ask(USER, "POST", "/internal/promises", "{}").await.0, 403);
 }
 
 /// A VM that this host keeps, on this host.
 fn own(bench: &Bench) -> Arc<LocalVm> {
     let agent = &bench.agent;
     let body = kept_by(bench, agent.key());
-    let folder = folder(&agent.options.state, &ID);
+    let folder = folder(&agent.options.state, &vm_id(bench));
     std::fs::create_dir_all(&folder).unwrap();
-    let kept = Kept { epoch: 1, boot: "b".into(), ..Kept::new(ID, agent.key(), body, Want::Running) };
+    let kept = Kept { epoch: 1, boot: "b".into(), ..Kept::new(vm_id(bench), agent.key(), body, Want::Running) };
     let vm = Arc::new(LocalVm::new(folder, kept));
-    lock(&agent.vms).insert(ID, vm.clone());
+    lock(&agent.vms).insert(vm_id(bench), vm.clone());
     vm.say_stopped(agent, SeenState::Failed, None);
     vm
 }
@@ -74,10 +73,10 @@ async fn an_order_that_is_not_the_keepers_removes_nothing() {
     let (agent, vm) = (&bench.agent, own(&bench));
     std::fs::write(agent.depot.path(&vm.kept().body.image.kernel.digest), b"7 bytes").unwrap();
     holder::renew(agent.clone(), vm.clone()).await;
-    let (_, reporter) = agent.jobs.begin("start".into());
-    let refused = start::start(agent, ID, create::Order { epoch: 9, reason: None }, &reporter).await.unwrap_err();
-    assert_eq!(refused.code, ErrorCode::Refused, "{refused}");
-    assert!(agent.local_vm(&ID).is_some() && vm.folder.exists(), "what was here has gone");
+    let (_, reporter) = agent.jobs.begin(USER, "start".into());
+    let refused = start::start(agent, vm_id(&bench), create::Order { epoch: 9, reason: None }, &reporter).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Conflict, "{refused}");
+    assert!(agent.local_vm(&vm_id(&bench)).is_some() && vm.folder.exists(), "what was here has gone");
 }
 
 #[tokio::test]
@@ -92,6 +91,6 @@ async fn a_holder_keeps_what_it_is_promised_and_removes_what_runs_elsewhere() {
 
     grant_elsewhere(&bench);
     holder::renew(agent.clone(), vm.clone()).await;
-    assert!(agent.local_vm(&ID).is_none() && !folder.exists(), "the old copy is still here");
-    assert_eq!(agent.book(|book| rebec_book::view::seen(book, ID).is_none()), Some(true));
+    assert!(agent.local_vm(&vm_id(&bench)).is_none() && !folder.exists(), "the old copy is still here");
+    assert_eq!(agent.book(|book| rebec_book::view::seen(book, vm_id(&bench)).is_none()), Some(true));
 }

@@ -14,8 +14,9 @@ use http_body_util::BodyExt as _;
 use hyper_util::rt::TokioIo;
 use rebec_api::{ApiError, pool::InitPool};
 use rebec_book::{
-    key::Name,
-    record::{ImageBody, PartRef, VmBody},
+    authority::Role,
+    key::{Id, Name, Nonce, bound_id},
+    record::{Assigned, ImageBody, PartRef, VmBody},
 };
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -91,13 +92,26 @@ pub fn json(body: &[u8]) -> Value {
     serde_json::from_slice(body).unwrap()
 }
 
+/// Whoever may do everything.
+pub const USER: Caller = Caller::User(Role::Admin);
+
+/// Of which the bench's ids are made.
+const NONCE: Nonce = Name([9; 16]);
+
+/// The id of the VM that is at home on a bench.
+pub fn vm_id(bench: &Bench) -> Id {
+    bound_id(&bench.agent.key(), &NONCE)
+}
+
 /// A VM's record, with secrets in it.
-pub fn vm_body() -> VmBody {
+pub fn vm_body(bench: &Bench) -> VmBody {
     let kernel = PartRef { digest: Name([5; 32]), bytes: 7 };
     let cmdline = "console=ttyS0 password=hunter2".to_owned();
-    let image = ImageBody { name: "debian".into(), kernel, initramfs: None, cmdline, disk: None, created: 0 };
+    let image = ImageBody { nonce: NONCE, name: "debian".into(), kernel, initramfs: None, cmdline, disk: None, created: 0 };
     VmBody {
+        nonce: NONCE,
         name: "web".into(),
+        assigned: Assigned { host: bench.agent.key(), epoch: 1 },
         image_name: "debian".into(),
         image,
         memory_bytes: 64 << 20,

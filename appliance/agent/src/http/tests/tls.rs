@@ -41,7 +41,7 @@ async fn get_with(address: SocketAddr, key: [u8; 32], path: &str, authorization:
 }
 
 async fn token(bench: &Bench) -> String {
-    let (status, body) = bench.ask(Caller::User, "POST", "/v1/tokens", r#"{"name":"laptop"}"#).await;
+    let (status, body) = bench.ask(USER, "POST", "/v1/tokens", r#"{"name":"laptop"}"#).await;
     assert_eq!(status, 200);
     serde_json::from_slice::<CreatedToken>(&body).unwrap().token
 }
@@ -70,7 +70,7 @@ async fn a_token_lets_in_and_nothing_else_does() {
     let (status, body) = get_with(address, key, "/v1/hosts", Some(&right)).await;
     assert_eq!((status, json(&body)[0]["name"].as_str()), (200, Some("a1")));
     assert_eq!(get_with(address, key, "/internal/exchange", Some(&right)).await.0, 400);
-    assert_eq!(bench.ask(Caller::User, "DELETE", "/v1/tokens/laptop", "").await.0, 200);
+    assert_eq!(bench.ask(USER, "DELETE", "/v1/tokens/laptop", "").await.0, 200);
     assert_eq!(get_with(address, key, "/v1/hosts", Some(&right)).await.0, 401);
 }
 

@@ -1,0 +1,161 @@
+//! What this host knows of its pool: the book and the store under it. The one place that numbers and signs this host's records, and
+//! that takes in those of others.
+//!
+//! Own records are on the disk before anybody hears of them, one after the other. Those of others are believed at once and written
+//! without waiting for the disk: what a power cut takes is asked for again.
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Result, anyhow, ensure};
+use ed25519_dalek::SigningKey;
+use rebec_book::{
+    Body, Book, Key, Record, Signed,
+    book::{Came, GONE_MAX},
+    key::{Id, Name, public},
+    record::{FloorBody, Kind},
+};
+use tokio::sync::watch;
+
+use crate::{
+    agent::{lock, now_s},
+    store::{Durable, Store},
+};
+
+/// What is said to whoever asks about a pool where there is none.
+pub const NO_POOL: &str = "this host belongs to no pool yet; make one with `rebec pool init`, or join one with `rebec pool join`";
+
+/// The book and what keeps it.
+pub struct Knowledge {
+    own: Key,
+    store: Arc<Store>,
+    book: Mutex<Option<Book>>,
+    /// Held by whoever numbers a record, until that is on the disk and in the book: so no number is used twice.
+    numbering: Mutex<()>,
+    /// Grows with every change.
+    changed: watch::Sender<u64>,
+}
+
+impl Knowledge {
+    /// What was left on the disk.
+    pub fn open(own: Key, store: Arc<Store>) -> Result<Self> {
+        let book = store.book()?.map(|book| book.of_host(own));
+        Ok(Self { own, store, book: Mutex::new(book), numbering: Mutex::default(), changed: watch::Sender::new(0) })
+    }
+
+    /// Reads the book; none where this host belongs to no pool. The book is locked meanwhile: `read` asks nobody that reads it too.
+    pub fn read<T>(&self, read: impl FnOnce(&Book) -> T) -> Option<T> {
+        lock(&self.book).as_ref().map(read)
+    }
+
+    /// The same, where having none is a case of its own.
+    pub fn look<T>(&self, read: impl FnOnce(Option<&Book>) -> T) -> T {
+        read(lock(&self.book).as_ref())
+    }
+
+    /// Enters a pool whose first records are known, as a host of a domain. What cannot be believed is left out: the rest is there.
+    pub fn enter(&self, pool: Key, domain: Key, records: Vec<Signed>, host: &SigningKey) -> Result<()> {
+        let _numbering = lock(&self.numbering);
+        let mut book = Book::new(pool).of_host(self.own);
+        let mut taken = book.take_in(records).new;
+        if !book.is_domain(&domain) || !book.claims(&self.own).any(|(claims, _)| claims == domain) {
+            return Err(anyhow!("the records that came with the answer do not say that this host belongs to the domain"));
+        }
+        // Above whatever it wrote in an earlier membership, which is void.
+        let floor = now_s() << 20;
+        let body = Body::Floor(FloorBody { floor });
+        let first = Record::sign(Kind::FLOOR, Name([0; 16]), floor + 1, Some(&body), host)?;
+        book.restore(first.clone(), Came::InTurn)?;
+        taken.push(first);
+        self.store.enter(pool, domain, &taken)?;
+        *lock(&self.book) = Some(book);
+        self.touch();
+        Ok(())
+    }
+
+    /// Forgets the pool.
+    pub fn forget(&self) -> Result<()> {
+        self.store.leave()?;
+        *lock(&self.book) = None;
+        self.touch();
+        Ok(())
+    }
+
+    /// Takes in records of others; says how many were new. What could not be stored is asked for again.
+    pub fn take_in(&self, records: Vec<Signed>, came: Came) -> usize {
+        // Proved before the book is locked: a signature takes as long as a thousand look-ups.
+        let believable = |signed: &Signed| match self.read(|book| book.wants(signed)) {
+            Some(true) => signed.open().map(drop).inspect_err(|error| log::debug!("a record was not believed: {error}")).is_ok(),
+            known => known.is_some(),
+        };
+        let proved: Vec<Signed> = records.into_iter().filter(believable).collect();
+        let mut new = vec![];
+        if let Some(book) = lock(&self.book).as_mut() {
+            for signed in proved {
+                match book.restore(signed.clone(), came) {
+                    Ok(true) => new.push(signed),
+                    Ok(false) => {}
+                    Err(error) => log::debug!("a record was not taken in: {error}"),
+                }
+            }
+        }
+        if !new.is_empty() {
+            self.touch();
+            if let Err(error) = self.store.put(&new, Durable::Later) {
+                log::error!("{error:#}");
+            }
+        }
+        new.len()
+    }
+
+    /// Numbers, signs, stores and believes a record; returns what others are to hear.
+    pub fn write(&self, kind: Kind, id: Id, body: Option<Body>, secret: &SigningKey) -> Result<Vec<Signed>> {
+        let _numbering = lock(&self.numbering);
+        let writer = public(secret);
+        let gone = self.read(|book| book.gone(&writer)).ok_or_else(|| anyhow!(NO_POOL))?;
+        let mut records = if gone < GONE_MAX { vec![] } else { self.make_room(&writer, secret)? };
+        let head = self.read(|book| book.head(&writer)).unwrap_or_default();
+        let signed = sign(kind, id, head + 1, body.as_ref(), secret)?;
+        self.believe(std::slice::from_ref(&signed))?;
+        records.push(signed);
+        Ok(records)
+    }
+
+    /// Everything that a writer says, said anew above a floor that voids the rest: the things that are gone.
+    fn make_room(&self, writer: &Key, secret: &SigningKey) -> Result<Vec<Signed>> {
+        let (head, living) = self.read(|book| (book.head(writer), book.living(writer))).unwrap_or_default();
+        let known = living.into_iter().filter(|(_, _, body)| *body != Body::Unknown);
+        let floor = (Kind::FLOOR, Name([0; 16]), Body::Floor(FloorBody { floor: head }));
+        let again = (head + 1..).zip(known.chain([floor]));
+        let records = again.map(|(seq, (kind, id, body))| sign(kind, id, seq, Some(&body), secret)).collect::<Result<Vec<_>>>()?;
+        self.believe(&records)?;
+        Ok(records)
+    }
+
+    fn believe(&self, records: &[Signed]) -> Result<()> {
+        self.store.put(records, Durable::Now)?;
+        if let Some(book) = lock(&self.book).as_mut() {
+            for signed in records {
+                book.restore(signed.clone(), Came::InTurn)?;
+            }
+        }
+        self.touch();
+        Ok(())
+    }
+
+    /// Wakes those who wait for a change of what this host knows or has.
+    pub fn touch(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Hears of every change.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+}
+
+/// What nobody would believe is not signed.
+fn sign(kind: Kind, id: Id, seq: u64, body: Option<&Body>, secret: &SigningKey) -> Result<Signed> {
+    let signed = Record::sign(kind, id, seq, body, secret)?;
+    ensure!(signed.read()?.body != Some(Body::Unknown), "{kind:?} record: a name, a text or a list in it is longer than it may be");
+    Ok(signed)
+}

@@ -1,0 +1,118 @@
+//! Grants of the right to run a VM, as this host's word in the book: what it gives is written before it is needed elsewhere, and stays until
+//! whoever has the VM carries it in its own word.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use rebec_api::ApiError;
+use rebec_book::{
+    Body, Grant, Key,
+    grant::{self, GRANTS_MAX},
+    key::Id,
+    record::{Assigned, Kind, SeenBody, SeenState},
+    view,
+};
+
+use super::LocalVm;
+use crate::agent::Agent;
+
+/// From so many grants in a row on the home takes notice.
+const NOTICE: usize = 4;
+
+/// The grants that lead from the home's word to this host, and on, of those that are known here.
+pub fn known(agent: &Agent, vm: Id, kept: &[Grant]) -> Vec<Grant> {
+    let all = agent.book(|book| {
+        let body = view::vm_body(book, vm)?;
+        let others = view::claims(book, vm).flat_map(|(_, seen)| &seen.grants);
+        let mut all: Vec<&Grant> = others.chain(kept).filter(|grant| grant.epoch > body.assigned.epoch).collect();
+        all.sort_by_key(|grant| (grant.epoch, grant.by, grant.to));
+        all.dedup();
+        let (_, way) = grant::way(body.assigned, body.keeper, &all);
+        Some(way.into_iter().cloned().collect::<Vec<_>>())
+    });
+    // Without the home's record there is nothing that they could lead from.
+    let mut all = all.flatten().unwrap_or_else(|| kept.to_vec());
+    all.drain(..all.len().saturating_sub(GRANTS_MAX));
+    all
+}
+
+/// The right to run a VM that is here has gone to the host that it was sent to, at the next epoch.
+pub fn gave(agent: &Agent, vm: &LocalVm) -> Result<()> {
+    let kept = vm.kept();
+    let (Some(to), Some(epoch)) = (kept.to, kept.granting) else { return Ok(()) };
+    let own = agent.key();
+    if kept.grants.iter().any(|grant| (grant.by, grant.to, grant.epoch) == (own, to, epoch)) {
+        return Ok(());
+    }
+    add(vm, sign(agent, kept.id, to, epoch))
+}
+
+/// This host goes on with a VM at a later epoch: whom it was sent to let go.
+pub fn went_on(agent: &Agent, vm: &LocalVm, from: u64, to: u64) -> Result<()> {
+    for epoch in (from..to).step_by(2).map(|before| before + 2).filter(|epoch| *epoch <= to) {
+        add(vm, sign(agent, vm.id(), agent.key(), epoch))?;
+    }
+    Ok(())
+}
+
+fn sign(agent: &Agent, vm: Id, to: Key, epoch: u64) -> Grant {
+    Grant::sign(&vm, to, epoch, agent.identity.host().as_signing_key())
+}
+
+fn add(vm: &LocalVm, grant: Grant) -> Result<()> {
+    vm.keep(|kept| {
+        kept.grants.push(grant);
+        let surplus = kept.grants.len().saturating_sub(GRANTS_MAX);
+        kept.grants.drain(..surplus);
+    })
+}
+
+/// As its keeper, this host grants a VM to another at a later epoch, and says so.
+pub fn as_keeper(agent: &Agent, vm: Id, at: Assigned) -> Result<(), ApiError> {
+    let grant = sign(agent, vm, at.host, at.epoch);
+    let before = agent.book(|book| match book.get(Kind::SEEN, vm, agent.key()) {
+        Some(Body::Seen(seen)) => Some(seen.grants.clone()),
+        _ => None,
+    });
+    let mut grants = before.flatten().unwrap_or_default();
+    grants.push(grant);
+    grants.drain(..grants.len().saturating_sub(GRANTS_MAX));
+    left(agent, vm, at.epoch, grants)
+}
+
+/// What this host has to say of a VM that is not here any more: to whom it granted it.
+pub fn left(agent: &Agent, vm: Id, epoch: u64, grants: Vec<Grant>) -> Result<(), ApiError> {
+    let state = SeenState::Left;
+    let seen = SeenBody { epoch, state, reason: None, endpoints: vec![], memory_bytes: 0, pid: 0, grants, to: None };
+    agent.publish(Kind::SEEN, vm, Some(Body::Seen(seen.into())))
+}
+
+/// What is to be done now and then: words about VMs that have left go once others carry what they prove; homes take notice of long ways.
+pub fn tidy(agent: &Arc<Agent>) {
+    let own = agent.key();
+    let found = agent.book(|book| {
+        let mine = book.of_kind(Kind::SEEN).filter(|record| record.key.writer == own);
+        let left = mine.filter(|record| matches!(&record.body, Some(Body::Seen(seen)) if seen.state == SeenState::Left));
+        let carried = left.map(|record| record.key.id).filter(|vm| {
+            let with = view::way(book, *vm, |_| true).map(|(at, _)| at);
+            with == view::way(book, *vm, |host| *host != own).map(|(at, _)| at)
+        });
+        let homes = book.of_kind(Kind::VM).filter(|record| record.key.writer == own).filter_map(|record| {
+            let Some(Body::Vm(body)) = &record.body else { return None };
+            let (at, way) = view::way(book, record.key.id, |_| true)?;
+            let spoke = view::seen(book, record.key.id).is_some_and(|seen| seen.holder == at.host && seen.body.epoch >= at.epoch);
+            let mut body = (**body).clone();
+            body.assigned = at;
+            (spoke && way.len() >= NOTICE).then_some((record.key.id, body))
+        });
+        (carried.collect::<Vec<_>>(), homes.collect::<Vec<_>>())
+    });
+    let Some((carried, homes)) = found else { return };
+    let publish = |kind, id, body| {
+        if let Err(error) = agent.publish(kind, id, body) {
+            log::error!("{error}");
+        }
+    };
+    carried.into_iter().filter(|vm| agent.local_vm(vm).is_none()).for_each(|vm| publish(Kind::SEEN, vm, None));
+    homes.into_iter().for_each(|(vm, body)| publish(Kind::VM, vm, Some(Body::Vm(body.into()))));
+}

@@ -1,0 +1,543 @@
+//! What records say. Each body is a CBOR array whose fields have their place for ever: a later version adds fields at the end, which
+//! this one skips, and reads as absent what an earlier one did not write. So a field that is added is an `Option`.
+//!
+//! A body that is not sound (a name that could not be typed, an id that is another writer's, a length beyond its limit) is kept and
+//! passed on like one of a kind that this version does not know, and counts for nothing: hosts of two versions have equal books.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+
+use minicbor::{Decode, Decoder, Encode, Encoder};
+
+use crate::{
+    grant::{GRANTS_MAX, Grant},
+    key::{Digest, Id, Key, Nonce, bound_id, id_of_key},
+    lan, names,
+    record::{Kind, RecordKey, Unbelievable},
+};
+
+/// Most addresses of a host that anybody dials.
+pub const ADDRESSES_MAX: usize = 8;
+/// LANs that one VM may be on.
+pub const NICS_MAX: usize = 8;
+/// Longest kernel command line.
+pub const CMDLINE_BYTES_MAX: usize = 2048;
+/// Longest text of a seed disk.
+const SEED_BYTES_MAX: usize = 16 << 10;
+/// Longest reason.
+pub const REASON_BYTES_MAX: usize = 1024;
+/// Parts of a depot in one record.
+pub const PARTS_MAX: usize = 1024;
+/// Hosts that may have a part of a LAN's range.
+const RANGE_LEASES_MAX: usize = 1024;
+
+/// What a record says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Body {
+    /// See [`Kind::FLOOR`].
+    Floor(FloorBody),
+    /// See [`Kind::POOL`].
+    Pool(PoolBody),
+    /// See [`Kind::DOMAIN`].
+    Domain(DomainBody),
+    /// See [`Kind::MEMBER`].
+    Member(MemberBody),
+    /// See [`Kind::HELPER`].
+    Helper(HelperBody),
+    /// See [`Kind::HOST`].
+    Host(Box<HostBody>),
+    /// See [`Kind::PARTS`].
+    Parts(PartsBody),
+    /// See [`Kind::LAN`].
+    Lan(Box<LanBody>),
+    /// See [`Kind::IMAGE`].
+    Image(Box<ImageBody>),
+    /// See [`Kind::VM`].
+    Vm(Box<VmBody>),
+    /// See [`Kind::SEEN`].
+    Seen(Box<SeenBody>),
+    /// Not understood, or not sound.
+    Unknown,
+}
+
+/// All that its writer wrote before is void.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct FloorBody {
+    /// Up to this number.
+    #[n(0)]
+    pub floor: u64,
+}
+
+/// A pool.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct PoolBody {
+    /// Its name.
+    #[n(0)]
+    pub name: String,
+}
+
+/// A domain.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct DomainBody {
+    /// Its name.
+    #[n(0)]
+    pub name: String,
+    /// Its root key.
+    #[n(1)]
+    pub key: Key,
+}
+
+/// A host's membership in a domain. It counts when the host says so too.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct MemberBody {
+    /// The host.
+    #[n(0)]
+    pub host: Key,
+    /// The domain: its key writes the record, or a key that it made a helper.
+    #[n(1)]
+    pub domain: Key,
+    /// The name that the host asked for.
+    #[n(2)]
+    pub name: String,
+    /// Set when an operator declared it dead: why, and when.
+    #[n(3)]
+    pub dead: Option<String>,
+}
+
+/// A key that lets hosts in for a domain, and declares them dead, so that the root key can lie in a drawer.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct HelperBody {
+    /// A host's key.
+    #[n(0)]
+    pub key: Key,
+}
+
+/// What a host is and where.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct HostBody {
+    /// The domain that it says it belongs to.
+    #[n(0)]
+    pub domain: Key,
+    /// Where its mesh endpoint is reached.
+    #[n(1)]
+    pub addresses: Vec<SocketAddr>,
+    /// The address its ports have.
+    #[n(2)]
+    pub underlay: Option<Ipv4Addr>,
+    /// Where its API listens.
+    #[n(3)]
+    pub api: Option<SocketAddr>,
+    /// Why no VM can run there.
+    #[n(4)]
+    pub no_kvm: Option<String>,
+    /// Processors.
+    #[n(5)]
+    pub cpus: u32,
+    /// Memory for VMs, all together.
+    #[n(6)]
+    pub memory_bytes: u64,
+    /// Room for disks and parts.
+    #[n(7)]
+    pub disk_bytes: u64,
+    /// Room taken.
+    #[n(8)]
+    pub disk_used_bytes: u64,
+    /// Whether it is being emptied.
+    #[n(9)]
+    pub draining: bool,
+    /// Whether its state survives a reboot.
+    #[n(10)]
+    pub durable: bool,
+    /// Version of Rebec.
+    #[n(11)]
+    pub version: String,
+}
+
+/// Some of the parts in a host's depot.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct PartsBody {
+    /// Which.
+    #[n(0)]
+    pub digests: Vec<Digest>,
+}
+
+/// A LAN.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct LanBody {
+    /// Of which its id is made.
+    #[n(0)]
+    pub nonce: Nonce,
+    /// Its name.
+    #[n(1)]
+    pub name: String,
+    /// Its label on the wire.
+    #[n(2)]
+    pub vni: u32,
+    /// First address of its range.
+    #[n(3)]
+    pub network: Ipv4Addr,
+    /// Length of the range's prefix.
+    #[n(4)]
+    pub prefix: u8,
+    /// Largest packet, for life.
+    #[n(5)]
+    pub mtu: u16,
+    /// Parts of the range that hosts may give out by themselves.
+    #[n(6)]
+    pub leases: Vec<RangeLease>,
+    /// When it was created, in seconds since 1970.
+    #[n(7)]
+    pub created: u64,
+    /// Other domains whose hosts may have a part of the range, and so VMs on it.
+    #[n(8)]
+    pub domains: Vec<Key>,
+}
+
+/// Part of a LAN's range in the hands of one host.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct RangeLease {
+    /// The host.
+    #[n(0)]
+    pub host: Key,
+    /// First address.
+    #[n(1)]
+    pub first: Ipv4Addr,
+    /// How many.
+    #[n(2)]
+    pub count: u32,
+}
+
+/// A part and its length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct PartRef {
+    /// BLAKE3 of its content.
+    #[n(0)]
+    pub digest: Digest,
+    /// Its length.
+    #[n(1)]
+    pub bytes: u64,
+}
+
+/// What VMs start from.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct ImageBody {
+    /// Of which its id is made.
+    #[n(0)]
+    pub nonce: Nonce,
+    /// Its name.
+    #[n(1)]
+    pub name: String,
+    /// Kernel.
+    #[n(2)]
+    pub kernel: PartRef,
+    /// Initial RAM disk.
+    #[n(3)]
+    pub initramfs: Option<PartRef>,
+    /// Kernel command line.
+    #[n(4)]
+    pub cmdline: String,
+    /// Disk.
+    #[n(5)]
+    pub disk: Option<DiskRef>,
+    /// When it was imported, in seconds since 1970.
+    #[n(6)]
+    pub created: u64,
+}
+
+/// An image's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct DiskRef {
+    /// The file.
+    #[n(0)]
+    pub part: PartRef,
+    /// Whether it is qcow2; else raw.
+    #[n(1)]
+    pub qcow2: bool,
+    /// What the guest sees.
+    #[n(2)]
+    pub virtual_bytes: u64,
+}
+
+/// A VM as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct VmBody {
+    /// Of which its id is made.
+    #[n(0)]
+    pub nonce: Nonce,
+    /// Its name.
+    #[n(1)]
+    pub name: String,
+    /// Who may start it, and at which epoch.
+    #[n(2)]
+    pub assigned: Assigned,
+    /// The image's name when it was created: for people.
+    #[n(3)]
+    pub image_name: String,
+    /// What it starts from, as it was then.
+    #[n(4)]
+    pub image: ImageBody,
+    /// Guest memory.
+    #[n(5)]
+    pub memory_bytes: u64,
+    /// Virtual processors.
+    #[n(6)]
+    pub vcpus: u8,
+    /// Kernel command line, whole.
+    #[n(7)]
+    pub cmdline: String,
+    /// NICs.
+    #[n(8)]
+    pub nics: Vec<NicBody>,
+    /// Texts of its NoCloud seed disk: meta-data, user-data.
+    #[n(9)]
+    pub seed: Option<(String, String)>,
+    /// The host that has it started elsewhere when its host is lost; without one it is held. For life.
+    #[n(10)]
+    pub keeper: Option<Key>,
+    /// When it was created, in seconds since 1970.
+    #[n(11)]
+    pub created: u64,
+}
+
+/// The home's word on who may start a VM. From there on it is granted from host to host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Assigned {
+    /// The host.
+    #[n(0)]
+    pub host: Key,
+    /// The ownership counter that it has there.
+    #[n(1)]
+    pub epoch: u64,
+}
+
+/// One NIC.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct NicBody {
+    /// The LAN.
+    #[n(0)]
+    pub lan: Id,
+    /// Its label on the wire.
+    #[n(1)]
+    pub vni: u32,
+    /// The NIC's address.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub mac: [u8; 6],
+    /// Its address on the LAN.
+    #[n(3)]
+    pub address: Ipv4Addr,
+    /// Length of the LAN's prefix.
+    #[n(4)]
+    pub prefix: u8,
+}
+
+/// A VM as it is, by a host that holds it or held it last.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct SeenBody {
+    /// Its ownership counter there.
+    #[n(0)]
+    pub epoch: u64,
+    /// Where it is in its life.
+    #[n(1)]
+    pub state: SeenState,
+    /// More about the state.
+    #[n(2)]
+    pub reason: Option<String>,
+    /// The endpoints of its NICs, in their order; empty while it does not run.
+    #[n(3)]
+    pub endpoints: Vec<SocketAddrV4>,
+    /// Memory it takes there.
+    #[n(4)]
+    pub memory_bytes: u64,
+    /// Its process.
+    #[n(5)]
+    pub pid: u32,
+    /// How the right to run it came here from the host that its home assigned it to; the last one is what this host granted on, if it did.
+    #[n(6)]
+    pub grants: Vec<Grant>,
+    /// The host that it is on its way to.
+    #[n(7)]
+    pub to: Option<Key>,
+}
+
+/// Where a VM is in its life, at the host that holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SeenState {
+    /// Its parts are being gathered, or its VMM is starting.
+    Starting,
+    /// Its vCPUs run.
+    Running,
+    /// Paused by request.
+    Paused,
+    /// It runs, and a move is under way.
+    Moving,
+    /// The right to run it was granted and not yet taken up.
+    Waiting,
+    /// It does not run.
+    Stopped,
+    /// It ended with an error.
+    Failed,
+    /// Its lease has run out: it stands still until its keeper answers.
+    Unleased,
+    /// It was granted to another host, which has it.
+    Left,
+    /// Something that this version has no word for.
+    Other,
+}
+
+impl SeenState {
+    /// Each at its number.
+    const NUMBERED: [Self; 10] = [
+        Self::Other,
+        Self::Starting,
+        Self::Running,
+        Self::Paused,
+        Self::Moving,
+        Self::Waiting,
+        Self::Stopped,
+        Self::Failed,
+        Self::Unleased,
+        Self::Left,
+    ];
+}
+
+impl<C> Encode<C> for SeenState {
+    fn encode<W: minicbor::encode::Write>(&self, encoder: &mut Encoder<W>, _: &mut C) -> Result<(), minicbor::encode::Error<W::Error>> {
+        let number = Self::NUMBERED.iter().position(|state| state == self).unwrap_or_default();
+        encoder.u64(number as u64)?.ok()
+    }
+}
+
+impl<C> Decode<'_, C> for SeenState {
+    fn decode(decoder: &mut Decoder<'_>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        let number = usize::try_from(decoder.u64()?).unwrap_or(usize::MAX);
+        Ok(Self::NUMBERED.get(number).copied().unwrap_or(Self::Other))
+    }
+}
+
+impl Body {
+    /// What it is about; none of what is not known.
+    pub fn kind(&self) -> Option<Kind> {
+        Some(match self {
+            Self::Floor(_) => Kind::FLOOR,
+            Self::Pool(_) => Kind::POOL,
+            Self::Domain(_) => Kind::DOMAIN,
+            Self::Member(_) => Kind::MEMBER,
+            Self::Helper(_) => Kind::HELPER,
+            Self::Host(_) => Kind::HOST,
+            Self::Parts(_) => Kind::PARTS,
+            Self::Lan(_) => Kind::LAN,
+            Self::Image(_) => Kind::IMAGE,
+            Self::Vm(_) => Kind::VM,
+            Self::Seen(_) => Kind::SEEN,
+            Self::Unknown => return None,
+        })
+    }
+
+    /// As it stands in a record.
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, Unbelievable> {
+        let bytes = match self {
+            Self::Floor(body) => minicbor::to_vec(body),
+            Self::Pool(body) => minicbor::to_vec(body),
+            Self::Domain(body) => minicbor::to_vec(body),
+            Self::Member(body) => minicbor::to_vec(body),
+            Self::Helper(body) => minicbor::to_vec(body),
+            Self::Host(body) => minicbor::to_vec(body),
+            Self::Parts(body) => minicbor::to_vec(body),
+            Self::Lan(body) => minicbor::to_vec(body),
+            Self::Image(body) => minicbor::to_vec(body),
+            Self::Vm(body) => minicbor::to_vec(body),
+            Self::Seen(body) => minicbor::to_vec(body),
+            Self::Unknown => return Err(Unbelievable::Malformed),
+        };
+        bytes.map_err(|_| Unbelievable::Malformed)
+    }
+
+    /// What a record's bytes say, as far as this version can tell and believe.
+    pub(crate) fn from_bytes(key: &RecordKey, bytes: &[u8]) -> Self {
+        let body = match key.kind {
+            Kind::FLOOR => minicbor::decode(bytes).map(Self::Floor),
+            Kind::POOL => minicbor::decode(bytes).map(Self::Pool),
+            Kind::DOMAIN => minicbor::decode(bytes).map(Self::Domain),
+            Kind::MEMBER => minicbor::decode(bytes).map(Self::Member),
+            Kind::HELPER => minicbor::decode(bytes).map(Self::Helper),
+            Kind::HOST => minicbor::decode(bytes).map(Self::Host),
+            Kind::PARTS => minicbor::decode(bytes).map(Self::Parts),
+            Kind::LAN => minicbor::decode(bytes).map(Self::Lan),
+            Kind::IMAGE => minicbor::decode(bytes).map(Self::Image),
+            Kind::VM => minicbor::decode(bytes).map(Self::Vm),
+            Kind::SEEN => minicbor::decode(bytes).map(Self::Seen),
+            _ => return Self::Unknown,
+        };
+        body.ok().filter(|body| body.is_sound(key)).unwrap_or(Self::Unknown)
+    }
+
+    /// Whether it can be reckoned with, and is about what its record's key says.
+    fn is_sound(&self, key: &RecordKey) -> bool {
+        let RecordKey { id, writer, .. } = key;
+        let text = |text: &Option<String>| text.as_ref().is_none_or(|text| text.len() <= REASON_BYTES_MAX);
+        match self {
+            Self::Floor(_) | Self::Unknown => true,
+            Self::Pool(pool) => names::is_name(&pool.name),
+            Self::Domain(domain) => names::is_name(&domain.name) && *id == id_of_key(&domain.key),
+            Self::Member(member) => names::is_name(&member.name) && *id == id_of_key(&member.host) && text(&member.dead),
+            Self::Helper(helper) => *id == id_of_key(&helper.key),
+            Self::Host(host) => {
+                *id == id_of_key(writer) && host.addresses.len() <= ADDRESSES_MAX && host.version.len() <= 64 && text(&host.no_kvm)
+            }
+            Self::Parts(parts) => parts.digests.len() <= PARTS_MAX,
+            Self::Lan(body) => {
+                *id == bound_id(writer, &body.nonce)
+                    && names::is_name(&body.name)
+                    && body.leases.len().max(body.domains.len()) <= RANGE_LEASES_MAX
+                    && lan::is_sound(body)
+            }
+            Self::Image(image) => *id == bound_id(writer, &image.nonce) && image.is_sound(),
+            Self::Vm(vm) => *id == bound_id(writer, &vm.nonce) && vm.is_sound(),
+            Self::Seen(seen) => {
+                seen.grants.len() <= GRANTS_MAX
+                    && seen.endpoints.len() <= NICS_MAX
+                    && text(&seen.reason)
+                    && seen.grants.iter().all(|grant| grant.is_signed(id))
+            }
+        }
+    }
+}
+
+impl ImageBody {
+    fn is_sound(&self) -> bool {
+        names::is_name(&self.name) && self.cmdline.len() <= CMDLINE_BYTES_MAX
+    }
+
+    /// The parts that it is made of.
+    pub fn parts(&self) -> impl Iterator<Item = PartRef> {
+        [Some(self.kernel), self.initramfs, self.disk.map(|disk| disk.part)].into_iter().flatten()
+    }
+}
+
+impl VmBody {
+    fn is_sound(&self) -> bool {
+        let seed = self.seed.as_ref().is_none_or(|(meta, user)| meta.len().max(user.len()) <= SEED_BYTES_MAX);
+        let names = names::is_name(&self.name) && names::is_name(&self.image_name);
+        names && self.image.is_sound() && self.nics.len() <= NICS_MAX && self.cmdline.len() <= 2 * CMDLINE_BYTES_MAX && seed
+    }
+}
+
+/// A VM's record inside another format: base64 of its CBOR.
+pub mod as_text {
+    use data_encoding::BASE64URL_NOPAD;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error as _, ser::Error as _};
+
+    use super::VmBody;
+
+    /// Writes it.
+    pub fn serialize<S: Serializer>(body: &VmBody, serializer: S) -> Result<S::Ok, S::Error> {
+        let bytes = minicbor::to_vec(body).map_err(S::Error::custom)?;
+        serializer.serialize_str(&BASE64URL_NOPAD.encode(&bytes))
+    }
+
+    /// Reads it.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<VmBody, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        let bytes = BASE64URL_NOPAD.decode(text.as_bytes()).map_err(D::Error::custom)?;
+        minicbor::decode(&bytes).map_err(D::Error::custom)
+    }
+}
