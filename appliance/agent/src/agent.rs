@@ -15,17 +15,17 @@ use rebec_book::{
     record::{Kind, RecordKey},
     view,
 };
+use rebec_host::{forward::Forwards, limits::Limits};
 use tokio::sync::watch;
 
 use crate::{
     depot::Depot,
-    forward::Forwards,
     identity::Identity,
     jobs::Jobs,
     mesh::{Mesh, Peer, exchange},
     run::Options,
     store::Store,
-    vm::{LocalVm, keeper::Keeper, limits::Limits},
+    vm::{LocalVm, keeper::Keeper},
 };
 
 /// A host that has not been heard for this long is silent.

@@ -2,28 +2,24 @@
 //! what arrives from elsewhere waits beside it and goes on where it stopped.
 
 use std::{
+    fmt::Display,
     fs,
     io::{Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
-use axum::{
-    body::Body,
-    http::{Request, header},
-};
-use http_body_util::BodyExt;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, future::BoxFuture, pin_mut, stream::BoxStream};
 use rebec_api::{ApiError, ErrorCode, image::Part};
 use rebec_book::{
-    key::{Digest, Name},
+    key::{Digest, Key, Name},
     record::PartRef,
 };
 
-use crate::{
-    derived, facts,
-    mesh::{Mesh, Peer},
-};
+use crate::{derived, facts};
 
 /// Room that stays free on the depot's file system: disks of running VMs grow.
 const SPARE_BYTES: u64 = 64 << 20;
@@ -33,6 +29,19 @@ const NEW_PREFIX: &str = ".new-";
 const STALL_TIME: Duration = Duration::from_secs(30);
 /// Read at once when a file is hashed.
 const CHUNK_BYTES: usize = 1 << 20;
+
+/// A host that holds a part, and how it is asked.
+pub trait Holder: Send + Sync {
+    /// Its key.
+    fn key(&self) -> Key;
+    /// Its name, for messages.
+    fn name(&self) -> &str;
+    /// The bytes of a part, from one on.
+    fn read<'a>(&'a self, part: &'a PartRef, from: u64) -> BoxFuture<'a, Result<Pieces>>;
+}
+
+/// Bytes on their way.
+pub type Pieces = BoxStream<'static, Result<Bytes>>;
 
 /// Parts of this host.
 pub struct Depot {
@@ -89,20 +98,19 @@ impl Depot {
     }
 
     /// Takes in a file as it arrives. `length` is what its sender says, if it does.
-    pub async fn take(&self, body: Body, length: Option<u64>) -> Result<Part, ApiError> {
+    pub async fn take<E: Display>(&self, pieces: impl Stream<Item = Result<Bytes, E>>, length: Option<u64>) -> Result<Part, ApiError> {
         self.require_room(length.unwrap_or(0))?;
         let io = |error: std::io::Error| ApiError::new(ErrorCode::Failed, format!("depot: write a part: {error}"));
         let mut file = self.new_file().map_err(io)?;
         let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0u64);
-        let mut body = body;
+        pin_mut!(pieces);
         let cut_off = |bytes, why: &str| {
             ApiError::new(ErrorCode::BadRequest, format!("the import was cut off after {bytes} bytes: {why}; start it again"))
         };
         loop {
-            let frame = tokio::time::timeout(STALL_TIME, body.frame()).await;
-            let Some(frame) = frame.map_err(|_| cut_off(bytes, "nothing more came"))? else { break };
-            let frame = frame.map_err(|error| cut_off(bytes, &error.to_string()))?;
-            let Ok(data) = frame.into_data() else { continue };
+            let piece = tokio::time::timeout(STALL_TIME, pieces.next()).await;
+            let Some(piece) = piece.map_err(|_| cut_off(bytes, "nothing more came"))? else { break };
+            let data = piece.map_err(|error| cut_off(bytes, &error.to_string()))?;
             self.require_room(data.len() as u64)?;
             tokio::task::block_in_place(|| {
                 hasher.update(&data);
@@ -142,9 +150,8 @@ impl Depot {
     /// Gets a part from the first of `holders` that has it, nearest first; goes on where an earlier try stopped.
     pub async fn fetch(
         &self,
-        mesh: &Mesh,
         part: &PartRef,
-        holders: &[Peer],
+        holders: &[Arc<dyn Holder>],
         progress: impl Fn(&str, u64, u64) + Send,
     ) -> Result<(), ApiError> {
         if self.has(&part.digest) {
@@ -152,16 +159,16 @@ impl Depot {
         }
         let mut reasons = vec![];
         for holder in holders {
-            match self.fetch_from(mesh, part, holder, &progress).await {
+            match self.fetch_from(part, holder.as_ref(), &progress).await {
                 Ok(()) => return Ok(()),
-                Err(error) => reasons.push(format!("{}: {error:#}", holder.name)),
+                Err(error) => reasons.push(format!("{}: {error:#}", holder.name())),
             }
         }
         let message = format!("part {} is not here and could not be fetched; is a host that holds the image running?", part.digest.short());
         Err(ApiError { code: ErrorCode::Unreachable, message, details: reasons })
     }
 
-    async fn fetch_from(&self, mesh: &Mesh, part: &PartRef, holder: &Peer, progress: &(impl Fn(&str, u64, u64) + Send)) -> Result<()> {
+    async fn fetch_from(&self, part: &PartRef, holder: &dyn Holder, progress: &(impl Fn(&str, u64, u64) + Send)) -> Result<()> {
         let partial = self.folder.join(format!(".from-elsewhere-{}", part.digest));
         let mut file = fs::File::options().create(true).truncate(false).read(true).write(true).open(&partial)?;
         let mut at = file.seek(SeekFrom::End(0))?;
@@ -171,20 +178,15 @@ impl Depot {
         }
         self.require_room(part.bytes - at)?;
         if at < part.bytes {
-            let request = Request::get(format!("/internal/parts/{}", part.digest)).header(header::RANGE, format!("bytes={at}-"));
-            let response = mesh.request_bulk(holder, request.body(Body::empty())?).await?;
-            if !response.status().is_success() {
-                bail!("HTTP status {}", response.status());
-            }
-            let mut body = response.into_body();
-            while let Some(frame) = body.frame().await {
-                let Ok(data) = frame?.into_data() else { continue };
+            let mut pieces = holder.read(part, at).await?;
+            while let Some(piece) = pieces.next().await {
+                let data = piece?;
                 at += data.len() as u64;
                 if at > part.bytes {
                     bail!("it sends more than the {} bytes of the part", part.bytes);
                 }
                 tokio::task::block_in_place(|| file.write_all(&data))?;
-                progress(&holder.name, at, part.bytes);
+                progress(holder.name(), at, part.bytes);
             }
             if at < part.bytes {
                 bail!("cut off after {at} of {} bytes", part.bytes);
