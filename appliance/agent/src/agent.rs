@@ -16,18 +16,18 @@ use rebec_book::{
     record::{ADDRESSES_MAX, Kind},
     view,
 };
+use rebec_host::{forward::Forwards, limits::Limits};
 use tokio::sync::watch;
 
 use crate::{
     depot::Depot,
-    forward::Forwards,
     identity::Identity,
     jobs::Jobs,
     knowledge::{Knowledge, NO_POOL},
     mesh::{Mesh, Peer, exchange},
     run::Options,
     store::Store,
-    vm::{LocalVm, keeper::Keeper, limits::Limits},
+    vm::{LocalVm, keeper::Keeper},
 };
 
 /// A host that has not been heard for this long is silent.

@@ -8,10 +8,8 @@
 //! The agent may be killed at any time: VMMs outlive it, and a new agent adopts them through their control sockets.
 
 mod agent;
-mod depot;
-mod derived;
-mod facts;
 mod forward;
+mod holder;
 mod http;
 mod identity;
 mod invitations;
@@ -28,5 +26,6 @@ mod store;
 mod tokens;
 mod vm;
 
+use rebec_host::{depot, derived, facts};
 pub use rebec_links::Addressing;
 pub use run::{MESH_PORT, Options, run};

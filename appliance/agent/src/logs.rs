@@ -2,9 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    fs::File,
-    io::{self, Read, Seek, SeekFrom},
-    path::Path,
     sync::{Mutex, PoisonError},
 };
 
@@ -57,16 +54,6 @@ pub fn keep(line: &str) {
         lines.pop_front();
     }
     lines.push_back(line[..line.floor_char_boundary(LINE_BYTES_MAX)].to_owned());
-}
-
-/// The end of a file that may be long.
-pub fn tail_of(path: &Path, bytes_max: u64) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let from = file.metadata()?.len().saturating_sub(bytes_max);
-    file.seek(SeekFrom::Start(from))?;
-    let mut bytes = vec![];
-    file.take(bytes_max).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// What is remembered.

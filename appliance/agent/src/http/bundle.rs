@@ -9,6 +9,7 @@ use axum::{
     http::header,
     response::{IntoResponse, Response},
 };
+use rebec_host::said;
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
@@ -93,7 +94,7 @@ impl Bundle {
     fn vm(&mut self, vm: &LocalVm) -> Result<()> {
         let id = vm.id();
         for file in ["vmm.log", "console.log.1", "console.log"] {
-            if let Ok(tail) = logs::tail_of(&vm.folder.join(file), TAIL_BYTES) {
+            if let Ok(tail) = said::tail_of(&vm.folder.join(file), TAIL_BYTES) {
                 self.text(&format!("vms/{id}/{file}"), &tail)?;
             }
         }

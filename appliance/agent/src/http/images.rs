@@ -38,7 +38,7 @@ const CMDLINE_BYTES_MAX: usize = 2048;
 /// `PUT /v1/parts`
 pub async fn put_part(State(agent): State<Arc<Agent>>, headers: HeaderMap, body: Body) -> Answer<Part> {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    let part = agent.depot.take(body, length).await?;
+    let part = agent.depot.take(body.into_data_stream(), length).await?;
     Ok(axum::Json(part))
 }
 
@@ -73,7 +73,7 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewImage>) 
     run::publish_host(&agent);
     // Nobody waits for it but the first VM.
     let maker = agent.clone();
-    tokio::spawn(async move { derived::ensure(&maker, &body, || ()).await });
+    tokio::spawn(async move { derived::ensure(&maker.options.vmm, &maker.depot, &body, || ()).await });
     let shown = agent.pool(|book| shown::images(book).into_iter().find(|image| image.name == new.name))?;
     Ok(axum::Json(shown.ok_or_else(|| ApiError::not_found("image", &new.name, "rebec image ls"))?))
 }

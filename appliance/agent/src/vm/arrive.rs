@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     Kept, LocalVm, Want,
     control::Control,
-    failed, lease,
-    process::{self, Beginning, Process},
+    failed, launch, lease,
+    process::{Beginning, Process},
     sockets, start, watch,
 };
 use crate::{
@@ -119,13 +119,13 @@ pub async fn prepare(agent: &Arc<Agent>, granted: Granted, reporter: &Reporter) 
 pub async fn wait_for(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> anyhow::Result<Process> {
     let kept = vm.kept();
     start::make_disks(agent, &vm.folder, &kept)?;
-    let ports = sockets::bind(agent, kept.body.nics.len())?;
+    let ports = sockets::bind(agent.underlay(), kept.body.nics.len())?;
     vm.keep(|kept| {
         kept.endpoints = sockets::endpoints(&ports);
         kept.boot = facts::boot_id();
     })?;
     let how = Beginning::Arrive { at: sockets::listen(&vm.folder)?, donors: donors(agent, &kept).await };
-    process::start(agent, vm, how, ports).await
+    launch::start(agent, vm, how, ports).await
 }
 
 /// Connections to running VMs of the same home host: their content is within the same trust.

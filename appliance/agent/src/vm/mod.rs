@@ -12,20 +12,13 @@
 
 pub mod adopt;
 pub mod arrive;
-pub mod console;
-pub mod control;
 pub mod create;
 pub mod depart;
 pub mod grants;
-pub mod handover;
 pub mod keeper;
+pub mod launch;
 pub mod lease;
-pub mod ledger;
-pub mod limits;
 pub mod ports;
-pub mod process;
-pub mod seed;
-pub mod sockets;
 pub mod start;
 pub mod stop;
 pub mod watch;
@@ -38,12 +31,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
     Body, Grant, Key,
     key::Id,
     record::{Kind, REASON_BYTES_MAX, SeenBody, SeenState, VmBody},
 };
+pub use rebec_host::{console, control, failed, ledger, process, seed, sockets};
 use serde::{Deserialize, Serialize};
 
 use self::control::Control;
@@ -265,12 +258,4 @@ pub fn write_kept(folder: &Path, kept: &Kept) -> Result<()> {
         Ok(())
     };
     write().with_context(|| format!("write {}", path.display()))
-}
-
-/// An error of this machine, as the API says it.
-pub fn failed(error: &anyhow::Error) -> ApiError {
-    match error.downcast_ref::<ApiError>() {
-        Some(api) => api.clone(),
-        None => ApiError::new(ErrorCode::Failed, format!("{error:#}")),
-    }
 }

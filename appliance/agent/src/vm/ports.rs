@@ -1,11 +1,6 @@
 //! Where the other stations of a VM's LANs are: told to its VMM whenever the book says so.
 
-use std::{
-    collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddrV4},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
 use rebec_book::{
@@ -13,6 +8,7 @@ use rebec_book::{
     record::{Kind, SeenState, VmBody},
     view,
 };
+pub use rebec_host::process::{Place, Stations};
 use rebec_vmm_api::{MacAddr, control::Command};
 
 use super::LocalVm;
@@ -22,18 +18,6 @@ use crate::agent::Agent;
 const SETTLE: Duration = Duration::from_millis(5);
 /// A VMM that was not told is told again after this time.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Where a station is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    /// Its VXLAN endpoint.
-    pub endpoint: SocketAddrV4,
-    /// Its address on the LAN.
-    pub address: Ipv4Addr,
-}
-
-/// Stations and where they are.
-pub type Stations = BTreeMap<MacAddr, Place>;
 
 /// The stations of all LANs that a VM is on, but for its own, and where they are.
 pub fn neighbours(agent: &Agent, body: &VmBody) -> Stations {

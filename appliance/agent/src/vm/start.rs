@@ -16,13 +16,14 @@ use rebec_pool::lease::Stance;
 use super::{
     Kept, LocalVm, Want,
     create::Order,
-    failed, folder, lease, ledger,
-    process::{self, Beginning, Process},
+    failed, folder, launch, lease, ledger,
+    process::{Beginning, Process},
     seed, sockets, watch, write_kept,
 };
 use crate::{
     agent::{Agent, lock},
     derived, facts,
+    holder::Over,
     jobs::Reporter,
     mesh::Peer,
 };
@@ -135,11 +136,12 @@ pub fn place_here(agent: &Arc<Agent>, kept: Kept) -> Result<Arc<LocalVm>, ApiErr
 /// Gets the parts of an image that are not here, from `first` or whoever holds them.
 pub async fn gather(agent: &Arc<Agent>, image: &ImageBody, first: &[Peer], reporter: &Reporter) -> Result<(), ApiError> {
     for part in image.parts() {
-        let holders = holders(agent, &part).into_iter().chain(first.iter().cloned()).collect::<Vec<_>>();
+        let holders =
+            holders(agent, &part).into_iter().chain(first.iter().cloned()).map(|peer| Over::holder(agent, peer)).collect::<Vec<_>>();
         let phase = |from: &str, done, total| reporter.progress(format!("fetching image {} from {from}", image.name), done, total);
-        agent.depot.fetch(&agent.mesh, &part, &holders, phase).await?;
+        agent.depot.fetch(&part, &holders, phase).await?;
     }
-    derived::ensure(agent, image, || reporter.progress(format!("reading image {}", image.name), 0, 0)).await;
+    derived::ensure(&agent.options.vmm, &agent.depot, image, || reporter.progress(format!("reading image {}", image.name), 0, 0)).await;
     Ok(())
 }
 
@@ -224,7 +226,7 @@ async fn begin(agent: &Arc<Agent>, vm: &Arc<LocalVm>, reason: Option<String>, re
 pub async fn boot(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<Process> {
     let kept = vm.kept();
     make_disks(agent, &vm.folder, &kept)?;
-    let ports = sockets::bind(agent, kept.body.nics.len())?;
+    let ports = sockets::bind(agent.underlay(), kept.body.nics.len())?;
     vm.keep(|kept| {
         kept.want = Want::Running;
         kept.boot = facts::boot_id();
@@ -235,7 +237,7 @@ pub async fn boot(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<Process> {
     if let Some(epoch) = ledger::epoch(&vm.folder)? {
         vm.keep(|kept| kept.epoch = epoch)?;
     }
-    process::start(agent, vm, Beginning::Boot, ports).await
+    launch::start(agent, vm, Beginning::Boot, ports).await
 }
 
 /// The copy-on-write layer and the seed disk of a VM that has none yet.

@@ -1,29 +1,24 @@
 //! The VMM as a process: its command line, its start, and its end as seen by an agent that may not be its parent.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
-    net::UdpSocket,
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
+use rebec_book::{key::Id, record::VmBody};
 use rebec_vmm_api::MacAddr;
 use rustix::event::{PollFd, PollFlags, poll};
 use tokio::{process::Child, sync::oneshot};
 
-use super::{
-    LocalVm,
-    control::Control,
-    handover::Handover,
-    lease, ledger,
-    ports::{self, Stations},
-};
-use crate::{agent::Agent, derived::Derived, logs};
+use crate::{control::Control, depot::Depot, derived::Derived, handover::Handover, ledger, limits::Limits, said};
 
 /// Stations that are told on the command line; the others follow over the control socket.
-const PEERS_MAX: usize = 64;
+pub const STATIONS_MAX: usize = 64;
 /// How long a VMM may take until its control socket answers: where no unpacked kernel could be kept it unpacks one, which took half a minute
 /// on a slow machine that started three VMs at once. One that ends is noticed at once.
 const START_TIME: Duration = Duration::from_secs(120);
@@ -33,6 +28,42 @@ const GONE_TIME: Duration = Duration::from_secs(5);
 const LOOK_PERIOD: Duration = Duration::from_millis(2);
 /// Of the log, what is told when a VMM does not start.
 const LAST_WORDS_BYTES: u64 = 500;
+
+/// What every VMM of this machine is started with.
+pub struct Programs<'a> {
+    /// `rebec-vmm`.
+    pub vmm: &'a Path,
+    /// Where its image's parts are.
+    pub depot: &'a Depot,
+    /// What it may take.
+    pub limits: &'a Limits,
+}
+
+/// The VM of a VMM that is to start.
+pub struct Machine<'a> {
+    /// Its id.
+    pub id: Id,
+    /// Its folder, which holds its disks.
+    pub folder: &'a Path,
+    /// What it is.
+    pub body: &'a VmBody,
+    /// Endpoint and socket of each of its NICs.
+    pub ports: Vec<(SocketAddrV4, UdpSocket)>,
+    /// The stations of its LANs.
+    pub stations: &'a Stations,
+}
+
+/// Where a station is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Its VXLAN endpoint.
+    pub endpoint: SocketAddrV4,
+    /// Its address on the LAN.
+    pub address: Ipv4Addr,
+}
+
+/// Stations and where they are.
+pub type Stations = BTreeMap<MacAddr, Place>;
 
 /// How a VMM is to begin.
 pub enum Beginning {
@@ -47,16 +78,12 @@ pub enum Beginning {
     },
 }
 
-/// Starts the VMM of a VM whose folder is ready, with a socket for each of its NICs, and waits until it answers; it knows its neighbours
-/// and its lease then.
-pub async fn start(agent: &Agent, vm: &LocalVm, how: Beginning, ports: Vec<UdpSocket>) -> Result<Process> {
-    let peers = ports::neighbours(agent, &vm.kept().body);
-    wait_absent(&vm.folder).await?;
-    let mut child = spawn(agent, vm, &peers, how, ports)?;
-    wait_ready(&mut child, &vm.folder).await?;
-    lease::tell(vm).await;
-    vm.console.started();
-    vm.fdb(|fdb| *fdb = peers.into_iter().take(PEERS_MAX).collect());
+/// Starts the VMM of a VM whose folder is ready, and waits until it answers. It knows the first [`STATIONS_MAX`] stations then.
+pub async fn start(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Result<Process> {
+    let folder = machine.folder;
+    wait_absent(folder).await?;
+    let mut child = spawn(programs, machine, how)?;
+    wait_ready(&mut child, folder).await?;
     Ok(Process::Child(child))
 }
 
@@ -74,15 +101,15 @@ async fn wait_absent(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn spawn(agent: &Agent, vm: &LocalVm, peers: &Stations, how: Beginning, ports: Vec<UdpSocket>) -> Result<Child> {
-    let (folder, kept, depot, vmm) = (&vm.folder, &vm.kept(), &agent.depot, &agent.options.vmm);
+fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Result<Child> {
+    let (Programs { vmm, depot, limits }, Machine { id, folder, body, ports, stations }) = (programs, machine);
     let log = File::options().create(true).append(true).open(folder.join("vmm.log")).context("open vmm.log")?;
     let mut command = tokio::process::Command::new(vmm);
     let mut handover = Handover::default();
     match how {
         Beginning::Boot => {
-            command.arg("run").arg("--memory").arg(format!("{}M", kept.body.memory_bytes >> 20));
-            command.arg("--vcpus").arg(kept.body.vcpus.to_string());
+            command.arg("run").arg("--memory").arg(format!("{}M", body.memory_bytes >> 20));
+            command.arg("--vcpus").arg(body.vcpus.to_string());
         }
         Beginning::Arrive { at, donors } => {
             command.arg("receive").arg("--listen").arg(handover.give(at));
@@ -91,13 +118,13 @@ fn spawn(agent: &Agent, vm: &LocalVm, peers: &Stations, how: Beginning, ports: V
             });
         }
     }
-    let image = &kept.body.image;
+    let image = &body.image;
     let kernel = Derived::Kernel.of(depot, &image.kernel.digest).unwrap_or_else(|| depot.path(&image.kernel.digest));
     command.arg("--kernel").arg(handover.open(&kernel)?);
     if let Some(initramfs) = &image.initramfs {
         command.arg("--initramfs").arg(handover.open(&depot.path(&initramfs.digest))?);
     }
-    command.arg("--cmdline").arg(&kept.body.cmdline);
+    command.arg("--cmdline").arg(&body.cmdline);
     if let Some(disk) = &image.disk {
         let layer = handover.open_with(&folder.join("disk.qcow2"), File::options().read(true).write(true))?;
         let base = handover.open(&depot.path(&disk.part.digest))?;
@@ -105,19 +132,22 @@ fn spawn(agent: &Agent, vm: &LocalVm, peers: &Stations, how: Beginning, ports: V
         let digests = digests.map(|digests| format!(",base-digests={digests}")).unwrap_or_default();
         command.arg("--disk").arg(format!("{layer},base={base}{digests}"));
     }
-    if kept.body.seed.is_some() {
+    if body.seed.is_some() {
         command.arg("--disk").arg(format!("{},ro", handover.open(&folder.join("seed.img"))?));
     }
-    for ((nic, endpoint), socket) in kept.body.nics.iter().zip(&kept.endpoints).zip(ports) {
+    for (nic, (endpoint, socket)) in body.nics.iter().zip(ports) {
         let (mac, socket) = (MacAddr(nic.mac), handover.give(socket));
         let mut net = format!("vni={},mac={mac},local={endpoint},socket={socket},ip={}/{}", nic.vni, nic.address, nic.prefix);
-        peers.iter().take(PEERS_MAX).for_each(|(mac, place)| net.push_str(&format!(",peer={mac}@{}@{}", place.endpoint, place.address)));
+        stations
+            .iter()
+            .take(STATIONS_MAX)
+            .for_each(|(mac, place)| net.push_str(&format!(",peer={mac}@{}@{}", place.endpoint, place.address)));
         command.arg("--net").arg(net);
     }
-    if kept.body.keeper.is_some() {
+    if body.keeper.is_some() {
         command.arg("--lease");
     }
-    if let Some(group) = agent.limits.make(&kept.id, &kept.body)? {
+    if let Some(group) = limits.make(&id, body.memory_bytes, body.vcpus)? {
         command.arg("--cgroup").arg(group);
     }
     command.arg("--serial").arg(format!("unix:{}", folder.join("console.sock").display()));
@@ -152,7 +182,7 @@ async fn wait_ready(child: &mut Child, folder: &Path) -> Result<()> {
 
 /// The end of what the VMM said.
 pub fn last_words(folder: &Path) -> String {
-    let tail = logs::tail_of(&folder.join("vmm.log"), LAST_WORDS_BYTES).unwrap_or_default();
+    let tail = said::tail_of(&folder.join("vmm.log"), LAST_WORDS_BYTES).unwrap_or_default();
     let words = tail.lines().rev().find(|line| !line.trim().is_empty() && !line.contains(": info: "));
     words.unwrap_or("it said nothing").to_owned()
 }

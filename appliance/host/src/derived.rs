@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use rebec_book::{key::Digest, record::ImageBody};
 use rebec_migrate::base::{SUMMARY_BYTES, Summary};
 
-use crate::{agent::Agent, depot::Depot, vm::handover::Handover};
+use crate::{depot::Depot, handover::Handover};
 
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 
@@ -70,31 +70,31 @@ impl Derived {
     }
 
     /// Makes it of a part that is here, if it is wanted and not there, and says so before. A failure costs time, and nothing else.
-    async fn ensure(self, agent: &Agent, part: &Digest, begins: impl Fn()) {
-        let is_wanted = || self.of(&agent.depot, part).is_none() && !(self == Self::Kernel && is_elf(&agent.depot.path(part)));
+    async fn ensure(self, vmm: &Path, depot: &Depot, part: &Digest, begins: impl Fn()) {
+        let is_wanted = || self.of(depot, part).is_none() && !(self == Self::Kernel && is_elf(&depot.path(part)));
         if !is_wanted() {
             return;
         }
         begins();
-        let _one_at_a_time = agent.depot.deriving.lock().await;
+        let _one_at_a_time = depot.deriving.lock().await;
         if is_wanted()
-            && let Err(error) = self.make(agent, part).await
+            && let Err(error) = self.make(vmm, depot, part).await
         {
             log::warn!("part {}: rebec-vmm {}: {error:#}; {}", part.short(), self.subcommand(), self.loss());
         }
     }
 
-    async fn make(self, agent: &Agent, part: &Digest) -> Result<()> {
-        let new = agent.depot.new_file()?;
+    async fn make(self, vmm: &Path, depot: &Depot, part: &Digest) -> Result<()> {
+        let new = depot.new_file()?;
         let mut handover = Handover::default();
-        let mut command = tokio::process::Command::new(&agent.options.vmm);
-        command.arg(self.subcommand()).arg(handover.open(&agent.depot.path(part))?);
+        let mut command = tokio::process::Command::new(vmm);
+        command.arg(self.subcommand()).arg(handover.open(&depot.path(part))?);
         command.stdin(handover.send()?).stdout(new.reopen()?).stderr(Stdio::piped()).kill_on_drop(true);
         let ended = command.spawn().context("start it")?.wait_with_output().await?;
         if !ended.status.success() {
             bail!("{}", String::from_utf8_lossy(&ended.stderr).trim().trim_start_matches("rebec-vmm: "));
         }
-        let path = self.path(&agent.depot, part);
+        let path = self.path(depot, part);
         tokio::task::block_in_place(|| -> Result<()> {
             new.as_file().sync_all()?;
             new.persist(&path)?;
@@ -103,11 +103,11 @@ impl Derived {
     }
 }
 
-/// Makes all that is made of an image's parts, which are here.
-pub async fn ensure(agent: &Agent, image: &ImageBody, begins: impl Fn()) {
-    Derived::Kernel.ensure(agent, &image.kernel.digest, &begins).await;
+/// Makes all that is made of an image's parts, which are here; `vmm` is the program that does.
+pub async fn ensure(vmm: &Path, depot: &Depot, image: &ImageBody, begins: impl Fn()) {
+    Derived::Kernel.ensure(vmm, depot, &image.kernel.digest, &begins).await;
     if let Some(disk) = &image.disk {
-        Derived::Digests.ensure(agent, &disk.part.digest, &begins).await;
+        Derived::Digests.ensure(vmm, depot, &disk.part.digest, &begins).await;
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use rebec_book::{key::Id, record::VmBody};
+use rebec_book::key::Id;
 
 /// Where the kernel shows control groups.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -49,7 +49,7 @@ impl Limits {
     }
 
     /// Makes the group of a VM, with its limits.
-    pub fn make(&self, id: &Id, body: &VmBody) -> Result<Option<PathBuf>> {
+    pub fn make(&self, id: &Id, guest_bytes: u64, vcpus: u8) -> Result<Option<PathBuf>> {
         let Some(all) = &self.group else { return Ok(None) };
         let group = all.join(id.to_string());
         let set = |name: &str, value: u64| write(&group.join(name), &value.to_string());
@@ -58,10 +58,10 @@ impl Limits {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             made => made.with_context(|| format!("create {}", group.display()))?,
         }
-        set("memory.max", memory_bytes(body.memory_bytes))?;
+        set("memory.max", memory_bytes(guest_bytes))?;
         set("memory.oom.group", 1)?;
-        set("pids.max", THREADS_BESIDE + u64::from(body.vcpus))?;
-        set("cpu.weight", WEIGHT * u64::from(body.vcpus))?;
+        set("pids.max", THREADS_BESIDE + u64::from(vcpus))?;
+        set("cpu.weight", WEIGHT * u64::from(vcpus))?;
         Ok(Some(group))
     }
 

@@ -8,17 +8,14 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::agent::Agent;
-
 /// UDP ports of a host that LANs use.
 const UDP_PORTS: std::ops::Range<u16> = 20_000..30_000;
 
-/// Sockets for the NICs.
-pub fn bind(agent: &Agent, count: usize) -> Result<Vec<UdpSocket>> {
+/// Sockets for the NICs, at the address that LANs have on this host.
+pub fn bind(underlay: Option<Ipv4Addr>, count: usize) -> Result<Vec<UdpSocket>> {
     if count == 0 {
         return Ok(vec![]);
     }
-    let underlay = agent.underlay();
     bind_at(underlay.context("this host has no IPv4 address, which its LANs need; give it one, or run the VM without a LAN")?, count)
 }
 

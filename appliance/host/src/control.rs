@@ -13,7 +13,7 @@ use rebec_vmm_api::{
     control::{Answer, Command, Hello, LINE_BYTES_MAX, PROTOCOL, Progress, Request, Response, ResponseBody, Status},
 };
 
-use super::handover;
+use crate::handover;
 
 /// A VMM answers in milliseconds; one that is stopped in a debugger does not hang its agent.
 const ANSWER_TIME: Duration = Duration::from_secs(10);

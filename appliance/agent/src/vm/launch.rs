@@ -1,0 +1,24 @@
+//! Starts the VMM of a VM of this host with what the pool knows of its neighbours and its lease.
+
+use std::net::UdpSocket;
+
+use anyhow::Result;
+use rebec_host::process::{self, Beginning, Machine, Process, Programs, STATIONS_MAX};
+
+use super::{LocalVm, lease, ports};
+use crate::agent::Agent;
+
+/// Starts the VMM of a VM whose folder is ready, with a socket for each of its NICs, and waits until it answers; it knows its neighbours
+/// and its lease then.
+pub async fn start(agent: &Agent, vm: &LocalVm, how: Beginning, ports: Vec<UdpSocket>) -> Result<Process> {
+    let kept = vm.kept();
+    let stations = ports::neighbours(agent, &kept.body);
+    let programs = Programs { vmm: &agent.options.vmm, depot: &agent.depot, limits: &agent.limits };
+    let ports = kept.endpoints.iter().copied().zip(ports).collect();
+    let machine = Machine { id: kept.id, folder: &vm.folder, body: &kept.body, ports, stations: &stations };
+    let process = process::start(&programs, machine, how).await?;
+    lease::tell(vm).await;
+    vm.console.started();
+    vm.fdb(|fdb| *fdb = stations.into_iter().take(STATIONS_MAX).collect());
+    Ok(process)
+}

@@ -1,0 +1,38 @@
+//! What one machine does: parts on its disk, VMM processes and their sockets, connections into guests, limits. It knows no pool: whom to ask
+//! for a part, what a VM is and whether it may run are told to it. How a VM comes to be:
+//!
+//! ```text
+//! depot (parts by digest) -> derived (made of them once) -> seed, sockets, ledger -> handover -> process (a VMM, in its limits)
+//!                                                                       control, console, forward: what is said to it later
+//! ```
+
+pub mod console;
+pub mod control;
+pub mod depot;
+pub mod derived;
+pub mod facts;
+pub mod forward;
+pub mod handover;
+pub mod ledger;
+pub mod limits;
+pub mod process;
+pub mod said;
+pub mod seed;
+pub mod sockets;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rebec_api::{ApiError, ErrorCode};
+
+/// An error of this machine, as the API says it.
+pub fn failed(error: &anyhow::Error) -> ApiError {
+    match error.downcast_ref::<ApiError>() {
+        Some(api) => api.clone(),
+        None => ApiError::new(ErrorCode::Failed, format!("{error:#}")),
+    }
+}
+
+/// A lock whose holder cannot leave it in a half-changed state.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
