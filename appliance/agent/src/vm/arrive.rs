@@ -39,7 +39,7 @@ pub async fn prepare(agent: &Arc<Agent>, from: Key, offer: Offer, reporter: &Rep
     agent.merge(offer.records);
     let (home, body) = start::desired(agent, offer.vm)?;
     let (name, epoch) = (body.name.clone(), offer.epoch.saturating_add(1));
-    start::gather(agent, &body.image, agent.peer(&from).as_slice(), reporter).await?;
+    start::gather(agent, &body.image, Some(from), reporter).await?;
     let gone = || agent.local_vm(&offer.vm).is_none_or(|vm| vm.want() != Want::Gone);
     if !gone() {
         reporter.progress("waiting until what it left here has gone", 0, 0);
