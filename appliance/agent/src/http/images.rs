@@ -159,7 +159,8 @@ pub async fn remove(State(agent): State<Arc<Agent>>, Path(name): Path<String>) -
     Ok(())
 }
 
-fn needed(book: &rebec_book::Book) -> BTreeSet<Digest> {
+/// The parts of all images, and of all VMs.
+pub fn needed(book: &rebec_book::Book) -> BTreeSet<Digest> {
     let images = view::images(book).into_iter().flat_map(|image| start::parts(image.body));
     let vms = view::vms(book).into_iter().flat_map(|vm| start::parts(&vm.body.image));
     images.chain(vms).map(|part| part.digest).collect()
