@@ -7,7 +7,8 @@
 //!        ledger        who may run it (docs/formats/ledger.md)
 //!        control.sock, console.sock      the VMM's
 //!        arrive.sock   where it arrives, if it does
-//!        console.log, vmm.log            what the guest and the VMM said
+//!        console.log, vmm.log            what the guest and the VMM said; what is long is cut, its end kept in *.log.1
+//! vms/.gone-ID         a VM that is being removed
 //! ```
 
 pub mod adopt;
