@@ -24,6 +24,7 @@ mod run;
 mod screen;
 mod store;
 mod tokens;
+mod upkeep;
 mod vm;
 
 use rebec_host::{depot, derived, facts};

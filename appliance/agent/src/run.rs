@@ -22,6 +22,7 @@ use crate::{
     mesh::{Mesh, Serve, bulk, exchange},
     pool, screen,
     store::Store,
+    upkeep,
     vm::{Want, adopt, grants, keeper, lease, ports, stop},
 };
 
@@ -109,6 +110,7 @@ async fn serve(options: Options) -> Result<()> {
     tokio::spawn(lease::run(agent.clone()));
     tokio::spawn(keeper::run(agent.clone()));
     tokio::spawn(watch_facts(agent.clone()));
+    tokio::spawn(upkeep::run(agent.clone()));
     if let Some(path) = agent.options.screen.clone() {
         tokio::spawn(screen::run(agent.clone(), path));
     }

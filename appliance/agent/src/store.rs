@@ -10,6 +10,7 @@ use rebec_book::{
     key::{Id, Name},
     record::RecordKey,
 };
+use rebec_host::reserve::Reserve;
 use rebec_pool::lease::Charge;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
@@ -33,6 +34,7 @@ pub enum Durable {
 /// The open file.
 pub struct Store {
     db: Database,
+    reserve: Reserve,
 }
 
 impl Store {
@@ -45,7 +47,7 @@ impl Store {
             }
             other => anyhow!(other).context(format!("open {}", path.display())),
         })?;
-        let store = Self { db };
+        let store = Self { db, reserve: Reserve::of(state) };
         store.write("make its tables", |tx| {
             tx.open_table(RECORDS)?;
             tx.open_table(FACTS)?;
@@ -133,7 +135,7 @@ impl Store {
     where
         T: Serialize + DeserializeOwned + Default,
     {
-        let tx = self.db.begin_write().with_context(|| format!("store: change {name}"))?;
+        let tx = self.begin().with_context(|| format!("store: change {name}"))?;
         let mut table = tx.open_table(FACTS)?;
         let mut value: T = match table.get(name)? {
             Some(bytes) => serde_json::from_slice(bytes.value()).with_context(|| format!("store: understand {name}"))?,
@@ -161,7 +163,7 @@ impl Store {
     /// Changes what is known of one, or leaves it where the change is refused. Who changes it at the same time waits.
     pub fn change_charge<E>(&self, vm: &Id, change: impl FnOnce(Option<&Charge>) -> Result<Charge, E>) -> Result<Result<Charge, E>> {
         let what = || format!("store: change the charge of VM {vm}");
-        let tx = self.db.begin_write().with_context(what)?;
+        let tx = self.begin().with_context(what)?;
         let mut table = tx.open_table(CHARGES)?;
         let before: Option<Charge> = match table.get(vm.0.as_slice())? {
             Some(bytes) => Some(serde_json::from_slice(bytes.value()).with_context(what)?),
@@ -187,6 +189,12 @@ impl Store {
         })
     }
 
+    /// A write that finds no room leaves the database unusable until it is opened again.
+    fn begin(&self) -> Result<redb::WriteTransaction, redb::TransactionError> {
+        self.reserve.make_room();
+        self.db.begin_write()
+    }
+
     fn write(&self, what: &str, change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>) -> Result<()> {
         self.write_as(Durable::Now, what, change)
     }
@@ -198,7 +206,7 @@ impl Store {
         change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<()> {
         let attempt = || -> Result<(), redb::Error> {
-            let mut tx = self.db.begin_write()?;
+            let mut tx = self.begin()?;
             if durable == Durable::Later {
                 tx.set_durability(redb::Durability::None)?;
             }

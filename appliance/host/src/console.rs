@@ -15,8 +15,8 @@ use tokio::{
     sync::{Notify, broadcast, mpsc},
 };
 
-/// When the file reaches this length it becomes `console.log.1` and a new one begins.
-const LOG_BYTES: u64 = 1 << 20;
+use crate::said::{self, FILE_BYTES};
+
 /// Chunks that a slow listener may lag behind before it loses some.
 const CHUNKS_MAX: usize = 256;
 /// What listeners typed and the guest has not read yet.
@@ -24,7 +24,7 @@ const TYPED_MAX: usize = 64;
 /// Between two tries to reach a VMM that is not there; it keeps 64 KiB for a reader who is late.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The console of one VM.
+/// The console of one VM. When `console.log` is long it becomes `console.log.1` and a new one begins.
 pub struct Console {
     said: broadcast::Sender<Bytes>,
     typed: mpsc::Sender<Bytes>,
@@ -94,7 +94,10 @@ async fn converse(stream: UnixStream, folder: &Path, said: &broadcast::Sender<By
                 if count == 0 {
                     return Ok(());
                 }
-                append(folder, &buffer[..count])?;
+                // A full disk keeps nobody from his console.
+                if let Err(error) = append(folder, &buffer[..count]) {
+                    log::debug!("console in {}: not kept: {error}", folder.display());
+                }
                 // Nobody listens: that is what the file is for.
                 said.send(Bytes::copy_from_slice(&buffer[..count])).unwrap_or_default();
             }
@@ -109,8 +112,8 @@ async fn converse(stream: UnixStream, folder: &Path, said: &broadcast::Sender<By
 fn append(folder: &Path, bytes: &[u8]) -> io::Result<()> {
     let path = folder.join("console.log");
     let mut file = std::fs::File::options().create(true).append(true).open(&path)?;
-    if file.metadata()?.len() >= LOG_BYTES {
-        std::fs::rename(&path, folder.join("console.log.1"))?;
+    if file.metadata()?.len() >= FILE_BYTES {
+        std::fs::rename(&path, said::before(&path))?;
         file = std::fs::File::options().create(true).append(true).open(&path)?;
     }
     file.write_all(bytes)

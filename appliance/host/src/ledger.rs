@@ -1,10 +1,16 @@
 //! The ledger of a VM that no VMM has open: who may run it, by the last record. While a VMM runs, the file is that VMM's alone.
 
-use std::{fs, io::Write, path::Path};
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 use rebec_book::key::Id;
 use rebec_migrate::ledger::{self, MoveId, Record, Right, VmId};
+use rustix::fs::{FallocateFlags, fallocate};
+
+use crate::reserve::{self, Reserve};
+
+/// Room that a ledger has from its beginning, so that a full disk does not keep a VMM from writing: as many records as many moves make.
+const ROOM_BYTES: u64 = 64 << 10;
 
 /// What the last record says; none where nothing was ever written.
 pub fn last(folder: &Path) -> Result<Option<Right>> {
@@ -33,11 +39,14 @@ pub fn open(folder: &Path) -> Result<fs::File> {
     let path = folder.join("ledger");
     let open = || {
         let file = fs::File::options().read(true).append(true).create(true).open(&path)?;
+        // Where the file system cannot, its records take what room they find.
+        fallocate(&file, FallocateFlags::KEEP_SIZE, 0, ROOM_BYTES).unwrap_or_default();
         // The name must be as durable as the records that will follow.
         fs::File::open(folder)?.sync_all()?;
         Ok::<_, std::io::Error>(file)
     };
-    open().with_context(|| format!("open {}", path.display()))
+    let opened = Reserve::of_vm(folder).write(|| Ok(open()?));
+    opened.with_context(|| format!("open {}", path.display()))
 }
 
 /// Begins the ledger of a VM that starts here for the first time, under the name that the pool knows it by. [`open`], before anyone acts on it, makes
@@ -48,9 +57,6 @@ pub fn begin(folder: &Path, id: &Id, epoch: u64) -> Result<()> {
         return Ok(());
     }
     let first = Record { right: Right::Holding, vm: VmId(id.0), epoch: epoch.max(1), move_id: MoveId::NONE };
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
-    file.write_all(&first.to_bytes())?;
-    file.as_file().sync_all()?;
-    file.persist(&path).with_context(|| format!("write {}", path.display()))?;
-    Ok(())
+    let write = || reserve::replace(&path, &first.to_bytes());
+    Reserve::of_vm(folder).write(write).with_context(|| format!("write {}", path.display()))
 }

@@ -65,6 +65,16 @@ impl Limits {
         Ok(Some(group))
     }
 
+    /// Kills all that is in the group of a VM.
+    pub fn kill(&self, id: &Id) {
+        if let Some(all) = &self.group
+            && let Err(error) = fs::write(all.join(id.to_string()).join("cgroup.kill"), "1")
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            log::warn!("kill the control group of VM {}: {error}", id.short());
+        }
+    }
+
     /// Removes the group of a VM that has ended. One whose last process is still on its way out stays for the VM's next start, or the
     /// agent's.
     pub fn remove(&self, id: &Id) {

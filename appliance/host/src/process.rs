@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     fs::File,
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
-    os::unix::net::{UnixListener, UnixStream},
+    os::unix::{
+        ffi::OsStrExt,
+        net::{UnixListener, UnixStream},
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -12,7 +15,11 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rebec_book::{key::Id, record::VmBody};
 use rebec_vmm_api::MacAddr;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
 use tokio::{process::Child, sync::oneshot};
 
 use crate::{control::Control, depot::Depot, derived::Derived, handover::Handover, ledger, limits::Limits, said};
@@ -28,6 +35,8 @@ const GONE_TIME: Duration = Duration::from_secs(5);
 const LOOK_PERIOD: Duration = Duration::from_millis(2);
 /// Of the log, what is told when a VMM does not start.
 const LAST_WORDS_BYTES: u64 = 500;
+/// Of the log, what is searched for why a VMM ended.
+const END_WORDS_BYTES: u64 = 64 << 10;
 
 /// What every VMM of this machine is started with.
 pub struct Programs<'a> {
@@ -64,6 +73,26 @@ pub struct Place {
 
 /// Stations and where they are.
 pub type Stations = BTreeMap<MacAddr, Place>;
+
+/// Kills a VMM that does not answer; what it forked goes with it. Not a process that has got its number meanwhile: `pid` was the VMM of
+/// `folder`. Whether there was anything to kill.
+pub fn kill(pid: u32, folder: &Path) -> Result<bool> {
+    let Some(number) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(false) };
+    let process = match pidfd_open(number, PidfdFlags::empty()) {
+        Err(Errno::SRCH) => return Ok(false),
+        opened => opened.context("reach its process")?,
+    };
+    // Read while the descriptor holds the process: if this is about another one, the VMM has gone and the signal reaches nobody.
+    let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let control = folder.join("control.sock");
+    if !words.split(|byte| *byte == 0).any(|word| word == control.as_os_str().as_bytes()) {
+        return Ok(false);
+    }
+    match pidfd_send_signal(&process, Signal::KILL) {
+        Err(Errno::SRCH) => Ok(false),
+        sent => sent.map(|()| true).context("kill its process"),
+    }
+}
 
 /// How a VMM is to begin.
 pub enum Beginning {
@@ -206,12 +235,12 @@ pub struct Adopted {
 impl Process {
     /// A VMM that runs already.
     pub fn adopt(pid: u32, folder: &Path) -> Result<Self> {
-        let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw).context("its pid is not one")?;
-        let fd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).context("watch its process")?;
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).context("its pid is not one")?;
+        let fd = pidfd_open(pid, PidfdFlags::empty()).context("watch its process")?;
         let (ended, end) = oneshot::channel();
         let wait = move || {
             let mut watched = [PollFd::new(&fd, PollFlags::IN)];
-            while matches!(poll(&mut watched, None), Err(rustix::io::Errno::INTR)) {}
+            while matches!(poll(&mut watched, None), Err(Errno::INTR)) {}
             // A watcher that has gone does not want to know.
             ended.send(()).unwrap_or_default();
         };
@@ -236,9 +265,34 @@ impl Process {
 impl Adopted {
     /// A VMM that ends by itself takes its control socket away, and says why if it failed; one that was killed does neither.
     fn ended_well(&self) -> bool {
-        let log = std::fs::read(self.folder.join("vmm.log")).unwrap_or_default();
-        let said = log.get(usize::try_from(self.said_bytes).unwrap_or(usize::MAX)..).unwrap_or_default();
-        let failed = said.split(|byte| *byte == b'\n').any(|line| line.starts_with(b"rebec-vmm: "));
+        let said = said::tail_after(&self.folder.join("vmm.log"), self.said_bytes, END_WORDS_BYTES).unwrap_or_default();
+        let failed = said.lines().any(|line| line.starts_with("rebec-vmm: "));
         !failed && !self.folder.join("control.sock").exists()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_vmm_of_a_folder_is_killed() {
+        let folder = Path::new("/nowhere/vms/1");
+        let sleep = |word: &str| {
+            let mut command = std::process::Command::new("sh");
+            command.args(["-c", "kill -STOP $$", "sh", word]).spawn().unwrap()
+        };
+        let (mut vmm, mut other) = (sleep("/nowhere/vms/1/control.sock"), sleep("/nowhere/vms/2/control.sock"));
+        // Until both are what they will be: a child is a copy of this process at first.
+        while [&vmm, &other].iter().any(|child| !std::fs::read(format!("/proc/{}/cmdline", child.id())).unwrap().starts_with(b"sh\0")) {
+            std::thread::sleep(LOOK_PERIOD);
+        }
+        assert!(!kill(other.id(), folder).unwrap());
+        assert!(other.try_wait().unwrap().is_none());
+        assert!(kill(vmm.id(), folder).unwrap());
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&vmm.wait().unwrap()), Some(9));
+        assert!(!kill(vmm.id(), folder).unwrap());
+        other.kill().unwrap();
+        other.wait().unwrap();
     }
 }

@@ -93,7 +93,7 @@ impl Bundle {
     /// Under its id: a name may hold anything.
     fn vm(&mut self, vm: &LocalVm) -> Result<()> {
         let id = vm.id();
-        for file in ["vmm.log", "console.log.1", "console.log"] {
+        for file in ["vmm.log.1", "vmm.log", "console.log.1", "console.log"] {
             if let Ok(tail) = said::tail_of(&vm.folder.join(file), TAIL_BYTES) {
                 self.text(&format!("vms/{id}/{file}"), &tail)?;
             }

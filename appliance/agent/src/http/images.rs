@@ -163,7 +163,8 @@ pub async fn remove(State(agent): State<Arc<Agent>>, Extension(granted): Extensi
     Ok(())
 }
 
-fn needed(book: &rebec_book::Book) -> BTreeSet<Digest> {
+/// The parts of all images, and of all VMs.
+pub fn needed(book: &rebec_book::Book) -> BTreeSet<Digest> {
     let images = view::images(book).into_iter().flat_map(|image| image.body.parts());
     let vms = view::vms(book).into_iter().flat_map(|vm| vm.body.image.parts());
     images.chain(vms).map(|part| part.digest).collect()

@@ -4,6 +4,7 @@
 use std::{fs, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
+use rebec_host::folders;
 
 use super::{Kept, LocalVm, Want, process::Process, stop, watch};
 use crate::{
@@ -15,11 +16,11 @@ use crate::{
 pub async fn all(agent: &Arc<Agent>) -> Result<()> {
     let folder = agent.options.state.join("vms");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    folders::sweep(&folder).with_context(|| format!("sweep {}", folder.display()))?;
     for entry in fs::read_dir(&folder)? {
         let path = entry?.path();
         match read(&path) {
             Ok(kept) => one(agent, &path, kept).await,
-            // A folder without its file was being made or removed: nothing in it was ever acknowledged.
             Err(error) => log::warn!("{}: left alone: {error:#}", path.display()),
         }
     }

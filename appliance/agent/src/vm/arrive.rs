@@ -75,7 +75,7 @@ pub async fn prepare(agent: &Arc<Agent>, granted: Granted, reporter: &Reporter) 
     };
     let (home, body) = start::desired(agent, id)?;
     let (name, epoch) = (body.name.clone(), epoch.saturating_add(1));
-    start::gather(agent, &body.image, agent.peer(&from).as_slice(), reporter).await?;
+    start::gather(agent, &body.image, Some(from), reporter).await?;
     let gone = || agent.local_vm(&id).is_none_or(|vm| vm.want() != Want::Gone);
     if !gone() {
         reporter.progress("waiting until what it left here has gone", 0, 0);

@@ -7,7 +7,8 @@
 //!        ledger        who may run it (docs/formats/ledger.md)
 //!        control.sock, console.sock      the VMM's
 //!        arrive.sock   where it arrives, if it does
-//!        console.log, vmm.log            what the guest and the VMM said
+//!        console.log, vmm.log            what the guest and the VMM said; what is long is cut, its end kept in *.log.1
+//! vms/.gone-ID         a VM that is being removed
 //! ```
 
 pub mod adopt;
@@ -36,6 +37,7 @@ use rebec_book::{
     key::Id,
     record::{Kind, REASON_BYTES_MAX, SeenBody, SeenState, VmBody},
 };
+use rebec_host::reserve::{self, Reserve};
 pub use rebec_host::{console, control, failed, ledger, process, seed, sockets};
 use serde::{Deserialize, Serialize};
 
@@ -249,13 +251,6 @@ pub fn folder(state: &Path, id: &Id) -> PathBuf {
 /// Writes `vm.json`: whole or as it was.
 pub fn write_kept(folder: &Path, kept: &Kept) -> Result<()> {
     let path = folder.join("vm.json");
-    let write = || -> Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer(&mut file, kept)?;
-        file.as_file().sync_all()?;
-        file.persist(&path)?;
-        std::fs::File::open(folder)?.sync_all()?;
-        Ok(())
-    };
-    write().with_context(|| format!("write {}", path.display()))
+    let bytes = serde_json::to_vec(kept)?;
+    Reserve::of_vm(folder).write(|| reserve::replace(&path, &bytes)).with_context(|| format!("write {}", path.display()))
 }

@@ -5,12 +5,13 @@ use std::{fs, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Durat
 use anyhow::{Context, Result};
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
-    Signed,
+    Key, Signed,
     key::Id,
     record::{ImageBody, Kind, PartRef, RecordKey, SeenState, VmBody},
-    view,
+    view::{self, HostView},
 };
 use rebec_devices::disk::{BackingName, Disk, ImageFormat};
+use rebec_host::depot::{Nearness, nearest_first};
 use rebec_pool::lease::Stance;
 
 use super::{
@@ -39,7 +40,7 @@ const LEFT_TIME: Duration = Duration::from_secs(30);
 pub async fn start(agent: &Arc<Agent>, id: Id, order: Order, reporter: &Reporter) -> Result<(), ApiError> {
     let (home, body) = desired(agent, id)?;
     require_assigned(agent, id, &body.name, order.epoch)?;
-    gather(agent, &body.image, &[], reporter).await?;
+    gather(agent, &body.image, None, reporter).await?;
     let here = agent.local_vm(&id).map(|vm| vm.kept());
     let is_grant = body.keeper.is_some() && order.epoch > here.as_ref().map_or(1, |here| here.epoch);
     let kept = match here {
@@ -133,11 +134,10 @@ pub fn place_here(agent: &Arc<Agent>, kept: Kept) -> Result<Arc<LocalVm>, ApiErr
     Ok(vm)
 }
 
-/// Gets the parts of an image that are not here, from `first` or whoever holds them.
-pub async fn gather(agent: &Arc<Agent>, image: &ImageBody, first: &[Peer], reporter: &Reporter) -> Result<(), ApiError> {
+/// Gets the parts of an image that are not here, from whoever holds them; `sender` sends a VM that stands on it.
+pub async fn gather(agent: &Arc<Agent>, image: &ImageBody, sender: Option<Key>, reporter: &Reporter) -> Result<(), ApiError> {
     for part in image.parts() {
-        let holders =
-            holders(agent, &part).into_iter().chain(first.iter().cloned()).map(|peer| Over::holder(agent, peer)).collect::<Vec<_>>();
+        let holders: Vec<_> = holders(agent, &part, sender).into_iter().map(|peer| Over::holder(agent, peer)).collect();
         let phase = |from: &str, done, total| reporter.progress(format!("fetching image {} from {from}", image.name), done, total);
         agent.depot.fetch(&part, &holders, phase).await?;
     }
@@ -145,17 +145,21 @@ pub async fn gather(agent: &Arc<Agent>, image: &ImageBody, first: &[Peer], repor
     Ok(())
 }
 
-/// Hosts that hold a part and answer: own domain first.
-fn holders(agent: &Agent, part: &PartRef) -> Vec<Peer> {
+/// Hosts that hold a part and answer: own domain first, then who sends the VM that needs it, whatever it says that it holds.
+fn holders(agent: &Agent, part: &PartRef, sender: Option<Key>) -> Vec<Peer> {
     let own = agent.key();
     let found = agent.book(|book| {
         let domain = book.own_domain();
-        let mut hosts: Vec<_> = view::hosts(book);
-        hosts.retain(|host| host.key != own && view::parts(book, &host.key).any(|digest| *digest == part.digest));
-        hosts.sort_by_key(|host| Some(host.domain) != domain);
-        hosts.into_iter().map(|host| host.key).collect::<Vec<_>>()
+        let holds = |host: &HostView<'_>| view::parts(book, &host.key).any(|digest| *digest == part.digest);
+        let hosts = view::hosts(book).into_iter().filter(|host| host.key != own && (holds(host) || Some(host.key) == sender));
+        let near = hosts.map(|host| match host.key {
+            key if Some(host.domain) == domain => (Nearness::Own, key),
+            key if Some(key) == sender => (Nearness::Sender, key),
+            key => (Nearness::Other, key),
+        });
+        nearest_first(near.collect())
     });
-    found.unwrap_or_default().iter().filter(|key| agent.answers(key)).filter_map(|key| agent.peer(key)).collect()
+    found.unwrap_or_default().iter().filter(|key| Some(**key) == sender || agent.answers(key)).filter_map(|key| agent.peer(key)).collect()
 }
 
 /// What a VM may come to take on the host's disk beside its image.

@@ -8,13 +8,15 @@ use std::{
 use rebec_api::{ApiError, ErrorCode, vm::StopVm};
 use rebec_vmm_api::control::{self, Command, ControlError};
 
-use super::{LocalVm, Want, failed, lease};
+use super::{LocalVm, Want, failed, lease, process};
 use crate::{agent::Agent, jobs::Reporter};
 
 /// How long a guest has where nobody said.
 const PATIENCE: Duration = Duration::from_secs(StopVm::DEFAULT_TIMEOUT_S as u64);
 /// How long a VMM may take to end.
 const END_TIME: Duration = Duration::from_secs(10);
+/// How long one may take that was killed.
+const KILL_TIME: Duration = Duration::from_secs(5);
 
 /// Ends a VM whose guest has `patience` to do so itself; none is a cut at once, also while another waits for the guest.
 pub async fn stop(agent: &Arc<Agent>, vm: &Arc<LocalVm>, patience: Duration, reporter: Option<&Reporter>) -> Result<(), ApiError> {
@@ -32,28 +34,38 @@ pub async fn stop(agent: &Arc<Agent>, vm: &Arc<LocalVm>, patience: Duration, rep
         _ => return Err(busy()),
     }
     let refused = if patience.is_zero() { None } else { ask_guest(agent, vm, patience, reporter).await.err() };
-    if vm.seen().pid != 0 {
-        cut_power(agent, vm).await?;
-    }
+    let was_killed = vm.seen().pid != 0 && cut_power(agent, vm).await?;
     let why = refused.map_or_else(|| ", as was asked for".to_owned(), |why| format!(": {why}"));
     let was_cut = vm.power_cut.load(Ordering::Relaxed);
     vm.say(agent, |seen| {
-        seen.reason =
-            Some(if was_cut { format!("its power was cut{why}") } else { "its guest powered itself off, as was asked for".to_owned() });
+        seen.reason = Some(if was_killed {
+            format!("its VMM did not answer and was killed{why}")
+        } else if was_cut {
+            format!("its power was cut{why}")
+        } else {
+            "its guest powered itself off, as was asked for".to_owned()
+        });
     });
     // Its keeper should know at once that it is not to be started elsewhere.
     tokio::spawn(lease::renew(agent.clone(), vm.clone()));
     Ok(())
 }
 
-async fn cut_power(agent: &Agent, vm: &Arc<LocalVm>) -> Result<(), ApiError> {
+/// Ends the VMM. Whether it had to be killed.
+async fn cut_power(agent: &Agent, vm: &Arc<LocalVm>) -> Result<bool, ApiError> {
     vm.power_cut.store(true, Ordering::Relaxed);
     let name = vm.name();
     if let Err(error) = vm.talk(|control| control.tell(Command::Stop)).await {
         log::warn!("vm {name}: stop: {error:#}");
     }
-    let late = || ApiError::new(ErrorCode::Failed, format!("VM {name}: its VMM did not end within {} s", END_TIME.as_secs()));
-    if agent.until(END_TIME, || vm.seen().pid == 0).await { Ok(()) } else { Err(late()) }
+    if agent.until(END_TIME, || vm.seen().pid == 0).await {
+        return Ok(false);
+    }
+    log::warn!("vm {name}: its VMM did not end within {} s and is killed", END_TIME.as_secs());
+    let was_there = process::kill(vm.seen().pid, &vm.folder).map_err(|error| failed(&error))?;
+    agent.limits.kill(&vm.id());
+    let late = || ApiError::new(ErrorCode::Failed, format!("VM {name}: its VMM did not end when it was killed; does its disk answer?"));
+    if agent.until(KILL_TIME, || vm.seen().pid == 0).await { Ok(was_there) } else { Err(late()) }
 }
 
 /// Sees the end through that an earlier agent had begun.

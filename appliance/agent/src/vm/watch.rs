@@ -1,8 +1,9 @@
 //! Watches a VMM: says how its VM is, and what happens at its end.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use rebec_book::record::{Kind, SeenState};
+use rebec_host::folders;
 use rebec_migrate::ledger::Right;
 use rebec_vmm_api::control::{Command, VmState};
 
@@ -235,7 +236,11 @@ pub fn remove(agent: &Agent, vm: &LocalVm) {
     let id = vm.id();
     lock(&agent.vms).remove(&id);
     agent.limits.remove(&id);
-    if let Err(error) = fs::remove_dir_all(&vm.folder) {
+    // One that did not hear that it was to end is not to run on without its folder.
+    if let Err(error) = process::kill(vm.seen().pid, &vm.folder) {
+        log::error!("vm {}: {error:#}", vm.name());
+    }
+    if let Err(error) = folders::remove(&vm.folder) {
         log::error!("vm {}: remove {}: {error}", vm.name(), vm.folder.display());
     }
     let kept = vm.kept();
