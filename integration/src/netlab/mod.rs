@@ -17,6 +17,7 @@ pub mod console;
 pub mod debian;
 pub mod demo;
 pub mod guest;
+pub mod hostile;
 pub mod lab;
 pub mod meddler;
 pub mod peer;
