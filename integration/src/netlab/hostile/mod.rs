@@ -76,18 +76,21 @@ impl Hostile {
 
     /// Asks a host and hears its answer.
     pub fn asks(&self, host: &str, question: &Question) -> Result<Answer> {
-        self.connects(host)?
-            .ask(&question.request()?)
-            .with_context(|| format!("host {host}: {}", question.request().map_or_else(|_| String::new(), |request| request.path)))
+        let request = question.request()?;
+        self.connects(host)?.ask(&request).with_context(|| format!("host {host}: {}", request.path))
     }
 
     /// Asks what must be refused, by word or because the job that begins comes to nothing.
     pub fn is_refused(&self, host: &str, question: &Question) -> Result<()> {
-        let answer = self.asks(host, question)?;
+        let path = question.request()?.path;
+        self.comes_to_nothing(host, &path, &self.asks(host, question)?)
+    }
+
+    /// The same of an answer that has been heard.
+    pub fn comes_to_nothing(&self, host: &str, path: &str, answer: &Answer) -> Result<()> {
         if !answer.is_granted() {
             return Ok(());
         }
-        let path = question.request()?.path;
         let job: Value = if answer.status == 202 { serde_json::from_slice(&answer.body).context("a job")? } else { Value::Null };
         let Some(id) = job["id"].as_str() else {
             bail!("host {host} granted {path}: {} {}", answer.status, answer.text());

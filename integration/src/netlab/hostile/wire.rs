@@ -44,7 +44,7 @@ impl Answer {
 
     /// The body, as far as a message has room for it.
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body).chars().take(300).collect()
+        String::from_utf8_lossy(&self.body).chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(160).collect()
     }
 }
 
