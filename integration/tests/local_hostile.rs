@@ -110,6 +110,11 @@ fn a_stranger_commands_no_vm_of_another_domain() -> Result<()> {
 
     findings.of("a keeper is told to start what was stopped", eve.is_refused("a1", &Question::Restart(victim("idle")?.id)));
 
+    let kept = Vm::new(&eve.host, 3, "kept", web.kernel()).kept_by(eve.known()?.host("a1")?.0);
+    eve.tells(&both, &[eve.host.vm(&kept)?])?;
+    findings.of("a host keeps a VM of another domain because its record says so", eve.is_refused("a1", &Question::Promise(kept.id, 1)));
+    findings.of("a domain signs that a host of another domain has left", eve.is_refused("a1", &Question::Leave));
+
     // Names belong to domains.
     let own = Vm::new(&eve.host, 2, "steady", web.kernel());
     eve.tells(&both, &[eve.host.vm(&own)?])?;

@@ -12,7 +12,10 @@ pub mod speech;
 pub mod trap;
 pub mod wire;
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket},
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
@@ -74,10 +77,20 @@ impl Hostile {
         Connection::open(&self.entrance, &writer.secret(), key.0, address)
     }
 
+    /// Connects to a host, so many times at once, and says nothing.
+    pub fn knocks(&self, host: &str, times: usize) -> Result<Vec<TcpStream>> {
+        let (_, address) = self.known()?.host(host)?;
+        Ok(self.entrance.within(move || (0..times).map(|_| TcpStream::connect(address)).collect::<io::Result<_>>())??)
+    }
+
     /// Asks a host and hears its answer.
     pub fn asks(&self, host: &str, question: &Question) -> Result<Answer> {
         let request = question.request()?;
-        self.connects(host)?.ask(&request).with_context(|| format!("host {host}: {}", request.path))
+        let answer = self.connects(host)?.ask(&request).with_context(|| format!("host {host}: {}", request.path))?;
+        // What is not understood is not refused: such an attack would show nothing.
+        let misunderstood = question.is_between_hosts() && answer.says_nonsense();
+        ensure!(!misunderstood, "host {host} does not understand {}: {} {}", request.path, answer.status, answer.text());
+        Ok(answer)
     }
 
     /// Asks what must be refused, by word or because the job that begins comes to nothing.

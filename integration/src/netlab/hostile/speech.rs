@@ -25,9 +25,6 @@ use serde_json::{Value, json};
 
 /// Where a host asks another for a part.
 pub const PART_PATH: &str = "/internal/parts/";
-/// More than a record of many small ones takes, signature and key included.
-pub const RECORD_BYTES_MAX: usize = rebec_pool::record::BYTES_MAX;
-
 /// A signed record.
 pub type Said = Signed;
 
@@ -172,9 +169,9 @@ impl Vm {
         self
     }
 
-    /// With a long text in it.
-    pub fn with_text(mut self, bytes: usize) -> Self {
-        self.body.cmdline = "x".repeat(bytes);
+    /// With a keeper.
+    pub fn kept_by(mut self, keeper: Key) -> Self {
+        self.body.keeper = Some(keeper);
         self
     }
 
@@ -202,6 +199,8 @@ pub enum Question {
     Book,
     /// Know this.
     Records(Vec<Said>),
+    /// I leave.
+    Leave,
     /// Start this VM.
     Start(Id, u64),
     /// Remove this VM.
@@ -253,12 +252,18 @@ impl Question {
         Self::User("POST", "/v1/pool/leave".to_owned(), json!({}))
     }
 
+    /// Whether it is for agents; users ask the others.
+    pub fn is_between_hosts(&self) -> bool {
+        !matches!(self, Self::User(..) | Self::Console(_))
+    }
+
     /// As it is sent.
     pub fn request(&self) -> Result<Request> {
         let internal = |what: &str, body: Value| ("POST", format!("/internal/{what}"), body);
         let (method, path, body) = match self {
             Self::Book => internal("exchange", json!({"hash": Name([0; 32]).to_string(), "stamps": []})),
             Self::Records(records) => internal("records", json!({ "records": records })),
+            Self::Leave => internal("leave", json!({})),
             Self::Start(vm, epoch) => internal("starts", json!({"vm": vm, "epoch": epoch, "records": []})),
             Self::Remove(vm) => internal("removals", json!({ "vm": vm })),
             Self::Restart(vm) => internal("restarts", json!({ "vm": vm })),

@@ -42,6 +42,11 @@ impl Answer {
         (100..300).contains(&self.status)
     }
 
+    /// Whether the host says that there is no such question, or that it has another form.
+    pub fn says_nonsense(&self) -> bool {
+        matches!(self.status, 400 | 405 | 415 | 422) || self.status == 404 && self.text().contains("this API has no")
+    }
+
     /// The body, as far as a message has room for it.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(160).collect()
