@@ -189,9 +189,37 @@ impl Machine {
         self.namespace.within(body)
     }
 
+    /// A way into its network.
+    pub fn entrance(&self) -> Entrance {
+        self.namespace.entrance()
+    }
+
     /// As [`Machine::within`], without waiting for the end.
     pub fn thread<T: Send + 'static>(&self, body: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<Result<T>> {
-        self.namespace.thread(body)
+        self.entrance().thread(body)
+    }
+}
+
+/// A way into a machine's network, for whoever is not to hold on to the machine.
+#[derive(Debug, Clone)]
+pub struct Entrance {
+    path: PathBuf,
+}
+
+impl Entrance {
+    /// Runs a closure in a thread whose sockets are the machine's.
+    pub fn within<T: Send + 'static>(&self, body: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+        self.thread(body).join().map_err(|_| anyhow!("a thread in {} panicked", self.path.display()))?
+    }
+
+    /// As [`Entrance::within`], without waiting for the end.
+    pub fn thread<T: Send + 'static>(&self, body: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<Result<T>> {
+        let path = self.path.clone();
+        thread::spawn(move || {
+            let file = fs::File::open(&path).with_context(|| format!("open {}", path.display()))?;
+            setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("enter {}", path.display()))?;
+            Ok(body())
+        })
     }
 }
 
@@ -211,8 +239,8 @@ impl Namespace {
         Ok(namespace)
     }
 
-    fn path(&self) -> PathBuf {
-        Path::new("/run/netns").join(&self.name)
+    fn entrance(&self) -> Entrance {
+        Entrance { path: Path::new("/run/netns").join(&self.name) }
     }
 
     fn ip(&self, arguments: &[&str]) -> Result<String> {
@@ -245,16 +273,7 @@ impl Namespace {
     }
 
     fn within<T: Send + 'static>(&self, body: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-        self.thread(body).join().map_err(|_| anyhow!("a thread in namespace {} panicked", self.name))?
-    }
-
-    fn thread<T: Send + 'static>(&self, body: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<Result<T>> {
-        let path = self.path();
-        thread::spawn(move || {
-            let file = fs::File::open(&path).with_context(|| format!("open {}", path.display()))?;
-            setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("enter {}", path.display()))?;
-            Ok(body())
-        })
+        self.entrance().within(body)
     }
 }
 

@@ -10,6 +10,8 @@
 //!   │        ┌ veth, shaped ┘
 //!   └── machine b (namespace) ── rebec-vmm receive
 //! ```
+//! Machines may also run agents of a pool (`agents`), and a member that means no good (`hostile`).
+//!
 //! Needs root, `ip` and `tc`. Everything ends with its owner's `Drop`; what a killed run left is removed by `clean`.
 
 pub mod agents;
@@ -17,6 +19,7 @@ pub mod console;
 pub mod debian;
 pub mod demo;
 pub mod guest;
+pub mod hostile;
 pub mod lab;
 pub mod meddler;
 pub mod peer;

@@ -1,0 +1,375 @@
+//! What a hostile member says: the form of records and of the questions between hosts. All that the lab knows of either is in this file; stories
+//! speak of VMs, LANs and hosts.
+//!
+//! The records are signed by whoever the lab likes, with contents that no agent would write.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use anyhow::{Context as _, Result};
+use ed25519_dalek::SigningKey;
+use rebec_pool::{
+    Book, Signed, Ticket,
+    key::public,
+    record::{Body, DiskRef, HostBody, ImageBody, Kind, MemberBody, NicBody, PartRef, Record, SeenBody, SeenState, VmBody, id_of_key},
+    view,
+};
+pub use rebec_pool::{
+    Key,
+    key::{Digest, Id, Name},
+};
+use serde_json::{Value, json};
+
+/// Where a host asks another for a part.
+pub const PART_PATH: &str = "/internal/parts/";
+/// A signed record.
+pub type Said = Signed;
+
+/// A request as it is sent.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// HTTP method.
+    pub method: &'static str,
+    /// Path and query.
+    pub path: String,
+    /// More headers.
+    pub headers: Vec<(&'static str, String)>,
+    /// JSON, mostly.
+    pub body: Vec<u8>,
+}
+
+/// Whoever signs records: a host, or a domain.
+pub struct Writer {
+    secret: SigningKey,
+    said: AtomicU64,
+}
+
+impl Writer {
+    /// One of a key made by chance, that sorts before those of most others.
+    pub fn low() -> Result<Self> {
+        loop {
+            let writer = Self::new()?;
+            if writer.key().0[0] == 0 && writer.key().0[1] < 16 {
+                return Ok(writer);
+            }
+        }
+    }
+
+    /// One of a key made by chance.
+    pub fn new() -> Result<Self> {
+        let mut secret = [0; 32];
+        let filled = rustix::rand::getrandom(&mut secret, rustix::rand::GetRandomFlags::empty()).context("a key by chance")?;
+        anyhow::ensure!(filled == secret.len(), "the kernel gave {filled} random bytes");
+        Ok(Self { secret: SigningKey::from_bytes(&secret), said: AtomicU64::new(0) })
+    }
+
+    /// The public half.
+    pub fn key(&self) -> Key {
+        public(&self.secret)
+    }
+
+    /// The other half.
+    pub fn secret(&self) -> [u8; 32] {
+        self.secret.to_bytes()
+    }
+
+    /// An id that this writer may give to a thing of its own.
+    pub fn own_id(&self, nonce: u64) -> Id {
+        let mut half = [0; 16];
+        half.copy_from_slice(&blake3::hash(&[&self.key().0[..], &nonce.to_le_bytes()].concat()).as_bytes()[..16]);
+        Name(half)
+    }
+
+    fn say(&self, kind: Kind, id: Id, body: Option<Body>) -> Result<Said> {
+        // Later ones count more.
+        let version = self.said.fetch_add(1, Ordering::Relaxed) + 1;
+        Ok(Record::sign(kind, id, version, body, &self.secret)?)
+    }
+
+    /// As a domain: this host is a member.
+    pub fn member(&self, host: Key, name: &str, dead: Option<&str>) -> Result<Said> {
+        let member = MemberBody { host, name: name.to_owned(), dead: dead.map(str::to_owned) };
+        self.say(Kind::Member, id_of_key(&host), Some(Body::Member(member)))
+    }
+
+    /// As a host: this is where it is.
+    pub fn host(&self, addresses: Vec<SocketAddr>) -> Result<Said> {
+        let underlay = addresses.iter().find_map(|address| if let SocketAddr::V4(v4) = address { Some(*v4.ip()) } else { None });
+        let body = HostBody {
+            addresses,
+            underlay,
+            api: None,
+            no_kvm: None,
+            cpus: 1,
+            memory_bytes: 0,
+            disk_bytes: 0,
+            disk_used_bytes: 0,
+            draining: false,
+            durable: true,
+            version: "0".to_owned(),
+            parts: vec![],
+        };
+        self.say(Kind::Host, id_of_key(&self.key()), Some(Body::Host(body)))
+    }
+
+    /// As a host: this VM is at home here.
+    pub fn vm(&self, vm: &Vm) -> Result<Said> {
+        self.say(Kind::Vm, vm.id, Some(Body::Vm(vm.body.clone())))
+    }
+
+    /// As a host: this VM runs here.
+    pub fn runs(&self, vm: Id, epoch: u64, endpoints: Vec<SocketAddrV4>) -> Result<Said> {
+        let body = SeenBody { epoch, state: SeenState::Running, reason: None, endpoints, memory_bytes: 16 << 20, pid: 1 };
+        self.say(Kind::Seen, vm, Some(Body::Seen(body)))
+    }
+}
+
+/// A VM as a record tells of it.
+#[derive(Debug, Clone)]
+pub struct Vm {
+    /// Its id.
+    pub id: Id,
+    /// Its home.
+    pub home: Key,
+    body: VmBody,
+}
+
+impl Vm {
+    /// One of a writer, that starts from a part as its kernel.
+    pub fn new(writer: &Writer, nonce: u64, name: &str, part: (Digest, u64)) -> Self {
+        let kernel = PartRef { digest: part.0, bytes: part.1 };
+        let image = ImageBody { name: "own".to_owned(), kernel, initramfs: None, cmdline: String::new(), disk: None, created: 0 };
+        let body = VmBody {
+            name: name.to_owned(),
+            image_name: "own".to_owned(),
+            image,
+            memory_bytes: 16 << 20,
+            vcpus: 1,
+            cmdline: String::new(),
+            nics: vec![],
+            seed: None,
+            keeper: None,
+            created: 0,
+        };
+        Self { id: writer.own_id(nonce), home: writer.key(), body }
+    }
+
+    /// The same under another name.
+    pub fn named(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.body.name);
+        self
+    }
+
+    /// With so much memory.
+    pub fn with_memory(mut self, bytes: u64) -> Self {
+        self.body.memory_bytes = bytes;
+        self
+    }
+
+    /// With a keeper.
+    pub fn kept_by(mut self, keeper: Key) -> Self {
+        self.body.keeper = Some(keeper);
+        self
+    }
+
+    /// With the first NIC of another VM.
+    pub fn with_nic_of(mut self, other: &Self) -> Self {
+        self.body.nics = other.body.nics.iter().take(1).cloned().collect::<Vec<NicBody>>();
+        self
+    }
+
+    /// Its kernel.
+    pub fn kernel(&self) -> (Digest, u64) {
+        (self.body.image.kernel.digest, self.body.image.kernel.bytes)
+    }
+
+    /// The disk of its image.
+    pub fn disk(&self) -> Option<(Digest, u64)> {
+        self.body.image.disk.map(|DiskRef { part, .. }| (part.digest, part.bytes))
+    }
+}
+
+/// What a question is about.
+#[derive(Debug, Clone)]
+pub enum Question {
+    /// Tell me all that you know.
+    Book,
+    /// Know this.
+    Records(Vec<Said>),
+    /// I leave.
+    Leave,
+    /// Start this VM.
+    Start(Id, u64),
+    /// Remove this VM.
+    Remove(Id),
+    /// Have this VM of yours started elsewhere.
+    Restart(Id),
+    /// I run this VM at this epoch: may I go on?
+    Promise(Id, u64),
+    /// This VM comes to you from me, where it has this epoch.
+    Arrival(Id, u64),
+    /// Give me this part.
+    Part(Digest),
+    /// How far is this job?
+    Job(String),
+    /// Something that users ask.
+    User(&'static str, String, Value),
+    /// The console of a VM.
+    Console(String),
+}
+
+impl Question {
+    /// Cut the power of a VM.
+    pub fn stop(name: &str) -> Self {
+        Self::User("POST", format!("/v1/vms/{name}/stop"), json!({"timeout_s": 0}))
+    }
+
+    /// What a VM's console has said.
+    pub fn logs(name: &str) -> Self {
+        Self::User("GET", format!("/v1/vms/{name}/logs"), Value::Null)
+    }
+
+    /// What tells of a host's faults.
+    pub fn bundle() -> Self {
+        Self::User("GET", "/v1/support-bundle".to_owned(), Value::Null)
+    }
+
+    /// A ticket with which somebody founds a domain.
+    pub fn invite_domain(name: &str) -> Self {
+        Self::User("POST", "/v1/domains/invite".to_owned(), json!({"domain": name}))
+    }
+
+    /// A ticket with which somebody joins the asked host's domain.
+    pub fn invite_host() -> Self {
+        Self::User("POST", "/v1/hosts/invite".to_owned(), json!({}))
+    }
+
+    /// Have the asked host leave its pool.
+    pub fn leave_pool() -> Self {
+        Self::User("POST", "/v1/pool/leave".to_owned(), json!({}))
+    }
+
+    /// Whether it is for agents; users ask the others.
+    pub fn is_between_hosts(&self) -> bool {
+        !matches!(self, Self::User(..) | Self::Console(_))
+    }
+
+    /// As it is sent.
+    pub fn request(&self) -> Result<Request> {
+        let internal = |what: &str, body: Value| ("POST", format!("/internal/{what}"), body);
+        let (method, path, body) = match self {
+            Self::Book => internal("exchange", json!({"hash": Name([0; 32]).to_string(), "stamps": []})),
+            Self::Records(records) => internal("records", json!({ "records": records })),
+            Self::Leave => internal("leave", json!({})),
+            Self::Start(vm, epoch) => internal("starts", json!({"vm": vm, "epoch": epoch, "records": []})),
+            Self::Remove(vm) => internal("removals", json!({ "vm": vm })),
+            Self::Restart(vm) => internal("restarts", json!({ "vm": vm })),
+            Self::Promise(vm, epoch) => internal("promises", json!({"vm": vm, "ask": {"epoch": epoch, "stance": "runs"}})),
+            Self::Arrival(vm, epoch) => internal("arrivals", json!({"vm": vm, "epoch": epoch, "records": []})),
+            Self::Job(id) => internal("jobs/wait", json!({"id": id, "seen": {"phase": "", "done_bytes": 0, "total_bytes": 0}})),
+            Self::Part(digest) => ("GET", format!("{PART_PATH}{digest}"), Value::Null),
+            Self::User(method, path, body) => (*method, path.clone(), body.clone()),
+            Self::Console(name) => ("GET", format!("/v1/vms/{name}/console"), Value::Null),
+        };
+        let body = if body.is_null() { vec![] } else { serde_json::to_vec(&body)? };
+        let headers = if matches!(self, Self::Console(_)) { vec![("Upgrade", "rebec-stream".to_owned())] } else { vec![] };
+        Ok(Request { method, path, headers, body })
+    }
+}
+
+/// A ticket as its holder reads it.
+pub struct Invitation(Ticket);
+
+impl Invitation {
+    /// Reads what `rebec host invite` printed.
+    pub fn read(text: &str) -> Result<Self> {
+        Ok(Self(text.parse().context("a ticket")?))
+    }
+
+    /// The host to join at.
+    pub fn issuer(&self) -> Key {
+        self.0.issuer
+    }
+
+    /// Where that is.
+    pub fn address(&self) -> Result<SocketAddr> {
+        self.0.addresses.first().copied().context("a ticket without an address")
+    }
+
+    /// The question of a host that wants in, with the domain that it founds if it is to found one.
+    pub fn join(&self, host: Key, name: &str, domain: &Writer) -> Result<Request> {
+        let member = domain.member(host, name, None)?;
+        let question = json!({"secret": self.0.secret, "name": name, "domain_key": domain.key(), "member": member});
+        Ok(Request { method: "POST", path: "/internal/join".to_owned(), headers: vec![], body: serde_json::to_vec(&question)? })
+    }
+
+    /// What the answer says: the domain that was founded, if one was, and the first of the book.
+    pub fn joined(&self, answer: &[u8]) -> Result<(Option<String>, Known)> {
+        let answer: Value = serde_json::from_slice(answer).context("the answer to a join")?;
+        let mut known = Known(Book::new(self.0.pool));
+        known.learn(&answer);
+        Ok((answer["founds"].as_str().map(str::to_owned), known))
+    }
+}
+
+/// What has been read of hosts' books.
+pub struct Known(Book);
+
+impl Known {
+    /// Takes in what a host answered. Returns how many records it told.
+    pub fn read(&mut self, answer: &[u8]) -> Result<usize> {
+        let answer: Value = serde_json::from_slice(answer).context("a host's book")?;
+        Ok(self.learn(&answer))
+    }
+
+    fn learn(&mut self, answer: &Value) -> usize {
+        let records: Vec<Said> = serde_json::from_value(answer["records"].clone()).unwrap_or_default();
+        let count = records.len();
+        for record in records {
+            // What is not believed is not known either.
+            self.0.merge(record).ok();
+        }
+        count
+    }
+
+    /// A VM of a home, by the name that its record has.
+    pub fn vm(&self, home: Key, name: &str) -> Result<Vm> {
+        let found = view::vms(&self.0).into_iter().find(|vm| vm.home == home && vm.body.name == name);
+        let found = found.with_context(|| format!("no VM {name} is in the book"))?;
+        Ok(Vm { id: found.id, home: found.home, body: found.body.clone() })
+    }
+
+    /// A host's key and where it is, by the name that its member record has.
+    pub fn host(&self, name: &str) -> Result<(Key, SocketAddr)> {
+        let found = view::hosts(&self.0).into_iter().find(|host| host.member.name == name);
+        let found = found.with_context(|| format!("no host {name} is in the book"))?;
+        let address = found.body.and_then(|body| body.addresses.first().copied());
+        Ok((found.key, address.with_context(|| format!("host {name} is nowhere"))?))
+    }
+}
+
+/// What a host's book says, record by record, to be compared with another's.
+pub fn contents(answer: &[u8]) -> Result<BTreeMap<String, String>> {
+    let answer: Value = serde_json::from_slice(answer).context("a host's book")?;
+    let records: Vec<Said> = serde_json::from_value(answer["records"].clone()).context("its records")?;
+    let named = |said: &Said| -> Result<(String, String)> {
+        let Record { key, version, .. } = said.open()?;
+        Ok((format!("{:?} {:?} by {:?}", key.kind, key.id, key.writer), format!("{version} {}", blake3::hash(&said.content))))
+    };
+    records.iter().map(named).collect()
+}
+
+/// Whether what a host told has a text in it, also within records.
+pub fn tells(answer: &[u8], text: &str) -> Result<bool> {
+    let answer: Value = serde_json::from_slice(answer).context("a host's book")?;
+    let records: Vec<Said> = serde_json::from_value(answer["records"].clone()).context("its records")?;
+    Ok(records.iter().any(|said| said.content.windows(text.len()).any(|window| window == text.as_bytes())))
+}
+
+/// The addresses that hosts of the lab have and nobody answers at, with the port of agents.
+pub fn nobody(count: u8) -> BTreeSet<SocketAddr> {
+    (0..count).map(|number| SocketAddr::from((Ipv4Addr::new(10, 0, 0, 255 - number - 1), super::PORT))).collect()
+}

@@ -1,0 +1,263 @@
+//! A member of the pool that means no good, against agents that run VMs: what it may not do, and what it must not be able to bring about. It founds a
+//! domain of its own, so that it is a stranger to alpha, whose hosts and VMs it attacks, and yet of the pool.
+
+use std::{
+    fs, io,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use rebec_lab::netlab::{
+    NetLab,
+    agents::{Agents, Host, SOON, Seat, eventually, same},
+    hostile::{Findings, Hostile, Question, Vm},
+};
+
+/// A host obeys, or looks again, within this time.
+const SETTLES: Duration = Duration::from_secs(6);
+/// Frames of a guest that pings every 10 ms would have come within this time.
+const LISTENS: Duration = Duration::from_secs(2);
+/// For so long a VM is offered that another host is about to send.
+const OFFERS: Duration = Duration::from_secs(3);
+/// Rate of a link over which an image of some MB takes seconds.
+const SLOW_MBIT: u32 = 20;
+/// The image that takes them.
+const LARGE_BYTES: u32 = 6 << 20;
+/// Names a VM of alpha in its command line and nowhere else.
+const SECRET: &str = "fill=text:271828:9%";
+
+/// Hosts of alpha with what they run VMs from, and the hostile member, which is the last machine and founds domain `evil`.
+fn pool(story: &str, hosts: &[&str]) -> Result<(Agents, Hostile)> {
+    let machines: Vec<&str> = hosts.iter().copied().chain(["eve"]).collect();
+    let agents = Agents::start_on(NetLab::start(story, &machines)?, hosts.len(), |_| ())?;
+    agents.found(&vec!["alpha"; hosts.len()])?;
+    agents.furnish()?;
+    let ticket = agents.hosts[0].ticket(&["domain", "invite", "evil"])?;
+    let mut eve = Hostile::new(&agents.lab.machines[hosts.len()])?;
+    let founds = eve.joins(&ticket, "eve")?;
+    ensure!(founds.as_deref() == Some("evil"), "eve founds {founds:?}");
+    eve.says_where(hosts)?;
+    eve.reads("a1")?;
+    Ok((agents, eve))
+}
+
+/// An image that takes seconds over a slow link.
+fn import_large(agents: &Agents, name: &str, seed: u32) -> Result<()> {
+    let disk = agents.lab.evidence().join(name);
+    fs::write(&disk, (0..LARGE_BYTES).map(|at| ((at ^ seed).wrapping_mul(0x9e37_79b1) >> 13) as u8).collect::<Vec<_>>())?;
+    let kernel = rebec_lab::netlab::guest::build()?.display().to_string();
+    let words = ["image", "import", name, "--kernel", &kernel, "--cmdline", "stats_ms=0", "--disk", &disk.display().to_string()];
+    agents.hosts[0].must(&words).map(drop)
+}
+
+/// Whether a guest beats on a host now.
+fn beats(host: &Host, id: &str) -> Result<bool> {
+    let console = host.state().join("vms").join(id).join("console.log");
+    let length = || fs::metadata(&console).map_or(0, |file| file.len());
+    let before = length();
+    std::thread::sleep(Duration::from_millis(500));
+    Ok(length() > before)
+}
+
+fn runs_at(asked: &Host, vm: &str, host: &str) -> Result<()> {
+    let seen = asked.vm(vm)?;
+    ensure!(seen["host"] == host && seen["state"] == "running", "{vm} is {} on {}, as {} knows", seen["state"], seen["host"], asked.name());
+    Ok(())
+}
+
+#[test]
+fn a_stranger_commands_no_vm_of_another_domain() -> Result<()> {
+    let (mut agents, mut eve) = pool("local-hostile-commands", &["a1", "a2"])?;
+    let [a1, a2] = &agents.hosts[..] else { unreachable!("two hosts were asked for") };
+    let both = ["a1", "a2"];
+    for name in ["web", "named", "doubled", "claimed", "steady"] {
+        agents.run(name, "a2", "16M", &[], SECRET)?;
+    }
+    agents.run("idle", "a2", "16M", &["--on-host-loss", "restart"], "vm=2")?;
+    a1.must(&["vm", "stop", "idle", "--timeout", "0"])?;
+    eve.reads("a1")?;
+    let victim = |name: &str| eve.vm("a1", name);
+    let mut findings = Findings::default();
+
+    // A record of her own about somebody else's VM, under a name of her own.
+    let web = victim("web")?;
+    eve.claims_vm(&both, &web, "aaa")?;
+    findings.of("a console is entered under a second name", eve.is_refused("a2", &Question::Console("aaa".into())));
+    findings.of("a VM is stopped under a second name", eve.is_refused("a2", &Question::stop("aaa")));
+    findings.of("a VM is removed under a second name", eve.is_refused("a2", &Question::Remove(web.id)));
+    findings.of("a VM is gone that a stranger claimed", runs_at(a1, "web", "a2"));
+
+    // What a name looks like in a path, and what it becomes.
+    let own = Vm::new(&eve.host, 1, "%6eamed", web.kernel());
+    eve.tells(&both, &[eve.host.vm(&own)?])?;
+    findings.of("a console is read by a name with a percent sign", eve.is_refused("a2", &Question::logs("%6eamed")));
+    findings.of("a VM is stopped by a name with a percent sign", eve.is_refused("a2", &Question::stop("%6eamed")));
+
+    let doubled = victim("doubled")?;
+    findings.of("a VM is started a second time", eve.is_refused("a1", &Question::Start(doubled.id, 9)));
+    let [here, there] = [a1, a2].map(|host| beats(host, &doubled.id.to_string()));
+    let once = match (here?, there?) {
+        (false, true) => Ok(()),
+        (here, there) => Err(anyhow!("it beats on a1: {here}, on a2: {there}")),
+    };
+    findings.of("a VM runs on two hosts", once);
+
+    let claimed = victim("claimed")?;
+    eve.tells(&both, &[eve.host.runs(claimed.id, u64::MAX, vec![])?])?;
+    findings.of("a VM is said to run elsewhere at the last epoch", runs_at(a1, "claimed", "a2"));
+    let stopped = a1.must(&["vm", "stop", "claimed", "--timeout", "0"]).and_then(|vm| same("its state", &vm["state"], "stopped"));
+    findings.of("its owner cannot stop it any more", stopped);
+
+    findings.of("a keeper is told to start what was stopped", eve.is_refused("a1", &Question::Restart(victim("idle")?.id)));
+
+    let kept = Vm::new(&eve.host, 3, "kept", web.kernel()).kept_by(eve.known()?.host("a1")?.0);
+    eve.tells(&both, &[eve.host.vm(&kept)?])?;
+    findings.of("a host keeps a VM of another domain because its record says so", eve.is_refused("a1", &Question::Promise(kept.id, 1)));
+    findings.of("a domain signs that a host of another domain has left", eve.is_refused("a1", &Question::Leave));
+
+    // Names belong to domains.
+    let own = Vm::new(&eve.host, 2, "steady", web.kernel());
+    eve.tells(&both, &[eve.host.vm(&own)?])?;
+    findings.of("a VM loses its name to somebody else's", runs_at(a1, "steady", "a2"));
+
+    // Whose host it is, is for the host to say. This comes last: a host that is taken takes orders.
+    eve.claims_host(&both, "a2", None)?;
+    let domain = a1.must(&["host", "show", "a2"]).and_then(|host| same("a2's domain", &host["domain"], "alpha"));
+    findings.of("a host is taken by another domain", domain);
+    findings.of("a host of another domain tells what it knows", eve.is_refused("a2", &Question::bundle()));
+    eve.claims_host(&both, "a2", Some("she says so"))?;
+    let cut = Instant::now();
+    let mut beating = true;
+    while beating && cut.elapsed() < SETTLES {
+        beating = beats(a2, &victim("steady")?.id.to_string())?;
+    }
+    findings.of("a host is declared dead by another domain", if beating { Ok(()) } else { Err(anyhow!("its VMs were ended")) });
+    findings.are_none()?;
+    agents.succeeded();
+    Ok(())
+}
+
+#[test]
+fn a_stranger_reads_and_hears_nothing_of_another_domain() -> Result<()> {
+    let (mut agents, mut eve) = pool("local-hostile-hears", &["a1", "a2"])?;
+    let both = ["a1", "a2"];
+    let mut findings = Findings::default();
+    let web = ["--lan", "office"];
+    agents.run("web", "a1", "32M", &web, &format!("{SECRET} net0=ip=10.7.0.8"))?;
+    agents.run("client", "a2", "32M", &web, "vm=2 net0=ip=10.7.0.9,peer=10.7.0.8,load=ping")?;
+    let client = Seat::take(&agents.hosts[0], "client")?;
+    eventually("pings are answered", SOON, || Ok(client.net()?.number("ping_received")? > 0))?;
+    eve.reads("a1")?;
+    let web = eve.vm("a1", "web")?;
+
+    // Her own VM, with a NIC of alpha's LAN that has the address of a VM of alpha.
+    let ear = eve.udp(4789)?;
+    ear.set_read_timeout(Some(LISTENS))?;
+    let own = Vm::new(&eve.host, 1, "zzz", web.kernel()).with_nic_of(&web);
+    let endpoint = std::net::SocketAddrV4::new(eve.address, 4789);
+    eve.tells(&both, &[eve.host.vm(&own)?, eve.host.runs(own.id, 1, vec![endpoint])?])?;
+    let heard = match ear.recv(&mut [0; 2048]) {
+        Ok(bytes) => Err(anyhow!("a frame of {bytes} bytes for a VM of alpha came to eve")),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Ok(()),
+        Err(error) => Err(error.into()),
+    };
+    findings.of("frames of another domain's LAN are drawn to a NIC of one's own", heard);
+    let before = client.net()?.number("ping_received")?;
+    let goes_on = eventually("pings are answered", SETTLES, || Ok(client.net()?.number("ping_received")? > before + 10));
+    findings.of("guests do not reach each other any more when a stranger claims an address of theirs", goes_on);
+
+    let told = eve.asks("a1", &Question::Book)?;
+    let secret = rebec_lab::netlab::hostile::speech::tells(&told.body, SECRET)?;
+    findings.of("command lines are told to strangers", if secret { Err(anyhow!("eve read `{SECRET}`")) } else { Ok(()) });
+    findings.of("parts are given to strangers", eve.is_refused("a1", &Question::Part(web.kernel().0)));
+
+    // Asked before the host that is to run it, while that host still fetches the image.
+    import_large(&agents, "large", 1)?;
+    agents.everywhere("the image is known", |host| host.knows("image", "large"))?;
+    agents.lab.shape_one(&agents.lab.machines[1], Some(SLOW_MBIT))?;
+    let run = ["vm", "run", "kept", "--image", "large", "--host", "a2", "--memory", "16M", "--on-host-loss", "restart"];
+    let running = agents.hosts[0].begin(&run)?;
+    let mut asked = Err(anyhow!("the VM was not in the book"));
+    let until = Instant::now() + SETTLES;
+    while asked.is_err() && Instant::now() < until {
+        eve.reads("a1")?;
+        asked = eve.vm("a1", "kept");
+    }
+    let promise = asked.and_then(|vm| eve.is_refused("a1", &Question::Promise(vm.id, 1)));
+    findings.of("a keeper promises a VM to a stranger", promise);
+    findings.of("a VM does not start because a stranger asked its keeper first", running.end()?.value().map(drop));
+    findings.are_none()?;
+    agents.succeeded();
+    Ok(())
+}
+
+#[test]
+fn what_a_stranger_offers_harms_neither_parts_nor_moves_nor_room() -> Result<()> {
+    let (mut agents, mut eve) = pool("local-hostile-offers", &["a1", "a2"])?;
+    let mut findings = Findings::default();
+    import_large(&agents, "large", 1)?;
+    agents.everywhere("the image is known", |host| host.knows("image", "large"))?;
+    let [a1, a2] = &agents.hosts[..] else { unreachable!("two hosts were asked for") };
+    let run = |name: &str, host: &str| a1.must(&["vm", "run", name, "--image", "large", "--host", host, "--memory", "16M"]);
+    run("first", "a1")?;
+    agents.run("web", "a1", "32M", &[], "vm=1 fill=random:5:60%")?;
+    eve.reads("a1")?;
+    let large = eve.vm("a1", "first")?.disk().context("an image with a disk")?;
+
+    // A part is fetched from whoever offers a VM that needs it; she promises all of it and sends nothing until another holder has sent it.
+    let trap = eve.listens()?;
+    let bait = Vm::new(&eve.host, 1, "bait", large);
+    eve.tells(&["a2"], &[eve.host.vm(&bait)?])?;
+    let offered = eve.asks("a2", &Question::Arrival(bait.id, 1))?;
+    if offered.is_granted()
+        && let Ok(mut caught) = trap.catches(SETTLES)
+    {
+        caught.promise(large.1)?;
+        std::thread::sleep(Duration::from_millis(500));
+        findings.of("a part is not had because a stranger promised it and sends nothing", run("second", "a2").map(drop));
+        let all_but_four = usize::try_from(large.1)? - 4;
+        // Refused bytes are as good as none.
+        drop(caught.send(&b"EVIL".repeat(all_but_four / 4)));
+        std::thread::sleep(Duration::from_millis(500));
+    } else {
+        run("second", "a2")?;
+    }
+    let part = |host: &Host| fs::read(host.state().join("parts").join(large.0.to_string())).context("the part");
+    let differs = part(a1)? != part(a2)?;
+    let whole = if differs { Err(anyhow!("a2 has {:?} at its beginning", String::from_utf8_lossy(&part(a2)?[..8]))) } else { Ok(()) };
+    findings.of("a part is overwritten under its name", whole);
+
+    // A VM of alpha comes from the host that runs it, and from nobody else.
+    let web = eve.vm("a1", "web")?;
+    agents.lab.shape_one(&agents.lab.machines[1], Some(SLOW_MBIT))?;
+    let mut moving = a1.begin(&["vm", "move", "web", "--to", "a2"])?;
+    let mut offers = Ok(());
+    let until = Instant::now() + OFFERS;
+    while offers.is_ok() && moving.runs() && Instant::now() < until {
+        let answer = eve.asks("a2", &Question::Arrival(web.id, 1 << 40))?;
+        offers = eve.comes_to_nothing("a2", "an offer of web", &answer);
+    }
+    // Whoever takes one takes the next, also between what the true source does.
+    while offers.is_err() && moving.runs() && Instant::now() < until {
+        eve.asks("a2", &Question::Arrival(web.id, 1 << 40))?;
+    }
+    findings.of("a VM that another host sends is offered", offers);
+    let moved = moving.end()?.value().and_then(|report| same("its outcome", &report["outcome"], "moved"));
+    findings.of("a move fails because a stranger offers the same VM", moved);
+    agents.lab.shape_one(&agents.lab.machines[1], None)?;
+
+    // Offers take room as long as they may be taken up, and no longer.
+    for nonce in 2..4 {
+        let own = Vm::new(&eve.host, nonce, &format!("own-{nonce}"), web.kernel()).with_memory(400 << 20);
+        eve.tells(&["a2"], &[eve.host.vm(&own)?])?;
+        let answer = eve.asks("a2", &Question::Arrival(own.id, 1))?;
+        ensure!(answer.status < 500, "{} {}", answer.status, answer.text());
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    let run = ["vm", "run", "roomy", "--image", "bench", "--host", "a2", "--memory", "600M"];
+    let room = eventually("a2 has the room that nothing was ever sent for", SOON, || a1.must(&run).map(|_| true));
+    findings.of("room is taken by offers of which nothing comes", room);
+    findings.are_none()?;
+    agents.succeeded();
+    Ok(())
+}
