@@ -58,7 +58,7 @@ fn silent_hosts_and_their_addresses_cost_nobody_else_a_turn() -> Result<()> {
     let mut agents = Agents::start_on(lab, 2, |_| ())?;
     agents.found(&["alpha", "alpha"])?;
     let eve = founder(&agents, &agents.lab.machines[2], "evil")?;
-    eve.tells(&["m1"], &[eve.host.host(vec![SocketAddr::from((eve.address, FIRST_PORT))])?])?;
+    eve.tells(&["m1"], &[eve.is_at(vec![SocketAddr::from((eve.address, FIRST_PORT))])?])?;
     let mut findings = Findings::default();
 
     // As many as are asked at a time, and more; by their names they come before the others.
@@ -66,12 +66,12 @@ fn silent_hosts_and_their_addresses_cost_nobody_else_a_turn() -> Result<()> {
     for (number, address) in speech::nobody(SILENT_HOSTS).into_iter().enumerate() {
         let host = Writer::new()?;
         records.push(eve.domain.member(host.key(), &format!("a{number:02}"), None)?);
-        records.push(host.host(vec![address])?);
+        records.push(host.host(eve.domain.key(), vec![address])?);
     }
     let ears = (0..ADDRESSES).map(|number| eve.udp(FIRST_PORT + number)).collect::<Result<Vec<_>>>()?;
     ears.iter().try_for_each(|ear| ear.set_nonblocking(true))?;
     let addresses = (0..ADDRESSES).map(|number| SocketAddr::from((eve.address, FIRST_PORT + number))).collect();
-    records.push(eve.host.host(addresses)?);
+    records.push(eve.is_at(addresses)?);
     eve.tells(&["m1", "m2"], &records)?;
 
     let mut silent = BTreeSet::new();

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use rebec_host::{reserve::Reserve, said};
 
-use crate::{agent::Agent, http::images, vm::start};
+use crate::{agent::Agent, http::images};
 
 /// Between two looks at the logs of VMMs, which a VMM that was taken over may fill.
 const PERIOD: Duration = Duration::from_secs(2);

@@ -43,6 +43,8 @@ pub struct Hostile {
     pub host: Writer,
     /// Its key as a domain.
     pub domain: Writer,
+    /// The domain that it belongs to.
+    belongs: Option<Key>,
     known: Option<Known>,
 }
 
@@ -51,7 +53,7 @@ impl Hostile {
     pub fn new(machine: &Machine) -> Result<Self> {
         let (entrance, address) = (machine.entrance(), machine.address());
         // Where two domains claim one host, the lower key comes first.
-        Ok(Self { entrance, address, host: Writer::new()?, domain: Writer::low()?, known: None })
+        Ok(Self { entrance, address, host: Writer::new()?, domain: Writer::low()?, belongs: None, known: None })
     }
 
     /// Joins by a ticket; returns the domain it founds, as it is told.
@@ -61,8 +63,9 @@ impl Hostile {
         let connection = Connection::open(&self.entrance, &self.host.secret(), invitation.issuer().0, invitation.address()?)?;
         let answer = connection.ask(&request)?;
         ensure!(answer.is_granted(), "{} is not let in: {} {}", name, answer.status, answer.text());
-        let (founds, known) = invitation.joined(&answer.body)?;
-        self.known = Some(known);
+        let (belongs, known) = invitation.joined(&answer.body)?;
+        let founds = (belongs == self.domain.key()).then(|| known.domain(&belongs));
+        (self.belongs, self.known) = (Some(belongs), Some(known));
         Ok(founds)
     }
 
@@ -156,9 +159,14 @@ impl Hostile {
         self.tells(hosts, &[self.domain.member(key, victim, dead)?])
     }
 
+    /// Where it is, as it says.
+    pub fn is_at(&self, addresses: Vec<SocketAddr>) -> Result<Said> {
+        self.host.host(self.belongs.context("it has not joined")?, addresses)
+    }
+
     /// Says to hosts where it is: at its own port of agents.
     pub fn says_where(&self, hosts: &[&str]) -> Result<()> {
-        self.tells(hosts, &[self.host.host(vec![SocketAddr::from((self.address, PORT))])?])
+        self.tells(hosts, &[self.is_at(vec![SocketAddr::from((self.address, PORT))])?])
     }
 
     /// A UDP socket on its machine.

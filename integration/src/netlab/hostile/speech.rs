@@ -11,13 +11,13 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use ed25519_dalek::SigningKey;
-use rebec_pool::{
-    Book, Signed, Ticket,
-    key::public,
-    record::{Body, DiskRef, HostBody, ImageBody, Kind, MemberBody, NicBody, PartRef, Record, SeenBody, SeenState, VmBody, id_of_key},
+use rebec_book::{
+    Book, Grant, Signed, Ticket,
+    key::{bound_id, id_of_key, public},
+    record::{Assigned, Body, DiskRef, HostBody, ImageBody, Kind, MemberBody, NicBody, PartRef, Record, SeenBody, SeenState, VmBody},
     view,
 };
-pub use rebec_pool::{
+pub use rebec_book::{
     Key,
     key::{Digest, Id, Name},
 };
@@ -78,27 +78,26 @@ impl Writer {
 
     /// An id that this writer may give to a thing of its own.
     pub fn own_id(&self, nonce: u64) -> Id {
-        let mut half = [0; 16];
-        half.copy_from_slice(&blake3::hash(&[&self.key().0[..], &nonce.to_le_bytes()].concat()).as_bytes()[..16]);
-        Name(half)
+        bound_id(&self.key(), &nonce_of(nonce))
     }
 
-    fn say(&self, kind: Kind, id: Id, body: Option<Body>) -> Result<Said> {
+    fn say(&self, kind: Kind, id: Id, body: &Body) -> Result<Said> {
         // Later ones count more.
-        let version = self.said.fetch_add(1, Ordering::Relaxed) + 1;
-        Ok(Record::sign(kind, id, version, body, &self.secret)?)
+        let seq = self.said.fetch_add(1, Ordering::Relaxed) + 1;
+        Ok(Record::sign(kind, id, seq, Some(body), &self.secret)?)
     }
 
     /// As a domain: this host is a member.
     pub fn member(&self, host: Key, name: &str, dead: Option<&str>) -> Result<Said> {
-        let member = MemberBody { host, name: name.to_owned(), dead: dead.map(str::to_owned) };
-        self.say(Kind::Member, id_of_key(&host), Some(Body::Member(member)))
+        let member = MemberBody { host, domain: self.key(), name: name.to_owned(), dead: dead.map(str::to_owned) };
+        self.say(Kind::MEMBER, id_of_key(&host), &Body::Member(member))
     }
 
-    /// As a host: this is where it is.
-    pub fn host(&self, addresses: Vec<SocketAddr>) -> Result<Said> {
+    /// As a host of a domain: this is where it is.
+    pub fn host(&self, domain: Key, addresses: Vec<SocketAddr>) -> Result<Said> {
         let underlay = addresses.iter().find_map(|address| if let SocketAddr::V4(v4) = address { Some(*v4.ip()) } else { None });
         let body = HostBody {
+            domain,
             addresses,
             underlay,
             api: None,
@@ -110,21 +109,27 @@ impl Writer {
             draining: false,
             durable: true,
             version: "0".to_owned(),
-            parts: vec![],
         };
-        self.say(Kind::Host, id_of_key(&self.key()), Some(Body::Host(body)))
+        self.say(Kind::HOST, id_of_key(&self.key()), &Body::Host(body.into()))
     }
 
     /// As a host: this VM is at home here.
     pub fn vm(&self, vm: &Vm) -> Result<Said> {
-        self.say(Kind::Vm, vm.id, Some(Body::Vm(vm.body.clone())))
+        self.say(Kind::VM, vm.id, &Body::Vm(vm.body.clone().into()))
     }
 
     /// As a host: this VM runs here.
     pub fn runs(&self, vm: Id, epoch: u64, endpoints: Vec<SocketAddrV4>) -> Result<Said> {
-        let body = SeenBody { epoch, state: SeenState::Running, reason: None, endpoints, memory_bytes: 16 << 20, pid: 1 };
-        self.say(Kind::Seen, vm, Some(Body::Seen(body)))
+        // The best that a liar can show: its own word that it may.
+        let grants = vec![Grant::sign(&vm, self.key(), epoch, &self.secret)];
+        let state = SeenState::Running;
+        let body = SeenBody { epoch, state, reason: None, endpoints, memory_bytes: 16 << 20, pid: 1, grants, to: None };
+        self.say(Kind::SEEN, vm, &Body::Seen(body.into()))
     }
+}
+
+fn nonce_of(number: u64) -> Name<16> {
+    Name(u128::from(number).to_be_bytes())
 }
 
 /// A VM as a record tells of it.
@@ -141,9 +146,19 @@ impl Vm {
     /// One of a writer, that starts from a part as its kernel.
     pub fn new(writer: &Writer, nonce: u64, name: &str, part: (Digest, u64)) -> Self {
         let kernel = PartRef { digest: part.0, bytes: part.1 };
-        let image = ImageBody { name: "own".to_owned(), kernel, initramfs: None, cmdline: String::new(), disk: None, created: 0 };
+        let image = ImageBody {
+            nonce: nonce_of(nonce),
+            name: "own".to_owned(),
+            kernel,
+            initramfs: None,
+            cmdline: String::new(),
+            disk: None,
+            created: 0,
+        };
         let body = VmBody {
+            nonce: nonce_of(nonce),
             name: name.to_owned(),
+            assigned: Assigned { host: writer.key(), epoch: 1 },
             image_name: "own".to_owned(),
             image,
             memory_bytes: 16 << 20,
@@ -261,13 +276,13 @@ impl Question {
     pub fn request(&self) -> Result<Request> {
         let internal = |what: &str, body: Value| ("POST", format!("/internal/{what}"), body);
         let (method, path, body) = match self {
-            Self::Book => internal("exchange", json!({"hash": Name([0; 32]).to_string(), "stamps": []})),
+            Self::Book => internal("exchange", json!({"digest": Name([0; 32]).to_string(), "marks": []})),
             Self::Records(records) => internal("records", json!({ "records": records })),
             Self::Leave => internal("leave", json!({})),
             Self::Start(vm, epoch) => internal("starts", json!({"vm": vm, "epoch": epoch, "records": []})),
             Self::Remove(vm) => internal("removals", json!({ "vm": vm })),
             Self::Restart(vm) => internal("restarts", json!({ "vm": vm })),
-            Self::Promise(vm, epoch) => internal("promises", json!({"vm": vm, "ask": {"epoch": epoch, "stance": "runs"}})),
+            Self::Promise(vm, epoch) => internal("promises", json!({"vm": vm, "ask": {"epoch": epoch, "stance": "runs"}, "records": []})),
             Self::Arrival(vm, epoch) => internal("arrivals", json!({"vm": vm, "epoch": epoch, "records": []})),
             Self::Job(id) => internal("jobs/wait", json!({"id": id, "seen": {"phase": "", "done_bytes": 0, "total_bytes": 0}})),
             Self::Part(digest) => ("GET", format!("{PART_PATH}{digest}"), Value::Null),
@@ -306,12 +321,13 @@ impl Invitation {
         Ok(Request { method: "POST", path: "/internal/join".to_owned(), headers: vec![], body: serde_json::to_vec(&question)? })
     }
 
-    /// What the answer says: the domain that was founded, if one was, and the first of the book.
-    pub fn joined(&self, answer: &[u8]) -> Result<(Option<String>, Known)> {
+    /// What the answer says: the domain that the host belongs to, and the first of the book.
+    pub fn joined(&self, answer: &[u8]) -> Result<(Key, Known)> {
         let answer: Value = serde_json::from_slice(answer).context("the answer to a join")?;
         let mut known = Known(Book::new(self.0.pool));
         known.learn(&answer);
-        Ok((answer["founds"].as_str().map(str::to_owned), known))
+        let domain: Key = serde_json::from_value(answer["domain"].clone()).context("the domain that it belongs to")?;
+        Ok((domain, known))
     }
 }
 
@@ -335,6 +351,11 @@ impl Known {
         count
     }
 
+    /// The name of a domain.
+    pub fn domain(&self, key: &Key) -> String {
+        self.0.domain_name(key)
+    }
+
     /// A VM of a home, by the name that its record has.
     pub fn vm(&self, home: Key, name: &str) -> Result<Vm> {
         let found = view::vms(&self.0).into_iter().find(|vm| vm.home == home && vm.body.name == name);
@@ -346,7 +367,7 @@ impl Known {
     pub fn host(&self, name: &str) -> Result<(Key, SocketAddr)> {
         let found = view::hosts(&self.0).into_iter().find(|host| host.member.name == name);
         let found = found.with_context(|| format!("no host {name} is in the book"))?;
-        let address = found.body.and_then(|body| body.addresses.first().copied());
+        let address = found.body.addresses.first().copied();
         Ok((found.key, address.with_context(|| format!("host {name} is nowhere"))?))
     }
 }
@@ -356,8 +377,8 @@ pub fn contents(answer: &[u8]) -> Result<BTreeMap<String, String>> {
     let answer: Value = serde_json::from_slice(answer).context("a host's book")?;
     let records: Vec<Said> = serde_json::from_value(answer["records"].clone()).context("its records")?;
     let named = |said: &Said| -> Result<(String, String)> {
-        let Record { key, version, .. } = said.open()?;
-        Ok((format!("{:?} {:?} by {:?}", key.kind, key.id, key.writer), format!("{version} {}", blake3::hash(&said.content))))
+        let Record { key, seq, .. } = said.open()?;
+        Ok((format!("{:?} {:?} by {:?}", key.kind, key.id, key.writer), format!("{seq} {}", Name(said.hash()))))
     };
     records.iter().map(named).collect()
 }
@@ -366,7 +387,7 @@ pub fn contents(answer: &[u8]) -> Result<BTreeMap<String, String>> {
 pub fn tells(answer: &[u8], text: &str) -> Result<bool> {
     let answer: Value = serde_json::from_slice(answer).context("a host's book")?;
     let records: Vec<Said> = serde_json::from_value(answer["records"].clone()).context("its records")?;
-    Ok(records.iter().any(|said| said.content.windows(text.len()).any(|window| window == text.as_bytes())))
+    Ok(records.iter().any(|said| said.to_bytes().windows(text.len()).any(|window| window == text.as_bytes())))
 }
 
 /// The addresses that hosts of the lab have and nobody answers at, with the port of agents.
