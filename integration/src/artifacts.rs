@@ -76,7 +76,9 @@ pub fn building(artifact: Artifact) -> Program {
 pub fn lab_tests(build: Program) -> Result<BTreeMap<String, PathBuf>> {
     let told = build.args(["--message-format", "json"]).output().context("find the lab's tests")?;
     let objects = told.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let named = objects.filter_map(|object| Some((object["target"]["name"].as_str()?.to_owned(), object["executable"].as_str()?.into())));
+    // The lab itself is built with them.
+    let tests = objects.filter(|object| object["target"]["kind"][0] == "test");
+    let named = tests.filter_map(|object| Some((object["target"]["name"].as_str()?.to_owned(), object["executable"].as_str()?.into())));
     Ok(named.collect())
 }
 

@@ -42,7 +42,7 @@ fn check(steps: &Steps) -> Result<()> {
     thread::scope(|scope| {
         let of_targets = scope.spawn(|| {
             let what = "lints of the fuzz targets";
-            told(what, steps.run_beside(what, fuzz::linting(cargo())))
+            told(what, steps.run(what, fuzz::linting(cargo())))
         });
         let of_workspace = workspace(steps);
         let of_targets = of_targets.join().unwrap_or_else(|_| Err(anyhow!("the thread of the fuzz targets' lints panicked")));
@@ -51,7 +51,7 @@ fn check(steps: &Steps) -> Result<()> {
 }
 
 fn workspace(steps: &Steps) -> Result<()> {
-    let step = |what: &str, program: Program| told(what, steps.run_beside(what, program));
+    let step = |what: &str, program: Program| told(what, steps.run(what, program));
     step("lints", cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     let documentation = cargo().args(["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]);
     step("documentation", documentation.env("RUSTDOCFLAGS", "-D warnings"))

@@ -6,7 +6,10 @@
 
 use std::{
     fmt::Write as _,
-    sync::Mutex,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -29,49 +32,45 @@ struct Step {
 pub struct Steps {
     area: &'static str,
     start: Instant,
+    begun: AtomicUsize,
+    running: AtomicUsize,
     ended: Mutex<Vec<Step>>,
 }
 
 impl Steps {
     /// `area` is the task's name, as in [`say`].
     pub fn begin(area: &'static str) -> Self {
-        Self { area, start: Instant::now(), ended: Mutex::new(Vec::new()) }
+        Self { area, start: Instant::now(), begun: AtomicUsize::new(0), running: AtomicUsize::new(0), ended: Mutex::new(Vec::new()) }
     }
 
     /// Runs a program as one step.
     pub fn run(&self, name: &str, program: Program) -> Result<()> {
-        self.one(name, false, program)
-    }
-
-    /// Runs a program as one step while another thread runs others.
-    pub fn run_beside(&self, name: &str, program: Program) -> Result<()> {
-        self.one(name, true, program)
+        self.one(name, || program.deadline(DEADLINE).measured())
     }
 
     /// Does something else as one step. Its programs' work is not known.
     pub fn take<T>(&self, name: &str, work: impl FnOnce() -> T) -> T {
-        say(self.area, name);
-        let start = Instant::now();
-        let done = work();
-        self.keep(Step { name: name.to_owned(), took: start.elapsed(), worked: Duration::ZERO, beside: false });
-        done
+        self.one(name, || (work(), Duration::ZERO))
     }
 
-    fn one(&self, name: &str, beside: bool, program: Program) -> Result<()> {
+    fn one<T>(&self, name: &str, work: impl FnOnce() -> (T, Duration)) -> T {
         say(self.area, name);
-        let start = Instant::now();
-        let (done, worked) = program.deadline(DEADLINE).measured();
+        let (number, start) = (self.begun.fetch_add(1, Ordering::SeqCst) + 1, Instant::now());
+        let others = self.running.fetch_add(1, Ordering::SeqCst);
+        let (done, worked) = work();
+        self.running.fetch_sub(1, Ordering::SeqCst);
+        let beside = others > 0 || self.begun.load(Ordering::SeqCst) > number;
         self.keep(Step { name: name.to_owned(), took: start.elapsed(), worked, beside });
         done
     }
 
     fn keep(&self, step: Step) {
-        self.ended.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(step);
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).push(step);
     }
 
     /// Prints the table, the longest step first.
     pub fn tell(&self) {
-        let mut ended = self.ended.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         ended.sort_by_key(|step| std::cmp::Reverse(step.took));
         eprint!("{}", table(&ended, self.start.elapsed()));
     }
@@ -116,11 +115,12 @@ mod tests {
         steps.keep(Step { name: "long".to_owned(), took: Duration::from_secs(70), worked: Duration::from_secs(3), beside: false });
         steps.run("nothing", Program::new("true")).unwrap();
         assert!(steps.run("wrong", Program::new("false")).is_err());
-        steps.take("thought", || ());
+        steps.take("outer", || steps.take("inner", || ()));
         steps.tell();
         let mut ended = steps.ended.into_inner().unwrap();
         assert_eq!(ended.iter().take(2).map(|step| &step.name[..]).collect::<Vec<_>>(), ["long", "short"]);
-        assert_eq!(ended.len(), 5);
+        let beside: Vec<&str> = ended.iter().filter(|step| step.beside).map(|step| &step.name[..]).collect();
+        assert!(beside.len() == 3 && beside.contains(&"outer") && beside.contains(&"inner"), "{beside:?}");
         ended.truncate(2);
         let told = table(&ended, Duration::from_secs(71));
         let expected =

@@ -1,8 +1,8 @@
 //! `cargo lab test`: every test of the repository, from units to machines.
 //!
 //! ```text
-//! programs for machines and guests ── groups that wait ─────────────┐
-//!   beside them, idle: units and fuzz targets are compiled ─────────┴── units ── the other groups ── fuzz
+//! tests of the lab ── provision ── programs for machines and guests ── groups that wait ──┐
+//!                 └── idle: units and fuzz targets are compiled ──────────────────────────┴── units ── the other groups ── fuzz
 //! ```
 //! Groups named `local_*` use the namespace lab, the others the QEMU lab. One that fails does not hide the next one. What may overlap and
 //! why is told in docs/notes/ci.md.
@@ -71,11 +71,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 
 /// Returns the names of those that are wrong.
 fn groups(options: &Options, steps: &Steps) -> Result<Vec<String>> {
-    let provisions = steps.take("provision", provision::provision)?;
     let tests = lab_tests(options, steps)?;
     let mut wrong = Wrong(Vec::new());
     thread::scope(|scope| {
         scope.spawn(|| compile_beside(options, steps));
+        let provisions = steps.take("provision", provision::provision)?;
         programs(&tests, steps)?;
         image::lab_initramfs(&provisions.lab)?;
         for kernel in [&provisions.guest, &provisions.guest_12] {
@@ -83,7 +83,7 @@ fn groups(options: &Options, steps: &Steps) -> Result<Vec<String>> {
         }
         for (name, threads) in WAITING {
             if let Some(program) = tests.get(name) {
-                wrong.add(name, steps.run_beside(name, test(program, threads)));
+                wrong.add(name, steps.run(name, test(program, threads)));
             }
         }
         Ok::<_, anyhow::Error>(())
@@ -142,7 +142,7 @@ fn programs(tests: &BTreeMap<String, PathBuf>, steps: &Steps) -> Result<()> {
     let artifacts = [Artifact::Vmm, Artifact::Agent, Artifact::Workload].into_iter().chain(wants_rebec.then_some(Artifact::Rebec));
     for artifact in artifacts {
         let name = artifact.binary();
-        steps.run_beside(&format!("build of {name}, static"), artifacts::building(artifact)).with_context(|| format!("build {name}"))?;
+        steps.run(&format!("build of {name}, static"), artifacts::building(artifact)).with_context(|| format!("build {name}"))?;
     }
     Ok(())
 }
@@ -152,7 +152,7 @@ fn compile_beside(options: &Options, steps: &Steps) {
     let builds = [("units", idle_cargo().args(UNITS).arg("--no-run")), ("fuzz", fuzz::building(idle_cargo()))];
     for (group, build) in builds.into_iter().filter(|(group, _)| options.wants(group)) {
         let name = format!("build of {group}");
-        if let Err(error) = steps.run_beside(&name, build) {
+        if let Err(error) = steps.run(&name, build) {
             say("test", format_args!("{name}: {error:#}"));
         }
     }
