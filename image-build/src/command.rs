@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 /// Most bytes of a program's output that are kept for its caller.
 const OUTPUT_BYTES_MAX: u64 = 64 << 20;
@@ -92,7 +93,21 @@ impl Program {
     /// Runs it with its output shown to the user; an exit code other than 0 is an error.
     pub fn run(mut self) -> Result<()> {
         let child = self.command.spawn().with_context(|| format!("start {}", self.name))?;
-        wait(child, &self.name, self.deadline)
+        wait(child, &self.name, Instant::now(), self.deadline)
+    }
+
+    /// As [`Program::run`], and tells for how long processors worked for it and for all that it started and waited for.
+    pub fn measured(mut self) -> (Result<()>, Duration) {
+        let (start, mut worked) = (Instant::now(), Duration::ZERO);
+        let done = self.command.spawn().with_context(|| format!("start {}", self.name)).and_then(|child| {
+            // Its account is gone once it was waited for.
+            while !has_ended(&child) && start.elapsed() <= self.deadline {
+                std::thread::sleep(CHILD_POLL);
+            }
+            worked = worked_for(child.id());
+            wait(child, &self.name, start, self.deadline)
+        });
+        (done, worked)
     }
 
     /// Runs it in silence; when it fails, the error carries the end of what it said.
@@ -116,7 +131,7 @@ impl Program {
         let mut child = self.command.spawn().with_context(|| format!("start {}", self.name))?;
         let stdout = child.stdout.take().map(collector);
         let stderr = child.stderr.take().map(collector);
-        let ended = wait(child, &self.name, self.deadline);
+        let ended = wait(child, &self.name, Instant::now(), self.deadline);
         let text = |thread: Option<std::thread::JoinHandle<Vec<u8>>>| {
             let bytes = thread.and_then(|thread| thread.join().ok()).unwrap_or_default();
             String::from_utf8_lossy(&bytes).into_owned()
@@ -142,8 +157,25 @@ fn collector(mut pipe: impl std::io::Read + Send + 'static) -> std::thread::Join
     })
 }
 
-fn wait(mut child: Child, name: &str, deadline: Duration) -> Result<()> {
-    let start = Instant::now();
+/// Whether a child has ended. It stays to be waited for.
+fn has_ended(child: &Child) -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    // Where that cannot be told, waiting for it tells why.
+    waitid(WaitId::Pid(Pid::from_child(child)), options).map_or(true, |status| status.is_some())
+}
+
+/// What a process and its ended children took of processors; nothing if it cannot be read (proc(5), `/proc/pid/stat`).
+fn worked_for(process: u32) -> Duration {
+    const TICKS_PER_SECOND: u64 = 100;
+    // From behind the name, which may hold anything: utime, stime, cutime and cstime are the fields 14 to 17.
+    const FIELDS: std::ops::Range<usize> = 11..15;
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks: u64 = fields.get(FIELDS).unwrap_or_default().iter().filter_map(|field| field.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND)
+}
+
+fn wait(mut child: Child, name: &str, start: Instant, deadline: Duration) -> Result<()> {
     loop {
         if let Some(status) = child.try_wait().with_context(|| format!("wait for {name}"))? {
             if status.success() {
@@ -168,6 +200,20 @@ mod tests {
     fn a_failure_names_the_program_and_what_it_said() {
         let error = Program::new("sh").args(["-c", "echo broken >&2; exit 3"]).output().unwrap_err().to_string();
         assert!(error.contains("sh ended with") && error.contains("3") && error.contains("broken"), "{error}");
+    }
+
+    #[test]
+    fn a_program_s_work_is_told_apart_from_its_waiting() {
+        let work = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
+        let (done, worked) = Program::new("sh").args(["-c", &format!("sleep 0.3; sh -c '{work}'")]).measured();
+        done.unwrap();
+        assert!(worked > Duration::ZERO, "{worked:?}");
+        let (done, worked) = Program::new("sleep").arg("0.5").measured();
+        done.unwrap();
+        assert!(worked < Duration::from_millis(200), "{worked:?}");
+        let (done, _) = Program::new("sleep").arg("60").deadline(Duration::from_millis(50)).measured();
+        assert!(done.unwrap_err().to_string().contains("did not end"));
+        assert!(Program::new("false").measured().0.is_err());
     }
 
     #[test]

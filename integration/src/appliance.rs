@@ -21,10 +21,10 @@ use rebec_image_build::{
 use crate::{
     artifacts::{self, Artifact},
     command::Program,
+    made::newer,
     paths,
     progress::say,
     provision::{exclusive, kernel::unpack_elf},
-    qemu::image::newer,
 };
 
 /// What an ISO may take.

@@ -3,6 +3,7 @@
 //! They go to `target/lab/static`, apart from everything else cargo builds, because other flags would rebuild the world.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -29,12 +30,22 @@ pub enum Artifact {
 }
 
 impl Artifact {
-    fn package_and_binary(self) -> (&'static str, &'static str) {
+    fn package(self) -> &'static str {
         match self {
-            Self::Vmm => ("rebec-vmm", "rebec-vmm"),
-            Self::Agent => ("rebec-lab-agent", "lab-agent"),
-            Self::Workload => ("rebec-workload", "rebec-workload"),
-            Self::Rebec => ("rebec-cli", "rebec"),
+            Self::Vmm => "rebec-vmm",
+            Self::Agent => "rebec-lab-agent",
+            Self::Workload => "rebec-workload",
+            Self::Rebec => "rebec-cli",
+        }
+    }
+
+    /// The program's name.
+    pub fn binary(self) -> &'static str {
+        match self {
+            Self::Vmm => "rebec-vmm",
+            Self::Agent => "lab-agent",
+            Self::Workload => "rebec-workload",
+            Self::Rebec => "rebec",
         }
     }
 
@@ -48,13 +59,27 @@ impl Artifact {
 
 /// Builds a program and returns where it is. Cargo decides what has to be done.
 pub fn build(artifact: Artifact) -> Result<PathBuf> {
-    let (package, binary) = artifact.package_and_binary();
+    let (binary, profile) = (artifact.binary(), artifact.profile());
     say("build", format_args!("{binary}, static"));
-    let profile = artifact.profile();
-    cargo("build", profile).args(["--package", package, "--bin", binary]).run().with_context(|| format!("build {binary}"))?;
+    building(artifact).run().with_context(|| format!("build {binary}"))?;
     let path = folder().join(TRIPLE).join(profile).join(binary);
     ensure_static(&path)?;
     Ok(path)
+}
+
+/// Cargo, told to build a program.
+pub fn building(artifact: Artifact) -> Program {
+    cargo("build", artifact.profile()).args(["--package", artifact.package(), "--bin", artifact.binary()])
+}
+
+/// The programs of integration/tests by their names, of which cargo, told so by `build`, has nothing left to build.
+pub fn lab_tests(build: Program) -> Result<BTreeMap<String, PathBuf>> {
+    let told = build.args(["--message-format", "json"]).output().context("find the lab's tests")?;
+    let objects = told.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    // The lab itself is built with them.
+    let tests = objects.filter(|object| object["target"]["kind"][0] == "test");
+    let named = tests.filter_map(|object| Some((object["target"]["name"].as_str()?.to_owned(), object["executable"].as_str()?.into())));
+    Ok(named.collect())
 }
 
 /// Builds the unit tests of a package's library as a program.

@@ -19,16 +19,18 @@ use crate::{
     artifacts::{self, Artifact},
     command::Program,
     initramfs::Initramfs,
+    made::{ext4, newer},
     modules, paths,
     provision::{Kernel, exclusive},
-    qemu::{
-        SPARING,
-        image::{ext4, newer},
-    },
 };
 
 /// Size of the base disk.
 pub const DISK_BYTES: u64 = 256 << 20;
+
+/// Words for the kernels of guests in emulated machines and of these machines, for work that takes seconds there: self-tests of ciphers, clearing
+/// each page twice, patching code for the only processor, the quality of jitter as entropy, and names for tracing (docs/notes/qemu-lab.md, "Boot").
+pub const SPARING: &str = "cryptomgr.notests init_on_alloc=0 noreplace-smp \
+                           initcall_blacklist=jent_mod_init,ftrace_check_for_weak_functions,trace_eval_init";
 
 /// What is asked of a stock kernel, beyond where the root is.
 pub fn cmdline() -> String {

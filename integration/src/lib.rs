@@ -12,6 +12,7 @@ pub mod channel;
 pub mod demo;
 pub mod guest;
 pub mod initramfs;
+pub mod made;
 pub mod modules;
 pub mod netlab;
 pub mod paths;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    machine::Event,
+    event::Event,
     screen::{self, Line, Told},
 };
 

@@ -18,7 +18,7 @@ use nix::{
     },
 };
 
-use crate::{machine, modules::Loader, power};
+use crate::{event, modules::Loader, power};
 
 /// The kernel's own announcements; group 2 would be those of udev.
 const KERNEL_GROUP: u32 = 1;
@@ -58,12 +58,12 @@ pub struct Devices {
     /// Found, and not loaded yet.
     later: Vec<String>,
     /// Whoever wants to hear of power buttons.
-    events: SyncSender<machine::Event>,
+    events: SyncSender<event::Event>,
 }
 
 impl Devices {
     /// Starts to listen.
-    pub fn open(loader: Loader, events: SyncSender<machine::Event>) -> io::Result<Self> {
+    pub fn open(loader: Loader, events: SyncSender<event::Event>) -> io::Result<Self> {
         let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkKObjectUEvent)?;
         setsockopt(&socket, RcvBuf, &SOCKET_BYTES)?;
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, KERNEL_GROUP))?;

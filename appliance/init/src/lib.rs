@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! options   what the kernel's command line asks for: rebec.join, rebec.hostname, rebec.ip, rebec.ntp, rebec.state
+//! event     what the machine's loop hears of
 //! mounts    /proc /sys /dev /run /tmp and their like
 //! alias     which modules a device asks for: depmod's files, read without modprobe
 //! pack      the file that holds the modules that few machines load
@@ -21,6 +22,8 @@
 use std::path::Path;
 
 mod options;
+
+mod event;
 
 mod mounts;
 

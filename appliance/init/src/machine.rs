@@ -24,6 +24,7 @@ use crate::{
     agent::{self, Agent, REBEC, Tail},
     console::{self, Console, Typed},
     devices::Devices,
+    event::Event,
     modules::{self, ALWAYS, Loader},
     mounts,
     options::Options,
@@ -55,30 +56,6 @@ const EVENTS_MAX: usize = 64;
 /// Commands typed while another runs.
 const TYPED_AHEAD_MAX: usize = 8;
 const SIGNALS: [Signal; 6] = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGPWR];
-
-/// What the loop hears of.
-pub enum Event {
-    /// The agent wrote its screen anew.
-    Screen,
-    /// A signal arrived.
-    Signal(Signal),
-    /// The machine's power button was pressed.
-    PowerButton,
-    /// A line was typed.
-    Typed {
-        /// Where.
-        console: usize,
-        /// What.
-        line: String,
-    },
-    /// A program that was started for a console wrote a line.
-    Said {
-        /// For which.
-        console: usize,
-        /// What.
-        line: String,
-    },
-}
 
 struct Machine {
     consoles: Vec<Console>,

@@ -20,7 +20,7 @@ use rustix::{
     system::{RebootCommand, reboot},
 };
 
-use crate::{agent::Agent, machine::Event, spawn, volumes::STATE};
+use crate::{agent::Agent, event::Event, spawn, volumes::STATE};
 
 /// How long the agent may take to end: it may be in the middle of handing over a VM.
 const AGENT_DEADLINE: Duration = Duration::from_secs(20);

@@ -21,11 +21,6 @@ pub enum Accel {
     Counting,
 }
 
-/// Words for the kernels of emulated machines and of the guests in them, for work that takes seconds there: self-tests of ciphers, clearing
-/// each page twice, patching code for the only processor, the quality of jitter as entropy, and names for tracing (docs/notes/qemu-lab.md, "Boot").
-pub const SPARING: &str = "cryptomgr.notests init_on_alloc=0 noreplace-smp \
-                           initcall_blacklist=jent_mod_init,ftrace_check_for_weak_functions,trace_eval_init";
-
 /// How long the probe may take to boot a kernel on KVM.
 const PROBE_DEADLINE: Duration = Duration::from_secs(5);
 const PROBE_WORD: &str = "rebec-probe-runs";

@@ -15,8 +15,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{Accel, SPARING, tsc};
-use crate::{channel::client::Client, netlab, provision::Emulator};
+use super::{Accel, tsc};
+use crate::{channel::client::Client, guest::SPARING, netlab, provision::Emulator};
 
 /// How long a machine may take from its start to its agent: five times what two busy cores were seen to need.
 pub const BOOT_DEADLINE: Duration = Duration::from_secs(150);

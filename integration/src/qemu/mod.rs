@@ -27,7 +27,7 @@ pub mod switch;
 pub mod tsc;
 pub mod vm;
 
-pub use accel::{Accel, SPARING};
+pub use accel::Accel;
 pub use lab::{Lab, LabConfig, System};
 pub use link::Shape;
 pub use machine::Machine;

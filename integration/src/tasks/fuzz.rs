@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 
+use super::steps;
 use crate::{command::Program, paths, progress::say};
 
 /// What `cargo lab test` gives each target.
@@ -99,16 +100,26 @@ pub fn run_all(seconds: u64) -> Result<()> {
 
 fn build() -> Result<()> {
     say("fuzz", "building the targets");
-    Program::new("cargo")
-        .args(["build", "--quiet", "--release", "--bins", "--manifest-path", "fuzz/Cargo.toml"])
+    building(steps::cargo()).deadline(BUILD_DEADLINE).run().context("build the fuzz targets")
+}
+
+/// What builds the targets, given cargo.
+pub fn building(cargo: Program) -> Program {
+    of_targets(cargo.args(["build", "--quiet", "--bins"]))
+}
+
+/// What lints them, given cargo: in the folder and with the flags of the build, so that libFuzzer's C++ is compiled for both at once.
+pub fn linting(cargo: Program) -> Program {
+    of_targets(cargo.args(["clippy", "--quiet", "--all-targets"])).args(["--", "-D", "warnings"])
+}
+
+fn of_targets(cargo: Program) -> Program {
+    cargo
+        .args(["--release", "--manifest-path", "fuzz/Cargo.toml"])
         // With a target triple, flags do not reach build scripts, which have no libFuzzer beside them.
         .args(["--target", TRIPLE, "--target-dir"])
         .arg(target_folder())
         .env("RUSTFLAGS", FLAGS)
-        .folder(paths::workspace())
-        .deadline(BUILD_DEADLINE)
-        .run()
-        .context("build the fuzz targets")
 }
 
 fn target_folder() -> PathBuf {

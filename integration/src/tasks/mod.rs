@@ -9,6 +9,7 @@
 //! image   the appliance's image, and the lock of what it is made of
 //! clean   away with what the lab has made
 //! ```
+//! `steps` tells at the end of `check` and `test` where the time went.
 //! `demo` has a folder of its own.
 
 pub mod bench;
@@ -17,5 +18,6 @@ pub mod check;
 pub mod clean;
 pub mod fuzz;
 pub mod image;
+pub mod steps;
 pub mod test;
 pub mod tidy;

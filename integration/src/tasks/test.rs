@@ -1,14 +1,27 @@
 //! `cargo lab test`: every test of the repository, from units to machines.
 //!
-//! Units run first, everything else after them in order of cost: tests named `local_*` use the namespace lab, the others
-//! the QEMU lab. A group that fails does not hide the next one.
+//! ```text
+//! tests of the lab ── provision ── programs for machines and guests ── groups that wait ──┐
+//!                 └── idle: units and fuzz targets are compiled ──────────────────────────┴── units ── the other groups ── fuzz
+//! ```
+//! Groups named `local_*` use the namespace lab, the others the QEMU lab. One that fails does not hide the next one. What may overlap and
+//! why is told in docs/notes/ci.md.
 
-use std::{process::ExitCode, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    thread,
+};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-use super::fuzz;
+use super::{
+    fuzz,
+    steps::{Steps, cargo, idle_cargo},
+};
 use crate::{
     artifacts::{self, Artifact},
     command::Program,
@@ -18,11 +31,13 @@ use crate::{
     qemu::image,
 };
 
-/// How long one group may take: a first build on two slow cores included.
-const GROUP_DEADLINE: Duration = Duration::from_secs(2400);
-
-/// Stories that wait for leases to run out, most of their time.
-const LEASES: &str = "local_pool_keeper";
+/// Groups that wait most of their time (leases to run out, links to be missed, slow clients to be sent away), and how many of their tests may
+/// do so at once. They go while others are compiled for.
+const WAITING: [(&str, &str); 3] = [("local_pool_keeper", "3"), ("local_pool_faults", "2"), ("local_pool_refusals", "1")];
+/// How the names of groups begin that want the appliance's program.
+const OF_REBEC: [&str; 4] = ["local_pool", "local_service", "qemu_firmware", "qemu_pool"];
+/// Cargo's words for every unit test but the lab's, whose features are the lab's own.
+const UNITS: [&str; 5] = ["test", "--quiet", "--workspace", "--exclude", "rebec-lab"];
 
 /// Options of `cargo lab test`.
 #[derive(Debug, Args)]
@@ -34,42 +49,18 @@ pub struct Options {
     fuzz_seconds: u64,
 }
 
+impl Options {
+    fn wants(&self, group: &str) -> bool {
+        self.group.as_ref().is_none_or(|wanted| group.contains(wanted.as_str()))
+    }
+}
+
 /// Runs the groups; the exit code says whether all were right.
 pub fn run(options: &Options) -> Result<ExitCode> {
-    let provisions = provision::provision()?;
-    // Built here and once: tests then only ask whether they are fresh.
-    artifacts::build(Artifact::Vmm)?;
-    image::lab_initramfs(&provisions.lab)?;
-    for kernel in [&provisions.guest, &provisions.guest_12] {
-        guest::files(kernel)?;
-    }
-    let wanted = |group: &str| options.group.as_ref().is_none_or(|wanted| group.contains(wanted.as_str()));
-    if ["local_pool", "local_service", "qemu_firmware", "qemu_pool"].into_iter().any(wanted) {
-        // Minutes from nothing: not on those groups' time, and not on anybody's who wants another.
-        artifacts::build(Artifact::Rebec)?;
-    }
-    let mut wrong = Vec::new();
-    if wanted("units") {
-        let mut args = vec!["test", "--quiet", "--workspace", "--exclude", "rebec-lab", "--no-fail-fast"];
-        group("units", &args, &mut wrong);
-        args = vec!["test", "--quiet", "--package", "rebec-lab", "--lib", "--bins"];
-        group("units of the lab", &args, &mut wrong);
-    }
-    for file in test_files()? {
-        if wanted(&file) {
-            // Labs share this machine's cores: one test at a time keeps their deadlines honest. Leases are waited for, by as many as like to.
-            let threads = if file == LEASES { "--test-threads=3" } else { "--test-threads=1" };
-            let args = ["test", "--quiet", "--package", "rebec-lab", "--test", &file, "--", threads];
-            group(&file, &args, &mut wrong);
-        }
-    }
-    if wanted("fuzz") {
-        say("test", "fuzz");
-        if let Err(error) = fuzz::run_all(options.fuzz_seconds) {
-            say("test", format_args!("fuzz: {error:#}"));
-            wrong.push("fuzz".to_owned());
-        }
-    }
+    let steps = Steps::begin("test");
+    let done = groups(options, &steps);
+    steps.tell();
+    let wrong = done?;
     if wrong.is_empty() {
         say("test", "every group is right");
         return Ok(ExitCode::SUCCESS);
@@ -78,25 +69,107 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-fn group(name: &str, args: &[&str], wrong: &mut Vec<String>) {
-    say("test", name);
-    let done = Program::new("cargo").args(args).folder(paths::workspace()).deadline(GROUP_DEADLINE).run();
-    if let Err(error) = done {
-        say("test", format_args!("{name}: {error:#}"));
-        wrong.push(name.to_owned());
+/// Returns the names of those that are wrong.
+fn groups(options: &Options, steps: &Steps) -> Result<Vec<String>> {
+    let tests = lab_tests(options, steps)?;
+    let mut wrong = Wrong(Vec::new());
+    thread::scope(|scope| {
+        scope.spawn(|| compile_beside(options, steps));
+        let provisions = steps.take("provision", provision::provision)?;
+        programs(&tests, steps)?;
+        image::lab_initramfs(&provisions.lab)?;
+        for kernel in [&provisions.guest, &provisions.guest_12] {
+            guest::files(kernel)?;
+        }
+        for (name, threads) in WAITING {
+            if let Some(program) = tests.get(name) {
+                wrong.add(name, steps.run(name, test(program, threads)));
+            }
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+
+    if options.wants("units") {
+        wrong.add("units", steps.run("units", cargo().args(UNITS).arg("--no-fail-fast")));
+        let of_lab = cargo().args(["test", "--quiet", "--package", "rebec-lab", "--lib", "--bins"]);
+        wrong.add("units of the lab", steps.run("units of the lab", of_lab));
     }
+    let waited = |name: &str| WAITING.iter().any(|(waiting, _)| *waiting == name);
+    let mut others: Vec<_> = tests.iter().filter(|(name, _)| !waited(name)).collect();
+    // The namespace lab's first: they take seconds.
+    others.sort_by_key(|(name, _)| !name.starts_with("local_"));
+    for (name, program) in others {
+        // Labs share this machine's cores: one test at a time keeps their deadlines honest.
+        wrong.add(name, steps.run(name, test(program, "1")));
+    }
+    if options.wants("fuzz") {
+        wrong.add("fuzz", steps.take("fuzz", || fuzz::run_all(options.fuzz_seconds)));
+    }
+    Ok(wrong.0)
 }
 
-/// Names in integration/tests, the namespace lab's first: they take seconds.
+/// Builds the wanted tests of the lab and returns their programs: groups start those without cargo, whose lock others may hold.
+fn lab_tests(options: &Options, steps: &Steps) -> Result<BTreeMap<String, PathBuf>> {
+    let names: Vec<String> = test_files()?.into_iter().filter(|name| options.wants(name)).collect();
+    if names.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let build = || {
+        let words = ["test", "--quiet", "--package", "rebec-lab", "--no-run"];
+        cargo().args(words).args(names.iter().flat_map(|name| ["--test", name]))
+    };
+    steps.run("build of the lab's tests", build()).context("build the lab's tests")?;
+    artifacts::lab_tests(build())
+}
+
+/// Names in integration/tests.
 fn test_files() -> Result<Vec<String>> {
     let folder = paths::workspace().join("integration/tests");
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))? {
+    for entry in fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))? {
         let path = entry.with_context(|| format!("read {}", folder.display()))?.path();
         if path.extension().is_some_and(|extension| extension == "rs") {
             names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
         }
     }
-    names.sort_by_key(|name| (!name.starts_with("local_"), name.clone()));
     Ok(names)
+}
+
+/// Builds what machines and guests run, once: tests then only ask whether it is fresh. A first build takes minutes: not on a group's time, and
+/// not on anybody's who wants another.
+fn programs(tests: &BTreeMap<String, PathBuf>, steps: &Steps) -> Result<()> {
+    let wants_rebec = tests.keys().any(|name| OF_REBEC.iter().any(|beginning| name.starts_with(beginning)));
+    let artifacts = [Artifact::Vmm, Artifact::Agent, Artifact::Workload].into_iter().chain(wants_rebec.then_some(Artifact::Rebec));
+    for artifact in artifacts {
+        let name = artifact.binary();
+        steps.run(&format!("build of {name}, static"), artifacts::building(artifact)).with_context(|| format!("build {name}"))?;
+    }
+    Ok(())
+}
+
+/// Compiles what comes later, in the time that nobody else wants. What is wrong with it is told when its turn comes.
+fn compile_beside(options: &Options, steps: &Steps) {
+    let builds = [("units", idle_cargo().args(UNITS).arg("--no-run")), ("fuzz", fuzz::building(idle_cargo()))];
+    for (group, build) in builds.into_iter().filter(|(group, _)| options.wants(group)) {
+        let name = format!("build of {group}");
+        if let Err(error) = steps.run(&name, build) {
+            say("test", format_args!("{name}: {error:#}"));
+        }
+    }
+}
+
+fn test(program: &Path, threads: &str) -> Program {
+    Program::new(&program.display().to_string()).args(["--quiet", "--test-threads", threads]).folder(paths::workspace().join("integration"))
+}
+
+/// Names of what went wrong.
+struct Wrong(Vec<String>);
+
+impl Wrong {
+    fn add(&mut self, name: &str, done: Result<()>) {
+        if let Err(error) = done {
+            say("test", format_args!("{name}: {error:#}"));
+            self.0.push(name.to_owned());
+        }
+    }
 }

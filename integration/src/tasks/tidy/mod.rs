@@ -4,7 +4,12 @@
 //! - `unsafe` only in `vmm/kvm` and `integration/guest`;
 //! - no word that puts work off;
 //! - a relative link in a Markdown file leads to a file;
+//! - no circle among the modules of a crate (`circles`);
 //! - every outside dependency of the workspace has a line in `docs/dependencies.md`, is used by a member, and no line there is stale.
+
+mod circles;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fmt, fs,
@@ -42,10 +47,14 @@ impl fmt::Display for Fault {
 
 /// Everything that breaks a rule below `root`.
 pub fn check(root: &Path) -> Result<Vec<Fault>> {
+    check_with(root, circles::EXCEPTIONS)
+}
+
+fn check_with(root: &Path, exceptions: &[circles::Exception]) -> Result<Vec<Fault>> {
     let mut files = Vec::new();
     walk(root, &mut files)?;
     files.sort();
-    let mut faults = Vec::new();
+    let (mut faults, mut programs) = (Vec::new(), Vec::new());
     for path in &files {
         let name = path.strip_prefix(root).unwrap_or(path).display().to_string();
         let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
@@ -55,11 +64,15 @@ pub fn check(root: &Path) -> Result<Vec<Fault>> {
         let text = fs::read_to_string(path).with_context(|| format!("read {name}"))?;
         put_off(&name, &text, &mut faults);
         match extension {
-            "rs" => rust(&name, &text, &mut faults),
+            "rs" => {
+                rust(&name, &text, &mut faults);
+                programs.push((name, text));
+            }
             "md" => links(&name, &text, path, &mut faults),
             _ => {}
         }
     }
+    circles::check(&programs, exceptions, &mut faults);
     dependencies(root, &mut faults)?;
     Ok(faults)
 }
@@ -171,59 +184,4 @@ fn manifest(path: &Path) -> Result<toml::Table> {
 fn named_dependencies(manifest: &toml::Table) -> Vec<String> {
     let tables = ["dependencies", "dev-dependencies", "build-dependencies"].into_iter().filter_map(|key| manifest.get(key)?.as_table());
     tables.flat_map(|table| table.keys().cloned()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn faults_in(name: &str, text: &str) -> Vec<String> {
-        let root = tempfile::tempdir().unwrap();
-        fs::write(root.path().join("Cargo.toml"), "[workspace.dependencies]\nours = { path = \"x\" }\n").unwrap();
-        let path = root.path().join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-        check(root.path()).unwrap().iter().map(Fault::to_string).collect()
-    }
-
-    #[test]
-    fn rust_files_keep_their_rules() {
-        assert!(faults_in("a.rs", "//! Good.\nfn main() {}\n").is_empty());
-        assert!(faults_in("a.rs", "fn main() {}\n")[0].starts_with("a.rs:1: does not open"));
-        assert!(faults_in("a.rs", &("//! Long.\n".to_owned() + &"\n".repeat(600)))[0].contains("601 lines"));
-        let code = format!("//! Bad.\nfn main() {{ {} {{ }} }}\n", concat!("un", "safe"));
-        assert!(faults_in("a.rs", &code)[0].starts_with("a.rs:2: unsafe"));
-        assert!(faults_in("vmm/kvm/a.rs", &code).is_empty());
-    }
-
-    #[test]
-    fn words_and_links_are_checked_everywhere() {
-        let text = format!("//! Good.\n// {}: later\n", concat!("TO", "DO"));
-        assert!(faults_in("a.rs", &text)[0].starts_with("a.rs:2: "));
-        assert!(faults_in("docs/a.md", "[x](b.md) [y](https://example.org) [z](#part)\n")[0].contains("links to b.md"));
-        assert!(faults_in("docs/a.md", "[x](a.md#part)\n```\n[y](nowhere)\n```\n").is_empty());
-    }
-
-    #[test]
-    fn a_dependency_without_a_line_is_named() {
-        let root = tempfile::tempdir().unwrap();
-        fs::write(root.path().join("Cargo.toml"), "[workspace.dependencies]\nlibc = \"0.2\"\n").unwrap();
-        assert_eq!(check(root.path()).unwrap()[0].to_string(), "Cargo.toml: dependency libc has no line in docs/dependencies.md");
-    }
-
-    #[test]
-    fn a_stale_line_and_an_unused_dependency_are_named() {
-        let root = tempfile::tempdir().unwrap();
-        let write = |path: &str, text: &str| {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        };
-        write("Cargo.toml", "[workspace]\nmembers = [\"a\"]\n[workspace.dependencies]\nlibc = \"0.2\"\nlog = \"0.4\"\n");
-        write("a/Cargo.toml", "[dev-dependencies]\nlog.workspace = true\n");
-        write("fuzz/Cargo.toml", "[dependencies]\nlibfuzzer-sys = \"0.4\"\n");
-        write("docs/dependencies.md", "- `libc`: x\n- `log`: x\n- `libfuzzer-sys`: x\n- `gone`: x\n");
-        let faults: Vec<String> = check(root.path()).unwrap().iter().map(Fault::to_string).collect();
-        assert_eq!(faults, ["Cargo.toml: dependency libc is used by no member", "docs/dependencies.md:4: gone is in no manifest"]);
-    }
 }
