@@ -7,10 +7,11 @@
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_enable_cap};
 use kvm_ioctls::VmFd;
+use rebec_bits::BitSet;
 use vmm_sys_util::{errno, ioctl::ioctl_with_ref, ioctl_iowr_nr};
 
 use crate::{
-    Machine, PageSet,
+    Machine,
     error::{self, Result},
     machine::Slot,
     ram::PAGE_BYTES,
@@ -29,7 +30,7 @@ impl Machine {
     }
 
     /// Moves the log into `pages`. The first time after a start it holds every page.
-    pub fn dirty_log_take(&self, pages: &mut PageSet) -> Result<()> {
+    pub fn dirty_log_take(&self, pages: &mut BitSet) -> Result<()> {
         for slot in &self.slots {
             let bytes = (slot.pages * PAGE_BYTES) as usize;
             let words = self.vm.get_dirty_log(slot.number, bytes).map_err(error::machine("get the dirty log"))?;

@@ -8,13 +8,11 @@
 
 use std::{fs::File, io, ops::Range, sync::Arc};
 
+use rebec_bits::BitSet;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
 use vm_memory::{Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, bitmap::AtomicBitmap};
 
-use crate::{
-    PageSet,
-    error::{Error, Result},
-};
+use crate::error::{Error, Result};
 
 /// The type through which every device sees guest RAM. Writes through it are marked in its bitmap.
 pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
@@ -131,7 +129,7 @@ impl Ram {
 
     /// Moves the marks of device writes into `pages`. A write that is under way is marked when it ends, so a page that is taken
     /// and then copied may hold half of it; it is taken again next time.
-    pub fn take_device_dirty(&self, pages: &mut PageSet) {
+    pub fn take_device_dirty(&self, pages: &mut BitSet) {
         for region in self.shared.memory.iter() {
             let first = self.page_of(region.start_addr()).expect("invariant: regions begin inside RAM");
             // The region's own `bitmap()` is a slice; the mapping behind it owns the atomic words.
@@ -228,7 +226,7 @@ mod tests {
         ram.memory().write_slice(&[1; 4098], GuestAddress(5 * PAGE_BYTES - 1)).unwrap();
         ram.memory().write_obj(1_u64, GuestAddress(HIGH_START + 2 * PAGE_BYTES)).unwrap();
         ram.read_page(9, &mut [0; 4096]).unwrap();
-        let mut dirty = PageSet::new(ram.pages());
+        let mut dirty = BitSet::new(ram.pages());
         ram.take_device_dirty(&mut dirty);
         assert_eq!(dirty.iter().collect::<Vec<_>>(), [4, 5, 6, high + 2]);
         dirty.clear();

@@ -10,8 +10,9 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use rebec_bits::BitSet;
 use rebec_devices::disk::Disk;
-use rebec_kvm::{PageSet, Ram};
+use rebec_kvm::Ram;
 use rebec_migrate::{
     Record, VmId,
     message::{DiskShape, NetShape, Shape},
@@ -101,7 +102,7 @@ impl MovingMachine for Held {
         Ok(self.vm.machine().dirty_log_start()?)
     }
 
-    fn dirty_log_take(&self, pages: &mut PageSet) -> Result<()> {
+    fn dirty_log_take(&self, pages: &mut BitSet) -> Result<()> {
         self.vm.machine().dirty_log_take(pages)?;
         self.vm.ram().take_device_dirty(pages);
         Ok(())

@@ -27,11 +27,12 @@ use std::{
 };
 
 use moving::{Arrived, Base, Incoming, MovingMachine, Outgoing, donor};
+use rebec_bits::BitSet;
 use rebec_devices::{
     Threads,
     disk::{BackingName, Disk, ImageFormat},
 };
-use rebec_kvm::{PageSet, Ram};
+use rebec_kvm::Ram;
 use rebec_migrate::{
     MoveId, Record, SourceConfig, VmId,
     ledger::Right,
@@ -152,7 +153,7 @@ impl MovingMachine for Guest {
     fn dirty_log_start(&self) -> anyhow::Result<()> {
         Ok(())
     }
-    fn dirty_log_take(&self, pages: &mut PageSet) -> anyhow::Result<()> {
+    fn dirty_log_take(&self, pages: &mut BitSet) -> anyhow::Result<()> {
         self.ram.take_device_dirty(pages);
         Ok(())
     }

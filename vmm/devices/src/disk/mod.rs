@@ -28,6 +28,7 @@ use std::{
 };
 
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, qcow2::Qcow2, raw::Raw};
+use rebec_bits::BitSet;
 
 use dirty::DirtyMap;
 pub use dirty::UNIT_BYTES;
@@ -213,8 +214,8 @@ impl Disk {
         self.dirty.start(self.bytes);
     }
 
-    /// What changed since the last call: bit `n % 64` of word `n / 64` is unit `n`. Empty while nothing is recorded.
-    pub fn track_take(&self) -> Vec<u64> {
+    /// The units that changed since the last call. None, out of none, while nothing is recorded.
+    pub fn track_take(&self) -> BitSet {
         self.dirty.take()
     }
 

@@ -17,6 +17,7 @@ mod words;
 
 use std::{collections::VecDeque, net::SocketAddrV4, time::Duration};
 
+use rebec_bits::BitSet;
 use rebec_vmm_api::{
     control::Progress,
     report::{MoveReport, Outcome},
@@ -36,7 +37,7 @@ use crate::{
     ledger::{MoveId, Record, Right},
     message::{BLANK_RANGES_MAX, FromSource, FromTarget, Message, Shape, bounded},
     page::{Key, Verdict},
-    unit::{Space, UnitSet, units_of},
+    unit::{Space, units_of},
 };
 
 /// The target has to build the machine and to index its donors.
@@ -52,7 +53,7 @@ enum Phase {
     Offered,
     Indexing { filter: Vec<u8>, on_base: Vec<bool> },
     Starting,
-    Blanking { disk: usize, unit: u64, data: Vec<UnitSet>, zeros: Vec<UnitSet> },
+    Blanking { disk: usize, unit: u64, data: Vec<BitSet>, zeros: Vec<BitSet> },
     Round,
     Looking,
     Pausing,
@@ -303,10 +304,10 @@ impl Source {
         }
     }
 
-    fn populated(&mut self, now: Duration, data: Vec<UnitSet>, zeros: Vec<UnitSet>) {
+    fn populated(&mut self, now: Duration, data: Vec<BitSet>, zeros: Vec<BitSet>) {
         if matches!(self.phase, Phase::Starting) {
             let disks = data.iter().skip(1).zip(&zeros);
-            self.rounds.counts[1].on_base = disks.map(|(data, zeros)| data.units() - data.len() - zeros.len()).sum();
+            self.rounds.counts[1].on_base = disks.map(|(data, zeros)| data.size() - data.len() - zeros.len()).sum();
             self.phase = Phase::Blanking { disk: 0, unit: 0, data, zeros };
             self.blank(now);
         }
@@ -336,7 +337,7 @@ impl Source {
         self.deadline = Some(now + APPLY_TIME_MAX);
     }
 
-    fn dirty(&mut self, now: Duration, sets: &[UnitSet]) {
+    fn dirty(&mut self, now: Duration, sets: &[BitSet]) {
         match std::mem::replace(&mut self.phase, Phase::Ended) {
             Phase::Looking => {
                 self.rounds.add(sets);

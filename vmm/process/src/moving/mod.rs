@@ -25,8 +25,9 @@ mod target;
 
 use std::{io, net::SocketAddrV4, sync::Arc, time::Instant};
 
+use rebec_bits::BitSet;
 use rebec_devices::disk::Disk;
-use rebec_kvm::{PageSet, Ram};
+use rebec_kvm::Ram;
 use rebec_migrate::Record;
 
 pub use ahead::Populate;
@@ -48,7 +49,7 @@ pub trait MovingMachine {
     /// Starts to log the writes of CPUs and devices to memory; what was marked before may be forgotten or reported.
     fn dirty_log_start(&self) -> anyhow::Result<()>;
     /// Moves the marks of CPUs and devices into `pages`.
-    fn dirty_log_take(&self, pages: &mut PageSet) -> anyhow::Result<()>;
+    fn dirty_log_take(&self, pages: &mut BitSet) -> anyhow::Result<()>;
     /// Ends the log.
     fn dirty_log_stop(&self) -> anyhow::Result<()>;
     /// Holds the vCPUs back for so many percent of the time; 0 ends it.

@@ -12,10 +12,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use rebec_bits::BitSet;
 use rebec_devices::Threads;
-use rebec_kvm::PageSet;
 use rebec_migrate::{
-    Source, SourceConfig, SourceInput, SourceOutput, UnitSet,
+    Source, SourceConfig, SourceInput, SourceOutput,
     frame::{Preamble, Role},
     message::FromTarget,
     page::Key,
@@ -256,10 +256,10 @@ impl Outgoing {
         Ok(Done::Input(input))
     }
 
-    fn take_memory_dirty(&self, machine: &dyn MovingMachine, spaces: &Spaces) -> Result<UnitSet> {
-        let mut pages = PageSet::new(spaces.ram.pages());
+    fn take_memory_dirty(&self, machine: &dyn MovingMachine, spaces: &Spaces) -> Result<BitSet> {
+        let mut pages = BitSet::new(spaces.ram.pages());
         machine.dirty_log_take(&mut pages)?;
-        Ok(UnitSet::from_words(pages.words(), spaces.ram.pages()))
+        Ok(pages)
     }
 
     fn now(&self) -> Duration {

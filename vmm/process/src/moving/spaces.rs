@@ -3,9 +3,10 @@
 use std::{io, ops::Range, sync::Arc};
 
 use anyhow::{Context, Result};
+use rebec_bits::BitSet;
 use rebec_devices::disk::{Disk, Extent, ExtentKind};
 use rebec_kvm::Ram;
-use rebec_migrate::{Space, UNIT_BYTES, UnitSet, page::is_zero, unit::units_of};
+use rebec_migrate::{Space, UNIT_BYTES, page::is_zero, unit::units_of};
 
 const UNIT: u64 = UNIT_BYTES as u64;
 /// Zeros of a disk are looked at and written in pieces of this size.
@@ -73,8 +74,8 @@ impl Spaces {
 
     /// What may hold anything but zeros, a set for each space, memory first; and what is zero, a set for each disk. Of a disk whose base
     /// the target has, what comes from the base is in neither.
-    pub fn populated(&self, on_base: &[bool]) -> Result<(Vec<UnitSet>, Vec<UnitSet>)> {
-        let mut memory = UnitSet::new(self.ram.pages());
+    pub fn populated(&self, on_base: &[bool]) -> Result<(Vec<BitSet>, Vec<BitSet>)> {
+        let mut memory = BitSet::new(self.ram.pages());
         self.ram.populated()?.into_iter().for_each(|range| memory.insert_range(range));
         let (mut data, mut zeros) = (vec![memory], vec![]);
         for (disk, &on_base) in self.disks.iter().zip(on_base) {
@@ -86,8 +87,8 @@ impl Spaces {
     }
 
     /// What was written to each disk since the last call.
-    pub fn take_disks_dirty(&self) -> impl Iterator<Item = UnitSet> + '_ {
-        self.disks.iter().map(|disk| UnitSet::from_words(&disk.track_take(), units_of(disk.size_bytes())))
+    pub fn take_disks_dirty(&self) -> impl Iterator<Item = BitSet> + '_ {
+        self.disks.iter().map(|disk| disk.track_take())
     }
 
     fn disk(&self, index: usize) -> io::Result<&Disk> {
@@ -96,9 +97,9 @@ impl Spaces {
 }
 
 /// The units of a disk that hold data, and those that are nothing but zeros.
-fn contents(disk: &Disk, on_base: bool) -> Result<(UnitSet, UnitSet)> {
+fn contents(disk: &Disk, on_base: bool) -> Result<(BitSet, BitSet)> {
     let units = units_of(disk.size_bytes());
-    let (mut data, mut zeros) = (UnitSet::new(units), UnitSet::new(units));
+    let (mut data, mut zeros) = (BitSet::new(units), BitSet::new(units));
     for extent in disk.extents() {
         let Extent { range, kind, is_backing } = extent?;
         let (first, end) = (range.start.div_ceil(UNIT), if range.end == disk.size_bytes() { units } else { range.end / UNIT });
