@@ -6,6 +6,8 @@ use std::{
     str::FromStr,
 };
 
+use rebec_layout::RAM_BYTES_MAX;
+
 use crate::{handle::Handle, lease::Lease, mac::MacAddr};
 
 /// Why a value on the command line was refused.
@@ -38,7 +40,7 @@ impl MemorySize {
     /// The smallest machine a kernel boots in.
     pub const MIN_BYTES: u64 = 16 << 20;
     /// The largest machine that is accepted, from a user or from a peer.
-    pub const MAX_BYTES: u64 = 1 << 40;
+    pub const MAX_BYTES: u64 = RAM_BYTES_MAX;
 
     /// Accepts a size in range and in whole MiB.
     pub fn from_bytes(bytes: u64) -> Result<Self, ConfigError> {

@@ -8,13 +8,13 @@
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_enable_cap};
 use kvm_ioctls::VmFd;
 use rebec_bits::BitSet;
+use rebec_layout::PAGE_BYTES;
 use vmm_sys_util::{errno, ioctl::ioctl_with_ref, ioctl_iowr_nr};
 
 use crate::{
     Machine,
     error::{self, Result},
     machine::Slot,
-    ram::PAGE_BYTES,
     system::{CAP_MANUAL_DIRTY_LOG, MANUAL_DIRTY_LOG_FLAGS},
 };
 

@@ -54,8 +54,8 @@ pub use self::{
     kick::{VcpuKicker, kick_signal},
     machine::Machine,
     populate::Populated,
-    ram::{GuestRam, PAGE_BYTES, RAM_BYTES_MAX, Ram},
-    system::{VCPUS_MAX, open_kvm},
+    ram::{GuestRam, Ram},
+    system::open_kvm,
     vcpu::{Bus, Vcpu, VcpuExit},
     wires::Wires,
 };

@@ -5,6 +5,7 @@ use std::{fs::File, sync::Arc};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
+use rebec_layout::{KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, PAGE_BYTES};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -17,11 +18,6 @@ use crate::{
     vcpu::HostParts,
     wires::Wires,
 };
-
-/// Three pages that KVM for Intel needs to run real mode; inside the hole below 4 GiB.
-const TSS_ADDRESS: usize = 0xfffb_d000;
-/// One page for the same purpose.
-const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
 /// A virtual machine.
 #[derive(Debug)]
@@ -124,8 +120,8 @@ fn make_vcpus(system: &System, vm: &VmFd, ram: &Ram, count: u8) -> Result<(Arc<G
 
 /// The interrupt controllers and the timer, which must be there before the first vCPU.
 fn set_up_chips(vm: &VmFd) -> Result<()> {
-    vm.set_tss_address(TSS_ADDRESS).map_err(error::machine("set the TSS address"))?;
-    vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(error::machine("set the identity map address"))?;
+    vm.set_tss_address(KVM_TSS_ADDRESS as usize).map_err(error::machine("set the TSS address"))?;
+    vm.set_identity_map_address(KVM_IDENTITY_MAP_ADDRESS).map_err(error::machine("set the identity map address"))?;
     vm.create_irq_chip().map_err(error::machine("create the interrupt controllers"))?;
     // The speaker's port 0x61 gates the timer that kernels calibrate with; the kernel answers it too.
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
@@ -143,7 +139,7 @@ fn memory_slots(ram: &Ram) -> Vec<Slot> {
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
         };
-        Slot { number: number as u32, first_page, pages: region.memory_size / crate::ram::PAGE_BYTES, region }
+        Slot { number: number as u32, first_page, pages: region.memory_size / PAGE_BYTES, region }
     };
     ram.memory().iter().enumerate().map(slot).collect()
 }

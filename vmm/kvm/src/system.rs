@@ -4,11 +4,9 @@ use std::{fs::File, io, os::fd::IntoRawFd};
 
 use kvm_bindings::{KVM_API_VERSION, KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
+use rebec_layout::VCPUS_MAX;
 
 use crate::error::{self, Error, Result};
-
-/// Most vCPUs of one machine.
-pub const VCPUS_MAX: u8 = 16;
 
 /// Size of `struct kvm_xsave` before it could grow, which KVM never goes below.
 const XSAVE_BYTES_MIN: usize = 4096;

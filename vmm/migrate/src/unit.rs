@@ -5,15 +5,17 @@
 //! neighbours still share a compressed batch.
 
 use rebec_bits::BitSet;
+use rebec_layout::{PAGE_BYTES, SLOTS};
+use rebec_vmm_api::control::MigrateOptions;
 
-/// Bytes of one unit: an x86 page.
-pub const UNIT_BYTES: usize = 4096;
+/// Bytes of one unit: a page.
+pub const UNIT_BYTES: usize = PAGE_BYTES as usize;
 /// Neighbouring units that share a stream, and the most units of one batch: 128 KiB, a zstd block.
 pub const RUN_UNITS: u64 = 32;
 /// Most data connections of one move.
-pub const STREAMS_MAX: usize = 16;
+pub const STREAMS_MAX: usize = MigrateOptions::STREAMS_MAX as usize;
 /// Most disks of one machine: one for each virtio slot.
-pub const DISKS_MAX: usize = 16;
+pub const DISKS_MAX: usize = SLOTS;
 
 /// What a unit number counts in: the memory, or one of the disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,7 +61,7 @@ impl std::fmt::Display for Space {
 
 /// The units that `bytes` fill; the last one may be partly filled and then ends in zeros.
 pub fn units_of(bytes: u64) -> u64 {
-    bytes.div_ceil(UNIT_BYTES as u64)
+    bytes.div_ceil(PAGE_BYTES)
 }
 
 /// The stream that carries `unit` when there are `streams`.

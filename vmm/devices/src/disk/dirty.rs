@@ -3,17 +3,15 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rebec_bits::{AtomicBitSet, BitSet};
+use rebec_layout::PAGE_BYTES;
 
-/// The unit of dirty tracking, and of what a move sends.
-pub const UNIT_BYTES: u64 = 4096;
-
-/// One bit per unit while recording. The lock guards only the pointer: it is taken for nanoseconds and never across I/O.
+/// One bit per unit of [`PAGE_BYTES`] while recording. The lock guards only the pointer: it is taken for nanoseconds and never across I/O.
 #[derive(Debug, Default)]
 pub(super) struct DirtyMap(RwLock<Option<Arc<AtomicBitSet>>>);
 
 impl DirtyMap {
     pub(super) fn start(&self, disk_bytes: u64) {
-        self.set(Some(Arc::new(AtomicBitSet::new(disk_bytes.div_ceil(UNIT_BYTES)))));
+        self.set(Some(Arc::new(AtomicBitSet::new(disk_bytes.div_ceil(PAGE_BYTES)))));
     }
 
     pub(super) fn stop(&self) {
@@ -27,7 +25,7 @@ impl DirtyMap {
     /// Marks every unit that the range touches.
     pub(super) fn mark(&self, offset: u64, bytes: u64) {
         let Some(marks) = self.marks().filter(|_| bytes > 0) else { return };
-        marks.insert_range(offset / UNIT_BYTES..(offset + bytes).div_ceil(UNIT_BYTES));
+        marks.insert_range(offset / PAGE_BYTES..(offset + bytes).div_ceil(PAGE_BYTES));
     }
 
     fn marks(&self) -> Option<Arc<AtomicBitSet>> {
@@ -52,13 +50,13 @@ mod tests {
         let map = DirtyMap::default();
         map.mark(0, 4096);
         assert!(taken(&map).is_empty(), "nothing is recorded before start");
-        map.start(200 * UNIT_BYTES);
+        map.start(200 * PAGE_BYTES);
         map.mark(4095, 2);
-        map.mark(63 * UNIT_BYTES, 66 * UNIT_BYTES);
+        map.mark(63 * PAGE_BYTES, 66 * PAGE_BYTES);
         map.mark(0, 0);
         assert_eq!(taken(&map), [vec![0, 1], (63..129).collect()].concat());
         assert!(taken(&map).is_empty());
-        map.mark(199 * UNIT_BYTES, UNIT_BYTES);
+        map.mark(199 * PAGE_BYTES, PAGE_BYTES);
         assert_eq!(taken(&map), [199]);
         map.stop();
         map.mark(0, 1);

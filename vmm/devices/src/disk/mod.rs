@@ -31,14 +31,11 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDrive
 use rebec_bits::BitSet;
 
 use dirty::DirtyMap;
-pub use dirty::UNIT_BYTES;
 pub use extent::{Extent, ExtentKind};
 pub use header::{BackingName, ImageFormat};
 
 /// Sectors of the virtio block protocol.
 pub const SECTOR_BYTES: u64 = 512;
-/// Largest virtual size, so that a header cannot ask for more than 256 MiB of dirty map.
-pub const DISK_BYTES_MAX: u64 = 8 << 40;
 /// Longest chain of backing images.
 pub const BACKING_MAX: usize = 16;
 

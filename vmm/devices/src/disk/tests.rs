@@ -3,6 +3,7 @@
 use std::{io::Write, thread};
 
 use proptest::prelude::*;
+use rebec_layout::{DISK_BYTES_MAX, PAGE_BYTES};
 use rustix::{
     fs::{MemfdFlags, memfd_create},
     io::Errno,
@@ -279,13 +280,13 @@ fn a_unit_is_marked_while_it_changes_and_again_when_it_has() {
 #[test]
 fn copying_by_the_map_under_writes_ends_in_the_same_disk() {
     const UNITS: u64 = 256;
-    for file in [raw_file(&vec![0; (UNITS * UNIT_BYTES) as usize]), qcow2_file(UNITS * UNIT_BYTES, None)] {
+    for file in [raw_file(&vec![0; (UNITS * PAGE_BYTES) as usize]), qcow2_file(UNITS * PAGE_BYTES, None)] {
         let disk = open(&file, &[]);
         disk.track_start();
-        let mut copy = vec![0; (UNITS * UNIT_BYTES) as usize];
+        let mut copy = vec![0; (UNITS * PAGE_BYTES) as usize];
         let take = |copy: &mut Vec<u8>, unit: u64| {
-            let at = (unit * UNIT_BYTES) as usize;
-            disk.read_at(unit * UNIT_BYTES, &mut copy[at..at + UNIT_BYTES as usize]).unwrap();
+            let at = (unit * PAGE_BYTES) as usize;
+            disk.read_at(unit * PAGE_BYTES, &mut copy[at..at + PAGE_BYTES as usize]).unwrap();
         };
         thread::scope(|scope| {
             let writer = scope.spawn(|| {
@@ -294,9 +295,9 @@ fn copying_by_the_map_under_writes_ends_in_the_same_disk() {
                     random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                     let unit = random >> 33 & (UNITS - 1);
                     if round % 16 == 15 {
-                        disk.discard_at(unit * UNIT_BYTES, UNIT_BYTES).unwrap();
+                        disk.discard_at(unit * PAGE_BYTES, PAGE_BYTES).unwrap();
                     } else {
-                        disk.write_at(unit * UNIT_BYTES, &[round as u8; UNIT_BYTES as usize]).unwrap();
+                        disk.write_at(unit * PAGE_BYTES, &[round as u8; PAGE_BYTES as usize]).unwrap();
                     }
                 }
             });

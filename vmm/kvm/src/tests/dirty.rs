@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_regs;
 use rebec_bits::BitSet;
+use rebec_layout::PAGE_BYTES;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::guest::{PAST_TABLES, Recorder, machine, start};
-use crate::{PAGE_BYTES, Ram, Vcpu, VcpuExit};
+use crate::{Ram, Vcpu, VcpuExit};
 
 /// Reaches over the hole, and not by a multiple of 64 pages.
 const RAM_BYTES: u64 = (3 << 30) + (5 << 20) + 0x3000;

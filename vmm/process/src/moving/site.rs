@@ -16,8 +16,9 @@ use rebec_devices::{
     Threads,
     disk::{Disk, ExtentKind},
 };
+use rebec_layout::PAGE_BYTES;
 use rebec_migrate::{
-    Space, TargetInput, TargetOutput, UNIT_BYTES,
+    Space, TargetInput, TargetOutput,
     base::BaseName,
     donor::Response,
     index::{Holder, Place},
@@ -176,21 +177,20 @@ impl<M: MovingMachine> Site<M> {
     /// Judges what a disk already holds, a batch at a time; ranges that read as zeros are skipped without reading, and what its base holds was
     /// judged when the digests were taken.
     fn index_disk(&self, index: usize, first: u64, count: u32) -> Result<Judged> {
-        const UNIT: u64 = UNIT_BYTES as u64;
         let disk = &self.spaces.disks[index];
         let base = self.machine.bases().get(index).and_then(Option::as_ref);
         let units = units_of(disk.size_bytes());
         let end = units.min(first + u64::from(count));
         let (mut at, mut found, mut copy) = (first, vec![], vec![]);
         while at < end {
-            let Some(extent) = disk.extent_at(at * UNIT)? else { break };
-            let extent_end = extent.range.end.div_ceil(UNIT).max(at + 1);
+            let Some(extent) = disk.extent_at(at * PAGE_BYTES)? else { break };
+            let extent_end = extent.range.end.div_ceil(PAGE_BYTES).max(at + 1);
             if extent.kind == ExtentKind::Zero {
                 // A unit that is only partly zeros belongs to the data behind it.
-                at = (extent.range.end / UNIT).max(at + 1);
+                at = (extent.range.end / PAGE_BYTES).max(at + 1);
                 continue;
             }
-            let whole_end = if extent.range.end == disk.size_bytes() { extent_end } else { extent.range.end / UNIT };
+            let whole_end = if extent.range.end == disk.size_bytes() { extent_end } else { extent.range.end / PAGE_BYTES };
             if let Some(base) = base.filter(|_| extent.is_backing && whole_end > at) {
                 let units = at..whole_end.min(end);
                 let kept = base.wire_digests(&self.key, at, (units.end - at) as usize)?;

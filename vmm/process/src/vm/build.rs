@@ -7,7 +7,6 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use rebec_boot::layout;
 use rebec_devices::{
     Threads,
     block::BlockDevice,
@@ -72,8 +71,8 @@ pub fn build(shape: Shape, host: &Host) -> Result<Vm> {
     for device in devices(host)? {
         slots.push(plug(slots.len(), device, &machine, &ram, &threads)?);
     }
-    let serial = SerialPort::new(Box::new(host.services.console.output()), line(&machine, layout::COM1_GSI)?);
-    let power = PowerPorts::new(line(&machine, layout::SCI_GSI)?);
+    let serial = SerialPort::new(Box::new(host.services.console.output()), line(&machine, rebec_layout::COM1_GSI)?);
+    let power = PowerPorts::new(line(&machine, rebec_layout::SCI_GSI)?);
     let buses = Arc::new(Buses { slots, serial, power, events: host.events.clone() });
     connect_input(host, &buses);
     let vcpus = VcpuThreads::start(machine.take_vcpus(), &buses, &WorkThreads, &reporter(host.events.clone()), &host.lease)?;
@@ -95,11 +94,11 @@ fn devices(host: &Host) -> Result<Vec<Box<dyn VirtioDevice>>> {
 }
 
 /// BARs do not overlap when the machine starts.
-const _: () = assert!(layout::BAR_STRIDE >= BAR_BYTES);
+const _: () = assert!(rebec_layout::BAR_STRIDE >= BAR_BYTES);
 
 fn plug(slot: usize, device: Box<dyn VirtioDevice>, machine: &Machine, ram: &Ram, threads: &Arc<dyn Threads>) -> Result<PciTransport> {
     let host = Arc::new(PciWires(machine.wires()));
-    PciTransport::new(device, ram.memory().clone(), host, layout::slot_bar(slot), threads.clone())
+    PciTransport::new(device, ram.memory().clone(), host, rebec_layout::slot_bar(slot), threads.clone())
         .with_context(|| format!("device in slot {slot}: connect it"))
 }
 
