@@ -5,7 +5,7 @@
 //! then copy. "Initially set" makes the first take report every page, and so a start costs nothing; who moves a machine
 //! intersects that with [`crate::Ram::populated`].
 
-use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_enable_cap};
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1};
 use kvm_ioctls::VmFd;
 use rebec_bits::BitSet;
 use rebec_layout::PAGE_BYTES;
@@ -15,7 +15,6 @@ use crate::{
     Machine,
     error::{self, Result},
     machine::Slot,
-    system::{CAP_MANUAL_DIRTY_LOG, MANUAL_DIRTY_LOG_FLAGS},
 };
 
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
@@ -48,12 +47,6 @@ impl Machine {
     pub fn dirty_log_stop(&self) -> Result<()> {
         self.set_slot_flags(0)
     }
-}
-
-/// Chooses manual protection, which is possible only before the first log is started.
-pub(crate) fn enable_manual_protect(vm: &VmFd) -> Result<()> {
-    let cap = kvm_enable_cap { cap: CAP_MANUAL_DIRTY_LOG, args: [MANUAL_DIRTY_LOG_FLAGS.into(), 0, 0, 0], ..Default::default() };
-    vm.enable_cap(&cap).map_err(error::machine("choose manual protection of the dirty log"))
 }
 
 /// Clears the bits that are set in `words`, of which the first stands for `first_page` of the slot, a multiple of 64.

@@ -14,7 +14,7 @@ use crate::{
     error::{self, Error, Result},
     kick,
     saved::clock::GuestClock,
-    system::System,
+    system::{self, System},
     vcpu::HostParts,
     wires::Wires,
 };
@@ -51,7 +51,7 @@ impl Machine {
         kick::install_handler()?;
         let vm = system.kvm.create_vm().map_err(error::machine("create it"))?;
         set_up_chips(&vm)?;
-        crate::dirty_log::enable_manual_protect(&vm)?;
+        system::enable_manual_dirty_log(&vm)?;
         let slots = memory_slots(ram);
         map_slots(&vm, &slots, 0)?;
         let (clock, vcpus) = make_vcpus(&system, &vm, ram, vcpus)?;

@@ -11,7 +11,7 @@ use rebec_layout::DISK_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    frame::array,
+    bytes::array,
     page::{self, Digest, Inner, Key},
     unit::{UNIT_BYTES, units_of},
 };

@@ -18,6 +18,9 @@
 //! Both engines have one shape: `handle(now, input)`, `poll_output()`, `next_deadline()`, `tick(now)`. Time is a
 //! [`std::time::Duration`] since any fixed moment. Formats are drawn in `docs/formats/{wire,handover,base,donor,ledger}.md`.
 
+mod bytes;
+mod digest;
+
 pub mod unit;
 
 pub mod page;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     base::BaseName,
-    frame::array,
+    bytes::array,
     ledger::{MoveId, Record, VmId},
     unit::{DISKS_MAX, STREAMS_MAX},
 };

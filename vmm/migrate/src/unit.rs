@@ -12,6 +12,8 @@ use rebec_vmm_api::control::MigrateOptions;
 pub const UNIT_BYTES: usize = PAGE_BYTES as usize;
 /// Neighbouring units that share a stream, and the most units of one batch: 128 KiB, a zstd block.
 pub const RUN_UNITS: u64 = 32;
+/// Bytes of the units of a full batch.
+pub const BATCH_BYTES: usize = RUN_UNITS as usize * UNIT_BYTES;
 /// Most data connections of one move.
 pub const STREAMS_MAX: usize = MigrateOptions::STREAMS_MAX as usize;
 /// Most disks of one machine: one for each virtio slot.

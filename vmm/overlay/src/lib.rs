@@ -18,6 +18,7 @@ pub mod addresses;
 pub mod announce;
 pub mod batch;
 pub mod checksum;
+pub mod config;
 pub mod counters;
 pub mod dhcp;
 pub mod fdb;
@@ -31,8 +32,9 @@ pub mod segment;
 pub mod vxlan;
 
 pub use batch::Wire;
+pub use config::PortConfig;
 pub use counters::{Counters, Reason};
 pub use fdb::{Fdb, FdbError};
 pub use offload::{Accepts, Checksum, Offload, SegmentKind, Segmentation};
-pub use port::{Inbound, Port, PortConfig, Ready};
+pub use port::{Inbound, Port, Ready};
 pub use relay::Relay;

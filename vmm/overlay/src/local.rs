@@ -11,10 +11,10 @@ use std::net::Ipv4Addr;
 use rebec_vmm_api::{Lease, MacAddr};
 
 use crate::{
+    config::PortConfig,
     dhcp,
     fdb::Fdb,
     frame::{ARP, ETHERNET_BYTES, Ethernet, Ip, UDP, UDP_BYTES, Version, word},
-    port::PortConfig,
 };
 
 /// What becomes of a frame of the guest.

@@ -16,12 +16,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rebec_vmm_api::{Lease, MacAddr};
-
 use crate::{
     addresses::{GuestAddresses, SavedAddressesError},
     announce,
     batch::{Batch, Wire},
+    config::PortConfig,
     counters::{Counters, Reason},
     fdb::{Fdb, Learned},
     frame::{Ethernet, FRAME_BYTES_MAX, Ip, Tcp},
@@ -29,24 +28,11 @@ use crate::{
     local::{self, Local},
     offload::{Accepts, Checksum, Offload, SegmentKind, Segmentation},
     segment::{Plan, complete},
-    vxlan::{self, HEADER_BYTES, Vni},
+    vxlan::{self, HEADER_BYTES},
 };
 
 /// Answers that wait for the guest to take them: more than any system asks at once.
 const ANSWERS_MAX: usize = 16;
-
-/// What a port is, for life.
-#[derive(Debug, Clone, Copy)]
-pub struct PortConfig {
-    /// The LAN's label.
-    pub vni: Vni,
-    /// The NIC's address.
-    pub mac: MacAddr,
-    /// Largest IP packet that the guest exchanges.
-    pub mtu: u16,
-    /// What the guest is told by DHCP; without it, its questions go to the LAN.
-    pub lease: Option<Lease>,
-}
 
 /// The datagrams of one receive call, and how far they have been looked at.
 #[derive(Debug, Clone, Copy)]

@@ -16,8 +16,8 @@ use super::{
 use crate::{
     frame::FrameHead,
     index::{Filter, Moved},
-    page::{BATCH_BYTES, Digest, Form, Packed, Verdict},
-    unit::{RUN_UNITS, Space, stream_of, take_batch},
+    page::{Digest, Form, Packed, Verdict},
+    unit::{BATCH_BYTES, RUN_UNITS, Space, stream_of, take_batch},
 };
 
 /// Batches of one stream that workers may hold at a time: one is read while another is packed and a third is written.

@@ -14,8 +14,9 @@ use rebec_migrate::{
     SourceInput, Space, TargetInput, UNIT_BYTES,
     frame::{Content, Entry, FrameHead, HEAD_BYTES, RawHead},
     index::{Holder, Place},
-    page::{self, BATCH_BYTES, Digest, Key, Packer, Unpacker},
+    page::{self, Digest, Key, Packer, Unpacker},
     source::{BatchId, ReadBatch, SendBatch},
+    unit::BATCH_BYTES,
 };
 
 use super::{donor::DonorHandle, spaces::Spaces};
