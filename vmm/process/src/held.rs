@@ -15,22 +15,24 @@ use rebec_devices::disk::Disk;
 use rebec_kvm::Ram;
 use rebec_migrate::{
     Record, VmId,
-    message::{DiskShape, NetShape, Shape},
+    message::{self, DiskShape, NetShape},
 };
 use rebec_vmm_saved::SavedMachine;
 
 use crate::{
+    boot_plan::BootPlan,
     lan::Lan,
     ledger::Ledger,
     moving::{Base, MovingMachine, Populate},
-    run::BootPlan,
-    vm::{self, Host, Vm},
+    vm::{self, Host, Shape, Vm},
 };
 
 /// A VM, what it is built from here, and the durable word on who may run it. One thread has it at a time.
 pub struct Held {
     pub vm: Vm,
     host: Host,
+    /// Kept digests of what each disk stands on, for a move.
+    bases: Vec<Option<Arc<Base>>>,
     id: VmId,
     epoch: Cell<u64>,
     ledger: RefCell<Ledger>,
@@ -38,8 +40,8 @@ pub struct Held {
 
 impl Held {
     /// Takes a machine that was built from `host`.
-    pub fn new(vm: Vm, host: Host, id: VmId, epoch: u64, ledger: Ledger) -> Self {
-        Self { vm, host, id, epoch: Cell::new(epoch), ledger: RefCell::new(ledger) }
+    pub fn new(vm: Vm, host: Host, bases: Vec<Option<Arc<Base>>>, id: VmId, epoch: u64, ledger: Ledger) -> Self {
+        Self { vm, host, bases, id, epoch: Cell::new(epoch), ledger: RefCell::new(ledger) }
     }
 
     pub fn id(&self) -> VmId {
@@ -63,15 +65,15 @@ impl Held {
     }
 
     /// What the target has to build.
-    pub fn move_shape(&self) -> Shape {
+    pub fn move_shape(&self) -> message::Shape {
         let shape = self.vm.shape();
-        Shape {
+        message::Shape {
             vm: self.id,
             epoch: self.epoch(),
             memory_bytes: shape.memory.bytes(),
             vcpus: shape.vcpus,
             nets: self.vm.lans().iter().map(|lan| NetShape { mac: lan.mac().0, vni: lan.vni() }).collect(),
-            disks: self.vm.disks().iter().zip(&self.host.bases).map(disk_shape).collect(),
+            disks: self.vm.disks().iter().zip(&self.bases).map(disk_shape).collect(),
             cpu_model: self.vm.machine().cpu_model().to_bytes(),
         }
     }
@@ -79,6 +81,24 @@ impl Held {
 
 fn disk_shape((disk, base): (&Arc<Disk>, &Option<Arc<Base>>)) -> DiskShape {
     DiskShape { bytes: disk.size_bytes(), read_only: disk.read_only(), base: base.as_ref().map(|base| base.name()) }
+}
+
+/// A machine that may be started from its kernel and disks, and what it is started from.
+pub struct ColdStart {
+    pub shape: Shape,
+    pub host: Host,
+    pub bases: Vec<Option<Arc<Base>>>,
+    pub plan: BootPlan,
+}
+
+impl ColdStart {
+    /// Builds the machine and lets it run, as the VM that `record` is about, at this epoch.
+    pub fn start(self, vm: VmId, epoch: u64, ledger: Ledger) -> Result<(Held, BootPlan)> {
+        let machine = vm::build(self.shape, &self.host)?;
+        self.plan.boot(&machine)?;
+        machine.resume()?;
+        Ok((Held::new(machine, self.host, self.bases, vm, epoch, ledger), self.plan))
+    }
 }
 
 impl MovingMachine for Held {
@@ -91,7 +111,7 @@ impl MovingMachine for Held {
     }
 
     fn bases(&self) -> &[Option<Arc<Base>>] {
-        &self.host.bases
+        &self.bases
     }
 
     fn ports(&self) -> Vec<SocketAddrV4> {
@@ -134,7 +154,7 @@ impl MovingMachine for Held {
     }
 
     fn populator(&self) -> Option<Populate> {
-        self.vm.populator()
+        self.vm.populator().map(|populate| Box::new(populate) as _)
     }
 
     fn write_ledger(&self, record: Record) -> io::Result<()> {

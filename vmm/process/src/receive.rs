@@ -2,10 +2,7 @@
 
 use std::{
     process::ExitCode,
-    sync::{
-        Arc,
-        mpsc::{SyncSender, sync_channel},
-    },
+    sync::{Arc, mpsc::sync_channel},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,8 +15,9 @@ use rebec_migrate::{
 use rebec_vmm_api::MemorySize;
 
 use crate::{
+    boot_plan::BootPlan,
     cli::ReceiveOptions,
-    event::{EVENTS_MAX, Event},
+    event::{self, EVENTS_MAX, Event},
     held::Held,
     lan::Lan,
     lease::Lease,
@@ -27,7 +25,7 @@ use crate::{
     moving::{Arrived, Incoming},
     open::{self, DiskFile, Opened},
     owner::Owner,
-    run::BootPlan,
+    serial::Console,
     services::Services,
     threads::{ServiceThreads, WorkThreads},
     vm::{self, Host},
@@ -50,7 +48,8 @@ pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
     let services = Arc::new(Services::start(opened.serial, opened.control, stop, &sender)?);
     let lease = Lease::new(options.shared.lease);
     let Opened { kvm, disks, lans, .. } = opened;
-    let site = Site { kvm, disks, lans, services: services.clone(), lease: lease.clone(), events: sender.clone() };
+    let (console, report) = (services.console.clone(), event::machine_report(sender.clone()));
+    let site = Site { kvm, disks, lans, console, lease: lease.clone(), report };
     let owner = Owner::of_arriving(site.lans.clone(), services, plan, sender.clone());
     let take_in = move || {
         let arrived = match released {
@@ -71,9 +70,9 @@ struct Site {
     kvm: std::fs::File,
     disks: Vec<DiskFile>,
     lans: Vec<Lan>,
-    services: Arc<Services>,
+    console: Arc<Console>,
     lease: Lease,
-    events: SyncSender<Event>,
+    report: vm::Report,
 }
 
 impl Site {
@@ -96,16 +95,16 @@ impl Site {
         let sized = self.disks.iter().zip(&shape.disks);
         let disks = sized.map(|(file, wanted)| open_disk(file, wanted.bytes)).collect::<Result<_>>()?;
         let kvm = self.kvm.try_clone().context("duplicate the KVM descriptor")?;
-        let (services, lease) = (self.services.clone(), self.lease.clone());
+        let (console, lease, report) = (self.console.clone(), self.lease.clone(), self.report.clone());
         let bases = self.disks.iter().map(|file| file.base.clone()).collect();
-        let host = Host { kvm, disks, bases, lans: self.lans.clone(), services, lease, events: self.events.clone() };
+        let host = Host { kvm, disks, lans: self.lans.clone(), console, lease, report };
         let memory = MemorySize::from_bytes(shape.memory_bytes)?;
         let vm = vm::build(vm::Shape { memory, vcpus: shape.vcpus }, &host)?;
         let theirs = CpuModel::from_bytes(&shape.cpu_model)?;
         let missing = theirs.missing_on(vm.machine().cpu_model());
         ensure!(missing.is_empty(), "this host's CPU lacks what the VM may use: {}", missing.join(", "));
         let ledger = ledger.take().context("invariant: one machine is built")?;
-        Ok(Held::new(vm, host, shape.vm, shape.epoch, ledger))
+        Ok(Held::new(vm, host, bases, shape.vm, shape.epoch, ledger))
     }
 
     fn check(&self, shape: &Shape) -> Result<()> {

@@ -11,12 +11,11 @@ use rebec_devices::Threads;
 use rebec_migrate::Record;
 
 use crate::{
+    boot_plan::BootPlan,
     control::Reply,
-    event::Event,
-    held::Held,
+    held::{ColdStart, Held},
     ledger::Ledger,
     moving::{Settled, settle_source},
-    run::{BootPlan, ColdStart},
     threads::ServiceThreads,
 };
 
@@ -57,15 +56,14 @@ pub struct Question {
     pub reply: Reply,
 }
 
-/// A thread that waits to ask; it answers with [`Event::Asked`]. Made before anything is given away.
-pub fn thread(events: SyncSender<Event>) -> Result<SyncSender<Question>> {
+/// A thread that waits to ask; it gives `back` what that came to. Made before anything is given away.
+pub fn thread(back: impl FnOnce(Box<Asked>) + Send + 'static) -> Result<SyncSender<Question>> {
     let (give, take) = sync_channel::<Question>(1);
     let body = move || {
         let Ok(Question { mut unsettled, connections, reply }) = take.recv() else { return };
         let Unsettled { record, ledger, .. } = &mut *unsettled;
         let settled = settle_source(*record, &ServiceThreads, connections, |record| ledger.write(record));
-        // The owner is gone only when the process is ending.
-        events.send(Event::Asked(Box::new(Asked { unsettled, settled, reply }))).unwrap_or_default();
+        back(Box::new(Asked { unsettled, settled, reply }));
     };
     ServiceThreads.spawn("settle", Box::new(body)).context("start the thread that asks the target")?;
     Ok(give)

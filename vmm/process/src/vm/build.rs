@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read},
-    sync::{Arc, mpsc::SyncSender},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result};
@@ -25,17 +25,11 @@ use rebec_vmm_api::MemorySize;
 use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{
-    Vm,
-    bus::Buses,
-    vcpus::{Report, VcpuThreads},
-};
+use super::{Report, Vm, bus::Buses, vcpus::VcpuThreads};
 use crate::{
-    event::{self, Event},
     lan::Lan,
     lease::Lease,
-    moving::Base,
-    services::Services,
+    serial::Console,
     threads::{RequestedThreads, WorkThreads},
 };
 
@@ -53,12 +47,10 @@ pub struct Shape {
 pub struct Host {
     pub kvm: File,
     pub disks: Vec<Arc<Disk>>,
-    /// Kept digests of what each disk stands on; only a move reads them.
-    pub bases: Vec<Option<Arc<Base>>>,
     pub lans: Vec<Lan>,
-    pub services: Arc<Services>,
+    pub console: Arc<Console>,
     pub lease: Lease,
-    pub events: SyncSender<Event>,
+    pub report: Report,
 }
 
 /// Builds a machine that stands still, with empty RAM.
@@ -71,11 +63,11 @@ pub fn build(shape: Shape, host: &Host) -> Result<Vm> {
     for device in devices(host)? {
         slots.push(plug(slots.len(), device, &machine, &ram, &threads)?);
     }
-    let serial = SerialPort::new(Box::new(host.services.console.output()), line(&machine, rebec_layout::COM1_GSI)?);
+    let serial = SerialPort::new(Box::new(host.console.output()), line(&machine, rebec_layout::COM1_GSI)?);
     let power = PowerPorts::new(line(&machine, rebec_layout::SCI_GSI)?);
-    let buses = Arc::new(Buses { slots, serial, power, events: host.events.clone() });
+    let buses = Arc::new(Buses { slots, serial, power, report: host.report.clone() });
     connect_input(host, &buses);
-    let vcpus = VcpuThreads::start(machine.take_vcpus(), &buses, &WorkThreads, &reporter(host.events.clone()), &host.lease)?;
+    let vcpus = VcpuThreads::start(machine.take_vcpus(), &buses, &WorkThreads, &host.report, &host.lease)?;
     Ok(Vm { shape, ram, machine, vcpus, buses, disks: host.disks.clone(), lans: host.lans.clone() })
 }
 
@@ -133,7 +125,7 @@ fn line(machine: &Machine, gsi: u32) -> Result<EventFd> {
 /// Input goes to the machine that is there: the one before it is gone when this one is built after a guest reset.
 fn connect_input(host: &Host, buses: &Arc<Buses>) {
     let buses = Arc::downgrade(buses);
-    host.services.console.set_sink(move |bytes| {
+    host.console.set_sink(move |bytes| {
         if let Some(buses) = buses.upgrade() {
             let taken = buses.serial.push_input(bytes);
             if taken < bytes.len() {
@@ -141,10 +133,6 @@ fn connect_input(host: &Host, buses: &Arc<Buses>) {
             }
         }
     });
-}
-
-fn reporter(events: SyncSender<Event>) -> Report {
-    Arc::new(move |event| event::report(&events, Event::Vcpu(event)))
 }
 
 /// The host kernel's random numbers, by system call: needs no path.

@@ -2,8 +2,6 @@
 //!
 //! Addresses that nobody claims read as all ones and swallow writes, as on a real bus.
 
-use std::sync::mpsc::SyncSender;
-
 use rebec_devices::{
     power::{PowerEvent, PowerPorts},
     serial::SerialPort,
@@ -11,7 +9,7 @@ use rebec_devices::{
 };
 use rebec_kvm::Bus;
 
-use crate::event::{self, Event};
+use super::{MachineEvent, Report};
 
 /// The keyboard controller's command port: nothing of it is there but its reset line, which kernels try.
 const I8042_COMMAND: u16 = 0x64;
@@ -22,7 +20,7 @@ pub struct Buses {
     pub slots: Vec<PciTransport>,
     pub serial: SerialPort,
     pub power: PowerPorts,
-    pub events: SyncSender<Event>,
+    pub report: Report,
 }
 
 /// What a memory access goes to.
@@ -78,7 +76,7 @@ impl Bus for Buses {
             _ => None,
         };
         if let Some(asked) = asked {
-            event::report(&self.events, Event::Power(asked));
+            (self.report)(MachineEvent::Power(asked));
         }
     }
 }

@@ -10,12 +10,12 @@ mod build;
 mod bus;
 mod vcpus;
 
-use std::{sync::Arc, time::Instant};
+use std::{ops::Range, sync::Arc, time::Instant};
 
 use anyhow::{Context, Result};
 use rebec_boot::{BootConfig, Content, KernelImage};
-use rebec_devices::{disk::Disk, virtio::PciTransport};
-use rebec_kvm::{Machine, Ram};
+use rebec_devices::{disk::Disk, power::PowerEvent, virtio::PciTransport};
+use rebec_kvm::{Machine, Populated, Ram};
 use rebec_vmm_saved::{PartKind, SavedMachine};
 
 use bus::Buses;
@@ -24,10 +24,19 @@ use vcpus::VcpuThreads;
 pub use build::{Host, MTU, Shape, build};
 pub use vcpus::VcpuEvent;
 
-use crate::{
-    event::{self, Event},
-    lan::Lan,
-};
+use crate::lan::Lan;
+
+/// What a machine says of itself, and what its owner decides about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// The guest turned itself off or asked for a reset.
+    Power(PowerEvent),
+    /// A vCPU cannot go on.
+    Vcpu(VcpuEvent),
+}
+
+/// Where it says so. Called by vCPU threads: it never waits.
+pub type Report = Arc<dyn Fn(MachineEvent) + Send + Sync>;
 
 /// A machine, whole.
 pub struct Vm {
@@ -86,8 +95,8 @@ impl Vm {
     }
 
     /// How memory is mapped ahead for a machine that has not run.
-    pub fn populator(&self) -> Option<crate::moving::Populate> {
-        self.vcpus.populator().map(|populate| Box::new(populate) as _)
+    pub fn populator(&self) -> Option<impl FnMut(Range<u64>) -> Option<Populated> + Send + use<>> {
+        self.vcpus.populator()
     }
 
     /// Lets a machine run (on) that stands still.
@@ -126,7 +135,7 @@ impl Vm {
         saved.finish()?;
         // Its source may have been too late to act on it.
         if let Some(asked) = asked {
-            event::report(&self.buses.events, Event::Power(asked));
+            (self.buses.report)(MachineEvent::Power(asked));
         }
         Ok(())
     }
