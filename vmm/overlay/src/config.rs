@@ -1,6 +1,6 @@
 //! What a port is told once: its LAN, its guest's NIC, and what the guest is to hear by DHCP.
 
-use rebec_vmm_api::{Lease, MacAddr};
+use rebec_vmm_api::{DhcpLease, MacAddr};
 
 use crate::vxlan::Vni;
 
@@ -14,5 +14,5 @@ pub struct PortConfig {
     /// Largest IP packet that the guest exchanges.
     pub mtu: u16,
     /// What the guest is told by DHCP; without it, its questions go to the LAN.
-    pub lease: Option<Lease>,
+    pub lease: Option<DhcpLease>,
 }

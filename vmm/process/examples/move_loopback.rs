@@ -40,7 +40,7 @@ impl MovingMachine for Still {
     fn disks(&self) -> &[Arc<Disk>] {
         &[]
     }
-    fn bases(&self) -> &[Option<Arc<moving::Base>>] {
+    fn bases(&self) -> &[Option<Arc<moving::BaseDigests>>] {
         &[]
     }
     fn ports(&self) -> Vec<SocketAddrV4> {

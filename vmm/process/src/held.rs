@@ -15,16 +15,16 @@ use rebec_devices::disk::Disk;
 use rebec_kvm::Ram;
 use rebec_migrate::{
     Record, VmId,
-    message::{self, DiskShape, NetShape},
+    message::{DiskShape, NetShape, Shape},
 };
 use rebec_vmm_saved::SavedMachine;
 
 use crate::{
     boot_plan::BootPlan,
     lan::Lan,
-    ledger::Ledger,
-    moving::{Base, MovingMachine, Populate},
-    vm::{self, Host, Shape, Vm},
+    ledger::LedgerFile,
+    moving::{BaseDigests, MovingMachine, Populate},
+    vm::{self, Host, MachineSize, Vm},
 };
 
 /// A VM, what it is built from here, and the durable word on who may run it. One thread has it at a time.
@@ -32,15 +32,15 @@ pub struct Held {
     pub vm: Vm,
     host: Host,
     /// Kept digests of what each disk stands on, for a move.
-    bases: Vec<Option<Arc<Base>>>,
+    bases: Vec<Option<Arc<BaseDigests>>>,
     id: VmId,
     epoch: Cell<u64>,
-    ledger: RefCell<Ledger>,
+    ledger: RefCell<LedgerFile>,
 }
 
 impl Held {
     /// Takes a machine that was built from `host`.
-    pub fn new(vm: Vm, host: Host, bases: Vec<Option<Arc<Base>>>, id: VmId, epoch: u64, ledger: Ledger) -> Self {
+    pub fn new(vm: Vm, host: Host, bases: Vec<Option<Arc<BaseDigests>>>, id: VmId, epoch: u64, ledger: LedgerFile) -> Self {
         Self { vm, host, bases, id, epoch: Cell::new(epoch), ledger: RefCell::new(ledger) }
     }
 
@@ -59,19 +59,19 @@ impl Held {
     /// After a guest reset: the same machine, new, booted by the same plan.
     pub fn start_again(&mut self, plan: &BootPlan) -> Result<()> {
         self.vm.pause()?;
-        self.vm = vm::build(self.vm.shape(), &self.host)?;
+        self.vm = vm::build(self.vm.size(), &self.host)?;
         plan.boot(&self.vm)?;
         self.vm.resume()
     }
 
     /// What the target has to build.
-    pub fn move_shape(&self) -> message::Shape {
-        let shape = self.vm.shape();
-        message::Shape {
+    pub fn move_shape(&self) -> Shape {
+        let size = self.vm.size();
+        Shape {
             vm: self.id,
             epoch: self.epoch(),
-            memory_bytes: shape.memory.bytes(),
-            vcpus: shape.vcpus,
+            memory_bytes: size.memory.bytes(),
+            vcpus: size.vcpus,
             nets: self.vm.lans().iter().map(|lan| NetShape { mac: lan.mac().0, vni: lan.vni() }).collect(),
             disks: self.vm.disks().iter().zip(&self.bases).map(disk_shape).collect(),
             cpu_model: self.vm.machine().cpu_model().to_bytes(),
@@ -79,22 +79,22 @@ impl Held {
     }
 }
 
-fn disk_shape((disk, base): (&Arc<Disk>, &Option<Arc<Base>>)) -> DiskShape {
+fn disk_shape((disk, base): (&Arc<Disk>, &Option<Arc<BaseDigests>>)) -> DiskShape {
     DiskShape { bytes: disk.size_bytes(), read_only: disk.read_only(), base: base.as_ref().map(|base| base.name()) }
 }
 
 /// A machine that may be started from its kernel and disks, and what it is started from.
 pub struct ColdStart {
-    pub shape: Shape,
+    pub size: MachineSize,
     pub host: Host,
-    pub bases: Vec<Option<Arc<Base>>>,
+    pub bases: Vec<Option<Arc<BaseDigests>>>,
     pub plan: BootPlan,
 }
 
 impl ColdStart {
     /// Builds the machine and lets it run, as the VM that `record` is about, at this epoch.
-    pub fn start(self, vm: VmId, epoch: u64, ledger: Ledger) -> Result<(Held, BootPlan)> {
-        let machine = vm::build(self.shape, &self.host)?;
+    pub fn start(self, vm: VmId, epoch: u64, ledger: LedgerFile) -> Result<(Held, BootPlan)> {
+        let machine = vm::build(self.size, &self.host)?;
         self.plan.boot(&machine)?;
         machine.resume()?;
         Ok((Held::new(machine, self.host, self.bases, vm, epoch, ledger), self.plan))
@@ -110,7 +110,7 @@ impl MovingMachine for Held {
         self.vm.disks()
     }
 
-    fn bases(&self) -> &[Option<Arc<Base>>] {
+    fn bases(&self) -> &[Option<Arc<BaseDigests>>] {
         &self.bases
     }
 

@@ -465,13 +465,13 @@ impl Stand {
 }
 
 fn status_of(held: &Held, state: VmState, lans: &[Lan]) -> Status {
-    let shape = held.vm.shape();
+    let size = held.vm.size();
     Status {
         state,
         epoch: held.epoch(),
         vm: held.id().to_string(),
-        memory_bytes: shape.memory.bytes(),
-        vcpus: shape.vcpus,
+        memory_bytes: size.memory.bytes(),
+        vcpus: size.vcpus,
         disk_bytes: held.vm.disks().iter().map(|disk| disk.size_bytes()).collect(),
         nets: net_status(lans),
         ledger: held.has_durable_ledger(),

@@ -16,12 +16,12 @@ use crate::{
     event::{self, EVENTS_MAX},
     held::ColdStart,
     lease::Lease,
-    ledger::Ledger,
+    ledger::LedgerFile,
     open,
     owner::Owner,
     services::Services,
     unsettled::Unsettled,
-    vm::{Host, Shape},
+    vm::{Host, MachineSize},
 };
 
 /// Runs the command.
@@ -29,7 +29,7 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let (opened, files) = open::for_run(options)?;
     let stop = opened.seal()?;
     let (sender, events) = sync_channel(EVENTS_MAX);
-    let mut ledger = Ledger::open(opened.ledger)?;
+    let mut ledger = LedgerFile::open(opened.ledger)?;
     let word = last_word(&mut ledger)?;
     let disks = opened.disks.iter().map(|disk| disk.parse().map(Arc::new)).collect::<Result<_>>()?;
     let bases = opened.disks.iter().map(|file| file.base.clone()).collect();
@@ -39,7 +39,7 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let (console, report) = (services.console.clone(), event::machine_report(sender.clone()));
     let host = Host { kvm: opened.kvm, disks, lans: lans.clone(), console, lease: lease.clone(), report };
     let plan = BootPlan::new(files, &options.boot.cmdline);
-    let cold = ColdStart { shape: Shape { memory: options.memory, vcpus: options.vcpus }, host, bases, plan };
+    let cold = ColdStart { size: MachineSize { memory: options.memory, vcpus: options.vcpus }, host, bases, plan };
     let owner = match word {
         Word::Mine(record) => {
             let (held, plan) = cold.start(record.vm, record.epoch, ledger)?;
@@ -58,7 +58,7 @@ enum Word {
 }
 
 /// Makes sure that this process may run the VM, durably if there is a ledger file.
-fn last_word(ledger: &mut Ledger) -> Result<Word> {
+fn last_word(ledger: &mut LedgerFile) -> Result<Word> {
     let (decision, reason) = ledger::may_run(ledger.last());
     match (decision, ledger.last()) {
         (Decision::Run { .. }, Some(last)) => Ok(Word::Mine(*last)),

@@ -14,7 +14,7 @@ use crate::{
     boot_plan::BootPlan,
     control::Reply,
     held::{ColdStart, Held},
-    ledger::Ledger,
+    ledger::LedgerFile,
     moving::{Settled, settle_source},
     threads::ServiceThreads,
 };
@@ -22,7 +22,7 @@ use crate::{
 /// The last record, and how to start the VM should it be ours after all.
 pub struct Unsettled {
     record: Record,
-    ledger: Ledger,
+    ledger: LedgerFile,
     cold: ColdStart,
 }
 
@@ -35,7 +35,7 @@ pub struct Asked {
 }
 
 impl Unsettled {
-    pub fn new(record: Record, ledger: Ledger, cold: ColdStart) -> Box<Self> {
+    pub fn new(record: Record, ledger: LedgerFile, cold: ColdStart) -> Box<Self> {
         Box::new(Self { record, ledger, cold })
     }
 

@@ -9,10 +9,10 @@
 //!                                                +- too much: again     +- a cancel, a cut or a refusal up to here: the VM runs on
 //! ```
 
+mod handover;
 mod pace;
 mod rounds;
 mod sent;
-mod settle;
 mod words;
 
 use std::{collections::VecDeque, net::SocketAddrV4, time::Duration};
@@ -24,9 +24,9 @@ use rebec_vmm_api::{
 };
 
 use self::{
+    handover::{SourceAct, SourceHandover},
     pace::{Bucket, Convergence, Pace, Step},
     rounds::Rounds,
-    settle::{Settle, Settlement},
 };
 pub use self::{
     rounds::{BatchId, LANE_BATCHES_MAX, ReadBatch, SendBatch},
@@ -61,7 +61,7 @@ enum Phase {
     Collecting { saved: Vec<u8> },
     LastRound { saved: Vec<u8> },
     AwaitPrepared,
-    Settling(Settlement),
+    Settling(SourceHandover),
     Ended,
 }
 
@@ -134,7 +134,7 @@ impl Source {
         source.control_bytes = 0;
         source.deadline = None;
         source.is_waiting = true;
-        source.phase = Phase::Settling(Settlement::restarted(record));
+        source.phase = Phase::Settling(SourceHandover::restarted(record));
         source
     }
 
@@ -161,7 +161,7 @@ impl Source {
         match input {
             SourceInput::Control(message) => self.message(now, message),
             SourceInput::Cut(reason) => self.cut(now, &reason),
-            SourceInput::Reconnected => self.settle(now, Settlement::reconnected),
+            SourceInput::Reconnected => self.settle(now, SourceHandover::reconnected),
             SourceInput::Cancel => self.fail(now, "cancelled"),
             SourceInput::Failed(reason) => self.fail(now, &reason),
             SourceInput::Populated { data, zeros } => self.populated(now, data, zeros),
@@ -185,7 +185,7 @@ impl Source {
                     self.enter(Phase::Collecting { saved }, SourceOutput::TakeDirty);
                 }
             }
-            SourceInput::LedgerWritten => self.settle(now, Settlement::written),
+            SourceInput::LedgerWritten => self.settle(now, SourceHandover::written),
             SourceInput::LedgerFailed(error) => self.settle(now, |settlement| settlement.write_failed(&error)),
         }
         self.advance(now);
@@ -295,7 +295,7 @@ impl Source {
             }
             (Phase::AwaitPrepared, FromTarget::Prepared { epoch }) if epoch == self.config.shape.epoch + 1 => {
                 let record = Record { right: Right::Granted, vm: self.config.shape.vm, epoch, move_id: self.config.move_id };
-                let (settlement, write) = Settlement::begin(record);
+                let (settlement, write) = SourceHandover::begin(record);
                 self.phase = Phase::Settling(settlement);
                 self.deadline = Some(now + GRANT_TIME_MAX);
                 self.perform(now, write);
@@ -430,7 +430,7 @@ impl Source {
         self.end(now, Outcome::Failed, Some(reason.into()));
     }
 
-    fn settle(&mut self, now: Duration, step: impl FnOnce(&mut Settlement) -> Vec<Settle>) {
+    fn settle(&mut self, now: Duration, step: impl FnOnce(&mut SourceHandover) -> Vec<SourceAct>) {
         if let Phase::Settling(settlement) = &mut self.phase {
             for action in step(settlement) {
                 self.perform(now, action);
@@ -438,10 +438,10 @@ impl Source {
         }
     }
 
-    fn perform(&mut self, now: Duration, action: Settle) {
+    fn perform(&mut self, now: Duration, action: SourceAct) {
         match action {
-            Settle::Write(record) => self.outputs.push_back(SourceOutput::WriteLedger(record)),
-            Settle::Send(message) => {
+            SourceAct::Write(record) => self.outputs.push_back(SourceOutput::WriteLedger(record)),
+            SourceAct::Send(message) => {
                 if matches!(message, FromSource::Granted { .. }) {
                     self.moments.granted.get_or_insert(now);
                 }
@@ -449,11 +449,11 @@ impl Source {
                 self.deadline = Some(now + GRANT_TIME_MAX);
                 self.send(&message);
             }
-            Settle::Moved { after_grant_us } => {
+            SourceAct::Moved { after_grant_us } => {
                 self.measure_downtime(now, Duration::from_micros(after_grant_us));
                 self.end(now, Outcome::Moved, None);
             }
-            Settle::Back { epoch } => {
+            SourceAct::Back { epoch } => {
                 if self.course.throttle() > 0 {
                     self.outputs.push_back(SourceOutput::Throttle(0));
                 }
@@ -464,11 +464,11 @@ impl Source {
                 let reason = format!("the target did not run the VM: it runs on at the source, at epoch {epoch}");
                 self.end(now, Outcome::Failed, Some(reason));
             }
-            Settle::Dismissed => {
+            SourceAct::Dismissed => {
                 let reason = "the VM is held here; the target of an older move has let go of it".to_owned();
                 self.end(now, Outcome::Failed, Some(reason));
             }
-            Settle::Waiting { reason } => {
+            SourceAct::Waiting { reason } => {
                 if !std::mem::replace(&mut self.is_waiting, true) {
                     self.deadline = None;
                     let report = self.report(now, Outcome::Waiting, Some(reason));

@@ -23,12 +23,12 @@ const ZEROS_UNITS: u64 = 65_536;
 
 /// Kept digests of the base that a disk stands on.
 #[derive(Debug)]
-pub struct Base {
+pub struct BaseDigests {
     file: File,
     summary: Summary,
 }
 
-impl Base {
+impl BaseDigests {
     /// Reads the summary of an open file of digests.
     ///
     /// # Errors

@@ -16,8 +16,8 @@ mod ahead;
 mod base;
 mod connection;
 pub mod donor;
+mod landing;
 mod settle;
-mod site;
 mod source;
 mod spaces;
 mod streams;
@@ -31,7 +31,7 @@ use rebec_kvm::Ram;
 use rebec_migrate::Record;
 
 pub use ahead::Populate;
-pub use base::{Base, write_digests};
+pub use base::{BaseDigests, write_digests};
 pub use settle::{Settled, settle_source};
 pub use source::{Canceller, Outgoing};
 pub use target::{Arrived, Incoming};
@@ -43,7 +43,7 @@ pub trait MovingMachine {
     /// Its disks in order.
     fn disks(&self) -> &[Arc<Disk>];
     /// For each disk, kept digests of the base that it stands on.
-    fn bases(&self) -> &[Option<Arc<Base>>];
+    fn bases(&self) -> &[Option<Arc<BaseDigests>>];
     /// Where each NIC's port listens, in order.
     fn ports(&self) -> Vec<SocketAddrV4>;
     /// Starts to log the writes of CPUs and devices to memory; what was marked before may be forgotten or reported.

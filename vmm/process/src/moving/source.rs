@@ -27,7 +27,7 @@ use super::{
     MovingMachine,
     connection::{check_answer, hang_up, read_messages, read_preamble, watch, write_control, write_preamble},
     spaces::Spaces,
-    streams::{Sending, Work},
+    streams::{SendWorker, Work},
 };
 
 /// What happened and was not yet told to the engine: what every worker can say at once, and the control connection.
@@ -158,7 +158,7 @@ impl Outgoing {
         for (number, socket) in link.sockets.iter().take(workers).enumerate() {
             let (work, todo) = sync_channel(LANE_BATCHES_MAX * 2);
             let sending =
-                Sending { spaces: spaces.clone(), key: self.key, stream: socket.try_clone()?, work: todo, events: events.clone() };
+                SendWorker { spaces: spaces.clone(), key: self.key, stream: socket.try_clone()?, work: todo, events: events.clone() };
             link.threads.push(threads.spawn(&format!("move-{number}"), Box::new(move || sending.run()))?);
             link.work.push(work);
         }

@@ -28,7 +28,7 @@ pub enum Work {
 }
 
 /// The source's worker of one stream.
-pub struct Sending {
+pub struct SendWorker {
     pub spaces: Spaces,
     pub key: Key,
     pub stream: TcpStream,
@@ -36,7 +36,7 @@ pub struct Sending {
     pub events: SyncSender<SourceInput>,
 }
 
-impl Sending {
+impl SendWorker {
     /// Works until the engine's side hangs up.
     pub fn run(self) {
         if let Err(error) = self.work() {
@@ -81,7 +81,7 @@ impl Sending {
 }
 
 /// The target's worker of one stream.
-pub struct Receiving {
+pub struct ReceiveWorker {
     pub spaces: Spaces,
     pub key: Key,
     pub number: usize,
@@ -100,7 +100,7 @@ struct Frame {
     body: Vec<u8>,
 }
 
-impl Receiving {
+impl ReceiveWorker {
     /// Works until the stream or the engine's side ends.
     pub fn run(self) {
         if let Err(error) = self.work() {

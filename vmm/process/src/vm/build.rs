@@ -38,7 +38,7 @@ pub const MTU: u16 = 1400;
 
 /// What stays the same wherever the machine runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
+pub struct MachineSize {
     pub memory: MemorySize,
     pub vcpus: u8,
 }
@@ -54,10 +54,10 @@ pub struct Host {
 }
 
 /// Builds a machine that stands still, with empty RAM.
-pub fn build(shape: Shape, host: &Host) -> Result<Vm> {
-    let ram = Ram::new(shape.memory.bytes())?;
+pub fn build(size: MachineSize, host: &Host) -> Result<Vm> {
+    let ram = Ram::new(size.memory.bytes())?;
     let kvm = host.kvm.try_clone().context("duplicate the KVM descriptor")?;
-    let mut machine = Machine::create(kvm, &ram, shape.vcpus)?;
+    let mut machine = Machine::create(kvm, &ram, size.vcpus)?;
     let threads: Arc<dyn Threads> = Arc::new(RequestedThreads::start().context("start the thread that makes devices' threads")?);
     let mut slots = Vec::new();
     for device in devices(host)? {
@@ -68,7 +68,7 @@ pub fn build(shape: Shape, host: &Host) -> Result<Vm> {
     let buses = Arc::new(Buses { slots, serial, power, report: host.report.clone() });
     connect_input(host, &buses);
     let vcpus = VcpuThreads::start(machine.take_vcpus(), &buses, &WorkThreads, &host.report, &host.lease)?;
-    Ok(Vm { shape, ram, machine, vcpus, buses, disks: host.disks.clone(), lans: host.lans.clone() })
+    Ok(Vm { size, ram, machine, vcpus, buses, disks: host.disks.clone(), lans: host.lans.clone() })
 }
 
 /// The devices in the order of their slots: disks, NICs, entropy.

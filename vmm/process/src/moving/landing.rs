@@ -26,13 +26,13 @@ use rebec_migrate::{
     unit::units_of,
 };
 
-use super::{Base, MovingMachine, ahead::Ahead, donor::DonorHandle, spaces::Spaces, streams::Receiving};
+use super::{BaseDigests, MovingMachine, ahead::Ahead, donor::DonorHandle, spaces::Spaces, streams::ReceiveWorker};
 
 /// Where to go on, and what was found.
 type Judged = (Option<u64>, Vec<(u64, Digest)>);
 
 /// The arriving machine and the workers that write it.
-pub struct Site<M> {
+pub struct Landing<M> {
     pub machine: M,
     spaces: Spaces,
     key: Key,
@@ -42,7 +42,7 @@ pub struct Site<M> {
     ahead: Option<Ahead>,
 }
 
-impl<M> Site<M> {
+impl<M> Landing<M> {
     /// Nothing is left to write: the workers and donors end.
     pub fn dismiss(&mut self) {
         self.places.clear();
@@ -52,7 +52,7 @@ impl<M> Site<M> {
     }
 }
 
-impl<M: MovingMachine> Site<M> {
+impl<M: MovingMachine> Landing<M> {
     /// Starts the workers, now that there is something to write to; their threads end when the streams and [`Self::dismiss`] do.
     pub fn open(
         machine: M,
@@ -83,23 +83,23 @@ impl<M: MovingMachine> Site<M> {
             }
             None => None,
         };
-        let mut site = Self { machine, spaces, key, donors, places: vec![], flush: Some(flush), ahead };
+        let mut landing = Self { machine, spaces, key, donors, places: vec![], flush: Some(flush), ahead };
         for (number, socket) in sockets.iter().enumerate() {
             let (sender, places) = sync_channel(1);
-            let worker = Receiving {
-                spaces: site.spaces.clone(),
+            let worker = ReceiveWorker {
+                spaces: landing.spaces.clone(),
                 key,
                 number,
                 streams: sockets.len(),
                 stream: socket.try_clone()?,
                 places,
-                donors: site.donors.clone(),
+                donors: landing.donors.clone(),
                 events: events.clone(),
             };
             started.push(threads.spawn(&format!("move-{number}"), Box::new(move || worker.run()))?);
-            site.places.push(sender);
+            landing.places.push(sender);
         }
-        Ok((site, started))
+        Ok((landing, started))
     }
 
     /// Who may hold contents. Donors before disks: the first place seen of a content counts, and memory is read faster.
@@ -111,7 +111,7 @@ impl<M: MovingMachine> Site<M> {
 
     /// Which base each disk shows all of: one that says something itself does not.
     pub fn fresh_bases(&self) -> Result<Vec<Option<BaseName>>> {
-        let named = |(disk, base): (&Arc<Disk>, &Option<Arc<Base>>)| match base {
+        let named = |(disk, base): (&Arc<Disk>, &Option<Arc<BaseDigests>>)| match base {
             Some(base) if shows_its_base(disk)? => Ok(Some(base.name())),
             _ => Ok(None),
         };
