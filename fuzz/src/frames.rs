@@ -13,11 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rebec_offload::{FRAME_BYTES_MAX, Accepts, Checksum, Offload, SegmentKind, Segmentation};
 use rebec_overlay::{
-    Accepts, Checksum, Fdb, Inbound, Offload, Port, PortConfig, Relay, SegmentKind, Segmentation, Wire,
+    Fdb, Inbound, Port, PortConfig, Relay, Wire,
     batch::{DATAGRAMS_MAX, RUN_BYTES_MAX},
     checksum::Sum,
-    frame::FRAME_BYTES_MAX,
     vxlan::{HEADER_BYTES, Vni},
 };
 use rebec_vmm_api::{DhcpLease, MacAddr};

@@ -16,6 +16,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rebec_offload::{Accepts, Checksum, FRAME_BYTES_MAX, Offload, SegmentKind, Segmentation};
+
 use crate::{
     addresses::{GuestAddresses, SavedAddressesError},
     announce,
@@ -23,10 +25,9 @@ use crate::{
     config::PortConfig,
     counters::{Counters, Reason},
     fdb::{Fdb, Learned},
-    frame::{Ethernet, FRAME_BYTES_MAX, Ip, Tcp},
+    frame::{Ethernet, Ip, Tcp},
     join::{Joiner, known_checksum, write_large_headers},
     local::{self, Local},
-    offload::{Accepts, Checksum, Offload, SegmentKind, Segmentation},
     segment::{Plan, complete},
     vxlan::{self, HEADER_BYTES},
 };

@@ -8,8 +8,9 @@ use std::{
 };
 
 use proptest::prelude::*;
+use rebec_offload::{Checksum, Offload};
 use rebec_overlay::{
-    Checksum, Fdb, FdbError, Inbound, Offload, Port, PortConfig, Reason, Wire,
+    Fdb, FdbError, Inbound, Port, PortConfig, Reason, Wire,
     checksum::Sum,
     dhcp::{SERVER, SERVER_MAC},
     fdb::ANY_STATION,
