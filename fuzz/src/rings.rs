@@ -47,7 +47,7 @@ const STEPS_MAX: usize = 256;
 /// How long a device may stay awake: a ring in whose index it writes itself keeps it busy, and it must still be stopped.
 const SETTLE_MAX: Duration = Duration::from_millis(20);
 
-/// Fields of the common structure: offset and bytes (virtio 1.2 §4.1.4.3).
+/// Fields of the common structure: offset and bytes (virtio 1.3 §4.1.4.3).
 type Field = (u64, usize);
 const DEVICE_FEATURES_SELECT: Field = (0x00, 4);
 const DEVICE_FEATURES: Field = (0x04, 4);

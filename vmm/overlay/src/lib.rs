@@ -1,7 +1,7 @@
 //! The overlay of a LAN: what one port does with its guest's frames and with the datagrams of others. Pure.
 //!
 //! A port is the only VXLAN endpoint (RFC 7348) of one guest NIC. This crate turns guest frames into runs of datagrams and datagrams into
-//! guest frames; it has no socket, clock, thread or randomness. Its driver (`vmm/process/src/lan.rs`) owns the socket and passes bytes,
+//! guest frames; it has no socket, clock, thread or randomness. Its driver (`vmm/process/src/lan`) owns the socket and passes bytes,
 //! time and the control thread's forwarding database in. The modules are in the order in which a frame travels:
 //!
 //! ```text

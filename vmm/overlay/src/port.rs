@@ -120,7 +120,7 @@ impl Port {
 
     /// What the guest's driver takes from now on.
     pub fn set_accepts(&mut self, accepts: Accepts) {
-        // Without partial checksums a driver cannot take large frames either (virtio 1.2 §5.1.3.1).
+        // Without partial checksums a driver cannot take large frames either (virtio 1.3 §5.1.3.1).
         self.accepts = if accepts.checksum { accepts } else { Accepts::default() };
     }
 

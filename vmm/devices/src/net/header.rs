@@ -1,4 +1,4 @@
-//! The offload header in front of each frame (virtio 1.2 §5.1.6), parsed once into what cannot be wrong by itself.
+//! The offload header in front of each frame (virtio 1.3 §5.1.6), parsed once into what cannot be wrong by itself.
 //!
 //! ```text
 //! virtio_net_hdr_v1 = flags:u8 gso_type:u8 hdr_len:u16 gso_size:u16 csum_start:u16 csum_offset:u16 num_buffers:u16    little endian

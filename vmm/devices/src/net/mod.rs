@@ -1,4 +1,4 @@
-//! virtio-net (virtio 1.2 §5.1): one queue pair, served by one thread, between a guest's rings and a [`FramePort`].
+//! virtio-net (virtio 1.3 §5.1): one queue pair, served by one thread, between a guest's rings and a [`FramePort`].
 //!
 //! ```text
 //!   guest tx ring ──copy──► buffer ──► port.send … port.flush at the end of a burst

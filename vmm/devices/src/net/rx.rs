@@ -1,4 +1,4 @@
-//! From the port to the guest's receive ring: one copy into as many buffers as the frame needs (virtio 1.2 §5.1.6.4).
+//! From the port to the guest's receive ring: one copy into as many buffers as the frame needs (virtio 1.3 §5.1.6.4).
 
 use rebec_offload::{FRAME_BYTES_MAX, Offload};
 use vmm_sys_util::eventfd::EventFd;
