@@ -86,7 +86,7 @@ fn use_disk(disk: &Disk, accesses: &[Access]) {
         }
     }
     walk(disk, 0);
-    assert!(disk.track_take().len() as u64 <= if tracked { bytes.div_ceil(4096).div_ceil(64) } else { 0 });
+    assert_eq!(disk.track_take().size(), if tracked { bytes.div_ceil(4096) } else { 0 });
 }
 
 fn walk(disk: &Disk, mut offset: u64) {

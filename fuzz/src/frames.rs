@@ -13,14 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rebec_offload::{FRAME_BYTES_MAX, Accepts, Checksum, Offload, SegmentKind, Segmentation};
 use rebec_overlay::{
-    Accepts, Checksum, Fdb, Inbound, Offload, Port, PortConfig, Relay, SegmentKind, Segmentation, Wire,
+    Fdb, Inbound, Port, PortConfig, Relay, Wire,
     batch::{DATAGRAMS_MAX, RUN_BYTES_MAX},
     checksum::Sum,
-    frame::FRAME_BYTES_MAX,
     vxlan::{HEADER_BYTES, Vni},
 };
-use rebec_vmm_api::{Lease, MacAddr};
+use rebec_vmm_api::{DhcpLease, MacAddr};
 
 use crate::input::Input;
 
@@ -64,7 +64,7 @@ pub fn run(data: &[u8]) {
     fdb.add(LOCAL, THEIRS, PEER).expect("a sound entry");
     fdb.add_address(THEIRS, Ipv4Addr::new(10, 0, 0, 2)).expect("a sound address");
     let gateway = Some(Ipv4Addr::new(10, 0, 0, 254));
-    let lease = (input.u8() & 1 == 1).then(|| Lease::new(Ipv4Addr::new(10, 0, 0, 1), 24, gateway, gateway).expect("a sound lease"));
+    let lease = (input.u8() & 1 == 1).then(|| DhcpLease::new(Ipv4Addr::new(10, 0, 0, 1), 24, gateway, gateway).expect("a sound lease"));
     let mut port = Port::new(PortConfig { vni: vni(), mac: MINE, mtu: MTU, lease });
     let mut relay = Relay::new(vni(), MINE, PEER, now + Duration::from_secs(5));
     let mut wire = Limits { datagram_bytes_max: HEADER_BYTES + LINK_BYTES_MAX + usize::from(MTU) };

@@ -23,10 +23,11 @@ use rebec_devices::{
     GuestRam, PciTransport, Threads,
     block::BlockDevice,
     disk::Disk,
-    net::{FRAME_BYTES_MAX, FramePort, HEADER_BYTES, NetDevice, NetHeader, Offloads, ReceivedFrame},
+    net::{FramePort, HEADER_BYTES, NetDevice, ReceivedFrame, header},
     rng::RngDevice,
     virtio::{VirtioDevice, pci::PciHost},
 };
+use rebec_offload::{Accepts, FRAME_BYTES_MAX, Offload};
 use rustix::{
     event::{EventfdFlags, eventfd},
     fs::{MemfdFlags, memfd_create},
@@ -46,7 +47,7 @@ const STEPS_MAX: usize = 256;
 /// How long a device may stay awake: a ring in whose index it writes itself keeps it busy, and it must still be stopped.
 const SETTLE_MAX: Duration = Duration::from_millis(20);
 
-/// Fields of the common structure: offset and bytes (virtio 1.2 §4.1.4.3).
+/// Fields of the common structure: offset and bytes (virtio 1.3 §4.1.4.3).
 type Field = (u64, usize);
 const DEVICE_FEATURES_SELECT: Field = (0x00, 4);
 const DEVICE_FEATURES: Field = (0x04, 4);
@@ -202,11 +203,11 @@ impl Driver {
         self.transport.resume();
     }
 
-    fn arrives(&self, header: &[u8; HEADER_BYTES], frame: Vec<u8>) {
+    fn arrives(&self, bytes: &[u8; HEADER_BYTES], frame: Vec<u8>) {
         if let Some(wire) = &self.wire
-            && let Ok(header) = NetHeader::parse(header, frame.len())
+            && let Ok(offload) = header::parse(bytes, frame.len())
         {
-            wire.put(header, frame);
+            wire.put(offload, frame);
         }
     }
 
@@ -321,7 +322,7 @@ pub fn net_device() -> (Box<dyn VirtioDevice>, Wire) {
     (Box::new(NetDevice::new([0x52, 0x54, 0, 0, 0, 1], 1400, port)), wire)
 }
 
-type Sent = (NetHeader, Vec<u8>);
+type Sent = (Offload, Vec<u8>);
 
 /// Frames on their way to the card.
 #[derive(Debug, Clone)]
@@ -331,8 +332,8 @@ pub struct Wire {
 }
 
 impl Wire {
-    fn put(&self, header: NetHeader, frame: Vec<u8>) {
-        lock(&self.incoming).push_back((header, frame));
+    fn put(&self, offload: Offload, frame: Vec<u8>) {
+        lock(&self.incoming).push_back((offload, frame));
         rustix::io::write(&self.readable, &1_u64.to_ne_bytes()).expect("a counter far from its end");
     }
 }
@@ -344,9 +345,9 @@ struct Port {
 }
 
 impl FramePort for Port {
-    fn set_offloads(&mut self, _offloads: Offloads) {}
+    fn set_accepts(&mut self, _accepts: Accepts) {}
 
-    fn send(&mut self, _header: &NetHeader, frame: &[u8]) -> io::Result<()> {
+    fn send(&mut self, _offload: &Offload, frame: &[u8]) -> io::Result<()> {
         assert!(frame.len() <= FRAME_BYTES_MAX, "the guest sent a frame of {} bytes", frame.len());
         Ok(())
     }
@@ -356,13 +357,13 @@ impl FramePort for Port {
     }
 
     fn receive(&mut self) -> io::Result<Option<ReceivedFrame<'_>>> {
-        let Some((header, frame)) = lock(&self.wire.incoming).pop_front() else {
+        let Some((offload, frame)) = lock(&self.wire.incoming).pop_front() else {
             // An empty counter says that it would block.
             rustix::io::read(&self.wire.readable, &mut [0; 8]).ok();
             return Ok(None);
         };
         self.lent = frame;
-        Ok(Some(ReceivedFrame { header, frame: &self.lent }))
+        Ok(Some(ReceivedFrame { offload, frame: &self.lent }))
     }
 
     fn has_answer(&self) -> bool {

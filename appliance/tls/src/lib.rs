@@ -81,7 +81,7 @@ impl Holder {
     /// Those of the TLS library.
     pub fn server_for_holders(&self) -> Result<ServerConfig, TlsError> {
         let builder = ServerConfig::builder_with_provider(self.provider.clone()).with_protocol_versions(&[&TLS13])?;
-        let builder = builder.with_client_cert_verifier(Arc::new(verify::AnyKey(self.provider.clone())));
+        let builder = builder.with_client_cert_verifier(Arc::new(verify::KeyVerifier::of_any(self.provider.clone())));
         Ok(full_handshakes(builder.with_single_cert(vec![self.certificate.clone()], self.secret.clone_key())?))
     }
 
@@ -91,7 +91,7 @@ impl Holder {
     /// Those of the TLS library.
     pub fn client_of(&self, server: PublicKey) -> Result<ClientConfig, TlsError> {
         let builder = ClientConfig::builder_with_provider(self.provider.clone()).with_protocol_versions(&[&TLS13])?.dangerous();
-        let builder = builder.with_custom_certificate_verifier(Arc::new(verify::OneKey::new(server, self.provider.clone())));
+        let builder = builder.with_custom_certificate_verifier(Arc::new(verify::KeyVerifier::of(server, self.provider.clone())));
         Ok(builder.with_client_auth_cert(vec![self.certificate.clone()], self.secret.clone_key())?)
     }
 }
@@ -103,7 +103,7 @@ impl Holder {
 pub fn client_of(server: PublicKey) -> Result<ClientConfig, TlsError> {
     let provider = provider();
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_protocol_versions(&[&TLS13])?.dangerous();
-    Ok(builder.with_custom_certificate_verifier(Arc::new(verify::OneKey::new(server, provider))).with_no_client_auth())
+    Ok(builder.with_custom_certificate_verifier(Arc::new(verify::KeyVerifier::of(server, provider))).with_no_client_auth())
 }
 
 /// What clients call every server: an address, of which nothing is sent.

@@ -12,6 +12,9 @@ use rustls::{
 
 use super::{PublicKey, key_of};
 
+/// What host keys sign with.
+const SCHEMES: [SignatureScheme; 1] = [SignatureScheme::ED25519];
+
 /// Another key than the one that was named.
 #[derive(Debug)]
 pub struct KeyError(PublicKey);
@@ -35,24 +38,44 @@ pub fn why(error: &CertificateError) -> String {
     }
 }
 
-/// A client's view: one key is right.
+/// Looks at the key that the other side shows. Client and server ask the same of each other, in words of their own.
 #[derive(Debug)]
-pub(super) struct OneKey {
-    key: PublicKey,
+pub(super) struct KeyVerifier {
+    /// The one key that is right. Without it any is, as long as it is one.
+    named: Option<PublicKey>,
     provider: Arc<CryptoProvider>,
 }
 
-impl OneKey {
-    pub(super) fn new(key: PublicKey, provider: Arc<CryptoProvider>) -> Self {
-        Self { key, provider }
+impl KeyVerifier {
+    /// Lets the holder of one key in.
+    pub(super) fn of(named: PublicKey, provider: Arc<CryptoProvider>) -> Self {
+        Self { named: Some(named), provider }
+    }
+
+    /// Lets the holder of any key in.
+    pub(super) fn of_any(provider: Arc<CryptoProvider>) -> Self {
+        Self { named: None, provider }
+    }
+
+    fn check(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
+        let found = key_of(certificate)?;
+        if self.named.is_none_or(|named| named == found) {
+            return Ok(());
+        }
+        Err(CertificateError::Other(OtherError(Arc::new(KeyError(found)))).into())
+    }
+
+    fn check_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
     }
 }
 
-/// A server's view: any key is right, as long as it is one.
-#[derive(Debug)]
-pub(super) struct AnyKey(pub(super) Arc<CryptoProvider>);
-
-impl ServerCertVerifier for OneKey {
+impl ServerCertVerifier for KeyVerifier {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -61,18 +84,14 @@ impl ServerCertVerifier for OneKey {
         _ocsp: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let found = key_of(certificate)?;
-        if found == self.key {
-            return Ok(ServerCertVerified::assertion());
-        }
-        Err(CertificateError::Other(OtherError(Arc::new(KeyError(found)))).into())
+        self.check(certificate).map(|()| ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
         &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         Err(not_spoken())
     }
@@ -83,15 +102,15 @@ impl ServerCertVerifier for OneKey {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        self.check_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
+        SCHEMES.to_vec()
     }
 }
 
-impl ClientCertVerifier for AnyKey {
+impl ClientCertVerifier for KeyVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -102,14 +121,14 @@ impl ClientCertVerifier for AnyKey {
         _intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        key_of(certificate).map(|_| ClientCertVerified::assertion())
+        self.check(certificate).map(|()| ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
         &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
         Err(not_spoken())
     }
@@ -120,11 +139,11 @@ impl ClientCertVerifier for AnyKey {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
+        self.check_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
+        SCHEMES.to_vec()
     }
 }
 

@@ -9,7 +9,7 @@ const PM1A_STATUS: u16 = 0x600;
 const PM1A_ENABLE: u16 = 0x602;
 /// PWRBTN_STS and PWRBTN_EN.
 const POWER_BUTTON: u16 = 1 << 8;
-/// PM1a control: the VMM's `rebec_boot::layout` puts it here and the FADT names it.
+/// PM1a control: the VMM's `rebec_layout` puts it here and the FADT names it.
 const PM1A_CONTROL: u16 = 0x604;
 /// SLP_EN with sleep type 5, which the DSDT's `_S5` package names.
 const SLEEP_OFF: u16 = 1 << 13 | 5 << 10;

@@ -129,8 +129,8 @@ fn mib(bytes: u64) -> f64 {
 }
 
 fn units(counts: &UnitCounts) -> String {
-    let UnitCounts { unchanged, zero, digest, delta, compressed, raw, on_base } = counts;
-    format!("unchanged {unchanged}, zero {zero}, digest {digest}, delta {delta}, compressed {compressed}, raw {raw}, on base {on_base}")
+    let UnitCounts { unchanged, zero, digest, compressed, raw, on_base } = counts;
+    format!("unchanged {unchanged}, zero {zero}, digest {digest}, compressed {compressed}, raw {raw}, on base {on_base}")
 }
 
 impl fmt::Display for MoveSeen {

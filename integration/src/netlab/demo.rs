@@ -53,10 +53,7 @@ fn table(seen: &[(String, Seen)]) -> String {
         row(name, &|seen| {
             let units = if pages { seen.report.pages } else { seen.report.clusters };
             let [unchanged, zero, digest] = [units.unchanged, units.zero, units.digest];
-            format!(
-                "unchanged {unchanged}, zero {zero}, digest {digest}, delta {}, compressed {}, raw {}",
-                units.delta, units.compressed, units.raw
-            )
+            format!("unchanged {unchanged}, zero {zero}, digest {digest}, compressed {}, raw {}", units.compressed, units.raw)
         });
     }
     row("memory", &|_| "every page checked".into());

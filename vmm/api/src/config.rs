@@ -6,7 +6,9 @@ use std::{
     str::FromStr,
 };
 
-use crate::{handle::Handle, lease::Lease, mac::MacAddr};
+use rebec_layout::RAM_BYTES_MAX;
+
+use crate::{dhcp_lease::DhcpLease, handle::Handle, mac::MacAddr};
 
 /// Why a value on the command line was refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -38,7 +40,7 @@ impl MemorySize {
     /// The smallest machine a kernel boots in.
     pub const MIN_BYTES: u64 = 16 << 20;
     /// The largest machine that is accepted, from a user or from a peer.
-    pub const MAX_BYTES: u64 = 1 << 40;
+    pub const MAX_BYTES: u64 = RAM_BYTES_MAX;
 
     /// Accepts a size in range and in whole MiB.
     pub fn from_bytes(bytes: u64) -> Result<Self, ConfigError> {
@@ -148,7 +150,7 @@ pub struct NetConfig {
     /// The number of that socket among the descriptors that were handed over, if it is.
     pub socket: Option<usize>,
     /// What the guest is told by DHCP; without it, its questions go to the LAN.
-    pub lease: Option<Lease>,
+    pub lease: Option<DhcpLease>,
     /// Forwarding entries known from the start.
     pub peers: Vec<Peer>,
 }
@@ -208,7 +210,7 @@ impl FromStr for NetConfig {
             }
         }
         let lease = match ip {
-            Some((ip, bits)) => Some(Lease::new(ip, bits, gateway, dns).map_err(|error| fail(error.to_string()))?),
+            Some((ip, bits)) => Some(DhcpLease::new(ip, bits, gateway, dns).map_err(|error| fail(error.to_string()))?),
             None if gateway.or(dns).is_some() => return Err(fail("gateway and dns go with ip, which is missing".into())),
             None => None,
         };
@@ -293,7 +295,7 @@ mod tests {
                     peer=52:54:00:00:00:02@10.0.0.2:4790@10.7.0.6";
         let net: NetConfig = text.parse().unwrap();
         let [address, gateway, dns, peer] = ["10.7.0.5", "10.7.0.1", "9.9.9.9", "10.7.0.6"].map(|text| text.parse::<Ipv4Addr>().unwrap());
-        assert_eq!(net.lease, Some(Lease::new(address, 24, Some(gateway), Some(dns)).unwrap()));
+        assert_eq!(net.lease, Some(DhcpLease::new(address, 24, Some(gateway), Some(dns)).unwrap()));
         assert_eq!(net.peers[0].ip, Some(peer));
         for (text, what) in [
             ("vni=7,mac=52:54:00:00:00:01", "local is missing"),

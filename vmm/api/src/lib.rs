@@ -1,18 +1,18 @@
 //! What callers say to a VMM, and what it answers.
 //!
-//! Words only: the values a user writes on the command line (`NetConfig`, `DiskConfig`, `SerialConfig`, `MemorySize`, `Lease`, `Handle`),
+//! Words only: the values a user writes on the command line (`NetConfig`, `DiskConfig`, `SerialConfig`, `MemorySize`, `DhcpLease`, `Handle`),
 //! the lines of the control socket (`control`), and the report that ends a move (`report`). Nothing here opens, runs or
 //! decides; `docs/formats/control.md` is the prose of the same contract.
 
 pub mod config;
 pub mod control;
+pub mod dhcp_lease;
 pub mod handle;
-pub mod lease;
 pub mod mac;
 pub mod report;
 
 pub use config::{DiskConfig, MemorySize, NetConfig, Peer, SerialConfig};
+pub use dhcp_lease::{DhcpLease, DhcpLeaseError};
 pub use handle::Handle;
-pub use lease::{Lease, LeaseError};
 pub use mac::MacAddr;
 pub use report::{MoveReport, Outcome, UnitCounts};

@@ -35,8 +35,6 @@ pub struct UnitCounts {
     pub zero: u64,
     /// The target held the content: only the digest was sent.
     pub digest: u64,
-    /// Difference to the version last sent.
-    pub delta: u64,
     /// Sent in a compressed batch.
     pub compressed: u64,
     /// Sent as it is, because compression gained nothing.

@@ -1,6 +1,6 @@
 //! Boot: a kernel file becomes guest memory that a vCPU can be started in.
 //!
-//! The road, in order: `layout` says where everything lies, `content` holds bytes that wait in a file or in memory,
+//! The road, in order: `rebec_layout` says where everything lies, `content` holds bytes that wait in a file or in memory,
 //! `kernel` turns a bzImage or an ELF file into validated segments and a PVH entry, `acpi` describes the machine,
 //! `start_info` tells the kernel about memory, initramfs and command line, `load` puts all of it in place.
 //!
@@ -9,8 +9,6 @@
 //! registers are set by whoever owns the vCPU, from [`Entry`].
 //!
 //! Every byte of a kernel file is hostile until `kernel` has checked it.
-
-pub mod layout;
 
 mod acpi;
 mod content;

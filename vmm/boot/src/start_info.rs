@@ -1,17 +1,17 @@
 //! What a PVH kernel is told: memory map, initramfs, command line, ACPI root (xen/include/public/arch-x86/hvm/start_info.h,
-//! version 1). Data comes from `load`; the addresses are `layout`'s.
+//! version 1). Data comes from `load`; the addresses are `rebec_layout`'s.
 
 use linux_loader::loader::elf::start_info::{
     XEN_HVM_MEMMAP_TYPE_RAM, XEN_HVM_MEMMAP_TYPE_RESERVED, XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry, hvm_modlist_entry,
     hvm_start_info,
 };
+use rebec_layout::{
+    ACPI, CMDLINE, ECAM, HIGH_RAM_START, KERNEL_START, LEGACY_HOLE, MEMMAP, MODULES, START_INFO, high_ram_bytes, low_ram_bytes,
+};
 use std::ops::Range;
 use vm_memory::{Bytes, GuestAddress, guest_memory};
 
-use crate::{
-    layout::{ACPI, CMDLINE, ECAM, HIGH_RAM_START, KERNEL_START, LEGACY_HOLE, MEMMAP, MODULES, START_INFO, high_ram_bytes, low_ram_bytes},
-    load::GuestRam,
-};
+use crate::load::GuestRam;
 
 /// Version 1 has the memory map.
 const VERSION: u32 = 1;

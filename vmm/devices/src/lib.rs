@@ -5,7 +5,7 @@
 //! interrupts to KVM.
 //!
 //! Bytes from a guest never panic, never allocate without a limit and never loop without one: a broken ring ends in DEVICE_NEEDS_RESET
-//! (virtio 1.2 §2.1.2), a broken request in a status byte.
+//! (virtio 1.3 §2.1.2), a broken request in a status byte.
 
 pub mod virtio;
 

@@ -6,20 +6,16 @@
 //! +2 PM1a enable:u16                              +8 reset:u8           the value 1 resets
 //! ```
 //!
-//! Where the block lies is the machine's business (`rebec_boot::layout`); offsets here are from its start. SLP_TYP 5 is S5, as the DSDT's
+//! Where the block lies is the machine's business (`rebec_layout`); offsets here are from its start. SLP_TYP 5 is S5, as the DSDT's
 //! `_S5` says. The power button is the only event: its bits in status and enable together raise the SCI, an edge. What a guest asks for is returned
 //! to whoever runs the machine, and saved: a guest that is moved between its last instruction and the end of its machine is ended where it arrives.
 
 use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
+use rebec_layout::{RESET_VALUE, S5_SLEEP_TYPE};
 use rebec_vmm_saved::{Part, PartKind, SavedError};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
-
-/// SLP_TYP of S5; the DSDT must say the same.
-pub const SLEEP_TYPE_OFF: u16 = 5;
-/// What resets when written to the reset register; the FADT must say the same.
-pub const RESET_VALUE: u8 = 1;
 
 const STATUS: u16 = 0;
 const ENABLE: u16 = 2;
@@ -112,7 +108,7 @@ impl PowerPorts {
             (ENABLE, [low, high, ..]) => self.enable(*low, *high),
             (CONTROL, [low, high, ..]) => {
                 let control = u16::from_le_bytes([*low, *high]);
-                if control & CONTROL_SLEEP_ENABLE != 0 && control >> 10 & 7 == SLEEP_TYPE_OFF {
+                if control & CONTROL_SLEEP_ENABLE != 0 && control >> 10 & 7 == u16::from(S5_SLEEP_TYPE) {
                     return Some(self.ask(PowerEvent::Off));
                 }
             }
@@ -186,7 +182,7 @@ mod tests {
     #[test]
     fn each_way_out_is_reported_and_nothing_else() {
         let (ports, _) = ports();
-        let off = (CONTROL_SLEEP_ENABLE | SLEEP_TYPE_OFF << 10).to_le_bytes();
+        let off = (CONTROL_SLEEP_ENABLE | u16::from(S5_SLEEP_TYPE) << 10).to_le_bytes();
         assert_eq!(ports.write(4, &off), Some(PowerEvent::Off));
         assert_eq!(ports.write(8, &[1]), Some(PowerEvent::Reset));
         for (offset, data) in

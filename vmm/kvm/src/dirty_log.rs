@@ -5,16 +5,16 @@
 //! then copy. "Initially set" makes the first take report every page, and so a start costs nothing; who moves a machine
 //! intersects that with [`crate::Ram::populated`].
 
-use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1, kvm_enable_cap};
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVMIO, kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1};
 use kvm_ioctls::VmFd;
+use rebec_bits::BitSet;
+use rebec_layout::PAGE_BYTES;
 use vmm_sys_util::{errno, ioctl::ioctl_with_ref, ioctl_iowr_nr};
 
 use crate::{
-    Machine, PageSet,
+    Machine,
     error::{self, Result},
     machine::Slot,
-    ram::PAGE_BYTES,
-    system::{CAP_MANUAL_DIRTY_LOG, MANUAL_DIRTY_LOG_FLAGS},
 };
 
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
@@ -29,7 +29,7 @@ impl Machine {
     }
 
     /// Moves the log into `pages`. The first time after a start it holds every page.
-    pub fn dirty_log_take(&self, pages: &mut PageSet) -> Result<()> {
+    pub fn dirty_log_take(&self, pages: &mut BitSet) -> Result<()> {
         for slot in &self.slots {
             let bytes = (slot.pages * PAGE_BYTES) as usize;
             let words = self.vm.get_dirty_log(slot.number, bytes).map_err(error::machine("get the dirty log"))?;
@@ -47,12 +47,6 @@ impl Machine {
     pub fn dirty_log_stop(&self) -> Result<()> {
         self.set_slot_flags(0)
     }
-}
-
-/// Chooses manual protection, which is possible only before the first log is started.
-pub(crate) fn enable_manual_protect(vm: &VmFd) -> Result<()> {
-    let cap = kvm_enable_cap { cap: CAP_MANUAL_DIRTY_LOG, args: [MANUAL_DIRTY_LOG_FLAGS.into(), 0, 0, 0], ..Default::default() };
-    vm.enable_cap(&cap).map_err(error::machine("choose manual protection of the dirty log"))
 }
 
 /// Clears the bits that are set in `words`, of which the first stands for `first_page` of the slot, a multiple of 64.

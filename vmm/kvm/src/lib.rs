@@ -6,10 +6,10 @@
 //!                  close_inherited()                                     what came over exec by mistake
 //!                  fork_single_threaded() -> ForkOutcome                 refuses if there are more threads
 //! RAM              Ram::new(bytes); clones share it; memory() for devices, memfd(), pages(), page_address(n), page_of(address),
-//!                  read_page, write_page, populated(), discard(range), take_device_dirty(&mut PageSet)
+//!                  read_page, write_page, populated(), discard(range), take_device_dirty(&mut BitSet)
 //! machine          Machine::create(kvm, &ram, vcpus)                     after the last fork
 //!                  irq, wires, take_vcpus, cpu_model() -> &CpuModel
-//!                  dirty_log_start, dirty_log_take(&mut PageSet), dirty_log_stop
+//!                  dirty_log_start, dirty_log_take(&mut BitSet), dirty_log_stop
 //! vCPU             enter_pvh(rip, start_info) on every vCPU, then run(&bus) -> VcpuExit on its thread
 //!                  kicker().kick() from anywhere: the present or next run() returns Interrupted, none is lost
 //!                  populate(pages) -> Populated before the machine runs: maps memory that is there already; a kick ends it
@@ -20,7 +20,7 @@
 //! comparing        CpuModel::{to_bytes, from_bytes}, source.missing_on(&target) -> Vec<String>
 //! ```
 //!
-//! The page's journey begins here: the dirty log and the devices' marks are merged into one [`PageSet`], then pages are copied.
+//! The page's journey begins here: the dirty log and the devices' marks are merged into one [`rebec_bits::BitSet`], then pages are copied.
 //! Memory under a machine lives as long as any of its parts: machine and vCPUs hold a clone of [`Ram`].
 #![expect(unsafe_code, reason = "this crate is the one home of unsafe code in the VMM; each block says why it holds")]
 
@@ -33,7 +33,6 @@ mod fork;
 mod inherited;
 mod kick;
 mod machine;
-mod page_set;
 mod populate;
 mod ram;
 pub mod requests;
@@ -54,10 +53,9 @@ pub use self::{
     inherited::close_inherited,
     kick::{VcpuKicker, kick_signal},
     machine::Machine,
-    page_set::PageSet,
     populate::Populated,
-    ram::{GuestRam, PAGE_BYTES, RAM_BYTES_MAX, Ram},
-    system::{VCPUS_MAX, open_kvm},
+    ram::{GuestRam, Ram},
+    system::open_kvm,
     vcpu::{Bus, Vcpu, VcpuExit},
     wires::Wires,
 };

@@ -5,6 +5,7 @@ use std::{fs::File, sync::Arc};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
+use rebec_layout::{KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, PAGE_BYTES};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -13,15 +14,10 @@ use crate::{
     error::{self, Error, Result},
     kick,
     saved::clock::GuestClock,
-    system::System,
+    system::{self, System},
     vcpu::HostParts,
     wires::Wires,
 };
-
-/// Three pages that KVM for Intel needs to run real mode; inside the hole below 4 GiB.
-const TSS_ADDRESS: usize = 0xfffb_d000;
-/// One page for the same purpose.
-const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
 /// A virtual machine.
 #[derive(Debug)]
@@ -55,7 +51,7 @@ impl Machine {
         kick::install_handler()?;
         let vm = system.kvm.create_vm().map_err(error::machine("create it"))?;
         set_up_chips(&vm)?;
-        crate::dirty_log::enable_manual_protect(&vm)?;
+        system::enable_manual_dirty_log(&vm)?;
         let slots = memory_slots(ram);
         map_slots(&vm, &slots, 0)?;
         let (clock, vcpus) = make_vcpus(&system, &vm, ram, vcpus)?;
@@ -124,8 +120,8 @@ fn make_vcpus(system: &System, vm: &VmFd, ram: &Ram, count: u8) -> Result<(Arc<G
 
 /// The interrupt controllers and the timer, which must be there before the first vCPU.
 fn set_up_chips(vm: &VmFd) -> Result<()> {
-    vm.set_tss_address(TSS_ADDRESS).map_err(error::machine("set the TSS address"))?;
-    vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(error::machine("set the identity map address"))?;
+    vm.set_tss_address(KVM_TSS_ADDRESS as usize).map_err(error::machine("set the TSS address"))?;
+    vm.set_identity_map_address(KVM_IDENTITY_MAP_ADDRESS).map_err(error::machine("set the identity map address"))?;
     vm.create_irq_chip().map_err(error::machine("create the interrupt controllers"))?;
     // The speaker's port 0x61 gates the timer that kernels calibrate with; the kernel answers it too.
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
@@ -143,7 +139,7 @@ fn memory_slots(ram: &Ram) -> Vec<Slot> {
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
         };
-        Slot { number: number as u32, first_page, pages: region.memory_size / crate::ram::PAGE_BYTES, region }
+        Slot { number: number as u32, first_page, pages: region.memory_size / PAGE_BYTES, region }
     };
     ram.memory().iter().enumerate().map(slot).collect()
 }

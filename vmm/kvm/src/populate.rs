@@ -6,13 +6,10 @@
 use std::ops::Range;
 
 use kvm_bindings::{KVMIO, kvm_pre_fault_memory};
+use rebec_layout::{LOW_RAM_BYTES_MAX, PAGE_BYTES};
 use vmm_sys_util::{errno, ioctl::ioctl_with_mut_ref, ioctl_iowr_nr};
 
-use crate::{
-    Vcpu,
-    error::Result,
-    ram::{LOW_END, PAGE_BYTES},
-};
+use crate::{Vcpu, error::Result};
 
 ioctl_iowr_nr!(KVM_PRE_FAULT_MEMORY, KVMIO, 0xd5, kvm_pre_fault_memory);
 
@@ -39,7 +36,7 @@ impl Vcpu {
         let end = pages.end.min(self.host.ram.pages());
         let mut at = pages.start;
         while at < end {
-            let hole = LOW_END / PAGE_BYTES;
+            let hole = LOW_RAM_BYTES_MAX / PAGE_BYTES;
             let piece_end = if at < hole { end.min(hole) } else { end };
             let gpa = self.host.ram.page_address(at).0;
             let mut request = kvm_pre_fault_memory { gpa, size: (piece_end - at) * PAGE_BYTES, ..Default::default() };

@@ -8,25 +8,15 @@
 
 use std::{fs::File, io, ops::Range, sync::Arc};
 
+use rebec_bits::BitSet;
+use rebec_layout::{HIGH_RAM_START, LOW_RAM_BYTES_MAX, PAGE_BYTES, RAM_BYTES_MAX, high_ram_bytes, low_ram_bytes};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
 use vm_memory::{Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, bitmap::AtomicBitmap};
 
-use crate::{
-    PageSet,
-    error::{Error, Result},
-};
+use crate::error::{Error, Result};
 
 /// The type through which every device sees guest RAM. Writes through it are marked in its bitmap.
 pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
-
-/// Size of a page: the unit of dirty logs and of moves.
-pub const PAGE_BYTES: u64 = 4096;
-/// Most RAM of one machine. Page sets stay below 32 MiB.
-pub const RAM_BYTES_MAX: u64 = 1 << 40;
-/// End of the region below the hole for devices.
-pub(crate) const LOW_END: u64 = 3 << 30;
-/// Where RAM goes on above the hole.
-const HIGH_START: u64 = 4 << 30;
 
 /// Guest RAM. Clones share the memory, which lives until the last clone is gone.
 #[derive(Debug, Clone)]
@@ -48,10 +38,10 @@ impl Ram {
             return Err(Error::RamSize { bytes, max: RAM_BYTES_MAX });
         }
         let memfd = Arc::new(sealed_memfd(bytes)?);
-        let low = bytes.min(LOW_END);
+        let (low, high) = (low_ram_bytes(bytes), high_ram_bytes(bytes));
         let mut ranges = vec![(GuestAddress(0), low as usize, Some(FileOffset::from_arc(memfd.clone(), 0)))];
-        if bytes > low {
-            ranges.push((GuestAddress(HIGH_START), (bytes - low) as usize, Some(FileOffset::from_arc(memfd.clone(), low))));
+        if high > 0 {
+            ranges.push((GuestAddress(HIGH_RAM_START), high as usize, Some(FileOffset::from_arc(memfd.clone(), low))));
         }
         let memory = GuestRam::from_ranges_with_files(ranges).map_err(Error::Map)?;
         Ok(Self { shared: Arc::new(Shared { memory, memfd, pages: bytes / PAGE_BYTES }) })
@@ -80,14 +70,14 @@ impl Ram {
     /// Where the guest sees page `n`. Meaningful for `n < pages()`.
     pub fn page_address(&self, n: u64) -> GuestAddress {
         let offset = n * PAGE_BYTES;
-        GuestAddress(if offset < LOW_END { offset } else { HIGH_START + (offset - LOW_END) })
+        GuestAddress(if offset < LOW_RAM_BYTES_MAX { offset } else { HIGH_RAM_START + (offset - LOW_RAM_BYTES_MAX) })
     }
 
     /// The number of the page that holds an address; `None` outside of RAM.
     pub fn page_of(&self, address: GuestAddress) -> Option<u64> {
         let offset = match address.raw_value() {
-            low if low < LOW_END => low,
-            high => LOW_END + high.checked_sub(HIGH_START)?,
+            low if low < LOW_RAM_BYTES_MAX => low,
+            high => LOW_RAM_BYTES_MAX + high.checked_sub(HIGH_RAM_START)?,
         };
         Some(offset / PAGE_BYTES).filter(|n| *n < self.shared.pages)
     }
@@ -131,7 +121,7 @@ impl Ram {
 
     /// Moves the marks of device writes into `pages`. A write that is under way is marked when it ends, so a page that is taken
     /// and then copied may hold half of it; it is taken again next time.
-    pub fn take_device_dirty(&self, pages: &mut PageSet) {
+    pub fn take_device_dirty(&self, pages: &mut BitSet) {
         for region in self.shared.memory.iter() {
             let first = self.page_of(region.start_addr()).expect("invariant: regions begin inside RAM");
             // The region's own `bitmap()` is a slice; the mapping behind it owns the atomic words.
@@ -176,19 +166,19 @@ fn ram(operation: &'static str) -> impl FnOnce(rustix::io::Errno) -> Error {
 mod tests {
     use super::*;
 
-    const HIGH_BYTES: u64 = LOW_END + (16 << 20);
+    const HIGH_BYTES: u64 = LOW_RAM_BYTES_MAX + (16 << 20);
 
     #[test]
     fn pages_are_numbered_densely_over_the_hole() {
         let ram = Ram::new(HIGH_BYTES).unwrap();
-        let low_pages = LOW_END / PAGE_BYTES;
-        assert_eq!(ram.page_address(low_pages - 1), GuestAddress(LOW_END - PAGE_BYTES));
-        assert_eq!(ram.page_address(low_pages), GuestAddress(HIGH_START));
+        let low_pages = LOW_RAM_BYTES_MAX / PAGE_BYTES;
+        assert_eq!(ram.page_address(low_pages - 1), GuestAddress(LOW_RAM_BYTES_MAX - PAGE_BYTES));
+        assert_eq!(ram.page_address(low_pages), GuestAddress(HIGH_RAM_START));
         for n in [0, 1, low_pages - 1, low_pages, ram.pages() - 1] {
             assert_eq!(ram.page_of(ram.page_address(n).unchecked_add(4095)), Some(n));
         }
-        assert_eq!(ram.page_of(GuestAddress(LOW_END)), None);
-        assert_eq!(ram.page_of(GuestAddress(HIGH_START - 1)), None);
+        assert_eq!(ram.page_of(GuestAddress(LOW_RAM_BYTES_MAX)), None);
+        assert_eq!(ram.page_of(GuestAddress(HIGH_RAM_START - 1)), None);
         assert_eq!(ram.page_of(ram.page_address(ram.pages())), None);
         assert_eq!(ram.page_of(GuestAddress(u64::MAX)), None);
     }
@@ -203,7 +193,7 @@ mod tests {
     #[test]
     fn populated_and_discarded_pages_on_both_sides_of_the_hole() {
         let ram = Ram::new(HIGH_BYTES).unwrap();
-        let high = LOW_END / PAGE_BYTES;
+        let high = LOW_RAM_BYTES_MAX / PAGE_BYTES;
         assert_eq!(ram.populated().unwrap(), []);
         for n in [3, 4, high - 1, high, high + 9] {
             ram.write_page(n, &[n as u8 | 1; 4096]).unwrap();
@@ -224,11 +214,11 @@ mod tests {
     #[test]
     fn device_writes_are_taken_once_and_reads_are_not_marked() {
         let ram = Ram::new(HIGH_BYTES).unwrap();
-        let high = LOW_END / PAGE_BYTES;
+        let high = LOW_RAM_BYTES_MAX / PAGE_BYTES;
         ram.memory().write_slice(&[1; 4098], GuestAddress(5 * PAGE_BYTES - 1)).unwrap();
-        ram.memory().write_obj(1_u64, GuestAddress(HIGH_START + 2 * PAGE_BYTES)).unwrap();
+        ram.memory().write_obj(1_u64, GuestAddress(HIGH_RAM_START + 2 * PAGE_BYTES)).unwrap();
         ram.read_page(9, &mut [0; 4096]).unwrap();
-        let mut dirty = PageSet::new(ram.pages());
+        let mut dirty = BitSet::new(ram.pages());
         ram.take_device_dirty(&mut dirty);
         assert_eq!(dirty.iter().collect::<Vec<_>>(), [4, 5, 6, high + 2]);
         dirty.clear();

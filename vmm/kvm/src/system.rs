@@ -2,13 +2,11 @@
 
 use std::{fs::File, io, os::fd::IntoRawFd};
 
-use kvm_bindings::{KVM_API_VERSION, KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, kvm_cpuid_entry2};
-use kvm_ioctls::{Cap, Kvm};
+use kvm_bindings::{KVM_API_VERSION, KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, kvm_cpuid_entry2, kvm_enable_cap};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use rebec_layout::VCPUS_MAX;
 
 use crate::error::{self, Error, Result};
-
-/// Most vCPUs of one machine.
-pub const VCPUS_MAX: u8 = 16;
 
 /// Size of `struct kvm_xsave` before it could grow, which KVM never goes below.
 const XSAVE_BYTES_MIN: usize = 4096;
@@ -36,9 +34,9 @@ const NEEDED: [(Cap, &str); 19] = [
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
 /// `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`, which kvm-ioctls has no name for.
-pub(crate) const CAP_MANUAL_DIRTY_LOG: u32 = kvm_bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2;
+const CAP_MANUAL_DIRTY_LOG: u32 = kvm_bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2;
 /// Both flags: without "initially set" the start of a log write-protects all memory at once.
-pub(crate) const MANUAL_DIRTY_LOG_FLAGS: u32 = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
+const MANUAL_DIRTY_LOG_FLAGS: u32 = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
 
 /// Opens `/dev/kvm`. Call it before sealing; [`crate::Machine::create`] takes the descriptor after the last fork.
 pub fn open_kvm() -> Result<File> {
@@ -107,6 +105,12 @@ impl System {
     pub fn can_scale_tsc(&self) -> bool {
         self.kvm.check_extension(Cap::TscControl)
     }
+}
+
+/// Chooses manual protection of the dirty log, which is possible only before the first one is started.
+pub(crate) fn enable_manual_dirty_log(vm: &VmFd) -> Result<()> {
+    let cap = kvm_enable_cap { cap: CAP_MANUAL_DIRTY_LOG, args: [MANUAL_DIRTY_LOG_FLAGS.into(), 0, 0, 0], ..Default::default() };
+    vm.enable_cap(&cap).map_err(error::machine("choose manual protection of the dirty log"))
 }
 
 fn check_capabilities(has: impl Fn(Cap) -> bool, dirty_log_flags: u32) -> Result<()> {

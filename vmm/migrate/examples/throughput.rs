@@ -6,7 +6,8 @@ use std::{hint::black_box, time::Instant};
 use rebec_migrate::{
     Space, UNIT_BYTES,
     frame::{FrameHead, HEAD_BYTES, RawHead},
-    page::{self, BATCH_BYTES, Form, Key, Packer, Unpacker, Verdict},
+    page::{self, Form, Key, Packer, Unpacker, Verdict},
+    unit::BATCH_BYTES,
 };
 
 const ROUNDS: usize = 400;

@@ -7,11 +7,11 @@
 //! Little endian. `bytes` is the virtual size; `digest` is a unit's BLAKE3 hash, zeros for a unit of zeros; `name` is BLAKE3 over `bytes` and all
 //! digests. Bytes in, checked values out; no I/O.
 
+use rebec_layout::DISK_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    frame::array,
-    message::DISK_BYTES_MAX,
+    bytes::array,
     page::{self, Digest, Inner, Key},
     unit::{UNIT_BYTES, units_of},
 };

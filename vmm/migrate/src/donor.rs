@@ -10,7 +10,7 @@
 //! All little endian. The donor's VM runs on: a page may have changed since its digest was taken, so who asks verifies the copy.
 
 use crate::{
-    frame::array,
+    bytes::array,
     page::{Digest, Key},
     unit::UNIT_BYTES,
 };

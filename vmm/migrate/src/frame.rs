@@ -9,9 +9,10 @@
 //! is the bytes of the entries of kind 2 in their order, as one zstd frame if flag 1 is set.
 
 use crate::{
+    bytes::array,
+    digest::Digest,
     ledger::MoveId,
-    page::{BATCH_BYTES, Digest},
-    unit::{RUN_UNITS, STREAMS_MAX, Space, UNIT_BYTES, stream_of},
+    unit::{BATCH_BYTES, RUN_UNITS, STREAMS_MAX, Space, UNIT_BYTES, stream_of},
 };
 
 /// Version of the whole protocol of a move. Both sides must speak the same one.
@@ -284,9 +285,4 @@ fn checksum(head: &[u8], entries: &[u8]) -> u32 {
     crc.update(head);
     crc.update(entries);
     crc.finalize()
-}
-
-/// `N` bytes at `at`; the callers' lengths are fixed by their formats.
-pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
-    bytes[at..at + N].try_into().expect("invariant: the slice has N bytes")
 }

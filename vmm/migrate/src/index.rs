@@ -136,7 +136,7 @@ impl Filter {
 
 fn probes(digest: &Digest, filter_bytes: usize) -> impl Iterator<Item = usize> {
     let bits = filter_bytes * 8;
-    let words: [u32; FILTER_PROBES] = std::array::from_fn(|at| u32::from_le_bytes(crate::frame::array(&digest.0, at * 4)));
+    let words: [u32; FILTER_PROBES] = std::array::from_fn(|at| u32::from_le_bytes(crate::bytes::array(&digest.0, at * 4)));
     words.into_iter().map(move |word| word as usize & (bits - 1))
 }
 
@@ -166,7 +166,7 @@ mod tests {
 
     fn numbered(number: u64) -> Digest {
         let hash = blake3::hash(&number.to_le_bytes());
-        Digest(crate::frame::array(hash.as_bytes(), 0))
+        Digest(crate::bytes::array(hash.as_bytes(), 0))
     }
 
     #[test]

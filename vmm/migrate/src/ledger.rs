@@ -9,7 +9,7 @@
 //! Records never straddle a disk sector, so a crash while one is written leaves a short tail or zeros: that record was never
 //! acted on and is forgotten. Any other damage is refused: guessing an older state could make a VM run twice.
 
-use crate::frame::array;
+use crate::bytes::array;
 
 /// Bytes of one record.
 pub const RECORD_BYTES: usize = 64;

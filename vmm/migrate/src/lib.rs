@@ -3,7 +3,7 @@
 //!
 //! A 4 KiB unit (a page of memory or a piece of a disk) travels through the modules in this order:
 //! ```text
-//! unit     which units exist, which are still to send, which stream carries each
+//! unit     which units exist, which stream carries each
 //! page     zero? digest? compress, and at the far end: unpack, verify
 //! frame    one batch of units on a data connection
 //! message  what both sides say on the control connection
@@ -17,6 +17,9 @@
 //! ```
 //! Both engines have one shape: `handle(now, input)`, `poll_output()`, `next_deadline()`, `tick(now)`. Time is a
 //! [`std::time::Duration`] since any fixed moment. Formats are drawn in `docs/formats/{wire,handover,base,donor,ledger}.md`.
+
+mod bytes;
+mod digest;
 
 pub mod unit;
 
@@ -41,4 +44,4 @@ pub mod ledger;
 pub use ledger::{MoveId, Record, VmId};
 pub use source::{Source, SourceConfig, SourceInput, SourceOutput};
 pub use target::{Target, TargetInput, TargetOutput};
-pub use unit::{RUN_UNITS, STREAMS_MAX, Space, UNIT_BYTES, UnitSet};
+pub use unit::{RUN_UNITS, STREAMS_MAX, Space, UNIT_BYTES};

@@ -7,27 +7,22 @@
 
 use std::net::SocketAddrV4;
 
+use rebec_layout::{DISK_BYTES_MAX, PAGE_BYTES, RAM_BYTES_MAX, SLOTS, VCPUS_MAX};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     base::BaseName,
-    frame::array,
+    bytes::array,
     ledger::{MoveId, Record, VmId},
-    unit::{DISKS_MAX, STREAMS_MAX, UNIT_BYTES},
+    unit::{DISKS_MAX, STREAMS_MAX},
 };
 
 /// Longest message: a saved machine of sixteen vCPUs is below 1 MiB.
 pub const MESSAGE_BYTES_MAX: usize = 4 << 20;
 /// Bytes before each message.
 pub const MESSAGE_HEAD_BYTES: usize = 8;
-/// Largest guest memory; the same limit as `--memory`.
-pub const MEMORY_BYTES_MAX: u64 = 1 << 40;
-/// Largest disk: its bitmap of units is 256 MiB.
-pub const DISK_BYTES_MAX: u64 = 1 << 43;
-/// Most vCPUs, NICs or bytes of the CPU's description.
-pub const VCPUS_MAX: u8 = 16;
 /// Most NICs: one for each virtio slot.
-pub const NETS_MAX: usize = 16;
+pub const NETS_MAX: usize = SLOTS;
 /// Longest description of a CPU.
 pub const CPU_MODEL_BYTES_MAX: usize = 64 * 1024;
 /// Most ranges of one [`FromSource::Blank`].
@@ -258,10 +253,9 @@ fn limit(within: bool, what: &'static str) -> Result<(), MessageError> {
 
 impl Shape {
     fn check(&self) -> Result<(), MessageError> {
-        let page = UNIT_BYTES as u64;
         limit(self.epoch < u64::MAX - 2, "epoch out of range")?;
         limit(
-            self.memory_bytes.is_multiple_of(page) && (page..=MEMORY_BYTES_MAX).contains(&self.memory_bytes),
+            self.memory_bytes.is_multiple_of(PAGE_BYTES) && (PAGE_BYTES..=RAM_BYTES_MAX).contains(&self.memory_bytes),
             "memory size out of range",
         )?;
         limit((1..=VCPUS_MAX).contains(&self.vcpus), "vCPU count out of range")?;

@@ -1,10 +1,5 @@
 //! Per-unit work: is it zero, what is its digest, pack a batch, unpack and verify a batch. Pure functions over copied
 //! bytes, run by the worker threads of the driver; the engines see only their verdicts.
-//!
-//! ```text
-//! inner digest d = BLAKE3(unit), 32 bytes, never sent
-//! wire digest    = first 16 bytes of BLAKE3 keyed by the move's key over d
-//! ```
 
 use zstd::{
     bulk::Decompressor,
@@ -12,12 +7,12 @@ use zstd::{
 };
 
 use crate::{
-    frame::{Content, Entry, FrameError, FrameHead, array},
-    unit::{RUN_UNITS, UNIT_BYTES},
+    frame::{Content, Entry, FrameError, FrameHead},
+    unit::{BATCH_BYTES, RUN_UNITS, UNIT_BYTES},
 };
 
-/// Bytes of the units of a full batch.
-pub const BATCH_BYTES: usize = RUN_UNITS as usize * UNIT_BYTES;
+pub use crate::digest::{Digest, Inner, Key, digest, inner, wire};
+
 /// zstd's fastest ordinary level: 1 to 15 us a page, below the 35 us that a page takes on 1 Gbit/s.
 const ZSTD_LEVEL: i32 = 1;
 /// A sample of a unit, spread over it, tells whether its bytes are about equally frequent: 16 pieces of 64 bytes.
@@ -25,20 +20,6 @@ const SAMPLE_PIECES: usize = 16;
 const SAMPLE_PIECE_BYTES: usize = 64;
 /// Bytes drawn evenly give 5,116 +- 90 as the sum of squared counts of the sample; anything that an entropy coder shortens by a twentieth is above this.
 const SAMPLE_EVEN_MAX: u32 = 5_600;
-
-/// Key of the wire digests of one move: a digest means nothing outside it.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Key(pub [u8; 32]);
-
-impl std::fmt::Debug for Key {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Key(..)")
-    }
-}
-
-/// A wire digest: names the content of one unit within one move.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Digest(pub [u8; 16]);
 
 /// What a worker found in one unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,25 +48,6 @@ pub fn is_zero(unit: &[u8]) -> bool {
     let blocks = unit.chunks_exact(64);
     let rest = blocks.remainder().iter().all(|&byte| byte == 0);
     rest && blocks.into_iter().all(|block| block.iter().fold(0, |all, &byte| all | byte) == 0)
-}
-
-/// The inner digest of a unit: the same in every move, so it may be kept. It never travels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Inner(pub [u8; 32]);
-
-/// The inner digest of a unit.
-pub fn inner(unit: &[u8]) -> Inner {
-    Inner(*blake3::hash(unit).as_bytes())
-}
-
-/// The wire digest of a unit with this inner digest.
-pub fn wire(key: &Key, inner: &Inner) -> Digest {
-    Digest(array(blake3::keyed_hash(&key.0, &inner.0).as_bytes(), 0))
-}
-
-/// The wire digest of a unit.
-pub fn digest(key: &Key, unit: &[u8]) -> Digest {
-    wire(key, &inner(unit))
 }
 
 /// Zero test and digest of every unit of a batch.

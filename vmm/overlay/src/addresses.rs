@@ -9,7 +9,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use rebec_vmm_api::{MacAddr, lease::is_host};
+use rebec_vmm_api::{MacAddr, dhcp_lease::is_host};
 
 use crate::frame::{ARP, ETHERNET_BYTES, Ethernet, ICMPV6, Ip, Version};
 

@@ -52,7 +52,7 @@ impl Sum {
         Self(sum + u64::from(carry))
     }
 
-    /// The sum as it stands in a field that a later stage completes (virtio 1.2 §5.1.6.2): not inverted.
+    /// The sum as it stands in a field that a later stage completes (virtio 1.3 §5.1.6.2): not inverted.
     pub fn partial(self) -> [u8; 2] {
         let mut sum = self.0;
         // Three folds carry 64 bits into 16: 64 -> 33 -> 18 -> 17, and the last addition cannot carry again.

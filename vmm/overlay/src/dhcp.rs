@@ -10,7 +10,7 @@
 
 use std::net::Ipv4Addr;
 
-use rebec_vmm_api::{Lease, MacAddr};
+use rebec_vmm_api::{DhcpLease, MacAddr};
 
 use crate::{
     checksum::Sum,
@@ -66,12 +66,12 @@ mod kind {
 pub struct Malformed;
 
 /// The address that answers: the gateway's, if there is one, so that a guest can reach it when it renews.
-pub fn server_of(lease: &Lease) -> Ipv4Addr {
+pub fn server_of(lease: &DhcpLease) -> Ipv4Addr {
     lease.gateway().unwrap_or(SERVER)
 }
 
 /// Answers one message of the client with address `mac`: a whole frame, or `None` where a server says nothing.
-pub fn answer(lease: &Lease, mtu: u16, mac: MacAddr, message: &[u8]) -> Result<Option<Vec<u8>>, Malformed> {
+pub fn answer(lease: &DhcpLease, mtu: u16, mac: MacAddr, message: &[u8]) -> Result<Option<Vec<u8>>, Malformed> {
     let question = Question::parse(mac, message).ok_or(Malformed)?;
     let server = server_of(lease);
     let answer = |kind| Ok(Some(write_frame(lease, mtu, mac, &question, kind)));
@@ -148,7 +148,7 @@ impl<'a> Question<'a> {
     }
 
     /// Where the answer goes (RFC 2131 §4.1): to an address the client has, to one that it will have, or to all.
-    fn reply_to(&self, lease: &Lease, kind: u8) -> Ipv4Addr {
+    fn reply_to(&self, lease: &DhcpLease, kind: u8) -> Ipv4Addr {
         match kind {
             kind::NAK => Ipv4Addr::BROADCAST,
             _ if self.has_address() => self.current,
@@ -158,7 +158,7 @@ impl<'a> Question<'a> {
     }
 }
 
-fn write_frame(lease: &Lease, mtu: u16, mac: MacAddr, question: &Question<'_>, kind: u8) -> Vec<u8> {
+fn write_frame(lease: &DhcpLease, mtu: u16, mac: MacAddr, question: &Question<'_>, kind: u8) -> Vec<u8> {
     let to = question.reply_to(lease, kind);
     let station = if to.is_broadcast() { MacAddr::BROADCAST } else { mac };
     let message = write_message(lease, mtu, question, kind);
@@ -176,7 +176,7 @@ fn write_frame(lease: &Lease, mtu: u16, mac: MacAddr, question: &Question<'_>, k
     [&station.0[..], &SERVER_MAC.0, &IPV4.to_be_bytes(), &ip, &udp].concat()
 }
 
-fn write_message(lease: &Lease, mtu: u16, question: &Question<'_>, kind: u8) -> Vec<u8> {
+fn write_message(lease: &DhcpLease, mtu: u16, question: &Question<'_>, kind: u8) -> Vec<u8> {
     let (refused, informed) = (kind == kind::NAK, question.kind == kind::INFORM);
     // Transaction, flags, relay and hardware address are the client's.
     let mut message = question.header.to_vec();

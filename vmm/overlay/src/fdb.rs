@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rebec_vmm_api::{MacAddr, lease::is_host};
+use rebec_vmm_api::{MacAddr, dhcp_lease::is_host};
 
 /// Stations in one snapshot: a LAN of some thousands, 64 KiB of table.
 pub const ENTRIES_MAX: usize = 4096;

@@ -14,8 +14,6 @@ use crate::checksum::Sum;
 
 /// Bytes of an Ethernet header without tags.
 pub const ETHERNET_BYTES: usize = 14;
-/// Largest frame a guest exchanges with its port: a TSO frame's IP length is at most 65,535; and one tag.
-pub const FRAME_BYTES_MAX: usize = 65_536 + ETHERNET_BYTES + 4;
 
 /// EtherType of IPv4.
 pub const IPV4: u16 = 0x0800;

@@ -6,10 +6,11 @@
 //! A checksum may arrive *partial*: a Linux vxlan device on the same machine (veth, network namespaces) leaves it to hardware that is not
 //! there, and the kernel gives a plain UDP socket the bytes as they are. Such a frame never crossed a wire; it is handed on as partial.
 
+use rebec_offload::{Accepts, Checksum, FRAME_BYTES_MAX, Offload, SegmentKind, Segmentation};
+
 use crate::{
     checksum::Sum,
-    frame::{Ethernet, FRAME_BYTES_MAX, Ip, TCP, Tcp, UDP, UDP_CHECKSUM_AT, Version},
-    offload::{Accepts, Checksum, Offload, SegmentKind, Segmentation},
+    frame::{Ethernet, Ip, TCP, Tcp, UDP, UDP_CHECKSUM_AT, Version},
 };
 
 /// Largest IP packet.

@@ -1,7 +1,7 @@
 //! The overlay of a LAN: what one port does with its guest's frames and with the datagrams of others. Pure.
 //!
 //! A port is the only VXLAN endpoint (RFC 7348) of one guest NIC. This crate turns guest frames into runs of datagrams and datagrams into
-//! guest frames; it has no socket, clock, thread or randomness. Its driver (`vmm/process/src/lan.rs`) owns the socket and passes bytes,
+//! guest frames; it has no socket, clock, thread or randomness. Its driver (`vmm/process/src/lan`) owns the socket and passes bytes,
 //! time and the control thread's forwarding database in. The modules are in the order in which a frame travels:
 //!
 //! ```text
@@ -18,21 +18,21 @@ pub mod addresses;
 pub mod announce;
 pub mod batch;
 pub mod checksum;
+pub mod config;
 pub mod counters;
 pub mod dhcp;
 pub mod fdb;
 pub mod frame;
 pub mod join;
 pub mod local;
-pub mod offload;
 pub mod port;
 pub mod relay;
 pub mod segment;
 pub mod vxlan;
 
 pub use batch::Wire;
+pub use config::PortConfig;
 pub use counters::{Counters, Reason};
 pub use fdb::{Fdb, FdbError};
-pub use offload::{Accepts, Checksum, Offload, SegmentKind, Segmentation};
-pub use port::{Inbound, Port, PortConfig, Ready};
+pub use port::{Inbound, Port, Ready};
 pub use relay::Relay;

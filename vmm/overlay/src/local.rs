@@ -8,13 +8,13 @@
 
 use std::net::Ipv4Addr;
 
-use rebec_vmm_api::{Lease, MacAddr};
+use rebec_vmm_api::{DhcpLease, MacAddr};
 
 use crate::{
+    config::PortConfig,
     dhcp,
     fdb::Fdb,
     frame::{ARP, ETHERNET_BYTES, Ethernet, Ip, UDP, UDP_BYTES, Version, word},
-    port::PortConfig,
 };
 
 /// What becomes of a frame of the guest.
@@ -48,7 +48,7 @@ pub fn look(config: &PortConfig, fdb: &Fdb, frame: &[u8], ethernet: &Ethernet) -
     }
 }
 
-fn is_dhcp(lease: &Lease, frame: &[u8], ethernet: &Ethernet, ip: &Ip) -> bool {
+fn is_dhcp(lease: &DhcpLease, frame: &[u8], ethernet: &Ethernet, ip: &Ip) -> bool {
     let header = &frame[ip.network..ip.transport];
     let first_fragment = u16::from_be_bytes([header[6], header[7]]) & 0x1fff == 0;
     let to = Ipv4Addr::new(header[16], header[17], header[18], header[19]);
@@ -57,7 +57,7 @@ fn is_dhcp(lease: &Lease, frame: &[u8], ethernet: &Ethernet, ip: &Ip) -> bool {
 }
 
 /// The UDP checksum is not looked at: the guest may have left it to be completed, and no wire was crossed.
-fn look_at_dhcp(config: &PortConfig, lease: &Lease, frame: &[u8], ip: &Ip) -> Local {
+fn look_at_dhcp(config: &PortConfig, lease: &DhcpLease, frame: &[u8], ip: &Ip) -> Local {
     let datagram = word(frame, ip.transport + 4).and_then(|bytes| frame.get(ip.transport..ip.transport + usize::from(bytes)));
     let message = datagram.filter(|_| ip.plain).and_then(|datagram| datagram.get(UDP_BYTES..));
     match message.ok_or(dhcp::Malformed).and_then(|message| dhcp::answer(lease, config.mtu, config.mac, message)) {

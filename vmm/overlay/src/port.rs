@@ -16,37 +16,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rebec_vmm_api::{Lease, MacAddr};
+use rebec_offload::{Accepts, Checksum, FRAME_BYTES_MAX, Offload, SegmentKind, Segmentation};
 
 use crate::{
     addresses::{GuestAddresses, SavedAddressesError},
     announce,
     batch::{Batch, Wire},
+    config::PortConfig,
     counters::{Counters, Reason},
     fdb::{Fdb, Learned},
-    frame::{Ethernet, FRAME_BYTES_MAX, Ip, Tcp},
+    frame::{Ethernet, Ip, Tcp},
     join::{Joiner, known_checksum, write_large_headers},
     local::{self, Local},
-    offload::{Accepts, Checksum, Offload, SegmentKind, Segmentation},
     segment::{Plan, complete},
-    vxlan::{self, HEADER_BYTES, Vni},
+    vxlan::{self, HEADER_BYTES},
 };
 
 /// Answers that wait for the guest to take them: more than any system asks at once.
 const ANSWERS_MAX: usize = 16;
-
-/// What a port is, for life.
-#[derive(Debug, Clone, Copy)]
-pub struct PortConfig {
-    /// The LAN's label.
-    pub vni: Vni,
-    /// The NIC's address.
-    pub mac: MacAddr,
-    /// Largest IP packet that the guest exchanges.
-    pub mtu: u16,
-    /// What the guest is told by DHCP; without it, its questions go to the LAN.
-    pub lease: Option<Lease>,
-}
 
 /// The datagrams of one receive call, and how far they have been looked at.
 #[derive(Debug, Clone, Copy)]
@@ -133,7 +120,7 @@ impl Port {
 
     /// What the guest's driver takes from now on.
     pub fn set_accepts(&mut self, accepts: Accepts) {
-        // Without partial checksums a driver cannot take large frames either (virtio 1.2 §5.1.3.1).
+        // Without partial checksums a driver cannot take large frames either (virtio 1.3 §5.1.3.1).
         self.accepts = if accepts.checksum { accepts } else { Accepts::default() };
     }
 

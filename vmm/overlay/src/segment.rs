@@ -4,11 +4,12 @@
 //! a dozen words. As RFC 9293 and the field's cards do it: IPv4 identification counts up, sequence numbers advance by the payload, FIN and
 //! PSH stay on the last segment, CWR on the first (RFC 3168 §6.1.2). Length and checksum fields of the large frame are not read.
 
+use rebec_offload::{Checksum, SegmentKind, Segmentation};
+
 use crate::{
     checksum::Sum,
     counters::Reason,
     frame::{Ethernet, Ip, Tcp, UDP, UDP_BYTES, UDP_CHECKSUM_AT, Version},
-    offload::{Checksum, SegmentKind, Segmentation},
 };
 
 /// Segments one frame may become: 64 KiB in the smallest segments TCP agrees to (RFC 6691 leaves 48 bytes in the worst case on Linux) would

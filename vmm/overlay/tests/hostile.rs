@@ -8,7 +8,8 @@ use std::{
 };
 
 use proptest::prelude::*;
-use rebec_overlay::{Accepts, Checksum, Fdb, Inbound, Offload, Port, PortConfig, Reason, SegmentKind, Segmentation, Wire, vxlan::Vni};
+use rebec_offload::{Accepts, Checksum, Offload, SegmentKind, Segmentation};
+use rebec_overlay::{Fdb, Inbound, Port, PortConfig, Reason, Wire, vxlan::Vni};
 use rebec_vmm_api::MacAddr;
 
 const MINE: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);

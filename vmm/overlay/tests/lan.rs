@@ -11,9 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rebec_overlay::{
-    Accepts, Checksum, Fdb, Inbound, Offload, Port, PortConfig, Reason, Relay, SegmentKind, Segmentation, Wire, checksum::Sum, vxlan::Vni,
-};
+use rebec_offload::{Accepts, Checksum, Offload, SegmentKind, Segmentation};
+use rebec_overlay::{Fdb, Inbound, Port, PortConfig, Reason, Relay, Wire, checksum::Sum, vxlan::Vni};
 use rebec_vmm_api::MacAddr;
 
 const ALL: Accepts = Accepts { checksum: true, tcp4: true, tcp6: true, ecn: true };

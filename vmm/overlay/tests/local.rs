@@ -8,14 +8,15 @@ use std::{
 };
 
 use proptest::prelude::*;
+use rebec_offload::{Checksum, Offload};
 use rebec_overlay::{
-    Checksum, Fdb, FdbError, Inbound, Offload, Port, PortConfig, Reason, Wire,
+    Fdb, FdbError, Inbound, Port, PortConfig, Reason, Wire,
     checksum::Sum,
     dhcp::{SERVER, SERVER_MAC},
     fdb::ANY_STATION,
     vxlan::Vni,
 };
-use rebec_vmm_api::{Lease, MacAddr};
+use rebec_vmm_api::{DhcpLease, MacAddr};
 
 const MINE: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 1]);
 const THEIRS: MacAddr = MacAddr([0x52, 0x54, 0, 0, 0, 2]);
@@ -43,7 +44,7 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(lease: Option<Lease>) -> Self {
+    fn new(lease: Option<DhcpLease>) -> Self {
         let mut fdb = Fdb::default();
         fdb.add(LOCAL, THEIRS, PEER).unwrap();
         fdb.add_address(THEIRS, NEIGHBOUR).unwrap();
@@ -52,7 +53,7 @@ impl Guest {
     }
 
     fn with_lease() -> Self {
-        Self::new(Some(Lease::new(ADDRESS, 24, Some(GATEWAY), Some(DNS)).unwrap()))
+        Self::new(Some(DhcpLease::new(ADDRESS, 24, Some(GATEWAY), Some(DNS)).unwrap()))
     }
 
     fn send(&mut self, frame: &[u8]) {
@@ -230,7 +231,7 @@ fn other_addresses_are_refused_and_other_servers_left_alone() {
 
 #[test]
 fn who_has_an_address_is_informed_and_who_hears_all_is_told_so() {
-    let mut guest = Guest::new(Some(Lease::new(ADDRESS, 16, None, None).unwrap()));
+    let mut guest = Guest::new(Some(DhcpLease::new(ADDRESS, 16, None, None).unwrap()));
     let informed = guest.ask(&message(INFORM, NEIGHBOUR, &[])).unwrap();
     assert_eq!((informed.kind, informed.given, informed.to, informed.option(51)), (ACK, NONE, NEIGHBOUR, None));
     assert_eq!((informed.option(1), informed.option(3), informed.option(6)), (Some(&[255, 255, 0, 0][..]), None, None));

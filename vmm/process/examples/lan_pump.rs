@@ -16,7 +16,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use rebec_devices::net::{Checksum, FramePort, NetHeader, Offloads, SegmentKind, Segmentation};
+use rebec_devices::net::FramePort;
+use rebec_offload::{Accepts, Checksum, Offload, SegmentKind, Segmentation};
 use rebec_overlay::checksum::Sum;
 use rebec_vmm_api::{MacAddr, NetConfig, Peer};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -60,7 +61,7 @@ fn attach(space: &str, ends: [SocketAddrV4; 2], own: usize) -> Result<lan::LanPo
     let peers = vec![Peer { mac: MACS[1 - own], endpoint: ends[1 - own], ip: None }];
     let mut port =
         lan::Lan::bind(&NetConfig { vni: 7, mac: MACS[own], local: ends[own], socket: None, lease: None, peers }, None, 1400)?.port()?;
-    port.set_offloads(Offloads { checksum: true, tcp4: true, tcp6: true, ecn: true, ..Offloads::default() });
+    port.set_accepts(Accepts { checksum: true, tcp4: true, tcp6: true, ecn: true });
     Ok(port)
 }
 
@@ -79,8 +80,8 @@ fn send(mut port: lan::LanPort, time: Duration) -> Result<f64> {
                 header_bytes: HEADER_BYTES as u16,
                 segment_bytes: SEGMENT_BYTES as u16,
             };
-            let header = NetHeader { checksum: Checksum::Partial { start: 34, offset: 16 }, segmentation: Some(segmentation) };
-            port.send(&header, &frame)?;
+            let offload = Offload { checksum: Checksum::Partial { start: 34, offset: 16 }, segmentation: Some(segmentation) };
+            port.send(&offload, &frame)?;
             sent += PAYLOAD_BYTES;
         }
         port.flush()?;
@@ -108,8 +109,8 @@ fn receive(mut port: lan::LanPort, time: Duration) -> Result<f64> {
             frames += 1;
             if got - acknowledged >= ACKNOWLEDGE_EVERY {
                 frame[42..46].copy_from_slice(&(got as u32).to_be_bytes());
-                let header = NetHeader { checksum: Checksum::Partial { start: 34, offset: 16 }, segmentation: None };
-                port.send(&header, &frame)?;
+                let offload = Offload { checksum: Checksum::Partial { start: 34, offset: 16 }, segmentation: None };
+                port.send(&offload, &frame)?;
                 port.flush()?;
                 acknowledged = got;
             }

@@ -14,7 +14,8 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use rebec_devices::net::{FRAME_BYTES_MAX, FramePort, HEADER_BYTES, NetHeader, Offloads};
+use rebec_devices::net::{FramePort, HEADER_BYTES, header};
+use rebec_offload::{Accepts, FRAME_BYTES_MAX};
 use rebec_vmm_api::NetConfig;
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -29,7 +30,7 @@ fn main() -> Result<()> {
     let mut tap = std::fs::File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let lan = lan::Lan::bind(&config, None, MTU)?;
     let mut port = lan.port()?;
-    port.set_offloads(Offloads { checksum: true, tcp4: true, tcp6: true, ecn: true, ..Offloads::default() });
+    port.set_accepts(Accepts { checksum: true, tcp4: true, tcp6: true, ecn: true });
     port.announce();
     let mut buffer = vec![0; HEADER_BYTES + FRAME_BYTES_MAX];
     let mut out = Vec::with_capacity(HEADER_BYTES + FRAME_BYTES_MAX);
@@ -45,9 +46,9 @@ fn main() -> Result<()> {
                 Err(error) => return Err(error).context("read the tap"),
             };
             idle = false;
-            let (header, frame) = buffer[..bytes].split_first_chunk().context("a frame without its header")?;
-            match NetHeader::parse(header, frame.len()) {
-                Ok(header) => port.send(&header, frame)?,
+            let (bytes, frame) = buffer[..bytes].split_first_chunk().context("a frame without its header")?;
+            match header::parse(bytes, frame.len()) {
+                Ok(offload) => port.send(&offload, frame)?,
                 Err(error) => eprintln!("from the tap: {error}"),
             }
         }
@@ -56,10 +57,10 @@ fn main() -> Result<()> {
             let Some(received) = port.receive()? else { break };
             idle = false;
             out.clear();
-            out.extend_from_slice(&received.header.to_bytes(1));
+            out.extend_from_slice(&header::to_bytes(&received.offload, 1));
             out.extend_from_slice(received.frame);
             if let Err(error) = tap.write(&out) {
-                eprintln!("to the tap: {} bytes, {:?}: {error}", received.frame.len(), received.header);
+                eprintln!("to the tap: {} bytes, {:?}: {error}", received.frame.len(), received.offload);
             }
         }
         let now = Instant::now();

@@ -17,8 +17,9 @@ use std::{
 
 use anyhow::{Context, Result};
 use moving::{Incoming, MovingMachine, Outgoing};
+use rebec_bits::BitSet;
 use rebec_devices::{Threads, disk::Disk};
-use rebec_kvm::{PageSet, Ram};
+use rebec_kvm::Ram;
 use rebec_migrate::{MoveId, Record, SourceConfig, VmId, message::Shape, page::Key};
 
 struct PlainThreads;
@@ -39,7 +40,7 @@ impl MovingMachine for Still {
     fn disks(&self) -> &[Arc<Disk>] {
         &[]
     }
-    fn bases(&self) -> &[Option<Arc<moving::Base>>] {
+    fn bases(&self) -> &[Option<Arc<moving::BaseDigests>>] {
         &[]
     }
     fn ports(&self) -> Vec<SocketAddrV4> {
@@ -48,7 +49,7 @@ impl MovingMachine for Still {
     fn dirty_log_start(&self) -> Result<()> {
         Ok(())
     }
-    fn dirty_log_take(&self, pages: &mut PageSet) -> Result<()> {
+    fn dirty_log_take(&self, pages: &mut BitSet) -> Result<()> {
         self.0.take_device_dirty(pages);
         Ok(())
     }

@@ -12,12 +12,13 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use rebec_layout::{SLOTS, VCPUS_MAX};
 use rebec_vmm_api::{DiskConfig, Handle, MacAddr, MemorySize, NetConfig, SerialConfig, control::MigrateOptions};
 
 use crate::cgroup;
 
 /// Device slots of the machine; one of them is the random number generator.
-const DISKS_AND_NETS_MAX: usize = 15;
+const DISKS_AND_NETS_MAX: usize = SLOTS - 1;
 /// Donors one `receive` asks; each costs a connection and a question per unknown page.
 const DONORS_MAX: usize = 16;
 
@@ -89,7 +90,7 @@ pub struct RunOptions {
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub memory: MemorySize,
     /// Virtual CPUs, from 1 to 16
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(VCPUS_MAX)))]
     pub vcpus: u8,
     /// What both sides of a move have in common
     #[command(flatten)]

@@ -18,7 +18,6 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::{
     control::Reply,
-    event::Event,
     held::Held,
     lan::Lan,
     moving::Outgoing,
@@ -62,23 +61,21 @@ pub fn outgoing(held: &Held, options: MigrateOptions) -> Result<Box<Outgoing>> {
     })))
 }
 
-/// A thread that waits for a VM to move. Made before the VM is given away: a machine out of threads must not cost the VM.
-pub fn thread(events: SyncSender<Event>) -> Result<SyncSender<Departure>> {
+/// A thread that waits for a VM to move; it gives it to `back`. Made before the VM is given away: a machine out of threads must not cost the VM.
+pub fn thread(back: impl FnOnce(Box<Departed>) + Send + 'static) -> Result<SyncSender<Departure>> {
     let (give, take) = sync_channel::<Departure>(1);
     let body = move || {
         let Ok(Departure { held, mut outgoing, connections, reply }) = take.recv() else { return };
         let report = outgoing.run(&*held, &WorkThreads, connections, |progress| reply.send(ResponseBody::Progress(progress)));
-        let departed = Box::new(Departed { held, outgoing, report, reply });
-        // The owner is gone only when the process is ending.
-        events.send(Event::Departed(departed)).unwrap_or_default();
+        back(Box::new(Departed { held, outgoing, report, reply }));
     };
     WorkThreads.spawn("move", Box::new(body)).context("start the move's thread")?;
     Ok(give)
 }
 
 /// The VM runs elsewhere: frees its memory and sends on what still arrives for it, each port to the target's of the same
-/// number; [`Event::ForwardingEnded`] ends it.
-pub fn forward(held: Box<Held>, lans: &[Lan], to: &[SocketAddrV4], events: SyncSender<Event>) -> Result<()> {
+/// number; then calls `ended`.
+pub fn forward(held: Box<Held>, lans: &[Lan], to: &[SocketAddrV4], ended: impl FnOnce(()) + Send + 'static) -> Result<()> {
     let until = Instant::now() + FORWARD_TIME;
     for (lan, &to) in lans.iter().zip(to) {
         let (forwarder, mac) = (lan.forwarder(to, until), lan.mac());
@@ -91,7 +88,7 @@ pub fn forward(held: Box<Held>, lans: &[Lan], to: &[SocketAddrV4], events: SyncS
     let body = move || {
         drop(held);
         std::thread::sleep(until.saturating_duration_since(Instant::now()));
-        events.send(Event::ForwardingEnded).unwrap_or_default();
+        ended(());
     };
     ServiceThreads.spawn("moved", Box::new(body)).context("start the thread that frees the VM's memory")?;
     Ok(())

@@ -1,12 +1,17 @@
 //! What the thread that owns the VM hears. One bounded queue; the senders are vCPU threads, control connections, the
 //! threads that move the VM, and whoever hears signals.
 
-use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, mpsc::SyncSender};
 
 use anyhow::Result;
-use rebec_devices::power::PowerEvent;
 
-use crate::{control::ControlRequest, departure::Departed, held::Held, unsettled::Asked, vm::VcpuEvent};
+use crate::{
+    control::ControlRequest,
+    departure::Departed,
+    held::Held,
+    unsettled::Asked,
+    vm::{self, MachineEvent},
+};
 
 /// Room for every sender at once: 16 vCPUs, 8 control connections, power, moves and signals.
 pub const EVENTS_MAX: usize = 64;
@@ -15,10 +20,8 @@ pub const EVENTS_MAX: usize = 64;
 pub enum Event {
     /// A caller on the control socket wants something.
     Control(ControlRequest),
-    /// The guest turned itself off or asked for a reset.
-    Power(PowerEvent),
-    /// A vCPU cannot go on.
-    Vcpu(VcpuEvent),
+    /// The guest turned itself off or asked for a reset, or a vCPU cannot go on.
+    Machine(MachineEvent),
     /// A VM came in and runs, or will not come.
     Arrived(Result<Box<Held>>),
     /// A move out is over; the VM comes back with its outcome.
@@ -39,10 +42,12 @@ impl From<ControlRequest> for Event {
     }
 }
 
-/// Reports from a vCPU thread, which must not wait for the owner. The queue has room for every sender once: a guest that asks
+/// Where a machine reports to: its vCPU threads must not wait for the owner. The queue has room for every sender once: a guest that asks
 /// for its end again and again is heard the first time.
-pub fn report(events: &SyncSender<Event>, event: Event) {
-    if events.try_send(event).is_err() {
-        log::debug!("an event of the guest found the queue full: an earlier one is being dealt with");
-    }
+pub fn machine_report(events: SyncSender<Event>) -> vm::Report {
+    Arc::new(move |event| {
+        if events.try_send(Event::Machine(event)).is_err() {
+            log::debug!("an event of the guest found the queue full: an earlier one is being dealt with");
+        }
+    })
 }

@@ -10,8 +10,9 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use rebec_bits::BitSet;
 use rebec_devices::disk::Disk;
-use rebec_kvm::{PageSet, Ram};
+use rebec_kvm::Ram;
 use rebec_migrate::{
     Record, VmId,
     message::{DiskShape, NetShape, Shape},
@@ -19,26 +20,28 @@ use rebec_migrate::{
 use rebec_vmm_saved::SavedMachine;
 
 use crate::{
+    boot_plan::BootPlan,
     lan::Lan,
-    ledger::Ledger,
-    moving::{Base, MovingMachine, Populate},
-    run::BootPlan,
-    vm::{self, Host, Vm},
+    ledger::LedgerFile,
+    moving::{BaseDigests, MovingMachine, Populate},
+    vm::{self, Host, MachineSize, Vm},
 };
 
 /// A VM, what it is built from here, and the durable word on who may run it. One thread has it at a time.
 pub struct Held {
     pub vm: Vm,
     host: Host,
+    /// Kept digests of what each disk stands on, for a move.
+    bases: Vec<Option<Arc<BaseDigests>>>,
     id: VmId,
     epoch: Cell<u64>,
-    ledger: RefCell<Ledger>,
+    ledger: RefCell<LedgerFile>,
 }
 
 impl Held {
     /// Takes a machine that was built from `host`.
-    pub fn new(vm: Vm, host: Host, id: VmId, epoch: u64, ledger: Ledger) -> Self {
-        Self { vm, host, id, epoch: Cell::new(epoch), ledger: RefCell::new(ledger) }
+    pub fn new(vm: Vm, host: Host, bases: Vec<Option<Arc<BaseDigests>>>, id: VmId, epoch: u64, ledger: LedgerFile) -> Self {
+        Self { vm, host, bases, id, epoch: Cell::new(epoch), ledger: RefCell::new(ledger) }
     }
 
     pub fn id(&self) -> VmId {
@@ -56,28 +59,46 @@ impl Held {
     /// After a guest reset: the same machine, new, booted by the same plan.
     pub fn start_again(&mut self, plan: &BootPlan) -> Result<()> {
         self.vm.pause()?;
-        self.vm = vm::build(self.vm.shape(), &self.host)?;
+        self.vm = vm::build(self.vm.size(), &self.host)?;
         plan.boot(&self.vm)?;
         self.vm.resume()
     }
 
     /// What the target has to build.
     pub fn move_shape(&self) -> Shape {
-        let shape = self.vm.shape();
+        let size = self.vm.size();
         Shape {
             vm: self.id,
             epoch: self.epoch(),
-            memory_bytes: shape.memory.bytes(),
-            vcpus: shape.vcpus,
+            memory_bytes: size.memory.bytes(),
+            vcpus: size.vcpus,
             nets: self.vm.lans().iter().map(|lan| NetShape { mac: lan.mac().0, vni: lan.vni() }).collect(),
-            disks: self.vm.disks().iter().zip(&self.host.bases).map(disk_shape).collect(),
+            disks: self.vm.disks().iter().zip(&self.bases).map(disk_shape).collect(),
             cpu_model: self.vm.machine().cpu_model().to_bytes(),
         }
     }
 }
 
-fn disk_shape((disk, base): (&Arc<Disk>, &Option<Arc<Base>>)) -> DiskShape {
+fn disk_shape((disk, base): (&Arc<Disk>, &Option<Arc<BaseDigests>>)) -> DiskShape {
     DiskShape { bytes: disk.size_bytes(), read_only: disk.read_only(), base: base.as_ref().map(|base| base.name()) }
+}
+
+/// A machine that may be started from its kernel and disks, and what it is started from.
+pub struct ColdStart {
+    pub size: MachineSize,
+    pub host: Host,
+    pub bases: Vec<Option<Arc<BaseDigests>>>,
+    pub plan: BootPlan,
+}
+
+impl ColdStart {
+    /// Builds the machine and lets it run, as the VM that `record` is about, at this epoch.
+    pub fn start(self, vm: VmId, epoch: u64, ledger: LedgerFile) -> Result<(Held, BootPlan)> {
+        let machine = vm::build(self.size, &self.host)?;
+        self.plan.boot(&machine)?;
+        machine.resume()?;
+        Ok((Held::new(machine, self.host, self.bases, vm, epoch, ledger), self.plan))
+    }
 }
 
 impl MovingMachine for Held {
@@ -89,8 +110,8 @@ impl MovingMachine for Held {
         self.vm.disks()
     }
 
-    fn bases(&self) -> &[Option<Arc<Base>>] {
-        &self.host.bases
+    fn bases(&self) -> &[Option<Arc<BaseDigests>>] {
+        &self.bases
     }
 
     fn ports(&self) -> Vec<SocketAddrV4> {
@@ -101,7 +122,7 @@ impl MovingMachine for Held {
         Ok(self.vm.machine().dirty_log_start()?)
     }
 
-    fn dirty_log_take(&self, pages: &mut PageSet) -> Result<()> {
+    fn dirty_log_take(&self, pages: &mut BitSet) -> Result<()> {
         self.vm.machine().dirty_log_take(pages)?;
         self.vm.ram().take_device_dirty(pages);
         Ok(())
@@ -133,7 +154,7 @@ impl MovingMachine for Held {
     }
 
     fn populator(&self) -> Option<Populate> {
-        self.vm.populator()
+        self.vm.populator().map(|populate| Box::new(populate) as _)
     }
 
     fn write_ledger(&self, record: Record) -> io::Result<()> {

@@ -10,13 +10,13 @@ use anyhow::{Context, Result};
 use rebec_migrate::ledger::{self, LEDGER_BYTES_MAX, Record};
 
 /// The last record, and the file behind it if the user gave one.
-pub struct Ledger {
+pub struct LedgerFile {
     file: Option<File>,
     last: Option<Record>,
     append_at: u64,
 }
 
-impl Ledger {
+impl LedgerFile {
     /// Reads the file, or begins without one: then nothing survives this process.
     pub fn open(file: Option<File>) -> Result<Self> {
         let Some(mut file) = file else { return Ok(Self { file: None, last: None, append_at: 0 }) };
@@ -81,7 +81,7 @@ mod tests {
     fn records_survive_and_a_torn_tail_is_overwritten() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ledger");
-        let open = || Ledger::open(Some(OpenOptions::new().read(true).append(true).create(true).open(&path).unwrap())).unwrap();
+        let open = || LedgerFile::open(Some(OpenOptions::new().read(true).append(true).create(true).open(&path).unwrap())).unwrap();
         let mut ledger = open();
         assert_eq!(ledger.last(), None);
         ledger.write(record(Right::Holding, 1)).unwrap();

@@ -19,7 +19,7 @@ pub struct Lending {
 }
 
 impl Lending {
-    /// Turns the asker's connection into a donor connection and serves it on a thread of its own.
+    /// Turns the asker's connection into one that asks for contents and serves it on a thread of its own.
     pub fn start(&self, ram: Ram, reply: Reply) {
         if Arc::strong_count(&self.served) > ASKERS_MAX {
             let message = format!("donate: {ASKERS_MAX} VMs are being served already; try again later");
@@ -29,12 +29,12 @@ impl Lending {
         let serve = move || {
             let served = reply.hand_over().map_err(anyhow::Error::from).and_then(|stream| donor::serve(&ram, stream));
             if let Err(error) = served {
-                log::info!("donor: {error:#}");
+                log::info!("lender: {error:#}");
             }
             drop(seat);
         };
-        if let Err(error) = ServiceThreads.spawn("donor", Box::new(serve)) {
-            log::warn!("donor: start its thread: {error}");
+        if let Err(error) = ServiceThreads.spawn("lender", Box::new(serve)) {
+            log::warn!("lender: start its thread: {error}");
         }
     }
 }

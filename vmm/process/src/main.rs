@@ -1,6 +1,7 @@
 //! `rebec-vmm`: one process, one VM. The road: `cli` -> `open` -> `seal` -> `vm` -> `owner`, which hears `control` and
 //! lends the VM to `moving`. Frames take `lan`, the console takes `serial`.
 
+mod boot_plan;
 mod cgroup;
 mod cli;
 mod control;

@@ -29,6 +29,7 @@ use rebec_vmm_api::{
 };
 
 use crate::{
+    boot_plan::BootPlan,
     control::{ControlRequest, Reply},
     departure::{self, Departed, Departure},
     event::Event,
@@ -37,10 +38,9 @@ use crate::{
     lease::Lease,
     lending::Lending,
     moving::{Canceller, Outgoing, Settled},
-    run::BootPlan,
     services::Services,
     unsettled::{self, Asked, Question, Unsettled},
-    vm::VcpuEvent,
+    vm::{MachineEvent, VcpuEvent},
 };
 
 /// Callers that wait for a VM's arrival: not all connections, so that others are heard.
@@ -148,6 +148,12 @@ impl Owner {
         paused.and(ended)
     }
 
+    /// How a thread that was lent something says that it is done. The owner is gone only when the process is ending.
+    fn hear<T: 'static>(&self, event: fn(T) -> Event) -> impl FnOnce(T) + Send + use<T> {
+        let events = self.events.clone();
+        move |word| events.send(event(word)).unwrap_or_default()
+    }
+
     fn decide(&mut self, events: &Receiver<Event>) -> Result<ExitCode> {
         loop {
             let event = events.recv().context("invariant: this thread keeps a sender")?;
@@ -180,7 +186,7 @@ impl Owner {
 
     /// What the guest or the user asks for that ends this machine. A move is called off first, and it is decided when the VM is back.
     fn end_or_restart(&mut self, event: Event) -> Result<Next> {
-        let is_of_guest = matches!(event, Event::Power(_) | Event::Vcpu(_));
+        let is_of_guest = matches!(event, Event::Machine(_));
         match &mut self.place {
             Place::Moving { canceller, pending } => {
                 canceller.cancel();
@@ -199,11 +205,11 @@ impl Owner {
             _ => {}
         }
         match event {
-            Event::Power(PowerEvent::Reset) => self.restart().map(|()| Next::Go),
-            Event::Vcpu(VcpuEvent::TripleFault { index, place }) => {
+            Event::Machine(MachineEvent::Power(PowerEvent::Reset)) => self.restart().map(|()| Next::Go),
+            Event::Machine(MachineEvent::Vcpu(VcpuEvent::TripleFault { index, place })) => {
                 bail!("vCPU {index}: triple fault ({place}): the guest has no way on; its kernel's last words are on the serial port")
             }
-            Event::Vcpu(VcpuEvent::Failed { index, reason }) => bail!("vCPU {index}: {reason}"),
+            Event::Machine(MachineEvent::Vcpu(VcpuEvent::Failed { index, reason })) => bail!("vCPU {index}: {reason}"),
             Event::PowerButton if self.press_power_button().is_ok() => Ok(Next::Go),
             _ => Ok(Next::End(ExitCode::SUCCESS)),
         }
@@ -230,7 +236,7 @@ impl Owner {
         match outcome {
             Ok(Outcome::Moved) => {
                 self.last = status_of(&held, VmState::Moved, &self.lans);
-                departure::forward(held, &self.lans, outgoing.target_ports(), self.events.clone())?;
+                departure::forward(held, &self.lans, outgoing.target_ports(), self.hear(|()| Event::ForwardingEnded))?;
             }
             Ok(Outcome::Waiting) => self.place = Place::Here(held, Stand::waiting(outgoing)),
             // A move that was refused before it began may be a wait that goes on.
@@ -386,7 +392,7 @@ impl Owner {
             Place::Here(held, Stand::Running) => Some(departure::outgoing(held, options)?),
             _ => None,
         };
-        Ok((departure::thread(self.events.clone())?, outgoing))
+        Ok((departure::thread(self.hear(Event::Departed))?, outgoing))
     }
 
     fn lend(&mut self, thread: &SyncSender<Departure>, new: Option<Box<Outgoing>>, connections: Vec<OwnedFd>, reply: Reply) {
@@ -409,7 +415,7 @@ impl Owner {
 
     /// Asks the target of a move that an earlier process left open.
     fn ask(&mut self, connections: Vec<OwnedFd>, reply: Reply) {
-        let thread = match unsettled::thread(self.events.clone()) {
+        let thread = match unsettled::thread(self.hear(Event::Asked)) {
             Ok(thread) => thread,
             Err(error) => return reply.send(ResponseBody::Error(failed(format!("migrate: {error:#}")))),
         };
@@ -459,13 +465,13 @@ impl Stand {
 }
 
 fn status_of(held: &Held, state: VmState, lans: &[Lan]) -> Status {
-    let shape = held.vm.shape();
+    let size = held.vm.size();
     Status {
         state,
         epoch: held.epoch(),
         vm: held.id().to_string(),
-        memory_bytes: shape.memory.bytes(),
-        vcpus: shape.vcpus,
+        memory_bytes: size.memory.bytes(),
+        vcpus: size.vcpus,
         disk_bytes: held.vm.disks().iter().map(|disk| disk.size_bytes()).collect(),
         nets: net_status(lans),
         ledger: held.has_durable_ledger(),

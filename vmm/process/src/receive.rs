@@ -2,10 +2,7 @@
 
 use std::{
     process::ExitCode,
-    sync::{
-        Arc,
-        mpsc::{SyncSender, sync_channel},
-    },
+    sync::{Arc, mpsc::sync_channel},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,16 +15,17 @@ use rebec_migrate::{
 use rebec_vmm_api::MemorySize;
 
 use crate::{
+    boot_plan::BootPlan,
     cli::ReceiveOptions,
-    event::{EVENTS_MAX, Event},
+    event::{self, EVENTS_MAX, Event},
     held::Held,
     lan::Lan,
     lease::Lease,
-    ledger::Ledger,
+    ledger::LedgerFile,
     moving::{Arrived, Incoming},
     open::{self, DiskFile, Opened},
     owner::Owner,
-    run::BootPlan,
+    serial::Console,
     services::Services,
     threads::{ServiceThreads, WorkThreads},
     vm::{self, Host},
@@ -39,7 +37,7 @@ pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
     let plan = files.map(|files| BootPlan::new(files, &options.boot.cmdline));
     let stop = opened.seal()?;
     let (sender, events) = sync_channel(EVENTS_MAX);
-    let mut ledger = Ledger::open(opened.ledger)?;
+    let mut ledger = LedgerFile::open(opened.ledger)?;
     let incoming = Incoming::new(doors.listener, doors.donors, Arc::new(WorkThreads)).remembering(ledger.last().copied());
     let (decision, reason) = ledger::may_run(ledger.last());
     let released = match decision {
@@ -50,15 +48,16 @@ pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
     let services = Arc::new(Services::start(opened.serial, opened.control, stop, &sender)?);
     let lease = Lease::new(options.shared.lease);
     let Opened { kvm, disks, lans, .. } = opened;
-    let site = Site { kvm, disks, lans, services: services.clone(), lease: lease.clone(), events: sender.clone() };
-    let owner = Owner::of_arriving(site.lans.clone(), services, plan, sender.clone());
+    let (console, report) = (services.console.clone(), event::machine_report(sender.clone()));
+    let reception = Reception { kvm, disks, lans, console, lease: lease.clone(), report };
+    let owner = Owner::of_arriving(reception.lans.clone(), services, plan, sender.clone());
     let take_in = move || {
         let arrived = match released {
             Some(record) => {
                 log::warn!("ledger: {reason}; waiting for its source to connect");
                 incoming.settle(record, |record| ledger.write(record)).and_then(|()| bail!("{reason}"))
             }
-            None => site.take_in(incoming, ledger),
+            None => reception.take_in(incoming, ledger),
         };
         sender.send(Event::Arrived(arrived.map(Box::new))).unwrap_or_default();
     };
@@ -67,17 +66,17 @@ pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
 }
 
 /// What this side gives to the machine that comes.
-struct Site {
+struct Reception {
     kvm: std::fs::File,
     disks: Vec<DiskFile>,
     lans: Vec<Lan>,
-    services: Arc<Services>,
+    console: Arc<Console>,
     lease: Lease,
-    events: SyncSender<Event>,
+    report: vm::Report,
 }
 
-impl Site {
-    fn take_in(self, incoming: Incoming, ledger: Ledger) -> Result<Held> {
+impl Reception {
+    fn take_in(self, incoming: Incoming, ledger: LedgerFile) -> Result<Held> {
         let mut ledger = Some(ledger);
         let build = |shape: &Shape| self.build(shape, &mut ledger).map_err(|error| format!("{error:#}"));
         let waiting = |reason: &str| log::warn!("receive: {reason}");
@@ -91,21 +90,21 @@ impl Site {
     }
 
     /// The machine of this shape, empty and still; or why this side cannot have it.
-    fn build(&self, shape: &Shape, ledger: &mut Option<Ledger>) -> Result<Held> {
+    fn build(&self, shape: &Shape, ledger: &mut Option<LedgerFile>) -> Result<Held> {
         self.check(shape)?;
         let sized = self.disks.iter().zip(&shape.disks);
         let disks = sized.map(|(file, wanted)| open_disk(file, wanted.bytes)).collect::<Result<_>>()?;
         let kvm = self.kvm.try_clone().context("duplicate the KVM descriptor")?;
-        let (services, lease) = (self.services.clone(), self.lease.clone());
+        let (console, lease, report) = (self.console.clone(), self.lease.clone(), self.report.clone());
         let bases = self.disks.iter().map(|file| file.base.clone()).collect();
-        let host = Host { kvm, disks, bases, lans: self.lans.clone(), services, lease, events: self.events.clone() };
+        let host = Host { kvm, disks, lans: self.lans.clone(), console, lease, report };
         let memory = MemorySize::from_bytes(shape.memory_bytes)?;
-        let vm = vm::build(vm::Shape { memory, vcpus: shape.vcpus }, &host)?;
+        let vm = vm::build(vm::MachineSize { memory, vcpus: shape.vcpus }, &host)?;
         let theirs = CpuModel::from_bytes(&shape.cpu_model)?;
         let missing = theirs.missing_on(vm.machine().cpu_model());
         ensure!(missing.is_empty(), "this host's CPU lacks what the VM may use: {}", missing.join(", "));
         let ledger = ledger.take().context("invariant: one machine is built")?;
-        Ok(Held::new(vm, host, shape.vm, shape.epoch, ledger))
+        Ok(Held::new(vm, host, bases, shape.vm, shape.epoch, ledger))
     }
 
     fn check(&self, shape: &Shape) -> Result<()> {

@@ -16,7 +16,7 @@ use crate::{
 
 /// The running services.
 pub struct Services {
-    pub console: Console,
+    pub console: Arc<Console>,
     control: Option<Server>,
 }
 
@@ -28,7 +28,7 @@ impl Services {
         threads.spawn("stop", Box::new(move || hear(stop, &told))).context("start the thread that hears signals")?;
         let told = events.clone();
         let quit = Box::new(move || told.try_send(Event::Terminate).unwrap_or_default());
-        let console = serial.start(&*threads, quit).context("serial: start its thread")?;
+        let console = Arc::new(serial.start(&*threads, quit).context("serial: start its thread")?);
         let control = control.map(|bound| bound.start(threads, events.clone())).transpose().context("control: start its thread")?;
         Ok(Self { console, control })
     }

@@ -11,19 +11,18 @@ use rebec_devices::Threads;
 use rebec_migrate::Record;
 
 use crate::{
+    boot_plan::BootPlan,
     control::Reply,
-    event::Event,
-    held::Held,
-    ledger::Ledger,
+    held::{ColdStart, Held},
+    ledger::LedgerFile,
     moving::{Settled, settle_source},
-    run::{BootPlan, ColdStart},
     threads::ServiceThreads,
 };
 
 /// The last record, and how to start the VM should it be ours after all.
 pub struct Unsettled {
     record: Record,
-    ledger: Ledger,
+    ledger: LedgerFile,
     cold: ColdStart,
 }
 
@@ -36,7 +35,7 @@ pub struct Asked {
 }
 
 impl Unsettled {
-    pub fn new(record: Record, ledger: Ledger, cold: ColdStart) -> Box<Self> {
+    pub fn new(record: Record, ledger: LedgerFile, cold: ColdStart) -> Box<Self> {
         Box::new(Self { record, ledger, cold })
     }
 
@@ -57,15 +56,14 @@ pub struct Question {
     pub reply: Reply,
 }
 
-/// A thread that waits to ask; it answers with [`Event::Asked`]. Made before anything is given away.
-pub fn thread(events: SyncSender<Event>) -> Result<SyncSender<Question>> {
+/// A thread that waits to ask; it gives `back` what that came to. Made before anything is given away.
+pub fn thread(back: impl FnOnce(Box<Asked>) + Send + 'static) -> Result<SyncSender<Question>> {
     let (give, take) = sync_channel::<Question>(1);
     let body = move || {
         let Ok(Question { mut unsettled, connections, reply }) = take.recv() else { return };
         let Unsettled { record, ledger, .. } = &mut *unsettled;
         let settled = settle_source(*record, &ServiceThreads, connections, |record| ledger.write(record));
-        // The owner is gone only when the process is ending.
-        events.send(Event::Asked(Box::new(Asked { unsettled, settled, reply }))).unwrap_or_default();
+        back(Box::new(Asked { unsettled, settled, reply }));
     };
     ServiceThreads.spawn("settle", Box::new(body)).context("start the thread that asks the target")?;
     Ok(give)

@@ -19,7 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rebec_devices::net::{FramePort, NetHeader};
+use rebec_devices::net::FramePort;
+use rebec_offload::Offload;
 use rebec_overlay::checksum::Sum;
 use rebec_vmm_api::MacAddr;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -110,7 +111,7 @@ impl Station {
             while !stopped.load(Ordering::Relaxed) && started.elapsed() < LONGEST {
                 while let Some(received) = port.receive().unwrap() {
                     if let Some(answer) = answer(received.frame.to_vec()) {
-                        port.send(&NetHeader::default(), &answer).unwrap();
+                        port.send(&Offload::default(), &answer).unwrap();
                     }
                 }
                 port.flush().unwrap();

@@ -26,12 +26,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use moving::{Arrived, Base, Incoming, MovingMachine, Outgoing, donor};
+use moving::{Arrived, BaseDigests, Incoming, MovingMachine, Outgoing, donor};
+use rebec_bits::BitSet;
 use rebec_devices::{
     Threads,
     disk::{BackingName, Disk, ImageFormat},
 };
-use rebec_kvm::{PageSet, Ram};
+use rebec_kvm::Ram;
 use rebec_migrate::{
     MoveId, Record, SourceConfig, VmId,
     ledger::Right,
@@ -55,7 +56,7 @@ impl Threads for PlainThreads {
 struct Guest {
     ram: Ram,
     disks: Vec<Arc<Disk>>,
-    bases: Vec<Option<Arc<Base>>>,
+    bases: Vec<Option<Arc<BaseDigests>>>,
     running: Arc<AtomicBool>,
     writer: Mutex<Option<JoinHandle<()>>>,
     writes: Arc<AtomicU64>,
@@ -146,13 +147,13 @@ impl MovingMachine for Guest {
     fn disks(&self) -> &[Arc<Disk>] {
         &self.disks
     }
-    fn bases(&self) -> &[Option<Arc<Base>>] {
+    fn bases(&self) -> &[Option<Arc<BaseDigests>>] {
         &self.bases
     }
     fn dirty_log_start(&self) -> anyhow::Result<()> {
         Ok(())
     }
-    fn dirty_log_take(&self, pages: &mut PageSet) -> anyhow::Result<()> {
+    fn dirty_log_take(&self, pages: &mut BitSet) -> anyhow::Result<()> {
         self.ram.take_device_dirty(pages);
         Ok(())
     }
@@ -453,7 +454,7 @@ fn on_base(below: &File, period: Duration) -> Guest {
     let mut digests = tempfile::tempfile().unwrap();
     moving::write_digests(&open_disk(below.try_clone().unwrap()), DISK_BYTES, &mut digests).unwrap();
     let disk = Disk::open("layer", layer, vec![below.try_clone().unwrap()], false).unwrap();
-    let bases = vec![Some(Arc::new(Base::from_file(digests).unwrap()))];
+    let bases = vec![Some(Arc::new(BaseDigests::from_file(digests).unwrap()))];
     Guest { disks: vec![Arc::new(disk)], bases, ..Guest::empty(period) }
 }
 
@@ -521,7 +522,7 @@ fn digests_of_zeros_take_no_room() {
     let metadata = digests.metadata().unwrap();
     assert_eq!(metadata.len(), (1 << 26) * 32 + 48);
     assert!(metadata.blocks() * 512 < 64 << 10, "{} blocks", metadata.blocks());
-    let base = Base::from_file(digests).unwrap();
+    let base = BaseDigests::from_file(digests).unwrap();
     let found = base.wire_digests(&Key([6; 32]), (1 << 25) - 1, 3).unwrap();
     assert_eq!(found.iter().map(Option::is_some).collect::<Vec<_>>(), [false, true, false]);
 }
@@ -533,7 +534,7 @@ fn digests_that_were_cut_off_are_refused() {
     let length = digests.metadata().unwrap().len();
     assert_eq!(length, DISK_BYTES.div_ceil(4096) * 32 + 48);
     digests.set_len(length - 1).unwrap();
-    assert!(Base::from_file(digests.try_clone().unwrap()).unwrap_err().to_string().contains("not a file of digests"));
+    assert!(BaseDigests::from_file(digests.try_clone().unwrap()).unwrap_err().to_string().contains("not a file of digests"));
     digests.set_len(7).unwrap();
-    assert!(Base::from_file(digests).is_err());
+    assert!(BaseDigests::from_file(digests).is_err());
 }

@@ -42,11 +42,10 @@ pub fn moved(vm: &str, from: &str, to: &str, report: &MoveReport) -> String {
 
 /// What became of memory or a disk: only the forms that occurred, the dear ones first.
 fn units(counts: &UnitCounts) -> Option<String> {
-    let UnitCounts { unchanged, zero, digest, delta, compressed, raw, on_base } = *counts;
+    let UnitCounts { unchanged, zero, digest, compressed, raw, on_base } = *counts;
     let forms = [
         (raw, "sent as it is"),
         (compressed, "compressed"),
-        (delta, "as changes"),
         (digest, "already there"),
         (on_base, "of the image"),
         (zero, "zero"),

@@ -9,9 +9,9 @@ use acpi_tables::{
     },
     sdt::Sdt,
 };
+use rebec_layout::{COM1_END, COM1_GSI, COM1_PORT, ECAM, PCI_WINDOW, S5_SLEEP_TYPE};
 
 use super::{HEADER_BYTES, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
-use crate::layout::{COM1_END, COM1_GSI, COM1_PORT, ECAM, PCI_WINDOW, S5_SLEEP_TYPE};
 
 /// From revision 2 on, AML integers have 64 bits.
 const REVISION: u8 = 2;

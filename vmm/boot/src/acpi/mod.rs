@@ -10,7 +10,7 @@
 //! It is a full (not hardware-reduced) ACPI machine: PIC, PIT and IOAPIC are there, power-off is PM1a_CNT, reset is the reset
 //! register. SMI_CMD is 0, by which the machine is in ACPI mode always (ACPI 6.5 §5.2.9): Linux then skips the handover and only expects
 //! SCI_EN to read as set. There is a fixed power button, and no PM timer, GPE block, sleep button, 8042, VGA or CMOS clock, and the tables say so, so that no
-//! driver probes for them. Pure: vCPUs in, bytes out; the bytes lie from `layout::ACPI` on.
+//! driver probes for them. Pure: vCPUs in, bytes out; the bytes lie from `rebec_layout::ACPI` on.
 
 mod dsdt;
 
@@ -25,8 +25,7 @@ use acpi_tables::{
     sdt::Sdt,
     xsdt::XSDT,
 };
-
-use crate::layout::{ACPI, ECAM, IOAPIC_ADDRESS, LAPIC_ADDRESS, PM1A_CONTROL_PORT, PM1A_EVENT_PORT, RESET_PORT, RESET_VALUE, SCI_GSI};
+use rebec_layout::{ACPI, ECAM, IOAPIC_ADDRESS, LAPIC_ADDRESS, PM1A_CONTROL_PORT, PM1A_EVENT_PORT, RESET_PORT, RESET_VALUE, SCI_GSI};
 
 const OEM_ID: [u8; 6] = *b"REBEC ";
 const OEM_TABLE_ID: [u8; 8] = *b"REBECVMM";
@@ -55,7 +54,7 @@ const MADT_LOCAL_NMI: u8 = 4;
 const ACTIVE_HIGH_EDGE: u16 = 0b0101;
 const ALL_PROCESSORS: u8 = 0xff;
 
-/// All tables, to be written at the start of `layout::ACPI`; the RSDP is the first.
+/// All tables, to be written at the start of `rebec_layout::ACPI`; the RSDP is the first.
 pub(crate) fn tables(vcpus: u8) -> Vec<u8> {
     let mut area = Area { bytes: vec![0; Rsdp::len()] };
     let dsdt = area.push(&dsdt::table());
@@ -146,7 +145,7 @@ fn madt(vcpus: u8) -> impl Aml {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::layout::VCPUS_MAX;
+    use rebec_layout::VCPUS_MAX;
 
     fn u32_at(bytes: &[u8], at: usize) -> u32 {
         u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())

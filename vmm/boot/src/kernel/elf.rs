@@ -3,13 +3,11 @@
 //! Limits come first: a hostile file makes neither a large allocation nor a long loop.
 
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr};
+use rebec_layout::{KERNEL_START, LOW_RAM_BYTES_MAX};
 use vm_memory::ByteValued;
 
 use super::{KernelError, read};
-use crate::{
-    content::Content,
-    layout::{KERNEL_START, LOW_RAM_BYTES_MAX},
-};
+use crate::content::Content;
 
 const MAGIC: [u8; 4] = *b"\x7fELF";
 const CLASS_64: u8 = 2;

@@ -1,4 +1,4 @@
-//! virtio-blk (virtio 1.2 §5.2): requests from one ring to a [`Disk`], carried out in order by one thread.
+//! virtio-blk (virtio 1.3 §5.2): requests from one ring to a [`Disk`], carried out in order by one thread.
 //!
 //! Bytes pass through one buffer of a fixed size, so that a guest's largest request costs no more memory than its smallest.
 //! Errors of the disk, a full host among them, are the guest's to see as VIRTIO_BLK_S_IOERR.

@@ -1,4 +1,4 @@
-//! A block request (virtio 1.2 §5.2.6), parsed once into what can be carried out without looking at the guest's numbers again.
+//! A block request (virtio 1.3 §5.2.6), parsed once into what can be carried out without looking at the guest's numbers again.
 //!
 //! ```text
 //! readable: type:u32 reserved:u32 sector:u64  [data to write | sector:u64 sectors:u32 flags:u32]

@@ -6,7 +6,7 @@ use crate::virtio::saved;
 
 /// Version of the form.
 const VERSION: u16 = 1;
-/// Length of a disk's identity (virtio 1.2 §5.2.6, VIRTIO_BLK_ID_BYTES).
+/// Length of a disk's identity (virtio 1.3 §5.2.6, VIRTIO_BLK_ID_BYTES).
 pub(super) const ID_BYTES: usize = 20;
 
 /// What travels with a block device.

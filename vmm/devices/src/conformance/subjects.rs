@@ -3,13 +3,14 @@
 
 use std::{fs::File, io, sync::Arc};
 
+use rebec_offload::{Checksum, Offload};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::driver::{Buffer, DATA, Driver, SLOTS};
 use crate::{
     block::BlockDevice,
     disk::Disk,
-    net::{Checksum, HEADER_BYTES, NetDevice, NetHeader, memory::MemoryWire},
+    net::{HEADER_BYTES, NetDevice, header, memory::MemoryWire},
     rng::RngDevice,
     virtio::{DeviceKind, VirtioDevice},
 };
@@ -168,8 +169,8 @@ impl Subject for NetTxSubject {
 
     fn request(&self, driver: &Driver, number: u64) -> Vec<Buffer> {
         let at = place(number);
-        let header = NetHeader { checksum: Checksum::Partial { start: 34, offset: number as u16 % 100 }, segmentation: None };
-        driver.ram.write_slice(&header.to_bytes(0), GuestAddress(at)).unwrap();
+        let offload = Offload { checksum: Checksum::Partial { start: 34, offset: number as u16 % 100 }, segmentation: None };
+        driver.ram.write_slice(&header::to_bytes(&offload, 0), GuestAddress(at)).unwrap();
         driver.ram.write_slice(&pattern(number, FRAME_BYTES), GuestAddress(at + 0x1000)).unwrap();
         vec![buffer(at, HEADER_BYTES, false), buffer(at + 0x1000, 54, false), buffer(at + 0x1000 + 54, FRAME_BYTES - 54, false)]
     }
@@ -177,8 +178,8 @@ impl Subject for NetTxSubject {
     fn verify(&self, _driver: &Driver, number: u64, written: u32) {
         assert_eq!(written, 0);
         let mut wire = self.wire.lock();
-        let (header, frame) = wire.sent.remove(0);
-        assert_eq!(header.checksum, Checksum::Partial { start: 34, offset: number as u16 % 100 });
+        let (offload, frame) = wire.sent.remove(0);
+        assert_eq!(offload.checksum, Checksum::Partial { start: 34, offset: number as u16 % 100 });
         assert!(frame == pattern(number, FRAME_BYTES), "frame {number}");
     }
 }
@@ -203,14 +204,14 @@ impl Subject for NetRxSubject {
 
     fn request(&self, driver: &Driver, number: u64) -> Vec<Buffer> {
         driver.ram.write_slice(&[0xee; 2048], GuestAddress(place(number))).unwrap();
-        self.wire.put(NetHeader { checksum: Checksum::Valid, segmentation: None }, pattern(number, FRAME_BYTES));
+        self.wire.put(Offload { checksum: Checksum::Valid, segmentation: None }, pattern(number, FRAME_BYTES));
         vec![buffer(place(number), 700, true), buffer(place(number) + 700, 1348, true)]
     }
 
     fn verify(&self, driver: &Driver, number: u64, written: u32) {
         assert_eq!(written as usize, HEADER_BYTES + FRAME_BYTES);
         let found = memory(driver, place(number), 2048);
-        assert_eq!(found[..HEADER_BYTES], NetHeader { checksum: Checksum::Valid, segmentation: None }.to_bytes(1));
+        assert_eq!(found[..HEADER_BYTES], header::to_bytes(&Offload { checksum: Checksum::Valid, segmentation: None }, 1));
         assert!(found[HEADER_BYTES..][..FRAME_BYTES] == pattern(number, FRAME_BYTES), "frame {number}");
         assert!(found[HEADER_BYTES + FRAME_BYTES..].iter().all(|byte| *byte == 0xee));
     }

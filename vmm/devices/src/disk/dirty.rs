@@ -1,49 +1,39 @@
 //! Which units of a disk changed while it moves. Writers mark, the move takes; neither waits for the other.
 
-use std::sync::{
-    Arc, PoisonError, RwLock,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::{Arc, PoisonError, RwLock};
 
-/// The unit of dirty tracking, and of what a move sends.
-pub const UNIT_BYTES: u64 = 4096;
+use rebec_bits::{AtomicBitSet, BitSet};
+use rebec_layout::PAGE_BYTES;
 
-/// One bit per unit while recording. The lock guards only the pointer: it is taken for nanoseconds and never across I/O.
+/// One bit per unit of [`PAGE_BYTES`] while recording. The lock guards only the pointer: it is taken for nanoseconds and never across I/O.
 #[derive(Debug, Default)]
-pub(super) struct DirtyMap(RwLock<Option<Arc<[AtomicU64]>>>);
+pub(super) struct DirtyMap(RwLock<Option<Arc<AtomicBitSet>>>);
 
 impl DirtyMap {
     pub(super) fn start(&self, disk_bytes: u64) {
-        let words = disk_bytes.div_ceil(UNIT_BYTES).div_ceil(64);
-        self.set(Some((0..words).map(|_| AtomicU64::new(0)).collect()));
+        self.set(Some(Arc::new(AtomicBitSet::new(disk_bytes.div_ceil(PAGE_BYTES)))));
     }
 
     pub(super) fn stop(&self) {
         self.set(None);
     }
 
-    pub(super) fn take(&self) -> Vec<u64> {
-        // AcqRel pairs with `mark`: who takes a bit sees the data written before it was set.
-        self.words().map(|words| words.iter().map(|word| word.swap(0, Ordering::AcqRel)).collect()).unwrap_or_default()
+    pub(super) fn take(&self) -> BitSet {
+        self.marks().map(|marks| marks.take()).unwrap_or_default()
     }
 
     /// Marks every unit that the range touches.
     pub(super) fn mark(&self, offset: u64, bytes: u64) {
-        let Some(words) = self.words().filter(|_| bytes > 0) else { return };
-        let (first, last) = (offset / UNIT_BYTES, (offset + bytes - 1) / UNIT_BYTES);
-        for word in first / 64..=last / 64 {
-            let from = if word == first / 64 { first % 64 } else { 0 };
-            let to = if word == last / 64 { last % 64 } else { 63 };
-            words[word as usize].fetch_or(u64::MAX << from & u64::MAX >> (63 - to), Ordering::AcqRel);
-        }
+        let Some(marks) = self.marks().filter(|_| bytes > 0) else { return };
+        marks.insert_range(offset / PAGE_BYTES..(offset + bytes).div_ceil(PAGE_BYTES));
     }
 
-    fn words(&self) -> Option<Arc<[AtomicU64]>> {
+    fn marks(&self) -> Option<Arc<AtomicBitSet>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set(&self, words: Option<Arc<[AtomicU64]>>) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = words;
+    fn set(&self, marks: Option<Arc<AtomicBitSet>>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = marks;
     }
 }
 
@@ -51,25 +41,25 @@ impl DirtyMap {
 mod tests {
     use super::*;
 
-    fn units(words: &[u64]) -> Vec<u64> {
-        (0..words.len() as u64 * 64).filter(|unit| words[(unit / 64) as usize] >> (unit % 64) & 1 == 1).collect()
+    fn taken(map: &DirtyMap) -> Vec<u64> {
+        map.take().iter().collect()
     }
 
     #[test]
     fn a_range_marks_the_units_it_touches_once() {
         let map = DirtyMap::default();
         map.mark(0, 4096);
-        assert_eq!(map.take(), Vec::<u64>::new(), "nothing is recorded before start");
-        map.start(200 * UNIT_BYTES);
+        assert!(taken(&map).is_empty(), "nothing is recorded before start");
+        map.start(200 * PAGE_BYTES);
         map.mark(4095, 2);
-        map.mark(63 * UNIT_BYTES, 66 * UNIT_BYTES);
+        map.mark(63 * PAGE_BYTES, 66 * PAGE_BYTES);
         map.mark(0, 0);
-        assert_eq!(units(&map.take()), [vec![0, 1], (63..129).collect()].concat());
-        assert_eq!(units(&map.take()), Vec::<u64>::new());
-        map.mark(199 * UNIT_BYTES, UNIT_BYTES);
-        assert_eq!(units(&map.take()), [199]);
+        assert_eq!(taken(&map), [vec![0, 1], (63..129).collect()].concat());
+        assert!(taken(&map).is_empty());
+        map.mark(199 * PAGE_BYTES, PAGE_BYTES);
+        assert_eq!(taken(&map), [199]);
         map.stop();
         map.mark(0, 1);
-        assert_eq!(map.take(), Vec::<u64>::new());
+        assert!(taken(&map).is_empty());
     }
 }

@@ -9,7 +9,9 @@
 
 use std::{fmt, fs::File, io, os::unix::fs::FileExt};
 
-use super::{DISK_BYTES_MAX, DiskError, SECTOR_BYTES};
+use rebec_layout::DISK_BYTES_MAX;
+
+use super::{DiskError, SECTOR_BYTES};
 
 const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
 /// Other formats by their first bytes: taken for raw, a guest would see the container.

@@ -28,16 +28,14 @@ use std::{
 };
 
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, qcow2::Qcow2, raw::Raw};
+use rebec_bits::BitSet;
 
 use dirty::DirtyMap;
-pub use dirty::UNIT_BYTES;
 pub use extent::{Extent, ExtentKind};
 pub use header::{BackingName, ImageFormat};
 
 /// Sectors of the virtio block protocol.
 pub const SECTOR_BYTES: u64 = 512;
-/// Largest virtual size, so that a header cannot ask for more than 256 MiB of dirty map.
-pub const DISK_BYTES_MAX: u64 = 8 << 40;
 /// Longest chain of backing images.
 pub const BACKING_MAX: usize = 16;
 
@@ -213,8 +211,8 @@ impl Disk {
         self.dirty.start(self.bytes);
     }
 
-    /// What changed since the last call: bit `n % 64` of word `n / 64` is unit `n`. Empty while nothing is recorded.
-    pub fn track_take(&self) -> Vec<u64> {
+    /// The units that changed since the last call. None, out of none, while nothing is recorded.
+    pub fn track_take(&self) -> BitSet {
         self.dirty.take()
     }
 

@@ -15,7 +15,7 @@ pub struct NetCounters {
     pub rx_frames: AtomicU64,
     /// Their bytes.
     pub rx_bytes: AtomicU64,
-    /// Frames larger than any buffer of this guest, or than [`super::FRAME_BYTES_MAX`].
+    /// Frames larger than any buffer of this guest, or than [`rebec_offload::FRAME_BYTES_MAX`].
     pub rx_dropped: AtomicU64,
     /// Times that a frame had to wait because the guest had too few buffers.
     pub rx_waits: AtomicU64,

@@ -8,20 +8,21 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rebec_offload::{Accepts, Offload};
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::{FramePort, NetHeader, Offloads, ReceivedFrame};
+use super::{FramePort, ReceivedFrame};
 
 /// What went over the wire and what lies on it.
 #[derive(Debug, Default)]
 pub(crate) struct Wire {
-    pub(crate) sent: Vec<(NetHeader, Vec<u8>)>,
+    pub(crate) sent: Vec<(Offload, Vec<u8>)>,
     pub(crate) flushes: usize,
-    pub(crate) incoming: VecDeque<(NetHeader, Vec<u8>)>,
+    pub(crate) incoming: VecDeque<(Offload, Vec<u8>)>,
     /// What is sent comes back, as an answer of the port itself.
     pub(crate) echo: bool,
-    pub(crate) answers: VecDeque<(NetHeader, Vec<u8>)>,
-    pub(crate) offloads: Option<Offloads>,
+    pub(crate) answers: VecDeque<(Offload, Vec<u8>)>,
+    pub(crate) accepts: Option<Accepts>,
     pub(crate) announced: usize,
     pub(crate) ticks: usize,
     pub(crate) tick_every: Option<Duration>,
@@ -58,26 +59,26 @@ impl MemoryWire {
         self.wire.lock().unwrap()
     }
 
-    pub(crate) fn put(&self, header: NetHeader, frame: Vec<u8>) {
-        self.lock().incoming.push_back((header, frame));
+    pub(crate) fn put(&self, offload: Offload, frame: Vec<u8>) {
+        self.lock().incoming.push_back((offload, frame));
         rustix::io::write(&self.readable, &1_u64.to_ne_bytes()).unwrap();
     }
 }
 
 impl FramePort for MemoryPort {
-    fn set_offloads(&mut self, offloads: Offloads) {
-        self.end.lock().offloads = Some(offloads);
+    fn set_accepts(&mut self, accepts: Accepts) {
+        self.end.lock().accepts = Some(accepts);
     }
 
-    fn send(&mut self, header: &NetHeader, frame: &[u8]) -> io::Result<()> {
+    fn send(&mut self, offload: &Offload, frame: &[u8]) -> io::Result<()> {
         let mut wire = self.end.lock();
         if wire.refuse {
             return Err(io::ErrorKind::HostUnreachable.into());
         }
         if wire.echo {
-            wire.answers.push_back((*header, frame.to_vec()));
+            wire.answers.push_back((*offload, frame.to_vec()));
         }
-        wire.sent.push((*header, frame.to_vec()));
+        wire.sent.push((*offload, frame.to_vec()));
         Ok(())
     }
 
@@ -92,13 +93,13 @@ impl FramePort for MemoryPort {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         let answer = wire.answers.pop_front();
-        let Some((header, frame)) = answer.or_else(|| wire.incoming.pop_front()) else {
+        let Some((offload, frame)) = answer.or_else(|| wire.incoming.pop_front()) else {
             let mut count = [0; 8];
             let _empty = rustix::io::read(&self.end.readable, &mut count);
             return Ok(None);
         };
         self.lent = frame;
-        Ok(Some(ReceivedFrame { header, frame: &self.lent }))
+        Ok(Some(ReceivedFrame { offload, frame: &self.lent }))
     }
 
     fn has_answer(&self) -> bool {

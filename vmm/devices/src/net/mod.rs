@@ -1,4 +1,4 @@
-//! virtio-net (virtio 1.2 §5.1): one queue pair, served by one thread, between a guest's rings and a [`FramePort`].
+//! virtio-net (virtio 1.3 §5.1): one queue pair, served by one thread, between a guest's rings and a [`FramePort`].
 //!
 //! ```text
 //!   guest tx ring ──copy──► buffer ──► port.send … port.flush at the end of a burst
@@ -10,7 +10,7 @@
 //! dropped, and counted. There is no control queue: one MAC address, no filters, all frames that the port yields are the guest's.
 
 mod counters;
-mod header;
+pub mod header;
 mod pair;
 mod port;
 mod rx;
@@ -24,21 +24,19 @@ mod tests;
 
 use std::{fmt, sync::Arc};
 
+use rebec_offload::Accepts;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6,
-    VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
-    VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
+    VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 
 use crate::virtio::{DeviceKind, QueueEnvironment, QueueSetup, QueueState, StartError, VirtioDevice, worker::Worker};
 pub use counters::NetCounters;
-pub use header::{Checksum, HEADER_BYTES, HeaderError, NetHeader, SegmentKind, Segmentation};
+pub use header::HEADER_BYTES;
 use pair::{Pair, Station};
-pub use port::{FramePort, Offloads, ReceivedFrame};
+pub use port::{FramePort, ReceivedFrame};
 use saved::SavedNet;
-
-/// Largest frame either way, Ethernet and VLAN headers included: a TSO frame's IP length is at most 65,535.
-pub const FRAME_BYTES_MAX: usize = 65_535 + 14 + 4;
 
 /// The receive ring is the longer one: a 64 KiB frame takes more than 40 of a driver's merged buffers.
 const QUEUE_SIZES: [u16; 2] = [1024, 256];
@@ -59,8 +57,6 @@ const FEATURES: &[u32] = &[
     VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6,
     VIRTIO_NET_F_GUEST_ECN,
-    VIRTIO_NET_F_GUEST_USO4,
-    VIRTIO_NET_F_GUEST_USO6,
 ];
 
 /// A network card.
@@ -106,18 +102,11 @@ impl NetDevice {
 }
 
 /// What the driver takes in received frames. Segmentation without checksums cannot be (§5.1.3.1), so it is not believed.
-fn offloads(features: u64) -> Offloads {
+fn accepts(features: u64) -> Accepts {
     let has = |bit: u32| features & 1 << bit != 0;
     let checksum = has(VIRTIO_NET_F_GUEST_CSUM);
     let (tcp4, tcp6) = (checksum && has(VIRTIO_NET_F_GUEST_TSO4), checksum && has(VIRTIO_NET_F_GUEST_TSO6));
-    Offloads {
-        checksum,
-        tcp4,
-        tcp6,
-        ecn: (tcp4 || tcp6) && has(VIRTIO_NET_F_GUEST_ECN),
-        udp4: checksum && has(VIRTIO_NET_F_GUEST_USO4),
-        udp6: checksum && has(VIRTIO_NET_F_GUEST_USO6),
-    }
+    Accepts { checksum, tcp4, tcp6, ecn: (tcp4 || tcp6) && has(VIRTIO_NET_F_GUEST_ECN) }
 }
 
 impl VirtioDevice for NetDevice {
@@ -140,7 +129,7 @@ impl VirtioDevice for NetDevice {
     fn start_queues(&mut self, queues: Vec<QueueSetup>, environment: QueueEnvironment) -> Result<(), StartError> {
         match std::mem::replace(&mut self.state, State::Lost) {
             State::Stopped(mut station) => {
-                station.port.set_offloads(offloads(environment.features));
+                station.port.set_accepts(accepts(environment.features));
                 let pair = match Pair::new(station, queues, &environment) {
                     Ok(pair) => pair,
                     Err((station, error)) => {

@@ -6,10 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rebec_offload::Offload;
 use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 
 use super::{
-    FramePort, NetCounters, NetHeader, RX,
+    FramePort, NetCounters, RX,
     counters::add,
     rx::{Held, RxProgress, RxQueue},
     tx::TxQueue,
@@ -48,8 +49,8 @@ impl Station {
         Self { port, held: Held::default(), counters }
     }
 
-    pub(super) fn send(&mut self, header: &NetHeader, frame: &[u8]) {
-        match self.port.send(header, frame) {
+    pub(super) fn send(&mut self, offload: &Offload, frame: &[u8]) {
+        match self.port.send(offload, frame) {
             Ok(()) => {
                 add(&self.counters.tx_frames, 1);
                 add(&self.counters.tx_bytes, frame.len() as u64);

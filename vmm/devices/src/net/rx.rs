@@ -1,11 +1,11 @@
-//! From the port to the guest's receive ring: one copy into as many buffers as the frame needs (virtio 1.2 §5.1.6.4).
+//! From the port to the guest's receive ring: one copy into as many buffers as the frame needs (virtio 1.3 §5.1.6.4).
 
+use rebec_offload::{FRAME_BYTES_MAX, Offload};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    FRAME_BYTES_MAX,
     counters::add,
-    header::{HEADER_BYTES, NetHeader},
+    header::{self, HEADER_BYTES},
     pair::Station,
 };
 use crate::virtio::{
@@ -41,7 +41,7 @@ enum Placed {
 /// A frame for which the guest had too few buffers.
 #[derive(Debug, Default)]
 pub(super) struct Held {
-    header: NetHeader,
+    offload: Offload,
     frame: Vec<u8>,
     full: bool,
 }
@@ -94,7 +94,7 @@ impl RxQueue {
         }
         let Station { port, held, counters, .. } = station;
         if held.full {
-            let placed = self.place(&held.header, &held.frame)?;
+            let placed = self.place(&held.offload, &held.frame)?;
             held.full = matches!(placed, Placed::Wait);
             return Ok(settle(&placed, counters, held.frame.len()));
         }
@@ -107,9 +107,9 @@ impl RxQueue {
                 return Ok(RxProgress::Failed);
             }
         };
-        let placed = self.place(&received.header, received.frame)?;
+        let placed = self.place(&received.offload, received.frame)?;
         if matches!(placed, Placed::Wait) {
-            held.header = received.header;
+            held.offload = received.offload;
             held.frame.clear();
             held.frame.extend_from_slice(received.frame);
             held.full = true;
@@ -119,7 +119,7 @@ impl RxQueue {
     }
 
     /// Copies a frame into buffers and returns them, all at once.
-    fn place(&mut self, header: &NetHeader, frame: &[u8]) -> Result<Placed, Broken> {
+    fn place(&mut self, offload: &Offload, frame: &[u8]) -> Result<Placed, Broken> {
         if frame.len() > FRAME_BYTES_MAX {
             return Ok(Placed::Never);
         }
@@ -150,7 +150,7 @@ impl RxQueue {
                 return Ok(Placed::Never);
             }
         }
-        self.first.writer(self.ring.ram()).write(&header.to_bytes(self.used.len() as u16));
+        self.first.writer(self.ring.ram()).write(&header::to_bytes(offload, self.used.len() as u16));
         self.ring.add_used(&self.used)?;
         Ok(Placed::Done)
     }

@@ -6,10 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rebec_offload::{Checksum, FRAME_BYTES_MAX, Offload, SegmentKind, Segmentation};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{memory::MemoryWire, *};
+use super::{header::to_bytes, memory::MemoryWire, *};
 use crate::{GuestRam, PlainThreads, virtio::Signals};
 
 const SIZE: u16 = 64;
@@ -149,24 +150,24 @@ fn frame(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|at| (at / 3) as u8).collect()
 }
 
-fn tso(segment_bytes: u16) -> NetHeader {
+fn tso(segment_bytes: u16) -> Offload {
     let segmentation = Segmentation { kind: SegmentKind::Tcp4, ecn: false, header_bytes: 54, segment_bytes };
-    NetHeader { checksum: Checksum::Partial { start: 34, offset: 16 }, segmentation: Some(segmentation) }
+    Offload { checksum: Checksum::Partial { start: 34, offset: 16 }, segmentation: Some(segmentation) }
 }
 
 #[test]
 fn the_port_hears_what_the_driver_takes() {
-    let all = Offloads { checksum: true, tcp4: true, tcp6: true, ecn: true, udp4: true, udp6: true };
+    let all = Accepts { checksum: true, tcp4: true, tcp6: true, ecn: true };
     for (features, expected) in [
         (FEATURES.to_vec(), all),
-        (vec![], Offloads::default()),
-        (vec![VIRTIO_NET_F_GUEST_CSUM], Offloads { checksum: true, ..Offloads::default() }),
-        (vec![VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_ECN], Offloads::default()),
-        (vec![VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_USO6], Offloads { checksum: true, udp6: true, ..Offloads::default() }),
+        (vec![], Accepts::default()),
+        (vec![VIRTIO_NET_F_GUEST_CSUM], Accepts { checksum: true, ..Accepts::default() }),
+        (vec![VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_ECN], Accepts::default()),
+        (vec![VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO6], Accepts { checksum: true, tcp6: true, ..Accepts::default() }),
     ] {
         let mut card = Card::new(&features, false);
         card.device.stop_queues();
-        assert_eq!(card.wire.lock().offloads, Some(expected), "{features:?}");
+        assert_eq!(card.wire.lock().accepts, Some(expected), "{features:?}");
         assert_eq!(card.wire.lock().announced, 0);
     }
 }
@@ -175,7 +176,7 @@ fn the_port_hears_what_the_driver_takes() {
 fn a_tso_frame_of_64_kib_passes_both_ways() {
     let mut card = Card::new(FEATURES, false);
     let large = frame(FRAME_BYTES_MAX);
-    card.transmit(&[&tso(1346).to_bytes(0)[..], &large].concat(), HEADER_BYTES + large.len());
+    card.transmit(&[&to_bytes(&tso(1346), 0)[..], &large].concat(), HEADER_BYTES + large.len());
     card.kick(TX);
     card.wait_used(TX, 1);
     assert!(card.wire.lock().sent == [(tso(1346), large.clone())]);
@@ -190,7 +191,7 @@ fn a_tso_frame_of_64_kib_passes_both_ways() {
     assert_eq!(card.used_index(RX), needed);
     assert_eq!(written.iter().sum::<u32>() as usize, HEADER_BYTES + large.len());
     let received: Vec<u8> = buffers.iter().zip(&written).flat_map(|(at, bytes)| card.memory(*at, *bytes as usize)).collect();
-    assert_eq!(received[..HEADER_BYTES], tso(1346).to_bytes(needed));
+    assert_eq!(received[..HEADER_BYTES], to_bytes(&tso(1346), needed));
     assert!(received[HEADER_BYTES..] == large);
     assert_eq!(card.counted([|c| &c.tx_frames, |c| &c.rx_frames]), [1, 1]);
     assert_eq!([card.count(|c| &c.tx_bytes), card.count(|c| &c.rx_bytes)], [large.len() as u64; 2]);
@@ -205,7 +206,7 @@ fn an_answer_of_the_port_itself_arrives_without_being_waited_for() {
     for round in 1..=20_u8 {
         // The first answers wait for buffers, the others for nothing.
         let ask = |card: &mut Card| {
-            card.transmit(&[&NetHeader::default().to_bytes(0)[..], &[round; 60]].concat(), HEADER_BYTES + 60);
+            card.transmit(&[&to_bytes(&Offload::default(), 0)[..], &[round; 60]].concat(), HEADER_BYTES + 60);
             card.kick(TX);
             card.wait_used(TX, 1);
         };
@@ -231,7 +232,7 @@ fn the_buffers_of_a_frame_are_shown_at_once() {
             card.offer(RX, 100);
         }
         card.kick(RX);
-        card.wire.put(NetHeader::default(), frame(5000));
+        card.wire.put(Offload::default(), frame(5000));
         wait("a frame", || {
             let shown = card.used_index(RX).wrapping_sub(seen);
             assert!(shown == 0 || shown == 51, "{shown} buffers of 51 are shown");
@@ -245,8 +246,8 @@ fn a_frame_waits_for_buffers_and_comes_whole() {
     let mut card = Card::new(FEATURES, false);
     card.offer(RX, 1000);
     card.kick(RX);
-    card.wire.put(NetHeader::default(), frame(2500));
-    card.wire.put(NetHeader::default(), frame(60));
+    card.wire.put(Offload::default(), frame(2500));
+    card.wire.put(Offload::default(), frame(60));
     wait("the frame to wait", || card.count(|c| &c.rx_waits) == 1);
     assert_eq!(card.used_index(RX), 0, "half a frame was shown");
     // One more is still too few.
@@ -266,7 +267,7 @@ fn a_waiting_frame_survives_a_pause() {
     let mut card = Card::new(FEATURES, false);
     card.offer(RX, 1000);
     card.kick(RX);
-    card.wire.put(NetHeader::default(), frame(1500));
+    card.wire.put(Offload::default(), frame(1500));
     wait("the frame to wait", || card.count(|c| &c.rx_waits) == 1);
     let states = card.device.stop_queues();
     assert_eq!(states.iter().map(|(queue, state)| (*queue, state.next_avail, state.next_used)).collect::<Vec<_>>(), [(0, 0, 0), (1, 0, 0)]);
@@ -281,8 +282,8 @@ fn what_no_buffer_can_take_is_dropped_and_counted() {
     let mut card = Card::new(&[VIRTIO_NET_F_MAC], false);
     card.offer(RX, 1000);
     card.kick(RX);
-    card.wire.put(NetHeader::default(), frame(1500));
-    card.wire.put(NetHeader::default(), frame(100));
+    card.wire.put(Offload::default(), frame(1500));
+    card.wire.put(Offload::default(), frame(100));
     assert_eq!(card.wait_used(RX, 1), [112]);
     assert_eq!(card.counted([|c| &c.rx_dropped, |c| &c.rx_frames]), [1, 1]);
     // With merging, a frame larger than the whole ring, and one larger than any frame.
@@ -291,9 +292,9 @@ fn what_no_buffer_can_take_is_dropped_and_counted() {
         card.offer(RX, 100);
     }
     card.kick(RX);
-    card.wire.put(NetHeader::default(), frame(usize::from(SIZE) * 100));
-    card.wire.put(NetHeader::default(), frame(FRAME_BYTES_MAX + 1));
-    card.wire.put(NetHeader::default(), frame(60));
+    card.wire.put(Offload::default(), frame(usize::from(SIZE) * 100));
+    card.wire.put(Offload::default(), frame(FRAME_BYTES_MAX + 1));
+    card.wire.put(Offload::default(), frame(60));
     assert_eq!(card.wait_used(RX, 1), [72]);
     assert_eq!(card.counted([|c| &c.rx_dropped, |c| &c.rx_frames]), [2, 1]);
 }
@@ -301,12 +302,12 @@ fn what_no_buffer_can_take_is_dropped_and_counted() {
 #[test]
 fn a_guest_frame_that_makes_no_sense_is_dropped_and_counted() {
     let mut card = Card::new(FEATURES, false);
-    let bad_checksum = NetHeader { checksum: Checksum::Partial { start: 1400, offset: 200 }, segmentation: None };
+    let bad_checksum = Offload { checksum: Checksum::Partial { start: 1400, offset: 200 }, segmentation: None };
     for (header, bytes) in [
-        (NetHeader::default().to_bytes(0), HEADER_BYTES - 1),
-        (NetHeader::default().to_bytes(0), HEADER_BYTES + 13),
-        (NetHeader::default().to_bytes(0), HEADER_BYTES + FRAME_BYTES_MAX + 1),
-        (bad_checksum.to_bytes(0), HEADER_BYTES + 1500),
+        (to_bytes(&Offload::default(), 0), HEADER_BYTES - 1),
+        (to_bytes(&Offload::default(), 0), HEADER_BYTES + 13),
+        (to_bytes(&Offload::default(), 0), HEADER_BYTES + FRAME_BYTES_MAX + 1),
+        (to_bytes(&bad_checksum, 0), HEADER_BYTES + 1500),
         ([0, 3, 0, 0, 9, 9, 0, 0, 0, 0, 0, 0], HEADER_BYTES + 1500),
     ] {
         card.transmit(&header, bytes);
@@ -329,7 +330,7 @@ fn a_port_that_fails_is_asked_again_but_not_at_once() {
     card.wire.lock().refuse = true;
     card.offer(RX, 2000);
     card.kick(RX);
-    card.wire.put(NetHeader::default(), frame(60));
+    card.wire.put(Offload::default(), frame(60));
     wait("errors", || card.count(|c| &c.rx_errors) >= 3);
     let (start, errors) = (Instant::now(), card.count(|c| &c.rx_errors));
     wait("more errors", || card.count(|c| &c.rx_errors) >= errors + 5);

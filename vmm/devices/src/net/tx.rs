@@ -1,11 +1,11 @@
 //! From the guest's transmit ring to the port: one copy into one buffer, in bursts.
 
+use rebec_offload::{FRAME_BYTES_MAX, Offload};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    FRAME_BYTES_MAX,
     counters::add,
-    header::{HEADER_BYTES, NetHeader},
+    header::{self, HEADER_BYTES},
     pair::Station,
 };
 use crate::virtio::{
@@ -39,7 +39,7 @@ impl TxQueue {
         while taken < BURST && !stop.requested() && self.ring.pop(&mut self.chain)? {
             taken += 1;
             match self.load() {
-                Some((header, frame)) => station.send(&header, frame),
+                Some((offload, frame)) => station.send(&offload, frame),
                 None => add(&station.counters.tx_dropped, 1),
             }
             // Nothing is written into a transmit buffer.
@@ -52,15 +52,15 @@ impl TxQueue {
         Ok(taken == BURST || self.ring.want_kick()?)
     }
 
-    /// The chain as a frame with its header; `None` if it is none.
-    fn load(&mut self) -> Option<(NetHeader, &[u8])> {
+    /// The chain as a frame and what is left undone in it; `None` if it is none.
+    fn load(&mut self) -> Option<(Offload, &[u8])> {
         let mut reader = self.chain.reader(self.ring.ram());
         let bytes = usize::try_from(reader.left()).ok().filter(|bytes| *bytes <= self.buffer.len())?;
         let frame_bytes = bytes.checked_sub(HEADER_BYTES).filter(|bytes| *bytes >= FRAME_BYTES_MIN)?;
         reader.read(&mut self.buffer[..bytes]);
         let (header, frame) = self.buffer[..bytes].split_first_chunk::<HEADER_BYTES>()?;
-        match NetHeader::parse(header, frame_bytes) {
-            Ok(header) => Some((header, frame)),
+        match header::parse(header, frame_bytes) {
+            Ok(offload) => Some((offload, frame)),
             Err(error) => {
                 log::debug!("a guest's frame is dropped: {error}");
                 None

@@ -1,4 +1,4 @@
-//! virtio-rng (virtio 1.2 §5.4): fills the guest's buffers from a source of randomness that was opened before sealing.
+//! virtio-rng (virtio 1.3 §5.4): fills the guest's buffers from a source of randomness that was opened before sealing.
 
 use std::{fmt, io::Read};
 

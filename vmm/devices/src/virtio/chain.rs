@@ -1,4 +1,4 @@
-//! A descriptor chain (virtio 1.2 §2.7.5), walked once into a list of segments that all lie in RAM, and read and written through cursors.
+//! A descriptor chain (virtio 1.3 §2.7.5), walked once into a list of segments that all lie in RAM, and read and written through cursors.
 //!
 //! virtio-queue's own iterator ends silently where a chain is broken; here a loop, a bad index, a nested table or an address outside of RAM is
 //! an error, because a device that guesses at half a request writes half a request to a disk.

@@ -31,7 +31,7 @@ use crate::{GuestRam, Threads};
 pub use pci::PciTransport;
 pub use virtio_queue::QueueState;
 
-/// What a device is, by its number in virtio 1.2 §5.
+/// What a device is, by its number in virtio 1.3 §5.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum DeviceKind {

@@ -1,4 +1,4 @@
-//! The device's side of one split virtqueue (virtio 1.2 §2.7): chains out of the available ring, heads into the used ring, and both kinds of
+//! The device's side of one split virtqueue (virtio 1.3 §2.7): chains out of the available ring, heads into the used ring, and both kinds of
 //! notification suppression.
 //!
 //! ```text

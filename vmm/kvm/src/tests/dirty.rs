@@ -6,10 +6,12 @@
 use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_regs;
+use rebec_bits::BitSet;
+use rebec_layout::PAGE_BYTES;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::guest::{PAST_TABLES, Recorder, machine, start};
-use crate::{PAGE_BYTES, PageSet, Ram, Vcpu, VcpuExit};
+use crate::{Ram, Vcpu, VcpuExit};
 
 /// Reaches over the hole, and not by a multiple of 64 pages.
 const RAM_BYTES: u64 = (3 << 30) + (5 << 20) + 0x3000;
@@ -30,14 +32,14 @@ fn write_pages(ram: &Ram, vcpu: &mut Vcpu, address: u64, stride: u64, count: u64
     assert_eq!(vcpu.run(&bus).unwrap(), VcpuExit::Interrupted);
 }
 
-fn past_tables(dirty: &PageSet) -> Vec<u64> {
+fn past_tables(dirty: &BitSet) -> Vec<u64> {
     dirty.iter().filter(|page| *page >= PAST_TABLES / PAGE_BYTES).collect()
 }
 
 #[test]
 fn the_log_holds_exactly_what_was_written() {
     let (ram, machine, mut vcpus) = machine(RAM_BYTES, 1);
-    let mut dirty = PageSet::new(ram.pages());
+    let mut dirty = BitSet::new(ram.pages());
     machine.dirty_log_start().unwrap();
     write_pages(&ram, &mut vcpus[0], 0x20_0000, 0x1000, 1);
     machine.dirty_log_take(&mut dirty).unwrap();
@@ -60,7 +62,7 @@ fn the_log_holds_exactly_what_was_written() {
 #[test]
 fn a_page_written_again_is_there_again_and_a_stop_ends_the_log() {
     let (ram, machine, mut vcpus) = machine(16 << 20, 1);
-    let mut dirty = PageSet::new(ram.pages());
+    let mut dirty = BitSet::new(ram.pages());
     machine.dirty_log_start().unwrap();
     write_pages(&ram, &mut vcpus[0], 0x20_1000, 0, 1);
     machine.dirty_log_take(&mut dirty).unwrap();
@@ -89,14 +91,14 @@ fn copies_made_after_the_log_is_taken_miss_no_write() {
     start(&ram, &mut vcpus[0], &program, kvm_regs { rdi: base, ..Default::default() });
     let mut vcpu = vcpus.remove(0);
     let kicker = vcpu.kicker();
-    let mut dirty = PageSet::new(ram.pages());
+    let mut dirty = BitSet::new(ram.pages());
     machine.dirty_log_start().unwrap();
     machine.dirty_log_take(&mut dirty).unwrap();
     let runner = std::thread::spawn(move || vcpu.run(&Recorder::default()).unwrap());
 
     let mut copy = vec![0_u64; 64];
     let round = |copy: &mut Vec<u64>| {
-        let mut dirty = PageSet::new(ram.pages());
+        let mut dirty = BitSet::new(ram.pages());
         machine.dirty_log_take(&mut dirty).unwrap();
         for page in dirty.iter().filter(|page| *page >= base / 4096) {
             let slot = (page - base / 4096) as usize;

@@ -9,23 +9,24 @@
 //!                                                +- too much: again     +- a cancel, a cut or a refusal up to here: the VM runs on
 //! ```
 
+mod handover;
 mod pace;
 mod rounds;
 mod sent;
-mod settle;
 mod words;
 
 use std::{collections::VecDeque, net::SocketAddrV4, time::Duration};
 
+use rebec_bits::BitSet;
 use rebec_vmm_api::{
     control::Progress,
     report::{MoveReport, Outcome},
 };
 
 use self::{
+    handover::{SourceAct, SourceHandover},
     pace::{Bucket, Convergence, Pace, Step},
     rounds::Rounds,
-    settle::{Settle, Settlement},
 };
 pub use self::{
     rounds::{BatchId, LANE_BATCHES_MAX, ReadBatch, SendBatch},
@@ -36,7 +37,7 @@ use crate::{
     ledger::{MoveId, Record, Right},
     message::{BLANK_RANGES_MAX, FromSource, FromTarget, Message, Shape, bounded},
     page::{Key, Verdict},
-    unit::{Space, UnitSet, units_of},
+    unit::{Space, units_of},
 };
 
 /// The target has to build the machine and to index its donors.
@@ -52,7 +53,7 @@ enum Phase {
     Offered,
     Indexing { filter: Vec<u8>, on_base: Vec<bool> },
     Starting,
-    Blanking { disk: usize, unit: u64, data: Vec<UnitSet>, zeros: Vec<UnitSet> },
+    Blanking { disk: usize, unit: u64, data: Vec<BitSet>, zeros: Vec<BitSet> },
     Round,
     Looking,
     Pausing,
@@ -60,7 +61,7 @@ enum Phase {
     Collecting { saved: Vec<u8> },
     LastRound { saved: Vec<u8> },
     AwaitPrepared,
-    Settling(Settlement),
+    Settling(SourceHandover),
     Ended,
 }
 
@@ -133,7 +134,7 @@ impl Source {
         source.control_bytes = 0;
         source.deadline = None;
         source.is_waiting = true;
-        source.phase = Phase::Settling(Settlement::restarted(record));
+        source.phase = Phase::Settling(SourceHandover::restarted(record));
         source
     }
 
@@ -160,7 +161,7 @@ impl Source {
         match input {
             SourceInput::Control(message) => self.message(now, message),
             SourceInput::Cut(reason) => self.cut(now, &reason),
-            SourceInput::Reconnected => self.settle(now, Settlement::reconnected),
+            SourceInput::Reconnected => self.settle(now, SourceHandover::reconnected),
             SourceInput::Cancel => self.fail(now, "cancelled"),
             SourceInput::Failed(reason) => self.fail(now, &reason),
             SourceInput::Populated { data, zeros } => self.populated(now, data, zeros),
@@ -184,7 +185,7 @@ impl Source {
                     self.enter(Phase::Collecting { saved }, SourceOutput::TakeDirty);
                 }
             }
-            SourceInput::LedgerWritten => self.settle(now, Settlement::written),
+            SourceInput::LedgerWritten => self.settle(now, SourceHandover::written),
             SourceInput::LedgerFailed(error) => self.settle(now, |settlement| settlement.write_failed(&error)),
         }
         self.advance(now);
@@ -294,7 +295,7 @@ impl Source {
             }
             (Phase::AwaitPrepared, FromTarget::Prepared { epoch }) if epoch == self.config.shape.epoch + 1 => {
                 let record = Record { right: Right::Granted, vm: self.config.shape.vm, epoch, move_id: self.config.move_id };
-                let (settlement, write) = Settlement::begin(record);
+                let (settlement, write) = SourceHandover::begin(record);
                 self.phase = Phase::Settling(settlement);
                 self.deadline = Some(now + GRANT_TIME_MAX);
                 self.perform(now, write);
@@ -303,10 +304,10 @@ impl Source {
         }
     }
 
-    fn populated(&mut self, now: Duration, data: Vec<UnitSet>, zeros: Vec<UnitSet>) {
+    fn populated(&mut self, now: Duration, data: Vec<BitSet>, zeros: Vec<BitSet>) {
         if matches!(self.phase, Phase::Starting) {
             let disks = data.iter().skip(1).zip(&zeros);
-            self.rounds.counts[1].on_base = disks.map(|(data, zeros)| data.units() - data.len() - zeros.len()).sum();
+            self.rounds.counts[1].on_base = disks.map(|(data, zeros)| data.size() - data.len() - zeros.len()).sum();
             self.phase = Phase::Blanking { disk: 0, unit: 0, data, zeros };
             self.blank(now);
         }
@@ -336,7 +337,7 @@ impl Source {
         self.deadline = Some(now + APPLY_TIME_MAX);
     }
 
-    fn dirty(&mut self, now: Duration, sets: &[UnitSet]) {
+    fn dirty(&mut self, now: Duration, sets: &[BitSet]) {
         match std::mem::replace(&mut self.phase, Phase::Ended) {
             Phase::Looking => {
                 self.rounds.add(sets);
@@ -429,7 +430,7 @@ impl Source {
         self.end(now, Outcome::Failed, Some(reason.into()));
     }
 
-    fn settle(&mut self, now: Duration, step: impl FnOnce(&mut Settlement) -> Vec<Settle>) {
+    fn settle(&mut self, now: Duration, step: impl FnOnce(&mut SourceHandover) -> Vec<SourceAct>) {
         if let Phase::Settling(settlement) = &mut self.phase {
             for action in step(settlement) {
                 self.perform(now, action);
@@ -437,10 +438,10 @@ impl Source {
         }
     }
 
-    fn perform(&mut self, now: Duration, action: Settle) {
+    fn perform(&mut self, now: Duration, action: SourceAct) {
         match action {
-            Settle::Write(record) => self.outputs.push_back(SourceOutput::WriteLedger(record)),
-            Settle::Send(message) => {
+            SourceAct::Write(record) => self.outputs.push_back(SourceOutput::WriteLedger(record)),
+            SourceAct::Send(message) => {
                 if matches!(message, FromSource::Granted { .. }) {
                     self.moments.granted.get_or_insert(now);
                 }
@@ -448,11 +449,11 @@ impl Source {
                 self.deadline = Some(now + GRANT_TIME_MAX);
                 self.send(&message);
             }
-            Settle::Moved { after_grant_us } => {
+            SourceAct::Moved { after_grant_us } => {
                 self.measure_downtime(now, Duration::from_micros(after_grant_us));
                 self.end(now, Outcome::Moved, None);
             }
-            Settle::Back { epoch } => {
+            SourceAct::Back { epoch } => {
                 if self.course.throttle() > 0 {
                     self.outputs.push_back(SourceOutput::Throttle(0));
                 }
@@ -463,11 +464,11 @@ impl Source {
                 let reason = format!("the target did not run the VM: it runs on at the source, at epoch {epoch}");
                 self.end(now, Outcome::Failed, Some(reason));
             }
-            Settle::Dismissed => {
+            SourceAct::Dismissed => {
                 let reason = "the VM is held here; the target of an older move has let go of it".to_owned();
                 self.end(now, Outcome::Failed, Some(reason));
             }
-            Settle::Waiting { reason } => {
+            SourceAct::Waiting { reason } => {
                 if !std::mem::replace(&mut self.is_waiting, true) {
                     self.deadline = None;
                     let report = self.report(now, Outcome::Waiting, Some(reason));

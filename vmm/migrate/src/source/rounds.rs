@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use rebec_bits::BitSet;
 use rebec_vmm_api::report::UnitCounts;
 
 use super::{
@@ -15,8 +16,8 @@ use super::{
 use crate::{
     frame::FrameHead,
     index::{Filter, Moved},
-    page::{BATCH_BYTES, Digest, Form, Packed, Verdict},
-    unit::{RUN_UNITS, Space, UnitSet, stream_of},
+    page::{Digest, Form, Packed, Verdict},
+    unit::{BATCH_BYTES, RUN_UNITS, Space, stream_of, take_batch},
 };
 
 /// Batches of one stream that workers may hold at a time: one is read while another is packed and a third is written.
@@ -56,7 +57,7 @@ pub struct SendBatch {
 
 struct SpaceRounds {
     space: Space,
-    todo: UnitSet,
+    todo: BitSet,
     sent: LastSent,
     /// Compared at the target, never written there: always sent as digests.
     read_only: bool,
@@ -131,7 +132,7 @@ impl Rounds {
     pub fn new(spaces: &[(u64, bool)], streams: usize) -> Self {
         let space = |(number, &(units, read_only)): (usize, &(u64, bool))| SpaceRounds {
             space: Space::from_number(number as u16).expect("invariant: a shape has at most DISKS_MAX disks"),
-            todo: UnitSet::new(units),
+            todo: BitSet::new(units),
             sent: LastSent::new(units),
             read_only,
         };
@@ -162,7 +163,7 @@ impl Rounds {
     }
 
     /// Adds what is populated, or what became dirty; one set a space.
-    pub fn add(&mut self, dirty: &[UnitSet]) {
+    pub fn add(&mut self, dirty: &[BitSet]) {
         for (space, dirty) in self.spaces.iter_mut().zip(dirty) {
             space.todo.union(dirty);
         }
@@ -266,7 +267,7 @@ impl Rounds {
         while lane.at_space < self.spaces.len() {
             let index = (lane.at_space + 1) % self.spaces.len();
             let space = &mut self.spaces[index];
-            let units = space.todo.take_batch(stream, streams, &mut lane.at_run);
+            let units = take_batch(&mut space.todo, stream, streams, &mut lane.at_run);
             if !units.is_empty() {
                 return Some((space.space, units, false));
             }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rebec_bits::BitSet;
 use rebec_vmm_api::report::MoveReport;
 
 use super::rounds::{BatchId, ReadBatch, SendBatch};
@@ -9,7 +10,6 @@ use crate::{
     ledger::{MoveId, Record},
     message::{FromTarget, Shape},
     page::{Key, Packed, Verdict},
-    unit::UnitSet,
 };
 
 /// One move, as the user wants it.
@@ -45,12 +45,12 @@ pub enum SourceInput {
     /// To [`SourceOutput::StartDirty`]. Tracking began before it was looked at.
     Populated {
         /// What holds anything but zeros, one set a space.
-        data: Vec<UnitSet>,
+        data: Vec<BitSet>,
         /// What is zero, one set a disk. What is in neither set is the base's.
-        zeros: Vec<UnitSet>,
+        zeros: Vec<BitSet>,
     },
     /// To [`SourceOutput::TakeDirty`]: what was written since the last time, one set a space.
-    Dirty(Vec<UnitSet>),
+    Dirty(Vec<BitSet>),
     /// To [`SourceOutput::Read`].
     Prepared {
         /// The batch.

@@ -9,14 +9,14 @@
 //! ```
 //! Up to Settling every failure ends this target and costs the VM nothing.
 
+mod handover;
 mod receiving;
-mod settle;
 
 use std::{collections::VecDeque, net::SocketAddrV4, time::Duration};
 
 use self::{
+    handover::{TargetAct, TargetHandover},
     receiving::Receiving,
-    settle::{Settle, Settlement},
 };
 use crate::{
     base::BaseName,
@@ -160,7 +160,7 @@ enum Phase {
     Indexing { holders: VecDeque<Holder>, first: u64 },
     Receiving,
     Restoring,
-    Settling(Settlement),
+    Settling(TargetHandover),
     Ended,
 }
 
@@ -201,7 +201,7 @@ impl Target {
 
     /// Continues, without memory, from the ledger of a target that died; `None` if that says nothing about a move to here.
     pub fn restarted(record: Record) -> Option<Self> {
-        let (settlement, actions) = Settlement::restarted(record)?;
+        let (settlement, actions) = TargetHandover::restarted(record)?;
         let mut target = Self::new(record.move_id, 1);
         target.phase = Phase::Settling(settlement);
         for action in actions {
@@ -243,7 +243,7 @@ impl Target {
                 }
             }
             TargetInput::Restored => self.restored(),
-            TargetInput::LedgerWritten => self.settle(Settlement::written),
+            TargetInput::LedgerWritten => self.settle(TargetHandover::written),
             TargetInput::LedgerFailed(error) => self.settle(|settlement| settlement.write_failed(&error)),
             TargetInput::Started => self.started(now),
         }
@@ -422,7 +422,7 @@ impl Target {
     fn restored(&mut self) {
         if let (Phase::Restoring, Some(shape)) = (&self.phase, &self.shape) {
             let record = Record { right: Right::Prepared, vm: shape.vm, epoch: shape.epoch + 1, move_id: self.move_id };
-            let (settlement, write) = Settlement::begin(record);
+            let (settlement, write) = TargetHandover::begin(record);
             self.phase = Phase::Settling(settlement);
             self.perform(write);
         }
@@ -449,7 +449,7 @@ impl Target {
 
     fn cancel(&mut self) {
         match self.phase {
-            Phase::Settling(_) => self.settle(Settlement::cancel),
+            Phase::Settling(_) => self.settle(TargetHandover::cancel),
             _ => self.fail("cancelled at the target"),
         }
     }
@@ -461,7 +461,7 @@ impl Target {
         }
     }
 
-    fn settle(&mut self, step: impl FnOnce(&mut Settlement) -> Vec<Settle>) {
+    fn settle(&mut self, step: impl FnOnce(&mut TargetHandover) -> Vec<TargetAct>) {
         if let Phase::Settling(settlement) = &mut self.phase {
             for action in step(settlement) {
                 self.perform(action);
@@ -469,14 +469,14 @@ impl Target {
         }
     }
 
-    fn perform(&mut self, action: Settle) {
+    fn perform(&mut self, action: TargetAct) {
         match action {
-            Settle::Write(record) => self.outputs.push_back(TargetOutput::WriteLedger(record)),
-            Settle::Send(message) => self.send(&message),
-            Settle::Run { epoch } => self.outputs.push_back(TargetOutput::Run { epoch }),
+            TargetAct::Write(record) => self.outputs.push_back(TargetOutput::WriteLedger(record)),
+            TargetAct::Send(message) => self.send(&message),
+            TargetAct::Run { epoch } => self.outputs.push_back(TargetOutput::Run { epoch }),
             // The settlement stays: it answers a source that has not heard of the release.
-            Settle::Over { reason } => self.outputs.push_back(TargetOutput::Ended { reason }),
-            Settle::Waiting { reason } => self.outputs.push_back(TargetOutput::Waiting { reason }),
+            TargetAct::Over { reason } => self.outputs.push_back(TargetOutput::Ended { reason }),
+            TargetAct::Waiting { reason } => self.outputs.push_back(TargetOutput::Waiting { reason }),
         }
     }
 

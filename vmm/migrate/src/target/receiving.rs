@@ -1,11 +1,13 @@
 //! What has arrived: the place of each stream, the units whose content is still missing, and whether everything is there.
 //! Bounded: one frame a stream, one bit a unit.
 
+use rebec_bits::BitSet;
+
 use crate::{
     frame::{Content, Entry, FrameHead},
     index::{HELD_ENTRIES_MAX, Holder, Index, MOVED_ENTRIES_MAX, Place},
     message::Shape,
-    unit::{Space, UnitSet, units_of},
+    unit::{Space, units_of},
 };
 
 /// Units written to disks between two flushes: 16 MiB, which a slow disk writes in a few hundred ms.
@@ -13,7 +15,7 @@ const UNFLUSHED_UNITS_MAX: u64 = 4096;
 
 struct SpaceState {
     units: u64,
-    missing: UnitSet,
+    missing: BitSet,
     read_only: bool,
 }
 
@@ -41,7 +43,7 @@ pub struct Receiving {
 impl Receiving {
     /// Nothing has arrived.
     pub fn new(shape: &Shape, streams: usize) -> Self {
-        let space = |units, read_only| SpaceState { units, missing: UnitSet::new(units), read_only };
+        let space = |units, read_only| SpaceState { units, missing: BitSet::new(units), read_only };
         let memory = space(units_of(shape.memory_bytes), false);
         let disks = shape.disks.iter().map(|disk| space(units_of(disk.bytes), disk.read_only));
         Self {
@@ -105,9 +107,13 @@ impl Receiving {
         let holder = space.disk_index().map_or(Holder::Memory, |disk| Holder::Disk(disk as u16));
         for Entry { unit, content } in entries {
             match content {
-                Content::Zero { count } => (unit..unit + u64::from(count)).for_each(|unit| state.missing.remove(unit)),
-                Content::Held(_) if missed.contains(&unit) => state.missing.insert(unit),
-                Content::Held(_) => state.missing.remove(unit),
+                Content::Zero { count } => state.missing.remove_range(unit..unit + u64::from(count)),
+                Content::Held(_) if missed.contains(&unit) => {
+                    state.missing.insert(unit);
+                }
+                Content::Held(_) => {
+                    state.missing.remove(unit);
+                }
                 Content::Bytes(digest) => {
                     state.missing.remove(unit);
                     index.insert(digest, Place { holder, unit }, HELD_ENTRIES_MAX + MOVED_ENTRIES_MAX);

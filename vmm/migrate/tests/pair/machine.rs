@@ -1,6 +1,7 @@
 //! A fake machine: real bytes, dirty bits, and a guest that writes.
 
-use rebec_migrate::{UNIT_BYTES, UnitSet};
+use rebec_bits::BitSet;
+use rebec_migrate::UNIT_BYTES;
 
 /// xorshift64*: small, and the same everywhere.
 pub struct Rng(u64);
@@ -25,23 +26,23 @@ impl Rng {
 /// Memory first, then disks.
 pub struct Machine {
     pub spaces: Vec<Vec<u8>>,
-    pub dirty: Vec<UnitSet>,
+    pub dirty: Vec<BitSet>,
     /// What does not come from a base: all of memory, and of a disk what was written.
-    pub own: Vec<UnitSet>,
+    pub own: Vec<BitSet>,
 }
 
 impl Machine {
     pub fn empty(memory_units: u64, disk_units: &[u64]) -> Self {
         let units = || std::iter::once(memory_units).chain(disk_units.iter().copied());
-        let sets = || units().map(UnitSet::new).collect();
+        let sets = || units().map(BitSet::new).collect();
         Self { spaces: units().map(|units| vec![0; units as usize * UNIT_BYTES]).collect(), dirty: sets(), own: sets() }
     }
 
     /// Declares half of each disk never written, and returns the machine whose disks show the base there and something else elsewhere.
     pub fn on_base(&mut self, rng: &mut Rng) -> Self {
-        let mut fresh = Self::empty(self.own[0].units(), &self.own[1..].iter().map(UnitSet::units).collect::<Vec<_>>());
+        let mut fresh = Self::empty(self.own[0].size(), &self.own[1..].iter().map(BitSet::size).collect::<Vec<_>>());
         for space in 1..self.spaces.len() {
-            for unit in 0..self.own[space].units() {
+            for unit in 0..self.own[space].size() {
                 let mut below = self.unit(space, unit).to_vec();
                 if rng.below(2) == 0 {
                     self.own[space].insert(unit);
@@ -102,13 +103,13 @@ impl Machine {
     }
 
     /// What holds data, one set a space, and what is zero, one set a disk.
-    pub fn populated(&self, on_base: &[bool]) -> (Vec<UnitSet>, Vec<UnitSet>) {
-        let mut sets: Vec<_> = self.dirty.iter().map(|set| (UnitSet::new(set.units()), UnitSet::new(set.units()))).collect();
+    pub fn populated(&self, on_base: &[bool]) -> (Vec<BitSet>, Vec<BitSet>) {
+        let mut sets: Vec<_> = self.dirty.iter().map(|set| (BitSet::new(set.size()), BitSet::new(set.size()))).collect();
         for (space, (data, zeros)) in sets.iter_mut().enumerate() {
             let is_on_base = space > 0 && on_base[space - 1];
-            for unit in (0..data.units()).filter(|&unit| !is_on_base || self.own[space].contains(unit)) {
+            for unit in (0..data.size()).filter(|&unit| !is_on_base || self.own[space].contains(unit)) {
                 let holds = self.unit(space, unit).iter().any(|&byte| byte != 0) || unit % 5 == 0;
-                if holds { data.insert(unit) } else { zeros.insert(unit) }
+                (if holds { &mut *data } else { &mut *zeros }).insert(unit);
             }
         }
         let (data, mut zeros): (Vec<_>, Vec<_>) = sets.into_iter().unzip();
@@ -116,7 +117,7 @@ impl Machine {
         (data, zeros)
     }
 
-    pub fn take_dirty(&mut self) -> Vec<UnitSet> {
-        self.dirty.iter_mut().map(|set| std::mem::replace(set, UnitSet::new(set.units()))).collect()
+    pub fn take_dirty(&mut self) -> Vec<BitSet> {
+        self.dirty.iter_mut().map(|set| std::mem::replace(set, BitSet::new(set.size()))).collect()
     }
 }

@@ -2,10 +2,8 @@
 
 use std::fmt::Write;
 
+use rebec_layout::PAGE_BYTES;
 use rebec_vmm_api::control::{NetStatus, Progress, Status, VmState};
-
-/// Bytes of one unit of a move.
-const UNIT_BYTES: u64 = 4096;
 
 /// `status` as lines of a name and a value.
 pub fn table(status: &Status) -> String {
@@ -48,7 +46,7 @@ fn lease(left_ms: u64) -> String {
 /// One line that says how far a move is.
 pub fn progress(progress: &Progress) -> String {
     let Progress { phase, round, remaining_units, wire_bytes, applied_mbit, predicted_ms, .. } = progress;
-    let left = size(remaining_units.saturating_mul(UNIT_BYTES));
+    let left = size(remaining_units.saturating_mul(PAGE_BYTES));
     let sent = size(*wire_bytes);
     format!("{}, round {round}: {left} left, {sent} sent, {applied_mbit} Mbit/s, predicted pause {predicted_ms} ms", printable(phase))
 }

@@ -9,8 +9,9 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Cache};
-use rebec_devices::net::{self, FramePort, NetHeader, Offloads, ReceivedFrame};
-use rebec_overlay::{Accepts, Checksum, Fdb, Inbound, Offload, Port, PortConfig, Reason, SegmentKind, Segmentation};
+use rebec_devices::net::{FramePort, ReceivedFrame};
+use rebec_offload::{Accepts, Offload};
+use rebec_overlay::{Fdb, Inbound, Port, PortConfig, Reason};
 
 use super::{
     counters::SharedCounters,
@@ -69,13 +70,12 @@ impl LanPort {
 }
 
 impl FramePort for LanPort {
-    fn set_offloads(&mut self, offloads: Offloads) {
-        let Offloads { checksum, tcp4, tcp6, ecn, udp4: _, udp6: _ } = offloads;
-        self.port.set_accepts(Accepts { checksum, tcp4, tcp6, ecn });
+    fn set_accepts(&mut self, accepts: Accepts) {
+        self.port.set_accepts(accepts);
     }
 
-    fn send(&mut self, header: &NetHeader, frame: &[u8]) -> io::Result<()> {
-        self.port.transmit(self.now, self.fdb.load(), &offload(header), frame, &mut self.sender);
+    fn send(&mut self, offload: &Offload, frame: &[u8]) -> io::Result<()> {
+        self.port.transmit(self.now, self.fdb.load(), offload, frame, &mut self.sender);
         Ok(())
     }
 
@@ -89,7 +89,7 @@ impl FramePort for LanPort {
     fn receive(&mut self) -> io::Result<Option<ReceivedFrame<'_>>> {
         let Some(ready) = self.next_ready()? else { return Ok(None) };
         let frame = self.port.frame(&ready, &self.buffer);
-        Ok(Some(ReceivedFrame { header: header(&ready.offload), frame }))
+        Ok(Some(ReceivedFrame { offload: ready.offload, frame }))
     }
 
     fn has_answer(&self) -> bool {
@@ -121,40 +121,4 @@ impl FramePort for LanPort {
     fn restore(&mut self, saved: &[u8]) -> Result<(), String> {
         self.port.restore(saved).map_err(|error| error.to_string())
     }
-}
-
-/// The device's words in the overlay's.
-fn offload(header: &NetHeader) -> Offload {
-    let checksum = match header.checksum {
-        net::Checksum::InFrame => Checksum::InFrame,
-        net::Checksum::Valid => Checksum::Valid,
-        net::Checksum::Partial { start, offset } => Checksum::Partial { start, offset },
-    };
-    let segmentation = header.segmentation.map(|net::Segmentation { kind, ecn, header_bytes, segment_bytes }| {
-        let kind = match kind {
-            net::SegmentKind::Tcp4 => SegmentKind::Tcp4,
-            net::SegmentKind::Tcp6 => SegmentKind::Tcp6,
-            net::SegmentKind::Udp => SegmentKind::Udp,
-        };
-        Segmentation { kind, ecn, header_bytes, segment_bytes }
-    });
-    Offload { checksum, segmentation }
-}
-
-/// And back.
-fn header(offload: &Offload) -> NetHeader {
-    let checksum = match offload.checksum {
-        Checksum::InFrame => net::Checksum::InFrame,
-        Checksum::Valid => net::Checksum::Valid,
-        Checksum::Partial { start, offset } => net::Checksum::Partial { start, offset },
-    };
-    let segmentation = offload.segmentation.map(|Segmentation { kind, ecn, header_bytes, segment_bytes }| {
-        let kind = match kind {
-            SegmentKind::Tcp4 => net::SegmentKind::Tcp4,
-            SegmentKind::Tcp6 => net::SegmentKind::Tcp6,
-            SegmentKind::Udp => net::SegmentKind::Udp,
-        };
-        net::Segmentation { kind, ecn, header_bytes, segment_bytes }
-    });
-    NetHeader { checksum, segmentation }
 }

@@ -9,14 +9,13 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use rebec_devices::disk::{Disk, ExtentKind};
+use rebec_layout::PAGE_BYTES;
 use rebec_migrate::{
-    UNIT_BYTES,
     base::{BaseName, DIGEST_BYTES, SUMMARY_BYTES, Summary, Taking, digest_at, wire_digests},
     page::{Digest, Key},
     unit::units_of,
 };
 
-const UNIT: u64 = UNIT_BYTES as u64;
 /// Units that are read at once: 1 MiB.
 const BATCH_UNITS: u64 = 256;
 /// Units of zeros that are taken at once: 2 MiB of digests.
@@ -24,12 +23,12 @@ const ZEROS_UNITS: u64 = 65_536;
 
 /// Kept digests of the base that a disk stands on.
 #[derive(Debug)]
-pub struct Base {
+pub struct BaseDigests {
     file: File,
     summary: Summary,
 }
 
-impl Base {
+impl BaseDigests {
     /// Reads the summary of an open file of digests.
     ///
     /// # Errors
@@ -66,18 +65,19 @@ pub fn write_digests(disk: &Disk, bytes_max: u64, out: &mut (impl Write + Seek))
     let mut taking = Taking::new(disk.size_bytes());
     let (mut at, mut written, mut units_read, mut digests) = (0, 0, vec![], vec![]);
     while at < units {
-        let extent = disk.extent_at(at * UNIT)?.context("invariant: a disk has extents up to its end")?;
-        let zeros = if extent.kind == ExtentKind::Zero { extent.range.end / UNIT - at } else { 0 };
-        let count = if zeros > 0 { zeros.min(ZEROS_UNITS) } else { (extent.range.end.div_ceil(UNIT) - at).min(BATCH_UNITS) };
+        let extent = disk.extent_at(at * PAGE_BYTES)?.context("invariant: a disk has extents up to its end")?;
+        let zeros = if extent.kind == ExtentKind::Zero { extent.range.end / PAGE_BYTES - at } else { 0 };
+        let count = if zeros > 0 { zeros.min(ZEROS_UNITS) } else { (extent.range.end.div_ceil(PAGE_BYTES) - at).min(BATCH_UNITS) };
         if zeros > 0 {
             taking.take_zeros(count as usize);
             out.seek(SeekFrom::Current(count as i64 * DIGEST_BYTES as i64)).context("leave out the digests of zeros")?;
         } else {
             digests.clear();
             units_read.clear();
-            units_read.resize((count * UNIT) as usize, 0);
-            let length = (count * UNIT).min(disk.size_bytes() - at * UNIT) as usize;
-            disk.read_at(at * UNIT, &mut units_read[..length]).with_context(|| format!("disk {}: read at {}", disk.name(), at * UNIT))?;
+            units_read.resize((count * PAGE_BYTES) as usize, 0);
+            let length = (count * PAGE_BYTES).min(disk.size_bytes() - at * PAGE_BYTES) as usize;
+            disk.read_at(at * PAGE_BYTES, &mut units_read[..length])
+                .with_context(|| format!("disk {}: read at {}", disk.name(), at * PAGE_BYTES))?;
             taking.take(&units_read, &mut digests);
             written += digests.len() as u64;
             ensure!(written <= bytes_max, "they would take more than {bytes_max} bytes: too much comes out of this image for its size");

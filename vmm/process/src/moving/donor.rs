@@ -116,7 +116,7 @@ impl DonorHandle {
                 answer.send(response).unwrap_or_default();
             }
         };
-        threads.spawn("donor", Box::new(body)).context("start a donor's thread")?;
+        threads.spawn("move-donor", Box::new(body)).context("start a donor's thread")?;
         Ok(Self { questions })
     }
 

@@ -16,8 +16,8 @@ mod ahead;
 mod base;
 mod connection;
 pub mod donor;
+mod landing;
 mod settle;
-mod site;
 mod source;
 mod spaces;
 mod streams;
@@ -25,12 +25,13 @@ mod target;
 
 use std::{io, net::SocketAddrV4, sync::Arc, time::Instant};
 
+use rebec_bits::BitSet;
 use rebec_devices::disk::Disk;
-use rebec_kvm::{PageSet, Ram};
+use rebec_kvm::Ram;
 use rebec_migrate::Record;
 
 pub use ahead::Populate;
-pub use base::{Base, write_digests};
+pub use base::{BaseDigests, write_digests};
 pub use settle::{Settled, settle_source};
 pub use source::{Canceller, Outgoing};
 pub use target::{Arrived, Incoming};
@@ -42,13 +43,13 @@ pub trait MovingMachine {
     /// Its disks in order.
     fn disks(&self) -> &[Arc<Disk>];
     /// For each disk, kept digests of the base that it stands on.
-    fn bases(&self) -> &[Option<Arc<Base>>];
+    fn bases(&self) -> &[Option<Arc<BaseDigests>>];
     /// Where each NIC's port listens, in order.
     fn ports(&self) -> Vec<SocketAddrV4>;
     /// Starts to log the writes of CPUs and devices to memory; what was marked before may be forgotten or reported.
     fn dirty_log_start(&self) -> anyhow::Result<()>;
     /// Moves the marks of CPUs and devices into `pages`.
-    fn dirty_log_take(&self, pages: &mut PageSet) -> anyhow::Result<()>;
+    fn dirty_log_take(&self, pages: &mut BitSet) -> anyhow::Result<()>;
     /// Ends the log.
     fn dirty_log_stop(&self) -> anyhow::Result<()>;
     /// Holds the vCPUs back for so many percent of the time; 0 ends it.

@@ -12,10 +12,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use rebec_bits::BitSet;
 use rebec_devices::Threads;
-use rebec_kvm::PageSet;
 use rebec_migrate::{
-    Source, SourceConfig, SourceInput, SourceOutput, UnitSet,
+    Source, SourceConfig, SourceInput, SourceOutput,
     frame::{Preamble, Role},
     message::FromTarget,
     page::Key,
@@ -27,7 +27,7 @@ use super::{
     MovingMachine,
     connection::{check_answer, hang_up, read_messages, read_preamble, watch, write_control, write_preamble},
     spaces::Spaces,
-    streams::{Sending, Work},
+    streams::{SendWorker, Work},
 };
 
 /// What happened and was not yet told to the engine: what every worker can say at once, and the control connection.
@@ -158,7 +158,7 @@ impl Outgoing {
         for (number, socket) in link.sockets.iter().take(workers).enumerate() {
             let (work, todo) = sync_channel(LANE_BATCHES_MAX * 2);
             let sending =
-                Sending { spaces: spaces.clone(), key: self.key, stream: socket.try_clone()?, work: todo, events: events.clone() };
+                SendWorker { spaces: spaces.clone(), key: self.key, stream: socket.try_clone()?, work: todo, events: events.clone() };
             link.threads.push(threads.spawn(&format!("move-{number}"), Box::new(move || sending.run()))?);
             link.work.push(work);
         }
@@ -256,10 +256,10 @@ impl Outgoing {
         Ok(Done::Input(input))
     }
 
-    fn take_memory_dirty(&self, machine: &dyn MovingMachine, spaces: &Spaces) -> Result<UnitSet> {
-        let mut pages = PageSet::new(spaces.ram.pages());
+    fn take_memory_dirty(&self, machine: &dyn MovingMachine, spaces: &Spaces) -> Result<BitSet> {
+        let mut pages = BitSet::new(spaces.ram.pages());
         machine.dirty_log_take(&mut pages)?;
-        Ok(UnitSet::from_words(pages.words(), spaces.ram.pages()))
+        Ok(pages)
     }
 
     fn now(&self) -> Duration {

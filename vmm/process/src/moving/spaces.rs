@@ -3,11 +3,12 @@
 use std::{io, ops::Range, sync::Arc};
 
 use anyhow::{Context, Result};
+use rebec_bits::BitSet;
 use rebec_devices::disk::{Disk, Extent, ExtentKind};
 use rebec_kvm::Ram;
-use rebec_migrate::{Space, UNIT_BYTES, UnitSet, page::is_zero, unit::units_of};
+use rebec_layout::PAGE_BYTES;
+use rebec_migrate::{Space, UNIT_BYTES, page::is_zero, unit::units_of};
 
-const UNIT: u64 = UNIT_BYTES as u64;
 /// Zeros of a disk are looked at and written in pieces of this size.
 const PIECE_BYTES: u64 = 1 << 20;
 
@@ -34,8 +35,8 @@ impl Spaces {
         let mut at = 0;
         while at < units.len() {
             let neighbours = units[at..].iter().zip(units[at]..).take_while(|(unit, expected)| **unit == *expected).count();
-            let offset = units[at] * UNIT;
-            let length = (neighbours as u64 * UNIT).min(disk.size_bytes().saturating_sub(offset)) as usize;
+            let offset = units[at] * PAGE_BYTES;
+            let length = (neighbours as u64 * PAGE_BYTES).min(disk.size_bytes().saturating_sub(offset)) as usize;
             disk.read_at(offset, &mut copy[at * UNIT_BYTES..][..length])
                 .with_context(|| format!("disk {}: read at {offset}", disk.name()))?;
             at += neighbours;
@@ -50,16 +51,16 @@ impl Spaces {
             return Ok(self.ram.write_page(unit, bytes)?);
         };
         let disk = self.disk(index)?;
-        let length = UNIT.min(disk.size_bytes().saturating_sub(unit * UNIT)) as usize;
-        disk.write_at(unit * UNIT, &bytes[..length]).with_context(|| format!("disk {}: write at {}", disk.name(), unit * UNIT))
+        let length = PAGE_BYTES.min(disk.size_bytes().saturating_sub(unit * PAGE_BYTES)) as usize;
+        disk.write_at(unit * PAGE_BYTES, &bytes[..length]).with_context(|| format!("disk {}: write at {}", disk.name(), unit * PAGE_BYTES))
     }
 
     /// Makes units zero without writing where nothing else was. A read-only disk must be zero there already.
     pub fn clear(&self, space: Space, units: Range<u64>) -> Result<()> {
         let Some(index) = space.disk_index() else { return Ok(self.ram.discard(units)?) };
         let disk = self.disk(index)?;
-        let end = (units.end * UNIT).min(disk.size_bytes());
-        let mut at = units.start * UNIT;
+        let end = (units.end * PAGE_BYTES).min(disk.size_bytes());
+        let mut at = units.start * PAGE_BYTES;
         while at < end {
             let Some(extent) = disk.extent_at(at)? else { break };
             let next = extent.range.end.min(end);
@@ -73,8 +74,8 @@ impl Spaces {
 
     /// What may hold anything but zeros, a set for each space, memory first; and what is zero, a set for each disk. Of a disk whose base
     /// the target has, what comes from the base is in neither.
-    pub fn populated(&self, on_base: &[bool]) -> Result<(Vec<UnitSet>, Vec<UnitSet>)> {
-        let mut memory = UnitSet::new(self.ram.pages());
+    pub fn populated(&self, on_base: &[bool]) -> Result<(Vec<BitSet>, Vec<BitSet>)> {
+        let mut memory = BitSet::new(self.ram.pages());
         self.ram.populated()?.into_iter().for_each(|range| memory.insert_range(range));
         let (mut data, mut zeros) = (vec![memory], vec![]);
         for (disk, &on_base) in self.disks.iter().zip(on_base) {
@@ -86,8 +87,8 @@ impl Spaces {
     }
 
     /// What was written to each disk since the last call.
-    pub fn take_disks_dirty(&self) -> impl Iterator<Item = UnitSet> + '_ {
-        self.disks.iter().map(|disk| UnitSet::from_words(&disk.track_take(), units_of(disk.size_bytes())))
+    pub fn take_disks_dirty(&self) -> impl Iterator<Item = BitSet> + '_ {
+        self.disks.iter().map(|disk| disk.track_take())
     }
 
     fn disk(&self, index: usize) -> io::Result<&Disk> {
@@ -96,14 +97,14 @@ impl Spaces {
 }
 
 /// The units of a disk that hold data, and those that are nothing but zeros.
-fn contents(disk: &Disk, on_base: bool) -> Result<(UnitSet, UnitSet)> {
+fn contents(disk: &Disk, on_base: bool) -> Result<(BitSet, BitSet)> {
     let units = units_of(disk.size_bytes());
-    let (mut data, mut zeros) = (UnitSet::new(units), UnitSet::new(units));
+    let (mut data, mut zeros) = (BitSet::new(units), BitSet::new(units));
     for extent in disk.extents() {
         let Extent { range, kind, is_backing } = extent?;
-        let (first, end) = (range.start.div_ceil(UNIT), if range.end == disk.size_bytes() { units } else { range.end / UNIT });
+        let (first, end) = (range.start.div_ceil(PAGE_BYTES), if range.end == disk.size_bytes() { units } else { range.end / PAGE_BYTES });
         // A unit that an extent fills only in part has more than one story: its bytes tell.
-        [range.start / UNIT..first, end..range.end.div_ceil(UNIT)].into_iter().for_each(|border| data.insert_range(border));
+        [range.start / PAGE_BYTES..first, end..range.end.div_ceil(PAGE_BYTES)].into_iter().for_each(|border| data.insert_range(border));
         match kind {
             _ if on_base && is_backing => {}
             ExtentKind::Data => data.insert_range(first..end),

@@ -14,8 +14,9 @@ use rebec_migrate::{
     SourceInput, Space, TargetInput, UNIT_BYTES,
     frame::{Content, Entry, FrameHead, HEAD_BYTES, RawHead},
     index::{Holder, Place},
-    page::{self, BATCH_BYTES, Digest, Key, Packer, Unpacker},
+    page::{self, Digest, Key, Packer, Unpacker},
     source::{BatchId, ReadBatch, SendBatch},
+    unit::BATCH_BYTES,
 };
 
 use super::{donor::DonorHandle, spaces::Spaces};
@@ -27,7 +28,7 @@ pub enum Work {
 }
 
 /// The source's worker of one stream.
-pub struct Sending {
+pub struct SendWorker {
     pub spaces: Spaces,
     pub key: Key,
     pub stream: TcpStream,
@@ -35,7 +36,7 @@ pub struct Sending {
     pub events: SyncSender<SourceInput>,
 }
 
-impl Sending {
+impl SendWorker {
     /// Works until the engine's side hangs up.
     pub fn run(self) {
         if let Err(error) = self.work() {
@@ -80,7 +81,7 @@ impl Sending {
 }
 
 /// The target's worker of one stream.
-pub struct Receiving {
+pub struct ReceiveWorker {
     pub spaces: Spaces,
     pub key: Key,
     pub number: usize,
@@ -99,7 +100,7 @@ struct Frame {
     body: Vec<u8>,
 }
 
-impl Receiving {
+impl ReceiveWorker {
     /// Works until the stream or the engine's side ends.
     pub fn run(self) {
         if let Err(error) = self.work() {

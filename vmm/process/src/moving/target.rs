@@ -23,7 +23,7 @@ use rebec_migrate::{
 use super::{
     MovingMachine,
     connection::{Listener, hang_up, read_messages, read_preamble, watch, write_control, write_preamble},
-    site::Site,
+    landing::Landing,
 };
 
 /// What happened and was not yet told to the engine.
@@ -90,13 +90,13 @@ impl Incoming {
         let (sender, events) = sync_channel(EVENTS_MAX);
         let (first, mut link) = self.accept_move(&sender)?;
         let mut engine = Target::new(first.move_id, usize::from(first.streams)).remembering(self.last);
-        let mut site: Option<Site<M>> = None;
+        let mut landing: Option<Landing<M>> = None;
         let outcome = loop {
-            match self.turn(&mut engine, &mut site, &mut link, &events, &sender, &mut build)? {
+            match self.turn(&mut engine, &mut landing, &mut link, &events, &sender, &mut build)? {
                 Turn::Waiting(reason) => {
                     waiting(&reason);
-                    if let Some(site) = &mut site {
-                        site.dismiss();
+                    if let Some(landing) = &mut landing {
+                        landing.dismiss();
                     }
                     link.close(&events);
                     link = self.accept_control(&engine, &sender)?;
@@ -105,15 +105,15 @@ impl Incoming {
                 Turn::Ended(reason) => break Err(reason),
             }
         };
-        if let Some(site) = &mut site {
+        if let Some(landing) = &mut landing {
             // The workers' last frame is applied; without places they end.
-            site.dismiss();
+            landing.dismiss();
         }
         drop(sender);
-        match (outcome, site) {
-            (Ok(epoch), Some(site)) => {
+        match (outcome, landing) {
+            (Ok(epoch), Some(landing)) => {
                 self.stand_by(engine, link, events)?;
-                Ok(Arrived::Running { machine: site.machine, epoch })
+                Ok(Arrived::Running { machine: landing.machine, epoch })
             }
             (Ok(_), None) => anyhow::bail!("invariant: what runs was built"),
             (Err(reason), _) => {
@@ -214,7 +214,7 @@ impl Incoming {
     fn turn<M: MovingMachine>(
         &mut self,
         engine: &mut Target,
-        site: &mut Option<Site<M>>,
+        landing: &mut Option<Landing<M>>,
         link: &mut Link,
         events: &Receiver<TargetInput>,
         sender: &SyncSender<TargetInput>,
@@ -231,18 +231,18 @@ impl Incoming {
                         Ok(machine) => {
                             let ports = machine.ports();
                             let donors = std::mem::take(&mut self.donors);
-                            let (made, started) = Site::open(machine, key, &*self.threads, donors, &link.sockets, sender)?;
+                            let (made, started) = Landing::open(machine, key, &*self.threads, donors, &link.sockets, sender)?;
                             link.threads.extend(started);
                             let (holders, bases) = (made.holders(), made.fresh_bases()?);
-                            *site = Some(made);
+                            *landing = Some(made);
                             TargetInput::Built { holders, ports, bases }
                         }
                         Err(reason) => TargetInput::Unfit(reason),
                     },
                     TargetOutput::Run { epoch } => {
-                        let site = site.as_ref().context("invariant: the machine is built first")?;
+                        let landing = landing.as_ref().context("invariant: the machine is built first")?;
                         // The ledger says that it runs here: if it cannot, it restarts here from its disk.
-                        site.machine.resume(epoch).context("let the VM run; start it again with `rebec-vmm run` and its ledger")?;
+                        landing.machine.resume(epoch).context("let the VM run; start it again with `rebec-vmm run` and its ledger")?;
                         TargetInput::Started
                     }
                     TargetOutput::Waiting { reason } => return Ok(Turn::Waiting(reason)),
@@ -255,8 +255,8 @@ impl Incoming {
                         return Ok(Turn::Ended(reason));
                     }
                     other => {
-                        let site = site.as_ref().context("invariant: the machine is built first")?;
-                        match site.perform(other) {
+                        let landing = landing.as_ref().context("invariant: the machine is built first")?;
+                        match landing.perform(other) {
                             Ok(Some(input)) => input,
                             Ok(None) => continue,
                             Err(error) => TargetInput::Failed(format!("{error:#}")),

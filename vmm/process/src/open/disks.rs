@@ -16,7 +16,7 @@ use super::{
     files::{self, Named, open_read, require_file, require_writable},
     handed::Handed,
 };
-use crate::moving::Base;
+use crate::moving::BaseDigests;
 
 /// Longest chain of backing images: a deeper one is a loop or a mistake.
 const CHAIN_MAX: usize = 16;
@@ -37,7 +37,7 @@ pub struct DiskFile {
     pub backing: Vec<File>,
     pub read_only: bool,
     /// Kept digests of the first of `backing`.
-    pub base: Option<Arc<Base>>,
+    pub base: Option<Arc<BaseDigests>>,
 }
 
 impl DiskFile {
@@ -105,9 +105,9 @@ fn open_backing(handle: &Handle, handed: &mut Handed) -> Result<File> {
     Ok(file)
 }
 
-fn open_digests(handle: &Handle, handed: &mut Handed) -> Result<Arc<Base>> {
+fn open_digests(handle: &Handle, handed: &mut Handed) -> Result<Arc<BaseDigests>> {
     let Named { path, file } = open_read("digests", handle, handed)?;
-    Ok(Arc::new(Base::from_file(file).with_context(|| format!("digests {}", path.display()))?))
+    Ok(Arc::new(BaseDigests::from_file(file).with_context(|| format!("digests {}", path.display()))?))
 }
 
 /// Whoever writes an image must be alone with it; readers may share.

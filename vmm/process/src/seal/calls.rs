@@ -63,7 +63,7 @@ impl Role {
             "vcpu" => Some(Self::Vcpu),
             "virtio-net" | "forward" => Some(Self::Net),
             "virtio-blk" | "virtio-rng" => Some(Self::Disk),
-            "move-" | "move-control" | "move-flush" | "donor" => Some(Self::Stream),
+            "move-" | "move-control" | "move-flush" | "move-donor" | "lender" => Some(Self::Stream),
             "control-client" => Some(Self::Client),
             _ => None,
         }

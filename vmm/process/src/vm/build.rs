@@ -3,11 +3,10 @@
 use std::{
     fs::File,
     io::{self, Read},
-    sync::{Arc, mpsc::SyncSender},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result};
-use rebec_boot::layout;
 use rebec_devices::{
     Threads,
     block::BlockDevice,
@@ -26,17 +25,11 @@ use rebec_vmm_api::MemorySize;
 use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{
-    Vm,
-    bus::Buses,
-    vcpus::{Report, VcpuThreads},
-};
+use super::{Report, Vm, bus::Buses, vcpus::VcpuThreads};
 use crate::{
-    event::{self, Event},
     lan::Lan,
     lease::Lease,
-    moving::Base,
-    services::Services,
+    serial::Console,
     threads::{RequestedThreads, WorkThreads},
 };
 
@@ -45,7 +38,7 @@ pub const MTU: u16 = 1400;
 
 /// What stays the same wherever the machine runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
+pub struct MachineSize {
     pub memory: MemorySize,
     pub vcpus: u8,
 }
@@ -54,30 +47,28 @@ pub struct Shape {
 pub struct Host {
     pub kvm: File,
     pub disks: Vec<Arc<Disk>>,
-    /// Kept digests of what each disk stands on; only a move reads them.
-    pub bases: Vec<Option<Arc<Base>>>,
     pub lans: Vec<Lan>,
-    pub services: Arc<Services>,
+    pub console: Arc<Console>,
     pub lease: Lease,
-    pub events: SyncSender<Event>,
+    pub report: Report,
 }
 
 /// Builds a machine that stands still, with empty RAM.
-pub fn build(shape: Shape, host: &Host) -> Result<Vm> {
-    let ram = Ram::new(shape.memory.bytes())?;
+pub fn build(size: MachineSize, host: &Host) -> Result<Vm> {
+    let ram = Ram::new(size.memory.bytes())?;
     let kvm = host.kvm.try_clone().context("duplicate the KVM descriptor")?;
-    let mut machine = Machine::create(kvm, &ram, shape.vcpus)?;
+    let mut machine = Machine::create(kvm, &ram, size.vcpus)?;
     let threads: Arc<dyn Threads> = Arc::new(RequestedThreads::start().context("start the thread that makes devices' threads")?);
     let mut slots = Vec::new();
     for device in devices(host)? {
         slots.push(plug(slots.len(), device, &machine, &ram, &threads)?);
     }
-    let serial = SerialPort::new(Box::new(host.services.console.output()), line(&machine, layout::COM1_GSI)?);
-    let power = PowerPorts::new(line(&machine, layout::SCI_GSI)?);
-    let buses = Arc::new(Buses { slots, serial, power, events: host.events.clone() });
+    let serial = SerialPort::new(Box::new(host.console.output()), line(&machine, rebec_layout::COM1_GSI)?);
+    let power = PowerPorts::new(line(&machine, rebec_layout::SCI_GSI)?);
+    let buses = Arc::new(Buses { slots, serial, power, report: host.report.clone() });
     connect_input(host, &buses);
-    let vcpus = VcpuThreads::start(machine.take_vcpus(), &buses, &WorkThreads, &reporter(host.events.clone()), &host.lease)?;
-    Ok(Vm { shape, ram, machine, vcpus, buses, disks: host.disks.clone(), lans: host.lans.clone() })
+    let vcpus = VcpuThreads::start(machine.take_vcpus(), &buses, &WorkThreads, &host.report, &host.lease)?;
+    Ok(Vm { size, ram, machine, vcpus, buses, disks: host.disks.clone(), lans: host.lans.clone() })
 }
 
 /// The devices in the order of their slots: disks, NICs, entropy.
@@ -95,11 +86,11 @@ fn devices(host: &Host) -> Result<Vec<Box<dyn VirtioDevice>>> {
 }
 
 /// BARs do not overlap when the machine starts.
-const _: () = assert!(layout::BAR_STRIDE >= BAR_BYTES);
+const _: () = assert!(rebec_layout::BAR_STRIDE >= BAR_BYTES);
 
 fn plug(slot: usize, device: Box<dyn VirtioDevice>, machine: &Machine, ram: &Ram, threads: &Arc<dyn Threads>) -> Result<PciTransport> {
     let host = Arc::new(PciWires(machine.wires()));
-    PciTransport::new(device, ram.memory().clone(), host, layout::slot_bar(slot), threads.clone())
+    PciTransport::new(device, ram.memory().clone(), host, rebec_layout::slot_bar(slot), threads.clone())
         .with_context(|| format!("device in slot {slot}: connect it"))
 }
 
@@ -134,7 +125,7 @@ fn line(machine: &Machine, gsi: u32) -> Result<EventFd> {
 /// Input goes to the machine that is there: the one before it is gone when this one is built after a guest reset.
 fn connect_input(host: &Host, buses: &Arc<Buses>) {
     let buses = Arc::downgrade(buses);
-    host.services.console.set_sink(move |bytes| {
+    host.console.set_sink(move |bytes| {
         if let Some(buses) = buses.upgrade() {
             let taken = buses.serial.push_input(bytes);
             if taken < bytes.len() {
@@ -142,10 +133,6 @@ fn connect_input(host: &Host, buses: &Arc<Buses>) {
             }
         }
     });
-}
-
-fn reporter(events: SyncSender<Event>) -> Report {
-    Arc::new(move |event| event::report(&events, Event::Vcpu(event)))
 }
 
 /// The host kernel's random numbers, by system call: needs no path.

@@ -2,9 +2,6 @@
 //!
 //! Addresses that nobody claims read as all ones and swallow writes, as on a real bus.
 
-use std::sync::mpsc::SyncSender;
-
-use rebec_boot::layout;
 use rebec_devices::{
     power::{PowerEvent, PowerPorts},
     serial::SerialPort,
@@ -12,7 +9,7 @@ use rebec_devices::{
 };
 use rebec_kvm::Bus;
 
-use crate::event::{self, Event};
+use super::{MachineEvent, Report};
 
 /// The keyboard controller's command port: nothing of it is there but its reset line, which kernels try.
 const I8042_COMMAND: u16 = 0x64;
@@ -23,7 +20,7 @@ pub struct Buses {
     pub slots: Vec<PciTransport>,
     pub serial: SerialPort,
     pub power: PowerPorts,
-    pub events: SyncSender<Event>,
+    pub report: Report,
 }
 
 /// What a memory access goes to.
@@ -36,7 +33,7 @@ enum Target<'a> {
 
 impl Buses {
     fn target(&self, address: u64) -> Option<Target<'_>> {
-        if let Some((slot, offset)) = layout::slot_config(address) {
+        if let Some((slot, offset)) = rebec_layout::slot_config(address) {
             return self.slots.get(slot).filter(|_| offset < CONFIG_BYTES).map(|slot| Target::Config(slot, offset));
         }
         self.slots.iter().find_map(|slot| Some(Target::Bar(slot, slot.offset_of(address)?)))
@@ -62,24 +59,24 @@ impl Bus for Buses {
 
     fn pio_read(&self, port: u16, data: &mut [u8]) {
         match port {
-            layout::COM1_PORT..layout::COM1_END => self.serial.read(port - layout::COM1_PORT, data),
-            layout::POWER_PORT..layout::POWER_END => self.power.read(port - layout::POWER_PORT, data),
+            rebec_layout::COM1_PORT..rebec_layout::COM1_END => self.serial.read(port - rebec_layout::COM1_PORT, data),
+            rebec_layout::POWER_PORT..rebec_layout::POWER_END => self.power.read(port - rebec_layout::POWER_PORT, data),
             _ => data.fill(0xff),
         }
     }
 
     fn pio_write(&self, port: u16, data: &[u8]) {
         let asked = match port {
-            layout::COM1_PORT..layout::COM1_END => {
-                self.serial.write(port - layout::COM1_PORT, data);
+            rebec_layout::COM1_PORT..rebec_layout::COM1_END => {
+                self.serial.write(port - rebec_layout::COM1_PORT, data);
                 None
             }
-            layout::POWER_PORT..layout::POWER_END => self.power.write(port - layout::POWER_PORT, data),
+            rebec_layout::POWER_PORT..rebec_layout::POWER_END => self.power.write(port - rebec_layout::POWER_PORT, data),
             I8042_COMMAND if data == [I8042_PULSE_RESET] => Some(self.power.ask(PowerEvent::Reset)),
             _ => None,
         };
         if let Some(asked) = asked {
-            event::report(&self.events, Event::Power(asked));
+            (self.report)(MachineEvent::Power(asked));
         }
     }
 }

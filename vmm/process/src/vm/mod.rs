@@ -10,28 +10,37 @@ mod build;
 mod bus;
 mod vcpus;
 
-use std::{sync::Arc, time::Instant};
+use std::{ops::Range, sync::Arc, time::Instant};
 
 use anyhow::{Context, Result};
 use rebec_boot::{BootConfig, Content, KernelImage};
-use rebec_devices::{disk::Disk, virtio::PciTransport};
-use rebec_kvm::{Machine, Ram};
+use rebec_devices::{disk::Disk, power::PowerEvent, virtio::PciTransport};
+use rebec_kvm::{Machine, Populated, Ram};
 use rebec_vmm_saved::{PartKind, SavedMachine};
 
 use bus::Buses;
 use vcpus::VcpuThreads;
 
-pub use build::{Host, MTU, Shape, build};
+pub use build::{Host, MTU, MachineSize, build};
 pub use vcpus::VcpuEvent;
 
-use crate::{
-    event::{self, Event},
-    lan::Lan,
-};
+use crate::lan::Lan;
+
+/// What a machine says of itself, and what its owner decides about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// The guest turned itself off or asked for a reset.
+    Power(PowerEvent),
+    /// A vCPU cannot go on.
+    Vcpu(VcpuEvent),
+}
+
+/// Where it says so. Called by vCPU threads: it never waits.
+pub type Report = Arc<dyn Fn(MachineEvent) + Send + Sync>;
 
 /// A machine, whole.
 pub struct Vm {
-    shape: Shape,
+    size: MachineSize,
     ram: Ram,
     machine: Machine,
     vcpus: VcpuThreads,
@@ -41,8 +50,8 @@ pub struct Vm {
 }
 
 impl Vm {
-    pub fn shape(&self) -> Shape {
-        self.shape
+    pub fn size(&self) -> MachineSize {
+        self.size
     }
 
     pub fn ram(&self) -> &Ram {
@@ -63,7 +72,7 @@ impl Vm {
 
     /// Puts a kernel into empty RAM and the first vCPU at its entry.
     pub fn boot(&self, kernel: &KernelImage, initramfs: Option<&Content>, cmdline: &str) -> Result<()> {
-        let config = BootConfig { kernel, initramfs, cmdline, vcpus: self.shape.vcpus };
+        let config = BootConfig { kernel, initramfs, cmdline, vcpus: self.size.vcpus };
         let entry = rebec_boot::load(self.ram.memory(), self.ram.bytes(), &config)?;
         Ok(self.vcpus.enter_pvh(entry.rip, entry.start_info)?)
     }
@@ -86,8 +95,8 @@ impl Vm {
     }
 
     /// How memory is mapped ahead for a machine that has not run.
-    pub fn populator(&self) -> Option<crate::moving::Populate> {
-        self.vcpus.populator().map(|populate| Box::new(populate) as _)
+    pub fn populator(&self) -> Option<impl FnMut(Range<u64>) -> Option<Populated> + Send + use<>> {
+        self.vcpus.populator()
     }
 
     /// Lets a machine run (on) that stands still.
@@ -109,13 +118,13 @@ impl Vm {
         Ok(saved)
     }
 
-    /// Takes what [`Vm::save`] said, into a machine of the same shape that has not run. RAM and disks may still be arriving.
+    /// Takes what [`Vm::save`] said, into a machine like it that has not run. RAM and disks may still be arriving.
     ///
     /// The order is KVM's: the clock, by which the vCPUs set their counters; the vCPUs; the controllers, which at once deliver to
     /// them what waits; then devices, which raise again what may have been on its way.
     pub fn restore(&self, mut saved: SavedMachine) -> Result<()> {
         self.machine.restore_clock(&mut saved).context("restore the clock")?;
-        let vcpus = (0..u16::from(self.shape.vcpus)).map(|index| saved.take(PartKind::Vcpu, index)).collect::<Result<_, _>>()?;
+        let vcpus = (0..u16::from(self.size.vcpus)).map(|index| saved.take(PartKind::Vcpu, index)).collect::<Result<_, _>>()?;
         self.vcpus.restore(vcpus)?;
         self.machine.restore_chips(&mut saved).context("restore the interrupt controllers")?;
         self.buses.serial.restore(&saved.take(PartKind::Serial, 0)?)?;
@@ -126,7 +135,7 @@ impl Vm {
         saved.finish()?;
         // Its source may have been too late to act on it.
         if let Some(asked) = asked {
-            event::report(&self.buses.events, Event::Power(asked));
+            (self.buses.report)(MachineEvent::Power(asked));
         }
         Ok(())
     }

@@ -25,7 +25,7 @@ use rebec_devices::Threads;
 use rebec_kvm::{Populated, Vcpu, VcpuExit, VcpuKicker};
 use rebec_vmm_saved::{Part, SavedMachine};
 
-use super::bus::Buses;
+use super::{MachineEvent, Report, bus::Buses};
 use crate::{
     lease::{Lease, STILL_PERIOD},
     threads::ServiceThreads,
@@ -81,9 +81,6 @@ pub enum VcpuEvent {
         reason: String,
     },
 }
-
-/// Where vCPU threads say that they cannot go on.
-pub type Report = Arc<dyn Fn(VcpuEvent) + Send + Sync>;
 
 type Done<T = ()> = Result<T, rebec_kvm::Error>;
 
@@ -353,7 +350,7 @@ impl VcpuLoop {
             Ok(VcpuExit::SystemEvent { kind }) => VcpuEvent::Failed { index, reason: format!("KVM reports system event {kind}") },
             Err(error) => VcpuEvent::Failed { index, reason: error.to_string() },
         };
-        (self.report)(event);
+        (self.report)(MachineEvent::Vcpu(event));
         false
     }
 }

@@ -1,4 +1,4 @@
-//! The common configuration structure (virtio 1.2 §4.1.4.3): what a driver agrees on with a device, and the queues that run by it.
+//! The common configuration structure (virtio 1.3 §4.1.4.3): what a driver agrees on with a device, and the queues that run by it.
 //!
 //! The state machine of §3.1.1, as seen in the status field:
 //!

@@ -1,4 +1,4 @@
-//! The configuration space of one PCI function: header, one BAR, virtio's capabilities and MSI-X (PCI 3.0 §6.1, virtio 1.2 §4.1.4).
+//! The configuration space of one PCI function: header, one BAR, virtio's capabilities and MSI-X (PCI 3.0 §6.1, virtio 1.3 §4.1.4).
 //!
 //! It is bytes and a mask of those bits that a driver may write; what writes mean is read back from the bytes.
 

@@ -1,4 +1,4 @@
-//! The virtio-pci transport, modern only (virtio 1.2 §4.1): a PCI function in front of a device that does not know of it.
+//! The virtio-pci transport, modern only (virtio 1.3 §4.1): a PCI function in front of a device that does not know of it.
 //!
 //! ```text
 //!   vCPU ──configuration space──► header, BAR, capabilities, MSI-X on or off

@@ -1,4 +1,4 @@
-//! MSI-X: a table of messages that the driver writes, and which of them stands for which queue (PCI 3.0 §6.8.2, virtio 1.2 §4.1.5.1.2).
+//! MSI-X: a table of messages that the driver writes, and which of them stands for which queue (PCI 3.0 §6.8.2, virtio 1.3 §4.1.5.1.2).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

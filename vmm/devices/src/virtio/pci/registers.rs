@@ -1,4 +1,4 @@
-//! What a driver has written into the common configuration structure (virtio 1.2 §4.1.4.3): feature pages, the selected queue and each
+//! What a driver has written into the common configuration structure (virtio 1.3 §4.1.4.3): feature pages, the selected queue and each
 //! queue's place. Plain data, checked when queues start.
 
 use virtio_bindings::virtio_config::{

@@ -1,6 +1,10 @@
-//! What a guest and its port agree to leave undone in a frame: the virtio-net offload header (virtio 1.2 §5.1.6) as meaning, not as bytes.
+//! What a guest and its port agree to leave undone in a frame: the virtio-net offload header (virtio 1.3 §5.1.6) as meaning, not as bytes.
 //!
-//! The device model parses and writes the bytes; its types say the same and the driver converts, so that this crate stays below it.
+//! The device model reads and writes the bytes, the overlay does what was left undone or leaves it: neither knows the other.
+
+/// Largest frame that a guest exchanges with its port, Ethernet header and one VLAN tag included: the length of an IP packet is said in 16
+/// bits, that of a large TCP frame too.
+pub const FRAME_BYTES_MAX: usize = 65_535 + 14 + 4;
 
 /// What is known about a frame's TCP or UDP checksum.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -14,7 +18,7 @@ pub enum Checksum {
     Partial {
         /// First byte to be summed, from the start of the frame.
         start: u16,
-        /// Where the sum goes, from `start`.
+        /// Where the sum goes, from `start`. The device has checked that `start + offset + 2` lies within the frame; the overlay trusts nobody.
         offset: u16,
     },
 }
@@ -37,9 +41,9 @@ pub struct Segmentation {
     pub kind: SegmentKind,
     /// Only the first segment carries CWR (RFC 3168 §6.1.2).
     pub ecn: bool,
-    /// Length of all headers: true in what this crate yields, not trusted in what it takes.
+    /// Length of all headers: true in what a port yields; a guest's hint in what it takes, which may be wrong and larger than the frame.
     pub header_bytes: u16,
-    /// Payload of each segment.
+    /// Payload of each segment. A device lets no 0 pass.
     pub segment_bytes: u16,
 }
 

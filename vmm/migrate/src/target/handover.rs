@@ -8,7 +8,7 @@ use crate::{
 
 /// What the rest of the target does for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Settle {
+pub enum TargetAct {
     /// Make this record durable, then say so.
     Write(Record),
     /// Send this.
@@ -50,20 +50,20 @@ enum State {
 
 /// The handover, seen from the target.
 #[derive(Debug)]
-pub struct Settlement {
+pub struct TargetHandover {
     record: Record,
     state: State,
     why: String,
 }
 
-impl Settlement {
+impl TargetHandover {
     /// Begins with a complete machine: the record is to be written.
-    pub fn begin(record: Record) -> (Self, Settle) {
-        (Self { record, state: State::Preparing, why: String::new() }, Settle::Write(record))
+    pub fn begin(record: Record) -> (Self, TargetAct) {
+        (Self { record, state: State::Preparing, why: String::new() }, TargetAct::Write(record))
     }
 
     /// Continues from the ledger of a process that died; `None` if it says nothing about a move to here.
-    pub fn restarted(record: Record) -> Option<(Self, Vec<Settle>)> {
+    pub fn restarted(record: Record) -> Option<(Self, Vec<TargetAct>)> {
         let why = "its process was killed before it ran".to_owned();
         match record.right {
             Right::Prepared => {
@@ -88,37 +88,37 @@ impl Settlement {
     }
 
     /// The ledger has the record.
-    pub fn written(&mut self) -> Vec<Settle> {
+    pub fn written(&mut self) -> Vec<TargetAct> {
         let epoch = self.record.epoch;
         match self.state {
             State::Preparing => {
                 self.state = State::Prepared;
-                vec![Settle::Send(FromTarget::Prepared { epoch })]
+                vec![TargetAct::Send(FromTarget::Prepared { epoch })]
             }
             State::Starting => {
                 self.state = State::Running;
-                vec![Settle::Run { epoch }]
+                vec![TargetAct::Run { epoch }]
             }
             State::Releasing => {
                 self.state = State::Released;
-                vec![Settle::Send(FromTarget::Released { epoch }), Settle::Over { reason: self.why.clone() }]
+                vec![TargetAct::Send(FromTarget::Released { epoch }), TargetAct::Over { reason: self.why.clone() }]
             }
             State::Prepared | State::Running | State::Released | State::Stuck | State::Over => vec![],
         }
     }
 
     /// The ledger could not write.
-    pub fn write_failed(&mut self, error: &str) -> Vec<Settle> {
+    pub fn write_failed(&mut self, error: &str) -> Vec<TargetAct> {
         match self.state {
             State::Preparing => {
                 self.state = State::Over;
                 let reason = format!("the target's ledger cannot be written: {error}");
-                vec![Settle::Send(FromTarget::Abort { reason: reason.clone() }), Settle::Over { reason }]
+                vec![TargetAct::Send(FromTarget::Abort { reason: reason.clone() }), TargetAct::Over { reason }]
             }
             State::Starting => self.release(&format!("the target's ledger cannot be written: {error}")),
             State::Releasing => {
                 self.state = State::Stuck;
-                vec![Settle::Waiting {
+                vec![TargetAct::Waiting {
                     reason: format!(
                         "the ledger can record neither that the VM runs nor that it is released ({error}): mend it, then restart this target"
                     ),
@@ -129,7 +129,7 @@ impl Settlement {
     }
 
     /// A message of the source.
-    pub fn message(&mut self, message: &FromSource) -> Vec<Settle> {
+    pub fn message(&mut self, message: &FromSource) -> Vec<TargetAct> {
         match message {
             FromSource::Granted { epoch, move_id } => self.granted(*epoch, *move_id),
             FromSource::Resume { record } => self.resumed(record),
@@ -144,7 +144,7 @@ impl Settlement {
     }
 
     /// This side's user wants it gone.
-    pub fn cancel(&mut self) -> Vec<Settle> {
+    pub fn cancel(&mut self) -> Vec<TargetAct> {
         match self.state {
             State::Prepared => self.release("cancelled at the target"),
             _ => vec![],
@@ -152,11 +152,11 @@ impl Settlement {
     }
 
     /// The link is cut.
-    pub fn unanswered(&mut self, why: &str) -> Vec<Settle> {
+    pub fn unanswered(&mut self, why: &str) -> Vec<TargetAct> {
         match self.state {
             State::Preparing | State::Prepared => {
                 let Record { epoch, move_id, .. } = self.record;
-                vec![Settle::Waiting {
+                vec![TargetAct::Waiting {
                     reason: format!(
                         "epoch {epoch} is prepared here by move {move_id}; its source has neither granted nor called it off ({why}): it has to connect again"
                     ),
@@ -166,23 +166,23 @@ impl Settlement {
         }
     }
 
-    fn granted(&mut self, epoch: u64, move_id: MoveId) -> Vec<Settle> {
+    fn granted(&mut self, epoch: u64, move_id: MoveId) -> Vec<TargetAct> {
         if (epoch, move_id) != (self.record.epoch, self.record.move_id) {
             return vec![];
         }
         match self.state {
             State::Prepared => {
                 self.state = State::Starting;
-                vec![Settle::Write(Record { right: Right::Running, ..self.record })]
+                vec![TargetAct::Write(Record { right: Right::Running, ..self.record })]
             }
             _ => self.standing(),
         }
     }
 
     /// The first message on a new connection: the source says where it stands, and only one thing can follow.
-    fn resumed(&mut self, theirs: &Record) -> Vec<Settle> {
+    fn resumed(&mut self, theirs: &Record) -> Vec<TargetAct> {
         if theirs.vm != self.record.vm {
-            return vec![Settle::Send(FromTarget::Refuse { reason: format!("this target is of VM {}", self.record.vm) })];
+            return vec![TargetAct::Send(FromTarget::Refuse { reason: format!("this target is of VM {}", self.record.vm) })];
         }
         match theirs.right {
             Right::Granted => self.granted(theirs.epoch, theirs.move_id),
@@ -193,19 +193,19 @@ impl Settlement {
         }
     }
 
-    fn standing(&self) -> Vec<Settle> {
+    fn standing(&self) -> Vec<TargetAct> {
         let epoch = self.record.epoch;
         match self.state {
-            State::Prepared => vec![Settle::Send(FromTarget::Prepared { epoch })],
-            State::Running => vec![Settle::Send(FromTarget::Running { epoch, after_grant_us: 0 })],
-            State::Released => vec![Settle::Send(FromTarget::Released { epoch })],
+            State::Prepared => vec![TargetAct::Send(FromTarget::Prepared { epoch })],
+            State::Running => vec![TargetAct::Send(FromTarget::Running { epoch, after_grant_us: 0 })],
+            State::Released => vec![TargetAct::Send(FromTarget::Released { epoch })],
             State::Preparing | State::Starting | State::Releasing | State::Stuck | State::Over => vec![],
         }
     }
 
-    fn release(&mut self, why: &str) -> Vec<Settle> {
+    fn release(&mut self, why: &str) -> Vec<TargetAct> {
         self.state = State::Releasing;
         self.why = why.to_owned();
-        vec![Settle::Write(Record { right: Right::Released, ..self.record })]
+        vec![TargetAct::Write(Record { right: Right::Released, ..self.record })]
     }
 }

@@ -1,6 +1,8 @@
-//! Where everything lies in the guest's physical address space and port space: constants only.
+//! What is the same in every machine: its limits, and where everything lies in the guest's physical address space and port space.
+//! Constants only, each told once.
 //!
-//! Who uses it: this crate (ACPI tables, memory map), the KVM crate (RAM regions, TSS) and the process (bus, eventfds).
+//! Who uses it: the boot crate (ACPI tables, memory map), the KVM crate (RAM regions, TSS), the devices (power, disks), the engine of
+//! moves (what a peer may offer), the command line and the process (bus, eventfds).
 //!
 //! ```text
 //! 0x0000_0000  start_info, memory map, module list, command line     RAM, reused by the guest once it has read them
@@ -15,7 +17,14 @@
 
 use std::ops::Range;
 
-/// Size of a page and unit of every RAM size.
+/// Most vCPUs of a machine.
+pub const VCPUS_MAX: u8 = 16;
+/// Most RAM of a machine. A set of its pages takes 32 MiB.
+pub const RAM_BYTES_MAX: u64 = 1 << 40;
+/// Largest disk. A set of its units takes 256 MiB.
+pub const DISK_BYTES_MAX: u64 = 8 << 40;
+
+/// Size of a page: the unit of every RAM size, of dirty tracking in memory and on disks, and of what a move sends.
 pub const PAGE_BYTES: u64 = 4096;
 /// RAM below 4 GiB ends here at the latest.
 pub const LOW_RAM_BYTES_MAX: u64 = 3 << 30;
@@ -50,15 +59,13 @@ pub const ECAM: Range<u64> = 0xe000_0000..0xe010_0000;
 /// Bytes from one device's configuration space to the next one's: eight functions.
 const ECAM_STRIDE: u64 = 0x8000;
 
-/// Most vCPUs of a machine.
-pub const VCPUS_MAX: u8 = 16;
 /// IOAPIC of KVM's irqchip.
 pub const IOAPIC_ADDRESS: u32 = 0xfec0_0000;
 /// Local APIC of every vCPU.
 pub const LAPIC_ADDRESS: u32 = 0xfee0_0000;
-/// Three pages for KVM's real-mode task state segment (KVM_SET_TSS_ADDR).
+/// Three pages that KVM for Intel needs to run real mode: a task state segment (KVM_SET_TSS_ADDR).
 pub const KVM_TSS_ADDRESS: u64 = 0xfffb_d000;
-/// One page for KVM's identity map (KVM_SET_IDENTITY_MAP_ADDR).
+/// One page for the same purpose: an identity map (KVM_SET_IDENTITY_MAP_ADDR).
 pub const KVM_IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
 /// First of the 8 ports of the serial console.

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 /// The IPv4 configuration of one guest NIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lease {
+pub struct DhcpLease {
     address: Ipv4Addr,
     prefix_bits: u8,
     gateway: Option<Ipv4Addr>,
@@ -13,7 +13,7 @@ pub struct Lease {
 
 /// Why it cannot be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum LeaseError {
+pub enum DhcpLeaseError {
     /// No host can have this address within its network.
     #[error("ip {0}/{1}: give the address of a host and the length of its network's prefix, 1 to 30, as in 10.7.0.5/24")]
     Address(Ipv4Addr, u8),
@@ -25,18 +25,18 @@ pub enum LeaseError {
     Dns(Ipv4Addr),
 }
 
-impl Lease {
+impl DhcpLease {
     /// An address in a network, and which hosts lead out of it and know names.
-    pub fn new(address: Ipv4Addr, prefix_bits: u8, gateway: Option<Ipv4Addr>, dns: Option<Ipv4Addr>) -> Result<Self, LeaseError> {
+    pub fn new(address: Ipv4Addr, prefix_bits: u8, gateway: Option<Ipv4Addr>, dns: Option<Ipv4Addr>) -> Result<Self, DhcpLeaseError> {
         let lease = Self { address, prefix_bits, gateway, dns };
         if !(1..=30).contains(&prefix_bits) || !lease.is_host_here(address) {
-            return Err(LeaseError::Address(address, prefix_bits));
+            return Err(DhcpLeaseError::Address(address, prefix_bits));
         }
         if let Some(gateway) = gateway.filter(|gateway| *gateway == address || !lease.is_host_here(*gateway)) {
-            return Err(LeaseError::Gateway(gateway));
+            return Err(DhcpLeaseError::Gateway(gateway));
         }
         if let Some(dns) = dns.filter(|dns| !is_host(*dns)) {
-            return Err(LeaseError::Dns(dns));
+            return Err(DhcpLeaseError::Dns(dns));
         }
         Ok(lease)
     }
@@ -81,15 +81,15 @@ mod tests {
     #[test]
     fn only_hosts_of_the_network_have_a_place_in_it() {
         let ip = |last| Ipv4Addr::new(10, 7, 0, last);
-        let lease = Lease::new(ip(5), 24, Some(ip(1)), Some(Ipv4Addr::new(9, 9, 9, 9))).unwrap();
+        let lease = DhcpLease::new(ip(5), 24, Some(ip(1)), Some(Ipv4Addr::new(9, 9, 9, 9))).unwrap();
         assert_eq!(lease.mask(), Ipv4Addr::new(255, 255, 255, 0));
-        assert_eq!(Lease::new(ip(5), 30, Some(ip(6)), None).unwrap().mask(), Ipv4Addr::new(255, 255, 255, 252));
+        assert_eq!(DhcpLease::new(ip(5), 30, Some(ip(6)), None).unwrap().mask(), Ipv4Addr::new(255, 255, 255, 252));
         for (address, bits) in [(ip(0), 24), (ip(255), 24), (ip(5), 0), (ip(5), 31), (ip(5), 255), (Ipv4Addr::new(224, 0, 0, 1), 8)] {
-            assert_eq!(Lease::new(address, bits, None, None), Err(LeaseError::Address(address, bits)));
+            assert_eq!(DhcpLease::new(address, bits, None, None), Err(DhcpLeaseError::Address(address, bits)));
         }
         for gateway in [ip(5), ip(0), ip(255), Ipv4Addr::new(10, 8, 0, 1), Ipv4Addr::LOCALHOST] {
-            assert_eq!(Lease::new(ip(5), 24, Some(gateway), None), Err(LeaseError::Gateway(gateway)));
+            assert_eq!(DhcpLease::new(ip(5), 24, Some(gateway), None), Err(DhcpLeaseError::Gateway(gateway)));
         }
-        assert_eq!(Lease::new(ip(5), 24, None, Some(Ipv4Addr::BROADCAST)), Err(LeaseError::Dns(Ipv4Addr::BROADCAST)));
+        assert_eq!(DhcpLease::new(ip(5), 24, None, Some(Ipv4Addr::BROADCAST)), Err(DhcpLeaseError::Dns(Ipv4Addr::BROADCAST)));
     }
 }

@@ -8,7 +8,7 @@ use crate::{
 
 /// What the rest of the source does for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Settle {
+pub enum SourceAct {
     /// Make this record durable, then say so.
     Write(Record),
     /// Send this.
@@ -47,15 +47,15 @@ enum State {
 
 /// The handover, seen from the source.
 #[derive(Debug)]
-pub struct Settlement {
+pub struct SourceHandover {
     record: Record,
     state: State,
 }
 
-impl Settlement {
+impl SourceHandover {
     /// Begins with the decision: the record is to be written.
-    pub fn begin(record: Record) -> (Self, Settle) {
-        (Self { record, state: State::Granting }, Settle::Write(record))
+    pub fn begin(record: Record) -> (Self, SourceAct) {
+        (Self { record, state: State::Granting }, SourceAct::Write(record))
     }
 
     /// Continues from the ledger of a process that died.
@@ -65,7 +65,7 @@ impl Settlement {
     }
 
     /// The ledger has the record.
-    pub fn written(&mut self) -> Vec<Settle> {
+    pub fn written(&mut self) -> Vec<SourceAct> {
         match self.state {
             State::Granting => {
                 self.state = State::Granted;
@@ -77,11 +77,11 @@ impl Settlement {
     }
 
     /// The ledger could not write. A grant that is not durable was not sent, and never will be.
-    pub fn write_failed(&mut self, error: &str) -> Vec<Settle> {
+    pub fn write_failed(&mut self, error: &str) -> Vec<SourceAct> {
         match self.state {
             State::Granting => {
                 self.state = State::Over;
-                vec![Settle::Back { epoch: self.record.epoch - 1 }]
+                vec![SourceAct::Back { epoch: self.record.epoch - 1 }]
             }
             // The target has durably given the epoch back, so nobody else can run the VM: wait for the ledger, not for the target.
             State::TakingBack => {
@@ -90,66 +90,66 @@ impl Settlement {
                     "the target released epoch {}, but the ledger here cannot be written ({error}): mend it, then migrate again",
                     self.record.epoch
                 );
-                vec![Settle::Waiting { reason }]
+                vec![SourceAct::Waiting { reason }]
             }
             State::Granted | State::Holding | State::Over => vec![],
         }
     }
 
     /// A message of the target.
-    pub fn message(&mut self, message: &FromTarget) -> Vec<Settle> {
+    pub fn message(&mut self, message: &FromTarget) -> Vec<SourceAct> {
         let epoch = self.record.epoch;
         match (self.state, message) {
             (State::Granting | State::Granted, FromTarget::Running { epoch: theirs, after_grant_us }) if *theirs == epoch => {
                 self.state = State::Over;
-                vec![Settle::Moved { after_grant_us: *after_grant_us }]
+                vec![SourceAct::Moved { after_grant_us: *after_grant_us }]
             }
             (State::Granted, FromTarget::Released { epoch: theirs }) if *theirs == epoch => self.take_back(),
             (State::Granted, FromTarget::Prepared { epoch: theirs }) if *theirs == epoch => vec![self.grant()],
             (State::Granted, FromTarget::Refuse { reason } | FromTarget::Abort { reason }) => {
-                vec![Settle::Waiting { reason: format!("epoch {epoch} was granted, but the target does not answer for it: {reason}") }]
+                vec![SourceAct::Waiting { reason: format!("epoch {epoch} was granted, but the target does not answer for it: {reason}") }]
             }
             (State::Holding, FromTarget::Released { .. }) => {
                 self.state = State::Over;
-                vec![Settle::Dismissed]
+                vec![SourceAct::Dismissed]
             }
             _ => vec![],
         }
     }
 
     /// A new connection to the target stands: it hears what the ledger says.
-    pub fn reconnected(&mut self) -> Vec<Settle> {
+    pub fn reconnected(&mut self) -> Vec<SourceAct> {
         match self.state {
-            State::Granted | State::Holding => vec![Settle::Send(FromSource::Resume { record: self.record })],
+            State::Granted | State::Holding => vec![SourceAct::Send(FromSource::Resume { record: self.record })],
             State::Granting | State::TakingBack | State::Over => vec![],
         }
     }
 
     /// The link is cut, or the target is silent.
-    pub fn unanswered(&mut self, why: &str) -> Vec<Settle> {
+    pub fn unanswered(&mut self, why: &str) -> Vec<SourceAct> {
         match self.state {
             State::Granting | State::Granted => {
                 let Record { epoch, move_id, .. } = self.record;
                 let reason = format!(
                     "epoch {epoch} is granted to the target of move {move_id}, which has not answered ({why}): the VM waits for it; migrate to the same target again to ask it"
                 );
-                vec![Settle::Waiting { reason }]
+                vec![SourceAct::Waiting { reason }]
             }
             State::TakingBack | State::Holding | State::Over => vec![],
         }
     }
 
-    fn grant(&self) -> Settle {
-        Settle::Send(FromSource::Granted { epoch: self.record.epoch, move_id: self.record.move_id })
+    fn grant(&self) -> SourceAct {
+        SourceAct::Send(FromSource::Granted { epoch: self.record.epoch, move_id: self.record.move_id })
     }
 
-    fn take_back(&mut self) -> Vec<Settle> {
+    fn take_back(&mut self) -> Vec<SourceAct> {
         self.state = State::TakingBack;
-        vec![Settle::Write(Record { right: Right::Holding, epoch: self.record.epoch + 1, ..self.record })]
+        vec![SourceAct::Write(Record { right: Right::Holding, epoch: self.record.epoch + 1, ..self.record })]
     }
 
-    fn back(&mut self) -> Vec<Settle> {
+    fn back(&mut self) -> Vec<SourceAct> {
         self.state = State::Over;
-        vec![Settle::Back { epoch: self.record.epoch + 1 }]
+        vec![SourceAct::Back { epoch: self.record.epoch + 1 }]
     }
 }

@@ -16,8 +16,9 @@ use rebec_devices::{
     Threads,
     disk::{Disk, ExtentKind},
 };
+use rebec_layout::PAGE_BYTES;
 use rebec_migrate::{
-    Space, TargetInput, TargetOutput, UNIT_BYTES,
+    Space, TargetInput, TargetOutput,
     base::BaseName,
     donor::Response,
     index::{Holder, Place},
@@ -25,13 +26,13 @@ use rebec_migrate::{
     unit::units_of,
 };
 
-use super::{Base, MovingMachine, ahead::Ahead, donor::DonorHandle, spaces::Spaces, streams::Receiving};
+use super::{BaseDigests, MovingMachine, ahead::Ahead, donor::DonorHandle, spaces::Spaces, streams::ReceiveWorker};
 
 /// Where to go on, and what was found.
 type Judged = (Option<u64>, Vec<(u64, Digest)>);
 
 /// The arriving machine and the workers that write it.
-pub struct Site<M> {
+pub struct Landing<M> {
     pub machine: M,
     spaces: Spaces,
     key: Key,
@@ -41,7 +42,7 @@ pub struct Site<M> {
     ahead: Option<Ahead>,
 }
 
-impl<M> Site<M> {
+impl<M> Landing<M> {
     /// Nothing is left to write: the workers and donors end.
     pub fn dismiss(&mut self) {
         self.places.clear();
@@ -51,7 +52,7 @@ impl<M> Site<M> {
     }
 }
 
-impl<M: MovingMachine> Site<M> {
+impl<M: MovingMachine> Landing<M> {
     /// Starts the workers, now that there is something to write to; their threads end when the streams and [`Self::dismiss`] do.
     pub fn open(
         machine: M,
@@ -82,23 +83,23 @@ impl<M: MovingMachine> Site<M> {
             }
             None => None,
         };
-        let mut site = Self { machine, spaces, key, donors, places: vec![], flush: Some(flush), ahead };
+        let mut landing = Self { machine, spaces, key, donors, places: vec![], flush: Some(flush), ahead };
         for (number, socket) in sockets.iter().enumerate() {
             let (sender, places) = sync_channel(1);
-            let worker = Receiving {
-                spaces: site.spaces.clone(),
+            let worker = ReceiveWorker {
+                spaces: landing.spaces.clone(),
                 key,
                 number,
                 streams: sockets.len(),
                 stream: socket.try_clone()?,
                 places,
-                donors: site.donors.clone(),
+                donors: landing.donors.clone(),
                 events: events.clone(),
             };
             started.push(threads.spawn(&format!("move-{number}"), Box::new(move || worker.run()))?);
-            site.places.push(sender);
+            landing.places.push(sender);
         }
-        Ok((site, started))
+        Ok((landing, started))
     }
 
     /// Who may hold contents. Donors before disks: the first place seen of a content counts, and memory is read faster.
@@ -110,7 +111,7 @@ impl<M: MovingMachine> Site<M> {
 
     /// Which base each disk shows all of: one that says something itself does not.
     pub fn fresh_bases(&self) -> Result<Vec<Option<BaseName>>> {
-        let named = |(disk, base): (&Arc<Disk>, &Option<Arc<Base>>)| match base {
+        let named = |(disk, base): (&Arc<Disk>, &Option<Arc<BaseDigests>>)| match base {
             Some(base) if shows_its_base(disk)? => Ok(Some(base.name())),
             _ => Ok(None),
         };
@@ -176,21 +177,20 @@ impl<M: MovingMachine> Site<M> {
     /// Judges what a disk already holds, a batch at a time; ranges that read as zeros are skipped without reading, and what its base holds was
     /// judged when the digests were taken.
     fn index_disk(&self, index: usize, first: u64, count: u32) -> Result<Judged> {
-        const UNIT: u64 = UNIT_BYTES as u64;
         let disk = &self.spaces.disks[index];
         let base = self.machine.bases().get(index).and_then(Option::as_ref);
         let units = units_of(disk.size_bytes());
         let end = units.min(first + u64::from(count));
         let (mut at, mut found, mut copy) = (first, vec![], vec![]);
         while at < end {
-            let Some(extent) = disk.extent_at(at * UNIT)? else { break };
-            let extent_end = extent.range.end.div_ceil(UNIT).max(at + 1);
+            let Some(extent) = disk.extent_at(at * PAGE_BYTES)? else { break };
+            let extent_end = extent.range.end.div_ceil(PAGE_BYTES).max(at + 1);
             if extent.kind == ExtentKind::Zero {
                 // A unit that is only partly zeros belongs to the data behind it.
-                at = (extent.range.end / UNIT).max(at + 1);
+                at = (extent.range.end / PAGE_BYTES).max(at + 1);
                 continue;
             }
-            let whole_end = if extent.range.end == disk.size_bytes() { extent_end } else { extent.range.end / UNIT };
+            let whole_end = if extent.range.end == disk.size_bytes() { extent_end } else { extent.range.end / PAGE_BYTES };
             if let Some(base) = base.filter(|_| extent.is_backing && whole_end > at) {
                 let units = at..whole_end.min(end);
                 let kept = base.wire_digests(&self.key, at, (units.end - at) as usize)?;
