@@ -8,7 +8,7 @@ use rebec_book::{
     Book, Key, Signed,
     book::Came,
     key::{Id, Name},
-    record::RecordKey,
+    record::{RecordKey, VmPrivate},
 };
 use rebec_host::reserve::Reserve;
 use rebec_pool::lease::Charge;
@@ -19,6 +19,8 @@ const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records
 const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
 /// Not forgotten with the pool: a keeper that left and came back must know what it has granted.
 const CHARGES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("charges");
+/// What VMs start with that others are not told.
+const PRIVATE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("private");
 const POOL: &str = "pool";
 const DOMAIN: &str = "domain";
 
@@ -52,6 +54,7 @@ impl Store {
             tx.open_table(RECORDS)?;
             tx.open_table(FACTS)?;
             tx.open_table(CHARGES)?;
+            tx.open_table(PRIVATE)?;
             Ok(())
         })?;
         Ok(store)
@@ -179,6 +182,37 @@ impl Store {
             tx.commit().with_context(what)?;
         }
         Ok(Ok(after))
+    }
+
+    /// What others are not told of a VM.
+    pub fn private(&self, vm: &Id) -> Result<Option<VmPrivate>> {
+        let table = self.db.begin_read()?.open_table(PRIVATE).context("store: read what VMs start with")?;
+        let bytes = table.get(vm.0.as_slice())?.map(|value| value.value().to_vec());
+        bytes.map(|bytes| minicbor::decode(&bytes).with_context(|| format!("store: understand what VM {vm} starts with"))).transpose()
+    }
+
+    /// Keeps it.
+    pub fn set_private(&self, vm: &Id, private: &VmPrivate) -> Result<()> {
+        let bytes = minicbor::to_vec(private)?;
+        self.write("keep what a VM starts with", |tx| {
+            tx.open_table(PRIVATE)?.insert(vm.0.as_slice(), bytes.as_slice())?;
+            Ok(())
+        })
+    }
+
+    /// Forgets it of all VMs but these.
+    pub fn retain_private(&self, wanted: impl Fn(&Id) -> bool) -> Result<()> {
+        let table = self.db.begin_read()?.open_table(PRIVATE).context("store: read what VMs start with")?;
+        let wanted = |key: &[u8]| key.try_into().is_ok_and(|id| wanted(&Name(id)));
+        let mut stale = false;
+        for entry in table.iter()? {
+            stale |= !wanted(entry?.0.value());
+        }
+        if stale {
+            self.write("forget what VMs start with", |tx| Ok(tx.open_table(PRIVATE)?.retain(|key, _| wanted(key))?))
+        } else {
+            Ok(())
+        }
     }
 
     /// A VM that this host kept is no more.

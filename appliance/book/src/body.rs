@@ -281,21 +281,46 @@ pub struct VmBody {
     /// Virtual processors.
     #[n(6)]
     pub vcpus: u8,
-    /// Kernel command line, whole.
+    /// What only hosts that run it or may have to know: [`VmPrivate::digest`].
     #[n(7)]
-    pub cmdline: String,
+    pub private: Digest,
     /// NICs.
     #[n(8)]
     pub nics: Vec<NicBody>,
-    /// Texts of its NoCloud seed disk: meta-data, user-data.
-    #[n(9)]
-    pub seed: Option<(String, String)>,
     /// The host that has it started elsewhere when its host is lost; without one it is held. For life.
-    #[n(10)]
+    #[n(9)]
     pub keeper: Option<Key>,
     /// When it was created, in seconds since 1970.
-    #[n(11)]
+    #[n(10)]
     pub created: u64,
+}
+
+/// What of a VM is told only to hosts that run it, are to, or keep it: it travels with orders, not with records.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct VmPrivate {
+    /// By chance: who has the digest cannot try what the rest might be.
+    #[n(0)]
+    pub nonce: Nonce,
+    /// Kernel command line, whole.
+    #[n(1)]
+    pub cmdline: String,
+    /// Texts of its NoCloud seed disk: meta-data, user-data.
+    #[n(2)]
+    pub seed: Option<(String, String)>,
+}
+
+impl VmPrivate {
+    /// What the VM's record says of it.
+    pub fn digest(&self) -> Digest {
+        let bytes = minicbor::to_vec(self).unwrap_or_default();
+        crate::key::Name(blake3::derive_key("rebec private part of a VM v1", &bytes))
+    }
+
+    /// Whether a disk and a command line can be made of it.
+    pub fn is_sound(&self) -> bool {
+        let seed = self.seed.as_ref().is_none_or(|(meta, user)| meta.len().max(user.len()) <= SEED_BYTES_MAX);
+        self.cmdline.len() <= 2 * CMDLINE_BYTES_MAX && seed
+    }
 }
 
 /// The home's word on who may start a VM. From there on it is granted from host to host.
@@ -515,27 +540,26 @@ impl ImageBody {
 
 impl VmBody {
     fn is_sound(&self) -> bool {
-        let seed = self.seed.as_ref().is_none_or(|(meta, user)| meta.len().max(user.len()) <= SEED_BYTES_MAX);
         let names = names::is_name(&self.name) && names::is_name(&self.image_name);
-        names && self.image.is_sound() && self.nics.len() <= NICS_MAX && self.cmdline.len() <= 2 * CMDLINE_BYTES_MAX && seed
+        names && self.image.is_sound() && self.nics.len() <= NICS_MAX
     }
 }
 
-/// A VM's record inside another format: base64 of its CBOR.
+/// A body, or part of one, inside another format: base64 of its CBOR.
 pub mod as_text {
     use data_encoding::BASE64URL_NOPAD;
     use serde::{Deserialize, Deserializer, Serializer, de::Error as _, ser::Error as _};
 
-    use super::VmBody;
+    use minicbor::{Decode, Encode};
 
     /// Writes it.
-    pub fn serialize<S: Serializer>(body: &VmBody, serializer: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<T: Encode<()>, S: Serializer>(body: &T, serializer: S) -> Result<S::Ok, S::Error> {
         let bytes = minicbor::to_vec(body).map_err(S::Error::custom)?;
         serializer.serialize_str(&BASE64URL_NOPAD.encode(&bytes))
     }
 
     /// Reads it.
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<VmBody, D::Error> {
+    pub fn deserialize<'de, T: for<'b> Decode<'b, ()>, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
         let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
         let bytes = BASE64URL_NOPAD.decode(text.as_bytes()).map_err(D::Error::custom)?;
         minicbor::decode(&bytes).map_err(D::Error::custom)

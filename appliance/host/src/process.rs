@@ -13,7 +13,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use rebec_book::{key::Id, record::VmBody};
+use rebec_book::{
+    key::Id,
+    record::{VmBody, VmPrivate},
+};
 use rebec_vmm_api::MacAddr;
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -56,6 +59,8 @@ pub struct Machine<'a> {
     pub folder: &'a Path,
     /// What it is.
     pub body: &'a VmBody,
+    /// What others are not told of it.
+    pub private: &'a VmPrivate,
     /// Endpoint and socket of each of its NICs.
     pub ports: Vec<(SocketAddrV4, UdpSocket)>,
     /// The stations of its LANs.
@@ -131,7 +136,7 @@ async fn wait_absent(folder: &Path) -> Result<()> {
 }
 
 fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Result<Child> {
-    let (Programs { vmm, depot, limits }, Machine { id, folder, body, ports, stations }) = (programs, machine);
+    let (Programs { vmm, depot, limits }, Machine { id, folder, body, private, ports, stations }) = (programs, machine);
     let log = File::options().create(true).append(true).open(folder.join("vmm.log")).context("open vmm.log")?;
     let mut command = tokio::process::Command::new(vmm);
     let mut handover = Handover::default();
@@ -153,7 +158,7 @@ fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Resul
     if let Some(initramfs) = &image.initramfs {
         command.arg("--initramfs").arg(handover.open(&depot.path(&initramfs.digest))?);
     }
-    command.arg("--cmdline").arg(&body.cmdline);
+    command.arg("--cmdline").arg(&private.cmdline);
     if let Some(disk) = &image.disk {
         let layer = handover.open_with(&folder.join("disk.qcow2"), File::options().read(true).write(true))?;
         let base = handover.open(&depot.path(&disk.part.digest))?;
@@ -161,7 +166,7 @@ fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Resul
         let digests = digests.map(|digests| format!(",base-digests={digests}")).unwrap_or_default();
         command.arg("--disk").arg(format!("{layer},base={base}{digests}"));
     }
-    if body.seed.is_some() {
+    if private.seed.is_some() {
         command.arg("--disk").arg(format!("{},ro", handover.open(&folder.join("seed.img"))?));
     }
     for (nic, (endpoint, socket)) in body.nics.iter().zip(ports) {

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     agent::Agent,
-    mesh::exchange::{self, News},
+    mesh::exchange::{self, News, Private},
     pool::{self, JoinAnswer, JoinQuestion},
     vm::{
         arrive::{self, Offer},
@@ -73,6 +73,12 @@ pub async fn exchange(State(agent): State<Arc<Agent>>, Json(question): Json<exch
 pub async fn records(State(agent): State<Arc<Agent>>, Json(news): Json<News>) -> Answer<()> {
     let came = news.came();
     agent.knowledge.take_in(news.records, came);
+    for (vm, Private(private)) in news.private {
+        let is_keeper = start::desired(&agent, vm)?.1.keeper == Some(agent.key());
+        if is_keeper {
+            start::take_private(&agent, vm, &private)?;
+        }
+    }
     Ok(axum::Json(()))
 }
 
@@ -110,9 +116,10 @@ pub async fn starts(
     Extension(caller): Extension<Caller>,
     Json(order): Json<StartOrder>,
 ) -> Result<Response, Failure> {
-    let StartOrder { vm, epoch, reason, records } = order;
+    let StartOrder { vm, epoch, reason, records, private } = order;
     agent.knowledge.take_in(records, Came::Alone);
     rights::ask(&agent, caller, Question::Start(vm, epoch))?;
+    start::take_private(&agent, vm, &private)?;
     let (_, body) = start::desired(&agent, vm)?;
     Ok(jobs::begin(&agent, caller, format!("start VM {}", body.name), async move |agent, reporter| {
         start::start(&agent, vm, Order { epoch, reason }, &reporter).await?;
@@ -142,6 +149,7 @@ pub async fn arrivals(
 ) -> Result<Response, Failure> {
     agent.knowledge.take_in(offer.records, Came::Alone);
     let granted = rights::ask(&agent, caller, Question::Arrive(offer.vm, offer.epoch))?;
+    start::take_private(&agent, offer.vm, &offer.private)?;
     let what = format!("make ready for VM {}", offer.vm.short());
     Ok(jobs::begin(&agent, caller, what, async move |agent, reporter| arrive::prepare(&agent, granted, &reporter).await))
 }

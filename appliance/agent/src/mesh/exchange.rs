@@ -16,7 +16,8 @@ use rebec_api::ApiError;
 use rebec_book::{
     Key, Signed,
     book::{Came, Mark},
-    key::Digest,
+    key::{Digest, Id},
+    record::VmPrivate,
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -64,6 +65,19 @@ pub struct News {
     /// Whether they are all that the receiver lacks of their logs up to the last of each.
     #[serde(default)]
     pub whole: bool,
+    /// To the keeper of VMs: what others are not told of them.
+    #[serde(default)]
+    pub private: Vec<(Id, Private)>,
+}
+
+/// What others are not told of a VM.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Private(#[serde(with = "rebec_book::record::as_text")] pub VmPrivate);
+
+impl From<VmPrivate> for Private {
+    fn from(private: VmPrivate) -> Self {
+        Self(private)
+    }
 }
 
 impl News {
@@ -158,7 +172,7 @@ async fn attempt(agent: &Arc<Agent>, peer: &Peer) -> Result<(), ApiError> {
     let Some(wants) = answer.wants else { return Ok(()) };
     let records = agent.book(|book| book.above(&wants, BYTES_MAX, chance())).unwrap_or_default();
     if !records.is_empty() {
-        let () = agent.mesh.ask(peer, "/internal/records", &News { records, whole: true }).await?;
+        let () = agent.mesh.ask(peer, "/internal/records", &News { records, whole: true, private: vec![] }).await?;
     }
     Ok(())
 }
@@ -187,7 +201,7 @@ pub fn spread(agent: &Arc<Agent>, records: Vec<Signed>) {
     let agent = agent.clone();
     tokio::spawn(async move {
         let peers = agent.peers().into_iter().filter(|peer| agent.answers(&peer.key));
-        let news = News { records, whole: false };
+        let news = News { records, whole: false, private: vec![] };
         futures_util::stream::iter(peers)
             .for_each_concurrent(AT_ONCE, |peer| {
                 let (agent, news) = (&agent, &news);

@@ -12,7 +12,7 @@ use rebec_book::{
     Signed,
     authority::{Granted, Question},
     key::Id,
-    record::SeenState,
+    record::{SeenState, VmPrivate},
 };
 use rebec_pool::lease::Stance;
 use serde::{Deserialize, Serialize};
@@ -46,6 +46,9 @@ pub struct Offer {
     pub epoch: u64,
     /// Records it needs here.
     pub records: Vec<Signed>,
+    /// What others are not told of it.
+    #[serde(with = "rebec_book::record::as_text")]
+    pub private: VmPrivate,
 }
 
 /// How far a VM that arrives has come, as far as this agent sees.
@@ -81,7 +84,7 @@ pub async fn prepare(agent: &Arc<Agent>, granted: Granted, reporter: &Reporter) 
         reporter.progress("waiting until what it left here has gone", 0, 0);
         agent.until(LEFT_TIME, gone).await;
     }
-    let kept = Kept { from: Some(from), epoch, ..Kept::new(id, home, body.clone(), Want::Arriving) };
+    let kept = Kept { from: Some(from), epoch, ..Kept::new(id, home, body.clone(), start::private(agent, id)?, Want::Arriving) };
     let leased_until = lease::require(agent, &kept, Stance::Arrives).await?;
     let _admission = agent.admission.lock().await;
     if let Some(vm) = agent.local_vm(&id) {

@@ -12,14 +12,14 @@ use rebec_book::{
     book::Came,
     key::{Id, Name, bound_id},
     lan,
-    record::{Assigned, ImageBody, Kind, LanBody, NicBody, RangeLease, SeenState, VmBody},
+    record::{Assigned, ImageBody, Kind, LanBody, NicBody, RangeLease, SeenState, VmBody, VmPrivate},
     view,
 };
 use rebec_pool::place::{Candidate, Choice, Want, choose, choose_keeper};
 use rebec_vmm_api::MemorySize;
 use serde::{Deserialize, Serialize};
 
-use super::{Kept, depart, seed, start};
+use super::{Kept, depart, failed, seed, start};
 use crate::{
     agent::{Agent, lock, now_s, random},
     http::names,
@@ -72,7 +72,7 @@ pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, Choice), Api
         Some(more) => format!("{} {more}", image.cmdline).trim().to_owned(),
         None => image.cmdline.clone(),
     };
-    let nonce = Name(random());
+    let (nonce, private) = (Name(random()), VmPrivate { nonce: Name(random()), cmdline, seed });
     let mut body = VmBody {
         nonce,
         name: new.name.clone(),
@@ -81,9 +81,8 @@ pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, Choice), Api
         image,
         memory_bytes: new.memory_bytes,
         vcpus: new.vcpus,
-        cmdline,
+        private: private.digest(),
         nics,
-        seed,
         keeper: None,
         created: now_s(),
     };
@@ -93,9 +92,10 @@ pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, Choice), Api
     }
     body.assigned.host = chosen.key;
     let id = bound_id(&agent.key(), &nonce);
+    agent.store.set_private(&id, &private).map_err(|error| failed(&error))?;
     agent.publish(Kind::VM, id, Some(Body::Vm(body.clone().into())))?;
     if let Some(keeper) = body.keeper.filter(|keeper| *keeper != agent.key())
-        && let Err(error) = introduce(agent, keeper, start::records(agent, id)?).await
+        && let Err(error) = introduce(agent, keeper, id).await
     {
         agent.publish(Kind::VM, id, None)?;
         return Err(error);
@@ -116,10 +116,17 @@ fn keeper(agent: &Agent, vm: &str, runner: &Choice) -> Result<Key, ApiError> {
 }
 
 /// Tells a keeper of its VM: it is asked before the news has spread.
-async fn introduce(agent: &Arc<Agent>, keeper: Key, records: Vec<Signed>) -> Result<(), ApiError> {
+async fn introduce(agent: &Arc<Agent>, keeper: Key, vm: Id) -> Result<(), ApiError> {
     let unknown = || ApiError::new(ErrorCode::Unreachable, format!("host {} is not known here any more; try again", keeper.short()));
     let peer = agent.peer(&keeper).ok_or_else(unknown)?;
-    agent.mesh.ask(&peer, "/internal/records", &News { records, whole: false }).await
+    agent
+        .mesh
+        .ask(
+            &peer,
+            "/internal/records",
+            &News { records: start::records(agent, vm)?, whole: false, private: vec![(vm, start::private(agent, vm)?.into())] },
+        )
+        .await
 }
 
 fn image(agent: &Agent, name: &str) -> Result<ImageBody, ApiError> {
@@ -256,7 +263,7 @@ pub async fn start_at(agent: &Arc<Agent>, id: Id, order: Order, chosen: &Choice,
     }
     let peer = agent.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
     let Order { epoch, reason } = order;
-    let order = StartOrder { vm: id, epoch, reason, records: start::records(agent, id)? };
+    let order = StartOrder { vm: id, epoch, reason, records: start::records(agent, id)?, private: start::private(agent, id)? };
     let job = agent.mesh.ask(&peer, "/internal/starts", &order).await?;
     let seen: serde_json::Value = depart::follow(agent, &peer, job, reporter).await?;
     // The chosen host's word on how the VM is comes with its answer, so that whoever asks next is not told less.
@@ -306,4 +313,7 @@ pub struct StartOrder {
     pub reason: Option<String>,
     /// Records it needs here.
     pub records: Vec<Signed>,
+    /// What others are not told of it.
+    #[serde(with = "rebec_book::record::as_text")]
+    pub private: VmPrivate,
 }

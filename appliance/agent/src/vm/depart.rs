@@ -109,7 +109,7 @@ pub async fn depart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, wish: &Mov
 /// The other side gathers what the VM needs and starts a VMM that waits.
 async fn make_ready(agent: &Arc<Agent>, vm: &LocalVm, to: &Peer, reporter: &Reporter) -> Result<(), ApiError> {
     reporter.progress(format!("host {} makes ready", to.name), 0, 0);
-    let offer = Offer { vm: vm.id(), epoch: vm.kept().epoch, records: start::records(agent, vm.id())? };
+    let offer = Offer { vm: vm.id(), epoch: vm.kept().epoch, records: start::records(agent, vm.id())?, private: vm.kept().private };
     let job: Job = agent.mesh.ask(to, "/internal/arrivals", &offer).await?;
     follow(agent, to, job, reporter).await.map(|_| ())
 }

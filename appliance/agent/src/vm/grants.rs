@@ -113,6 +113,9 @@ pub fn tidy(agent: &Arc<Agent>) {
             log::error!("{error}");
         }
     };
+    if let Err(error) = agent.store.retain_private(|vm| agent.book(|book| view::vm_body(book, *vm).is_some()) == Some(true)) {
+        log::error!("{error:#}");
+    }
     carried.into_iter().filter(|vm| agent.local_vm(vm).is_none()).for_each(|vm| publish(Kind::SEEN, vm, None));
     homes.into_iter().for_each(|(vm, body)| publish(Kind::VM, vm, Some(Body::Vm(body.into()))));
 }

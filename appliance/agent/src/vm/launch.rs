@@ -15,7 +15,7 @@ pub async fn start(agent: &Agent, vm: &LocalVm, how: Beginning, ports: Vec<UdpSo
     let stations = ports::neighbours(agent, &kept.body);
     let programs = Programs { vmm: &agent.options.vmm, depot: &agent.depot, limits: &agent.limits };
     let ports = kept.endpoints.iter().copied().zip(ports).collect();
-    let machine = Machine { id: kept.id, folder: &vm.folder, body: &kept.body, ports, stations: &stations };
+    let machine = Machine { id: kept.id, folder: &vm.folder, body: &kept.body, private: &kept.private, ports, stations: &stations };
     let process = process::start(&programs, machine, how).await?;
     lease::tell(vm).await;
     vm.console.started();

@@ -35,7 +35,7 @@ use anyhow::{Context, Result};
 use rebec_book::{
     Body, Grant, Key,
     key::Id,
-    record::{Kind, REASON_BYTES_MAX, SeenBody, SeenState, VmBody},
+    record::{Kind, REASON_BYTES_MAX, SeenBody, SeenState, VmBody, VmPrivate},
 };
 use rebec_host::reserve::{self, Reserve};
 pub use rebec_host::{console, control, failed, ledger, process, seed, sockets};
@@ -68,6 +68,9 @@ pub struct Kept {
     /// Its desired record.
     #[serde(with = "rebec_book::record::as_text")]
     pub body: VmBody,
+    /// What others are not told of it.
+    #[serde(with = "rebec_book::record::as_text")]
+    pub private: VmPrivate,
     /// What is wanted of it.
     pub want: Want,
     /// The boot of this machine in which its VMM was last started.

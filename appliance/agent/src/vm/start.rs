@@ -7,7 +7,7 @@ use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
     Key, Signed,
     key::Id,
-    record::{ImageBody, Kind, PartRef, RecordKey, SeenState, VmBody},
+    record::{ImageBody, Kind, PartRef, RecordKey, SeenState, VmBody, VmPrivate},
     view::{self, HostView},
 };
 use rebec_devices::disk::{BackingName, Disk, ImageFormat};
@@ -45,7 +45,7 @@ pub async fn start(agent: &Arc<Agent>, id: Id, order: Order, reporter: &Reporter
     let is_grant = body.keeper.is_some() && order.epoch > here.as_ref().map_or(1, |here| here.epoch);
     let kept = match here {
         Some(here) if !is_grant => here,
-        _ => Kept { epoch: order.epoch, ..Kept::new(id, home, body, Want::Stopped) },
+        _ => Kept { epoch: order.epoch, ..Kept::new(id, home, body, private(agent, id)?, Want::Stopped) },
     };
     // Asked before anything goes: an order that is not the keeper's removes nothing.
     let until = lease::require(agent, &kept, Stance::Runs).await?;
@@ -84,6 +84,26 @@ pub fn desired(agent: &Agent, id: Id) -> Result<(rebec_book::Key, VmBody), ApiEr
     found.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("VM {} has no record here yet; try again", id.short())))
 }
 
+/// What others are not told of a VM.
+pub fn private(agent: &Agent, id: Id) -> Result<VmPrivate, ApiError> {
+    let here = agent.local_vm(&id).map(|vm| vm.kept().private);
+    let found = here.map_or_else(|| agent.store.private(&id).map_err(|error| failed(&error)), |here| Ok(Some(here)))?;
+    let missing = || format!("what VM {} starts with is not known here; only its home, its keeper and hosts that had it know", id.short());
+    found.ok_or_else(|| ApiError::new(ErrorCode::Conflict, missing()))
+}
+
+/// Takes in what came with an order about a VM, if it is what the VM's record says.
+pub fn take_private(agent: &Agent, id: Id, private: &VmPrivate) -> Result<(), ApiError> {
+    let (_, body) = desired(agent, id)?;
+    if body.private != private.digest() || !private.is_sound() {
+        return Err(ApiError::new(
+            ErrorCode::BadRequest,
+            format!("VM {}: what came with the order is not what its record says", body.name),
+        ));
+    }
+    agent.store.set_private(&id, private).map_err(|error| failed(&error))
+}
+
 /// The records that another host needs to have a VM: its own, what is said of it, and its LANs'.
 pub fn records(agent: &Agent, id: Id) -> Result<Vec<Signed>, ApiError> {
     agent.pool(|book| {
@@ -99,11 +119,12 @@ pub fn records(agent: &Agent, id: Id) -> Result<Vec<Signed>, ApiError> {
 
 impl Kept {
     /// A VM that was not here before.
-    pub fn new(id: Id, home: rebec_book::Key, body: VmBody, want: Want) -> Self {
+    pub fn new(id: Id, home: rebec_book::Key, body: VmBody, private: VmPrivate, want: Want) -> Self {
         Self {
             id,
             home,
             body,
+            private,
             want,
             boot: String::new(),
             endpoints: vec![],
@@ -260,7 +281,7 @@ pub fn make_disks(agent: &Agent, folder: &std::path::Path, kept: &Kept) -> Resul
         file.sync_all()?;
         fs::rename(&new, &path).context("create disk.qcow2")?;
     }
-    if let Some(texts) = &kept.body.seed
+    if let Some(texts) = &kept.private.seed
         && !folder.join("seed.img").exists()
     {
         seed::write(&folder.join("seed.img"), texts)?;

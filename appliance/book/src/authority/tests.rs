@@ -94,9 +94,8 @@ impl Writer {
             image,
             memory_bytes: 0,
             vcpus: 1,
-            cmdline: String::new(),
+            private: Name([0; 32]),
             nics: vec![],
-            seed: None,
             keeper: keeper.map(key),
             created: 0,
         };

@@ -29,6 +29,11 @@ const END_TIME: Duration = Duration::from_secs(20);
 /// Of every state folder, what tells what happened.
 const EVIDENCE: [&str; 3] = ["vmm.log", "console.log", "vm.json"];
 
+/// A name without the domain that it has at hosts of others.
+pub fn plain(name: &Value) -> &str {
+    name.as_str().and_then(|name| name.rsplit('/').next()).unwrap_or_default()
+}
+
 /// A host.
 pub struct Host {
     name: String,
@@ -181,10 +186,10 @@ impl Host {
         Ok(ticket.as_str().with_context(|| format!("no ticket: {ticket}"))?.to_owned())
     }
 
-    /// Whether a list has something of that name: `vm`, `lan`, `image`, `host`.
+    /// Whether a list has something of that name, of whatever domain: `vm`, `lan`, `image`, `host`.
     pub fn knows(&self, noun: &str, name: &str) -> Result<bool> {
         let list = self.must(&[noun, "ls"])?;
-        Ok(list.as_array().is_some_and(|list| list.iter().any(|one| one["name"] == name)))
+        Ok(list.as_array().is_some_and(|list| list.iter().any(|one| plain(&one["name"]) == name)))
     }
 
     /// `vm show`.

@@ -30,7 +30,7 @@ use serde_json::Value;
 pub use self::{
     beats::Beats,
     cli::{Answer, Asked},
-    host::Host,
+    host::{Host, plain},
     processes::clean,
     seat::Seat,
 };

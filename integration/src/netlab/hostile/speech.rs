@@ -14,7 +14,10 @@ use ed25519_dalek::SigningKey;
 use rebec_book::{
     Book, Grant, Signed, Ticket,
     key::{bound_id, id_of_key, public},
-    record::{Assigned, Body, DiskRef, HostBody, ImageBody, Kind, MemberBody, NicBody, PartRef, Record, SeenBody, SeenState, VmBody},
+    record::{
+        Assigned, Body, DiskRef, HostBody, ImageBody, Kind, MemberBody, NicBody, PartRef, Record, SeenBody, SeenState, VmBody, VmPrivate,
+        as_text,
+    },
     view,
 };
 pub use rebec_book::{
@@ -128,6 +131,10 @@ impl Writer {
     }
 }
 
+fn no_secret() -> VmPrivate {
+    VmPrivate { nonce: Name([0; 16]), cmdline: String::new(), seed: None }
+}
+
 fn nonce_of(number: u64) -> Name<16> {
     Name(u128::from(number).to_be_bytes())
 }
@@ -163,9 +170,8 @@ impl Vm {
             image,
             memory_bytes: 16 << 20,
             vcpus: 1,
-            cmdline: String::new(),
+            private: no_secret().digest(),
             nics: vec![],
-            seed: None,
             keeper: None,
             created: 0,
         };
@@ -274,16 +280,17 @@ impl Question {
 
     /// As it is sent.
     pub fn request(&self) -> Result<Request> {
+        let secret = || as_text::serialize(&no_secret(), serde_json::value::Serializer);
         let internal = |what: &str, body: Value| ("POST", format!("/internal/{what}"), body);
         let (method, path, body) = match self {
             Self::Book => internal("exchange", json!({"digest": Name([0; 32]).to_string(), "marks": []})),
             Self::Records(records) => internal("records", json!({ "records": records })),
             Self::Leave => internal("leave", json!({})),
-            Self::Start(vm, epoch) => internal("starts", json!({"vm": vm, "epoch": epoch, "records": []})),
+            Self::Start(vm, epoch) => internal("starts", json!({"vm": vm, "epoch": epoch, "records": [], "private": secret()?})),
             Self::Remove(vm) => internal("removals", json!({ "vm": vm })),
             Self::Restart(vm) => internal("restarts", json!({ "vm": vm })),
             Self::Promise(vm, epoch) => internal("promises", json!({"vm": vm, "ask": {"epoch": epoch, "stance": "runs"}, "records": []})),
-            Self::Arrival(vm, epoch) => internal("arrivals", json!({"vm": vm, "epoch": epoch, "records": []})),
+            Self::Arrival(vm, epoch) => internal("arrivals", json!({"vm": vm, "epoch": epoch, "records": [], "private": secret()?})),
             Self::Job(id) => internal("jobs/wait", json!({"id": id, "seen": {"phase": "", "done_bytes": 0, "total_bytes": 0}})),
             Self::Part(digest) => ("GET", format!("{PART_PATH}{digest}"), Value::Null),
             Self::User(method, path, body) => (*method, path.clone(), body.clone()),

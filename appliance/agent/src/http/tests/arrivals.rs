@@ -25,7 +25,7 @@ async fn only_the_host_that_sends_a_vm_reaches_the_vmm_that_waits_for_it() {
     std::fs::create_dir_all(&folder).unwrap();
     let waiting = sockets::listen(&folder).unwrap();
     let add = |from: Option<Key>| {
-        let kept = Kept { from, ..Kept::new(vm_id(&bench), own, vm_body(&bench), Want::Arriving) };
+        let kept = Kept { from, ..Kept::new(vm_id(&bench), own, vm_body(&bench), vm_private(), Want::Arriving) };
         lock(&bench.agent.vms).insert(vm_id(&bench), Arc::new(LocalVm::new(folder.clone(), kept)));
     };
     for from in [None, Some(Name([1; 32]))] {

@@ -18,7 +18,7 @@ fn add_vm(bench: &Bench, home: Key, said: &str) {
     let body = vm_body(bench);
     let folder = folder(&bench.agent.options.state, &id);
     std::fs::create_dir_all(&folder).unwrap();
-    let kept = Kept::new(id, home, body.clone(), Want::Stopped);
+    let kept = Kept::new(id, home, body.clone(), vm_private(), Want::Stopped);
     std::fs::write(folder.join("console.log"), format!("boot\n{}\n{said}", "[    0.000000] Command line: console=ttyS0 password=hunter2"))
         .unwrap();
     std::fs::write(folder.join("vmm.log"), format!("{}the end\n{said}", "x".repeat(1 << 20))).unwrap();

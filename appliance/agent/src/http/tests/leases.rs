@@ -35,10 +35,10 @@ fn grant_elsewhere(bench: &Bench) {
 #[tokio::test]
 async fn a_keeper_promises_what_it_keeps_and_remembers_it() {
     let bench = Bench::founded().await;
-    assert_eq!(ask(&bench, 1, "runs").await.0, 404);
+    assert_eq!(ask(&bench, 1, "runs").await.0, 403);
     kept_by(&bench, ELSEWHERE);
     let (status, body) = ask(&bench, 1, "runs").await;
-    assert_eq!((status, refusal(&body).code), (409, ErrorCode::Conflict));
+    assert_eq!((status, refusal(&body).code), (403, ErrorCode::Forbidden));
     kept_by(&bench, bench.agent.key());
     let (status, body) = ask(&bench, 1, "runs").await;
     assert_eq!((status, json(&body)), (200, json!({ "promised": { "lease_ms": 15000 } })));
@@ -60,7 +60,7 @@ fn own(bench: &Bench) -> Arc<LocalVm> {
     let body = kept_by(bench, agent.key());
     let folder = folder(&agent.options.state, &vm_id(bench));
     std::fs::create_dir_all(&folder).unwrap();
-    let kept = Kept { epoch: 1, boot: "b".into(), ..Kept::new(vm_id(bench), agent.key(), body, Want::Running) };
+    let kept = Kept { epoch: 1, boot: "b".into(), ..Kept::new(vm_id(bench), agent.key(), body, vm_private(), Want::Running) };
     let vm = Arc::new(LocalVm::new(folder, kept));
     lock(&agent.vms).insert(vm_id(bench), vm.clone());
     vm.say_stopped(agent, SeenState::Failed, None);

@@ -16,7 +16,7 @@ use rebec_api::{ApiError, pool::InitPool};
 use rebec_book::{
     authority::Role,
     key::{Id, Name, Nonce, bound_id},
-    record::{Assigned, ImageBody, PartRef, VmBody},
+    record::{Assigned, ImageBody, PartRef, VmBody, VmPrivate},
 };
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -116,10 +116,15 @@ pub fn vm_body(bench: &Bench) -> VmBody {
         image,
         memory_bytes: 64 << 20,
         vcpus: 1,
-        cmdline: "password=hunter2".into(),
+        private: vm_private().digest(),
         nics: vec![],
-        seed: Some(("meta".into(), "ssh_authorized_keys: hunter2".into())),
         keeper: None,
         created: 0,
     }
+}
+
+/// What of it others are not told.
+pub fn vm_private() -> VmPrivate {
+    let seed = Some(("meta".into(), "ssh_authorized_keys: hunter2".into()));
+    VmPrivate { nonce: NONCE, cmdline: "password=hunter2".into(), seed }
 }

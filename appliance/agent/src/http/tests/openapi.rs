@@ -61,3 +61,24 @@ async fn what_the_document_refers_to_is_in_it() {
     }
     assert_eq!(document["components"]["securitySchemes"]["token"]["scheme"], "bearer");
 }
+
+/// The table of `docs/formats/authority.md` has every command with its route, and no other.
+#[test]
+fn every_route_has_its_row_in_the_table_of_who_may_ask() {
+    let text = include_str!("../../../../../docs/formats/authority.md");
+    let table = text.lines().skip_while(|line| !line.starts_with("| command |")).skip(2).take_while(|line| line.starts_with('|'));
+    let cells = |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let written: BTreeSet<_> = table.map(cells).map(|row| (row[0].clone(), row[3].clone())).collect();
+    let method = |row: &super::super::openapi::Row| serde_json::to_value(&row.method).unwrap().as_str().unwrap().to_uppercase();
+    let routed: BTreeSet<_> =
+        table::rows().iter().map(|row| (format!("{:?}", row.command), format!("{} {}", method(row), row.path))).collect();
+    assert_eq!(written, routed);
+    // Between hosts: every path that is written is served, to nobody without a key.
+    let between = text.lines().skip_while(|line| !line.starts_with("| question |")).skip(2).take_while(|line| line.starts_with('|'));
+    let source = include_str!("../mod.rs").to_owned() + include_str!("../rights.rs");
+    for path in between.flat_map(|line| cells(line)[1].split(", ").map(str::to_owned).collect::<Vec<_>>()) {
+        let path = path.split(' ').nth(1).unwrap_or_default();
+        assert!(source.contains(&format!("\"{path}\"")), "{path} is not served");
+    }
+    assert_eq!(source.matches("\"/internal/").count(), 13, "a path between hosts is in no row");
+}
