@@ -19,10 +19,11 @@ use tokio::sync::watch;
 
 use crate::{
     depot::Depot,
+    exchange,
     forward::Forwards,
     identity::Identity,
     jobs::Jobs,
-    mesh::{Mesh, Peer, exchange},
+    mesh::{Mesh, Peer},
     run::Options,
     store::Store,
     vm::{LocalVm, keeper::Keeper, limits::Limits},

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! http (Unix socket, TLS, mesh) -> pool (what is wanted is now durable) -> vm (VMMs and their control sockets)
-//!                                  mesh (the same HTTP, to other agents; records exchanged)
+//!                                  mesh (the same HTTP, to other agents), exchange (of records)
 //! ```
 //!
 //! The agent may be killed at any time: VMMs outlive it, and a new agent adopts them through their control sockets.
@@ -10,22 +10,23 @@
 mod agent;
 mod depot;
 mod derived;
+mod exchange;
 mod facts;
 mod forward;
 mod http;
 mod identity;
 mod invitations;
 mod jobs;
-mod listen;
 mod logs;
 mod machine;
-mod mesh;
 mod pool;
 mod run;
 mod screen;
 mod store;
 mod tokens;
 mod vm;
+
+use rebec_peer as mesh;
 
 pub use rebec_links::Addressing;
 pub use run::{MESH_PORT, Options, run};

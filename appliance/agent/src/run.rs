@@ -13,11 +13,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     agent::Agent,
     depot::Depot,
-    facts,
+    exchange, facts,
     http::{self, Caller, serve, tls},
     identity::Identity,
     logs, machine,
-    mesh::{Mesh, Serve, bulk, exchange},
+    mesh::{Mesh, Serve, bulk},
     pool, screen,
     store::Store,
     vm::{Want, adopt, keeper, lease, ports, stop},
@@ -96,7 +96,7 @@ async fn serve(options: Options) -> Result<()> {
     let accepting = agent.clone();
     tokio::spawn(async move { accepting.mesh.accept(serve_stream).await });
     let bulk = bulk::listen(agent.mesh.port())?;
-    tokio::spawn(tls::run_for_agents(bulk, agent.mesh.bulk.acceptor()?, router.clone()));
+    tokio::spawn(serve::agents(bulk, agent.mesh.bulk.acceptor()?, router.clone(), Caller::Agent));
     machine::keep(&agent);
     if agent.options.api_port > 0 {
         let (listener, acceptor) = (tls::listen(agent.options.api_port)?, tls::acceptor(&agent)?);

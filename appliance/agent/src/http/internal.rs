@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     agent::Agent,
-    mesh::exchange::{self, News, Question},
+    exchange::{self, News, Question},
     pool::{self, JoinAnswer, JoinQuestion},
     vm::{
         arrive::{self, Offer},

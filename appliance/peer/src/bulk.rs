@@ -21,8 +21,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 
-use super::{CONNECT_TIME, Peer};
-use crate::{agent::lock, listen};
+use crate::{CONNECT_TIME, Peer, listen, lock};
 
 /// How long a host may take to take a connection: it has just been heard over the mesh.
 const TCP_TIME: Duration = Duration::from_secs(2);

@@ -1,11 +1,12 @@
-//! The mesh: QUIC connections between agents, by key. Every stream carries one HTTP/1.1 exchange, served by the same routes as
-//! the Unix socket, so there is one protocol; who asks is known from the connection and cannot be claimed.
+//! Connections between hosts, by key. Every stream of QUIC carries one HTTP/1.1 exchange, served by a router that the agent brings, so
+//! there is one protocol; who asks is known from the connection and cannot be claimed.
 //!
 //! A connection is used in both directions, whoever dialled: a host behind NAT is reached through the one it opened. What brings
 //! many bytes goes over TCP instead where it can (`bulk`).
 
 pub mod bulk;
-pub mod exchange;
+pub mod listen;
+pub mod serve;
 
 #[cfg(test)]
 mod tests;
@@ -13,7 +14,7 @@ mod tests;
 use std::{
     collections::HashMap,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -148,12 +149,12 @@ impl Mesh {
     }
 
     fn live(&self, key: &Key) -> Option<Connection> {
-        let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let connections = lock(&self.connections);
         connections.get(key).filter(|connection| connection.close_reason().is_none()).cloned()
     }
 
     fn keep(&self, key: Key, connection: Connection) {
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connections = lock(&self.connections);
         connections.retain(|_, connection| connection.close_reason().is_none());
         connections.insert(key, connection.clone());
         if let Some(serve) = self.serve.get() {
@@ -226,4 +227,9 @@ pub async fn read_answer<A: DeserializeOwned>(peer: &Peer, response: Response<Bo
         return serde_json::from_slice(bytes).map_err(|error| peer.silent(&format!("an answer that makes no sense: {error}")));
     }
     Err(serde_json::from_slice(&bytes).unwrap_or_else(|_| peer.silent(&format!("HTTP status {status}"))))
+}
+
+/// A lock whose holder cannot leave it in a half-changed state.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

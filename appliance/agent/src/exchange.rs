@@ -17,8 +17,7 @@ use rebec_book::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::Peer;
-use crate::agent::Agent;
+use crate::{agent::Agent, mesh::Peer};
 
 /// Between two exchanges with one host.
 pub const PERIOD: Duration = Duration::from_secs(2);

@@ -1,21 +1,15 @@
-//! Two ends of the mesh in one process: which road a request takes, and as whom it arrives.
+//! Two ends in one process: which road a request takes, and as whom it arrives.
 
 use axum::{Extension, Router, routing::get};
 
 use super::*;
-use crate::http::{Caller, serve, tls};
 
 /// How long a test may hang.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Answers with the road, and the first byte of the asker's key.
 fn router(road: &'static str) -> Router {
-    let say = move |Extension(caller): Extension<Caller>| async move {
-        match caller {
-            Caller::Agent(key) => format!("{road} {}", key.0[0]),
-            other => format!("{road} {other:?}"),
-        }
-    };
+    let say = move |Extension(key): Extension<Key>| async move { format!("{road} {}", key.0[0]) };
     Router::new().route("/", get(say))
 }
 
@@ -23,7 +17,7 @@ fn router(road: &'static str) -> Router {
 async fn open() -> (Arc<Mesh>, Peer) {
     let mesh = Arc::new(Mesh::open(SecretKey::generate(), 0).await.unwrap());
     let serve: Serve = Arc::new(|key, stream| {
-        tokio::spawn(serve::connection(stream, router("mesh"), Caller::Agent(key), serve::LIMITS.head));
+        tokio::spawn(serve::connection(stream, router("mesh"), key, serve::LIMITS.head));
     });
     let accepting = mesh.clone();
     tokio::spawn(async move { accepting.accept(serve).await });
@@ -34,7 +28,7 @@ async fn open() -> (Arc<Mesh>, Peer) {
 
 async fn listen(mesh: &Mesh) {
     let listener = bulk::listen(mesh.port()).unwrap();
-    tokio::spawn(tls::run_for_agents(listener, mesh.bulk.acceptor().unwrap(), router("tcp")));
+    tokio::spawn(serve::agents(listener, mesh.bulk.acceptor().unwrap(), router("tcp"), |key| key));
 }
 
 async fn ask(mesh: &Mesh, peer: &Peer) -> String {
@@ -61,7 +55,7 @@ async fn who_answers_at_the_port_with_another_key_is_given_nothing() {
     let ((a, as_a), (b, as_b)) = (open().await, open().await);
     let (thief, _) = open().await;
     let listener = bulk::listen(b.port()).unwrap();
-    tokio::spawn(tls::run_for_agents(listener, thief.bulk.acceptor().unwrap(), router("thief")));
+    tokio::spawn(serve::agents(listener, thief.bulk.acceptor().unwrap(), router("thief"), |key| key));
     assert_eq!(ask(&a, &as_b).await, format!("mesh {}", as_a.key.0[0]));
 }
 
