@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use rebec_book::{
-    Body,
+    Body, Key,
     record::{Kind, id_of_key},
 };
 use rebec_links::Addressing;
@@ -17,7 +17,7 @@ use crate::{
     http::{self, Caller, serve, tls},
     identity::Identity,
     logs, machine,
-    mesh::{Mesh, Serve, bulk},
+    mesh::{Door, Mesh, bulk},
     pool, screen,
     store::Store,
     vm::{Want, adopt, keeper, lease, ports, stop},
@@ -89,14 +89,13 @@ async fn serve(options: Options) -> Result<()> {
     publish_host(&agent);
     pool::joined(&agent);
     let router = http::router(agent.clone());
-    let mesh_router = router.clone();
-    let serve_stream: Serve = Arc::new(move |key, stream| {
-        tokio::spawn(serve::connection(stream, mesh_router.clone(), Caller::Agent(key), serve::LIMITS.head));
-    });
-    let accepting = agent.clone();
-    tokio::spawn(async move { accepting.mesh.accept(serve_stream).await });
-    let bulk = bulk::listen(agent.mesh.port())?;
-    tokio::spawn(serve::agents(bulk, agent.mesh.bulk.acceptor()?, router.clone(), Caller::Agent));
+    let asked = agent.clone();
+    let is_member = move |key: &Key| asked.book(|book| book.membership(key).is_some_and(|(_, member)| member.dead.is_none()));
+    let door = Door::new(router.clone(), Caller::Agent, move |key| is_member(key) == Some(true));
+    let (accepting, mesh_door) = (agent.clone(), door.clone());
+    tokio::spawn(async move { accepting.mesh.accept(mesh_door).await });
+    let listener = bulk::listen(agent.mesh.port())?;
+    tokio::spawn(bulk::serve(listener, agent.mesh.bulk.acceptor()?, door));
     machine::keep(&agent);
     if agent.options.api_port > 0 {
         let (listener, acceptor) = (tls::listen(agent.options.api_port)?, tls::acceptor(&agent)?);

@@ -1,30 +1,27 @@
 //! The Unix socket, where requests of the host's own users come in. Those over TLS and the mesh: `rebec_peer::serve`.
 
-use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+use std::{os::unix::fs::PermissionsExt, path::Path};
 
 use anyhow::{Context, Result, bail};
 use axum::Router;
-pub use rebec_peer::serve::{LIMITS, Limits, agents, connection, tls};
-use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::Semaphore,
-};
+use rebec_peer::accept;
+pub use rebec_peer::serve::{LIMITS, Limits, connection, tls};
+use tokio::net::{UnixListener, UnixStream};
 
 use super::Caller;
 
 /// Takes requests on a Unix socket until the task is dropped.
 pub async fn unix(path: &Path, router: Router) -> Result<()> {
     let listener = listen(path).await?;
-    let places = Arc::new(Semaphore::new(LIMITS.connections));
-    loop {
-        let place = places.clone().acquire_owned().await?;
-        let (stream, _) = listener.accept().await.context("accept on the API socket")?;
+    accept::each("API socket", (LIMITS.connections, LIMITS.per_address), listener, |stream, place| {
         let router = router.clone();
         tokio::spawn(async move {
             connection(stream, router, Caller::User, LIMITS.head).await;
             drop(place);
         });
-    }
+    })
+    .await;
+    Ok(())
 }
 
 /// A socket that a killed agent left is replaced; one that answers is not.

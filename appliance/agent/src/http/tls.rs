@@ -43,7 +43,14 @@ pub fn acceptor(agent: &Agent) -> Result<TlsAcceptor> {
 /// Takes requests until the task is dropped.
 pub async fn run(agent: Arc<Agent>, listener: TcpListener, acceptor: TlsAcceptor, router: Router, limits: Limits) {
     let router = router.layer(middleware::from_fn_with_state(agent, token_holders_only));
-    serve::tls(listener, acceptor, limits, move |stream| serve::connection(stream, router.clone(), Caller::Stranger, limits.head)).await;
+    serve::tls(listener, acceptor, limits, move |stream, place| {
+        let router = router.clone();
+        async move {
+            serve::connection(stream, router, Caller::Stranger, limits.head).await;
+            drop(place);
+        }
+    })
+    .await;
 }
 
 /// Makes a user of who shows a token, and takes the token away: requests that are forwarded do not carry it to other hosts.
