@@ -10,6 +10,7 @@
 mod agent;
 mod depot;
 mod derived;
+mod descriptors;
 mod exchange;
 mod facts;
 mod forward;

@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     agent::Agent,
     depot::Depot,
-    exchange, facts,
+    descriptors, exchange, facts,
     http::{self, Caller, serve, tls},
     identity::Identity,
     logs, machine,
@@ -68,6 +68,7 @@ pub struct Options {
 /// When something it needs cannot be opened.
 pub fn run(options: Options) -> Result<()> {
     logs::begin();
+    descriptors::raise();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start the runtime")?;
     let ended = runtime.block_on(serve(options));
     // What waits for a move or an arrival would hold the agent's end up for as long as that takes.
