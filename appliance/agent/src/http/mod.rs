@@ -38,8 +38,8 @@ use rebec_book::Key;
 use self::answer::{Failure, no_method, no_route};
 use crate::agent::Agent;
 
-/// Longest body of a request that is not a file.
-const BODY_BYTES_MAX: usize = 16 << 20;
+/// Longest body of a request that is not a file: a message has 1 MiB of records, which JSON makes four of.
+const BODY_BYTES_MAX: usize = 4 << 20;
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
