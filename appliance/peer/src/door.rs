@@ -19,6 +19,8 @@ use crate::{
 pub const STRANGERS_MAX: usize = 16;
 /// How long a stranger's connection, and the answer to its request, may take.
 pub const STRANGER_TIME: Duration = Duration::from_secs(20);
+/// Streams that a member may have open, over all its connections: a part on its way or a console is one.
+pub const STREAMS_PER_MEMBER: u32 = 256;
 /// Connections over TCP of one member: a move has some streams, and several VMs may move at once.
 const TCP_PER_MEMBER: usize = 64;
 
@@ -32,6 +34,7 @@ pub struct Door {
     mark: Arc<Mark>,
     is_member: Arc<IsMember>,
     strangers: Arc<Semaphore>,
+    streams: Shares<Key>,
     by_tcp: Shares<Key>,
 }
 
@@ -57,6 +60,7 @@ impl Door {
             mark: Arc::new(mark),
             is_member: Arc::new(is_member),
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+            streams: Shares::new(STREAMS_PER_MEMBER as usize),
             by_tcp: Shares::new(TCP_PER_MEMBER),
         }
     }
@@ -69,6 +73,11 @@ impl Door {
     /// A place for one more stranger.
     pub fn stranger(&self) -> Option<StrangerPlace> {
         self.strangers.clone().try_acquire_owned().ok().map(|place| StrangerPlace { _place: place })
+    }
+
+    /// A place for one more stream of a member.
+    pub fn stream(&self, key: Key) -> Option<Share<Key>> {
+        self.streams.take(key)
     }
 
     /// A place for one more connection of a member over TCP.

@@ -34,10 +34,10 @@ impl<L: Link> Kept<L> {
         self.by_key.get(key)?.iter().rev().find(|link| link.is_open())
     }
 
-    /// How many of a key are open.
+    /// Those of a key that are open.
     #[cfg(test)]
-    pub fn open(&self, key: &Key) -> usize {
-        self.by_key.get(key).into_iter().flatten().filter(|link| link.is_open()).count()
+    pub fn open(&self, key: &Key) -> Vec<L> {
+        self.by_key.get(key).into_iter().flatten().filter(|link| link.is_open()).cloned().collect()
     }
 
     /// Keeps one more, with at most `per_key` of its key. Returns what it replaces: the oldest of the key, or where everything is full the

@@ -150,9 +150,9 @@ impl Mesh {
         dial
     }
 
-    /// How many connections are open to a host.
+    /// The connections to a host.
     #[cfg(test)]
-    pub(crate) fn connections_to(&self, key: &Key) -> usize {
+    pub(crate) fn connections_to(&self, key: &Key) -> Vec<Connection> {
         lock(&self.connections.kept).open(key)
     }
 

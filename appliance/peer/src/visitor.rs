@@ -6,12 +6,10 @@ use rebec_book::Key;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    door::{Door, STRANGER_TIME, StrangerPlace},
+    door::{Door, STRANGER_TIME, STREAMS_PER_MEMBER, StrangerPlace},
     kept::{PER_KEY, PER_STRANGER},
 };
 
-/// Streams that a member may have open.
-const STREAMS_MAX: u32 = 256;
 /// Unread data on the connection of a member, and of whoever this host has dialled.
 const WINDOW_BYTES: u32 = 8 << 20;
 /// A stranger's stream: there is one. Every connection begins so.
@@ -96,20 +94,33 @@ impl Visitor {
                 Standing::Member | Standing::Dialled => Ok(next.await),
             };
             self.look()?;
-            let stream = match (next, &self.standing) {
-                (Ok(Ok((send, receive))), _) => tokio::io::join(receive, send),
-                (Ok(Err(_)), _) => return Ok(()),
-                (Err(_), Standing::Stranger { .. }) => return Err(Goodbye::Stayed),
-                (Err(_), Standing::Member | Standing::Dialled) => continue,
+            let stream = match next {
+                // One that always has a next stream has its end too.
+                _ if self.has_stayed() => return Err(Goodbye::Stayed),
+                Ok(Ok((send, receive))) => tokio::io::join(receive, send),
+                Ok(Err(_)) => return Ok(()),
+                // It has become a member meanwhile.
+                Err(_) => continue,
             };
             match self.standing {
                 Standing::Member => {
                     let (door, key) = (self.door.clone(), self.key);
-                    tokio::spawn(async move { door.answer(key, stream).await });
+                    let Some(share) = door.stream(key) else {
+                        log::info!("host {} has too many streams open", key.short());
+                        continue;
+                    };
+                    tokio::spawn(async move {
+                        door.answer(key, stream).await;
+                        drop(share);
+                    });
                 }
                 Standing::Dialled | Standing::Stranger { .. } => self.door.answer_stranger(self.key, stream).await,
             }
         }
+    }
+
+    fn has_stayed(&self) -> bool {
+        matches!(self.standing, Standing::Stranger { until, .. } if Instant::now() >= until)
     }
 
     /// Looks who the other side is by now.
@@ -123,7 +134,7 @@ impl Visitor {
 
     fn grant(&self) {
         let (streams, window) = match self.standing {
-            Standing::Member => (STREAMS_MAX, WINDOW_BYTES),
+            Standing::Member => (STREAMS_PER_MEMBER, WINDOW_BYTES),
             Standing::Dialled => (STRANGER_STREAMS_MAX, WINDOW_BYTES),
             Standing::Stranger { .. } => (STRANGER_STREAMS_MAX, STRANGER_WINDOW_BYTES),
         };

@@ -54,7 +54,7 @@ async fn many_questions_at_once_take_one_dial() {
     b.knows(&a);
     let asked = futures_util::future::join_all((0..32).map(|_| a.post(&b, Body::empty()))).await;
     assert!(asked.iter().all(Result::is_ok), "{asked:?}");
-    assert_eq!((a.mesh.connections_to(&b.key()), b.mesh.connections_to(&a.key())), (1, 1));
+    assert_eq!((a.mesh.connections_to(&b.key()).len(), b.mesh.connections_to(&a.key()).len()), (1, 1));
 }
 
 #[tokio::test]
