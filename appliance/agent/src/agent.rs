@@ -21,10 +21,11 @@ use tokio::sync::watch;
 
 use crate::{
     depot::Depot,
+    exchange,
     identity::Identity,
     jobs::Jobs,
     knowledge::{Knowledge, NO_POOL},
-    mesh::{Mesh, Peer, exchange},
+    mesh::{Mesh, Peer},
     run::Options,
     store::Store,
     vm::{LocalVm, keeper::Keeper},

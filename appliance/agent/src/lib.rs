@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! http (Unix socket, TLS, mesh) -> pool (what is wanted is now durable) -> vm (VMMs and their control sockets)
-//!                                  mesh (the same HTTP, to other agents; records exchanged)
+//!                                  mesh (the same HTTP, to other agents), exchange (of records)
 //! ```
 //!
 //! The agent may be killed at any time: VMMs outlive it, and a new agent adopts them through their control sockets.
 
 mod agent;
+mod descriptors;
+mod exchange;
 mod forward;
 mod holder;
 mod http;
@@ -15,10 +17,8 @@ mod identity;
 mod invitations;
 mod jobs;
 mod knowledge;
-mod listen;
 mod logs;
 mod machine;
-mod mesh;
 mod pool;
 mod run;
 mod screen;
@@ -28,5 +28,7 @@ mod upkeep;
 mod vm;
 
 use rebec_host::{depot, derived, facts};
+use rebec_peer as mesh;
+
 pub use rebec_links::Addressing;
 pub use run::{MESH_PORT, Options, run};

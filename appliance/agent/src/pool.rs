@@ -22,11 +22,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     agent::{Agent, now_s, random},
-    facts,
+    exchange, facts,
     http::{names, tls},
     identity::Role,
     invitations,
-    mesh::{Peer, exchange},
+    mesh::Peer,
     run,
     vm::failed,
 };

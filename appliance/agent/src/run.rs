@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use rebec_book::{
-    Body,
+    Body, Key,
     key::Id,
     record::{Kind, id_of_key},
     view::parts_id,
@@ -15,11 +15,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     agent::Agent,
     depot::Depot,
-    facts,
+    descriptors, exchange, facts,
     http::{self, Caller, serve, tls},
     identity::Identity,
     logs, machine,
-    mesh::{Mesh, Serve, bulk, exchange},
+    mesh::{Door, Mesh, bulk},
     pool, screen,
     store::Store,
     upkeep,
@@ -71,6 +71,7 @@ pub struct Options {
 /// When something it needs cannot be opened.
 pub fn run(options: Options) -> Result<()> {
     logs::begin();
+    descriptors::raise();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start the runtime")?;
     let ended = runtime.block_on(serve(options));
     // What waits for a move or an arrival would hold the agent's end up for as long as that takes.
@@ -92,14 +93,14 @@ async fn serve(options: Options) -> Result<()> {
     publish_host(&agent);
     pool::joined(&agent);
     let router = http::router(agent.clone());
-    let mesh_router = router.clone();
-    let serve_stream: Serve = Arc::new(move |key, stream| {
-        tokio::spawn(serve::connection(stream, mesh_router.clone(), Caller::Host(key), serve::LIMITS.head));
-    });
-    let accepting = agent.clone();
-    tokio::spawn(async move { accepting.mesh.accept(serve_stream).await });
-    let bulk = bulk::listen(agent.mesh.port())?;
-    tokio::spawn(tls::run_for_agents(bulk, agent.mesh.bulk.acceptor()?, router.clone()));
+    let asked = agent.clone();
+    // Who is let in and has not said so yet is a member too: it is about to.
+    let is_member = move |key: &Key| asked.book(|book| book.dead(key).is_none() && book.claims(key).next().is_some());
+    let door = Door::new(router.clone(), Caller::Host, move |key| is_member(key) == Some(true));
+    let (accepting, mesh_door) = (agent.clone(), door.clone());
+    tokio::spawn(async move { accepting.mesh.accept(mesh_door).await });
+    let listener = bulk::listen(agent.mesh.port())?;
+    tokio::spawn(bulk::serve(listener, agent.mesh.bulk.acceptor()?, door));
     machine::keep(&agent);
     if agent.options.api_port > 0 {
         let (listener, acceptor) = (tls::listen(agent.options.api_port)?, tls::acceptor(&agent)?);

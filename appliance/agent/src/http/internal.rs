@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     agent::Agent,
-    mesh::exchange::{self, News, Private},
+    exchange::{self, News, Private},
     pool::{self, JoinAnswer, JoinQuestion},
     vm::{
         arrive::{self, Offer},

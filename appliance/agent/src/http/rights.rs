@@ -16,7 +16,7 @@ use rebec_book::{
 };
 
 use super::{answer::Failure, names};
-use crate::{agent::Agent, mesh::exchange};
+use crate::{agent::Agent, exchange};
 
 /// Where hosts compare their books.
 pub const EXCHANGE: &str = "/internal/exchange";

@@ -1,4 +1,4 @@
-//! Requests over TCP. Those of users: TLS 1.3 under the host's Ed25519 key. Clients pin that key, whose digits
+//! Requests of users over TCP: TLS 1.3 under the host's Ed25519 key. Clients pin that key, whose digits
 //! are on the status screen; no name, date or authority counts. Who shows a token is a user, who does not is told so and hears no more.
 
 use std::{net::SocketAddr, sync::Arc};
@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use rebec_api::{ApiError, ErrorCode};
-use rebec_book::{authority::Role, key::Name};
+use rebec_book::authority::Role;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -21,7 +21,7 @@ use super::{
     answer::Failure,
     serve::{self, Limits},
 };
-use crate::{agent::Agent, listen, mesh::bulk, tokens};
+use crate::{agent::Agent, mesh::listen, tokens};
 
 /// Where others reach the API; none where it is off or the host has no address.
 pub fn address(agent: &Agent) -> Option<SocketAddr> {
@@ -44,18 +44,11 @@ pub fn acceptor(agent: &Agent) -> Result<TlsAcceptor> {
 /// Takes requests until the task is dropped.
 pub async fn run(agent: Arc<Agent>, listener: TcpListener, acceptor: TlsAcceptor, router: Router, limits: Limits) {
     let router = router.layer(middleware::from_fn_with_state(agent, token_holders_only));
-    serve::tls(listener, acceptor, limits, move |stream| serve::connection(stream, router.clone(), Caller::Nobody, limits.head)).await;
-}
-
-/// Takes requests of other agents until the task is dropped: who asks has proved to hold a key.
-pub async fn run_for_agents(listener: TcpListener, acceptor: TlsAcceptor, router: Router) {
-    serve::tls(listener, acceptor, serve::LIMITS, move |stream| {
+    serve::tls(listener, acceptor, limits, move |stream, place| {
         let router = router.clone();
         async move {
-            let (tcp, tls) = stream.get_ref();
-            if let (Some(key), Ok(())) = (rebec_tls::key_of_peer(tls), bulk::watch_over(tcp)) {
-                serve::connection(stream, router, Caller::Host(Name(key)), serve::LIMITS.head).await;
-            }
+            serve::connection(stream, router, Caller::Nobody, limits.head).await;
+            drop(place);
         }
     })
     .await;

@@ -22,9 +22,9 @@ use serde::{Deserialize, Serialize};
 use super::{Kept, depart, failed, seed, start};
 use crate::{
     agent::{Agent, lock, now_s, random},
+    exchange::News,
     http::names,
     jobs::Reporter,
-    mesh::exchange::News,
 };
 
 /// LANs one VM may be on.

@@ -15,7 +15,7 @@ use super::{
     *,
 };
 
-const LIMITS: Limits = Limits { connections: 8, handshake: Duration::from_millis(300), head: Duration::from_millis(300) };
+const LIMITS: Limits = Limits { connections: 8, per_address: 8, handshake: Duration::from_millis(300), head: Duration::from_millis(300) };
 /// Longer than any limit, shorter than a test may hang.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -117,4 +117,19 @@ async fn slow_clients_are_cut_off_and_their_places_are_free_again() {
         tokio::time::timeout(PATIENCE, slow).await.unwrap();
         assert_eq!(tokio::time::timeout(PATIENCE, get_with(address, key, "/v1/pool", Some(&authorization))).await.unwrap().0, 200);
     }
+}
+
+#[tokio::test]
+async fn who_shows_no_token_is_answered_once() {
+    let bench = Bench::new().await;
+    let limits = Limits { connections: 1, head: PATIENCE * 2, ..LIMITS };
+    let address = listen(&bench, router(bench.agent.clone()), limits).await;
+    let asks = async {
+        let mut stream = connect(address, bench.agent.key().0).await.unwrap();
+        stream.write_all(b"GET /v1/pool HTTP/1.1\r\nhost: a1\r\n\r\n").await.unwrap();
+        let mut answer = vec![];
+        stream.read_to_end(&mut answer).await.map(|_| ()).unwrap_or_default();
+        assert!(answer.starts_with(b"HTTP/1.1 401"), "{}", String::from_utf8_lossy(&answer));
+    };
+    tokio::time::timeout(PATIENCE, asks).await.unwrap();
 }

@@ -12,17 +12,22 @@ use std::{
 use anyhow::{Context, Result};
 use futures_util::future::select_ok;
 use iroh::SecretKey;
-use rebec_book::Key;
+use rebec_book::{Key, key::Name};
 use rebec_tls::Holder;
 use rustix::net::sockopt;
 use tokio::{
     net::{TcpListener, TcpStream},
     time::timeout,
 };
-use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream, server};
 
-use super::{CONNECT_TIME, Peer};
-use crate::{agent::lock, listen};
+use crate::{
+    Door, Peer,
+    accept::Place,
+    listen, lock,
+    mesh::CONNECT_TIME,
+    serve::{self, LIMITS},
+};
 
 /// How long a host may take to take a connection: it has just been heard over the mesh.
 const TCP_TIME: Duration = Duration::from_secs(2);
@@ -54,7 +59,7 @@ impl Bulk {
     }
 
     /// A connection to a host; none where TCP does not reach it.
-    pub(super) async fn connect(&self, peer: &Peer) -> Option<TlsStream<TcpStream>> {
+    pub(crate) async fn connect(&self, peer: &Peer) -> Option<TlsStream<TcpStream>> {
         if lock(&self.unreached).get(&peer.key).is_some_and(|since| since.elapsed() < REST) {
             return None;
         }
@@ -72,7 +77,7 @@ impl Bulk {
     }
 
     async fn attempt(&self, peer: &Peer) -> Result<TlsStream<TcpStream>> {
-        let attempts: Vec<_> = peer.addresses.iter().map(|address| Box::pin(TcpStream::connect(*address))).collect();
+        let attempts: Vec<_> = peer.dialled().iter().map(|address| Box::pin(TcpStream::connect(*address))).collect();
         anyhow::ensure!(!attempts.is_empty(), "no address of it is known");
         let (tcp, _) = timeout(TCP_TIME, select_ok(attempts)).await.context("it does not answer")??;
         tcp.set_nodelay(true)?;
@@ -83,8 +88,14 @@ impl Bulk {
 
     /// Tries every host again.
     #[cfg(test)]
-    pub(super) fn forget(&self) {
+    pub(crate) fn forget(&self) {
         lock(&self.unreached).clear();
+    }
+
+    /// Whether TCP did not reach a host lately.
+    #[cfg(test)]
+    pub(crate) fn is_unreached(&self, key: &Key) -> bool {
+        lock(&self.unreached).contains_key(key)
     }
 }
 
@@ -93,8 +104,32 @@ pub fn listen(port: u16) -> Result<TcpListener> {
     listen::everywhere(port).with_context(|| format!("mesh: listen on TCP port {port}; is another agent running?"))
 }
 
+/// Takes connections of other hosts until the task is dropped: who connects has proved to hold a key.
+pub async fn serve(listener: TcpListener, acceptor: TlsAcceptor, door: Door) {
+    serve::tls(listener, acceptor, LIMITS, move |stream, place| answer(door.clone(), stream, place)).await;
+}
+
+async fn answer(door: Door, stream: server::TlsStream<TcpStream>, mut place: Place) {
+    let (tcp, tls) = stream.get_ref();
+    let (Some(key), Ok(())) = (rebec_tls::key_of_peer(tls).map(Name), watch_over(tcp)) else { return };
+    if !door.is_member(&key) {
+        match door.stranger() {
+            Some(_place) => door.answer_stranger(key, stream).await,
+            None => log::debug!("bulk: too many hosts that are no members are connected"),
+        }
+        return;
+    }
+    match door.by_tcp(key) {
+        Some(_share) => {
+            place.known();
+            door.answer(key, stream).await;
+        }
+        None => log::info!("bulk: host {} has too many connections", key.short()),
+    }
+}
+
 /// A host that lost its power or its cable is noticed, whether or not bytes are on their way.
-pub fn watch_over(tcp: &TcpStream) -> io::Result<()> {
+fn watch_over(tcp: &TcpStream) -> io::Result<()> {
     sockopt::set_socket_keepalive(tcp, true)?;
     sockopt::set_tcp_keepidle(tcp, KEEPALIVE_PERIOD)?;
     sockopt::set_tcp_keepintvl(tcp, KEEPALIVE_PERIOD)?;

@@ -22,8 +22,10 @@ use rebec_book::{
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use super::Peer;
-use crate::agent::{Agent, random};
+use crate::{
+    agent::{Agent, random},
+    mesh::Peer,
+};
 
 /// Between two exchanges with one host.
 pub const PERIOD: Duration = Duration::from_secs(2);

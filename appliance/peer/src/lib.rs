@@ -1,0 +1,46 @@
+//! Connections between hosts, by key, and what each may take. Every stream of QUIC carries one HTTP/1.1 exchange, served by a router that
+//! the agent brings, so there is one protocol; who asks is known from the connection and cannot be claimed. Routes, books and what is
+//! asked are the agent's. Modules in the order a request travels:
+//!
+//! ```text
+//! question (asks) -> mesh (QUIC by key) or bulk (TCP)  ~~ network ~~  handshakes -> visitor (streams of one connection) -> door -> serve -> router
+//!                                                                     accept (TCP, Unix socket) -> serve::tls -> bulk -> door
+//! ```
+//!
+//! | limit | of whom | where |
+//! |---|---|---|
+//! | handshakes of QUIC side by side; above half of them an address has to prove itself | all, one address | `handshakes` |
+//! | connections that are kept | one key, all | `kept` |
+//! | places, one request at a time, its body, its time | strangers: who is no member | `visitor`, `door`, `body` |
+//! | connections of a listener | one address, all | `accept`, `serve::LIMITS` |
+//! | addresses that are dialled, dials at a time | one peer | `question`, `mesh` |
+
+pub mod accept;
+pub mod bulk;
+pub mod listen;
+pub mod serve;
+
+mod body;
+mod door;
+mod handshakes;
+mod kept;
+mod mesh;
+mod question;
+mod shares;
+mod visitor;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use self::{
+    door::Door,
+    mesh::{Mesh, Stream},
+    question::{Peer, read_answer},
+};
+
+/// A lock whose holder cannot leave it in a half-changed state.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

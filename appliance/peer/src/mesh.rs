@@ -1,0 +1,201 @@
+//! QUIC connections between hosts, by key. A connection is used in both directions, whoever dialled: a host behind NAT is reached through
+//! the one it opened.
+
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow};
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use iroh::{
+    Endpoint, EndpointAddr, PublicKey, RelayMode, SecretKey,
+    endpoint::{BindOpts, Connection, IdleTimeout, QuicTransportConfig, RecvStream, SendStream, presets},
+};
+use rebec_book::{Key, key::Name};
+
+use crate::{
+    Door, Peer,
+    bulk::Bulk,
+    handshakes::Handshakes,
+    kept::{IN_ALL, Kept, Link, PER_KEY},
+    lock,
+    visitor::{Goodbye, STRANGER_STREAMS_MAX, STRANGER_WINDOW_BYTES, Visitor},
+};
+
+/// What agents speak.
+const ALPN: &[u8] = b"rebec/1";
+/// How long a host may take to be reached.
+pub(crate) const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// A connection without a sign of life ends; live ones are kept so by pings.
+const IDLE_TIME: Duration = Duration::from_secs(8);
+const PING_PERIOD: Duration = Duration::from_secs(2);
+/// Unread data on one stream; more would let noq close the connection (docs/notes/mesh.md).
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+
+/// One stream of a connection.
+pub type Stream = tokio::io::Join<RecvStream, SendStream>;
+
+/// A dial that several may wait for; a reason is told to each.
+type Dial = Shared<BoxFuture<'static, Result<Connection, String>>>;
+
+/// Connections to other hosts.
+pub struct Mesh {
+    /// Connections for many bytes.
+    pub bulk: Bulk,
+    pub(crate) endpoint: Endpoint,
+    connections: Arc<Connections>,
+    dials: Arc<Mutex<HashMap<Key, Dial>>>,
+}
+
+/// Connections that are open.
+struct Connections {
+    kept: Mutex<Kept<Connection>>,
+    door: OnceLock<Door>,
+}
+
+impl Mesh {
+    /// Binds the endpoint.
+    pub async fn open(secret: SecretKey, port: u16) -> Result<Self> {
+        let transport = QuicTransportConfig::builder()
+            .stream_receive_window(STREAM_WINDOW_BYTES.into())
+            .receive_window(STRANGER_WINDOW_BYTES.into())
+            .max_concurrent_bidi_streams(STRANGER_STREAMS_MAX.into())
+            .max_concurrent_uni_streams(0u32.into())
+            // Nobody reads any.
+            .datagram_receive_buffer_size(None)
+            .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIME)?))
+            .keep_alive_interval(PING_PERIOD)
+            .build();
+        let bulk = Bulk::new(&secret)?;
+        let endpoint = Endpoint::builder(presets::Minimal)
+            .secret_key(secret)
+            .relay_mode(RelayMode::Disabled)
+            .alpns(vec![ALPN.to_vec()])
+            .transport_config(transport)
+            .clear_ip_transports()
+            .bind_addr(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?
+            // A kernel may have no IPv6.
+            .bind_addr_with_opts(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), BindOpts::default().set_is_required(false))?
+            .bind()
+            .await
+            .with_context(|| format!("mesh: listen on UDP port {port}; is another agent running?"))?;
+        let connections = Connections { kept: Mutex::new(Kept::new(IN_ALL)), door: OnceLock::new() };
+        Ok(Self { bulk, endpoint, connections: Arc::new(connections), dials: Arc::default() })
+    }
+
+    /// The port that others reach this host at.
+    pub fn port(&self) -> u16 {
+        self.endpoint.bound_sockets().iter().find(|address| address.is_ipv4()).map_or(0, SocketAddr::port)
+    }
+
+    /// Takes connections until the endpoint ends; each stream, also of connections that this side opened, comes to the door.
+    pub async fn accept(&self, door: Door) {
+        self.connections.door.get_or_init(|| door);
+        let handshakes = Handshakes::new();
+        while let Some(incoming) = self.endpoint.accept().await {
+            let Some((incoming, underway)) = handshakes.admit(incoming) else { continue };
+            let connections = self.connections.clone();
+            tokio::spawn(async move {
+                match tokio::time::timeout(CONNECT_TIME, incoming).await {
+                    Ok(Ok(connection)) => {
+                        drop(underway);
+                        if let Err(goodbye) = connections.keep(connection, false) {
+                            log::debug!("mesh: an incoming connection is ended: {goodbye}");
+                        }
+                    }
+                    Ok(Err(error)) => log::debug!("mesh: an incoming connection failed: {error}"),
+                    Err(_) => log::debug!("mesh: an incoming connection took too long"),
+                }
+            });
+        }
+    }
+
+    pub(crate) async fn stream(&self, peer: &Peer) -> Result<Stream> {
+        let connection = match self.connections.newest(&peer.key) {
+            Some(connection) => connection,
+            None => self.dial(peer).await.map_err(|why| anyhow!(why))?,
+        };
+        let (send, receive) = connection.open_bi().await?;
+        Ok(tokio::io::join(receive, send))
+    }
+
+    /// Dials a host; those who want the same one meanwhile wait for the same dial.
+    fn dial(&self, peer: &Peer) -> Dial {
+        let mut dials = lock(&self.dials);
+        if let Some(dial) = dials.get(&peer.key) {
+            return dial.clone();
+        }
+        let (peer, endpoint) = (peer.clone(), self.endpoint.clone());
+        let (connections, all) = (self.connections.clone(), self.dials.clone());
+        let key = peer.key;
+        // A task of its own: it goes on and leaves the list, whoever still waits for it.
+        let dialling = tokio::spawn(async move {
+            let result = async {
+                let connection = dial(&endpoint, &peer).await.map_err(|error| format!("{error:#}"))?;
+                connections.keep(connection.clone(), true).map_err(|goodbye| goodbye.to_string())?;
+                Ok(connection)
+            };
+            let result = result.await;
+            lock(&all).remove(&peer.key);
+            result
+        });
+        let dial = async move { dialling.await.unwrap_or_else(|error| Err(error.to_string())) }.boxed().shared();
+        dials.insert(key, dial.clone());
+        dial
+    }
+
+    /// The connections to a host.
+    #[cfg(test)]
+    pub(crate) fn connections_to(&self, key: &Key) -> Vec<Connection> {
+        lock(&self.connections.kept).open(key)
+    }
+
+    /// Ends all connections.
+    pub async fn close(&self) {
+        self.endpoint.close().await;
+    }
+}
+
+async fn dial(endpoint: &Endpoint, peer: &Peer) -> Result<Connection> {
+    let id = PublicKey::from_bytes(&peer.key.0).context("its key is not one")?;
+    anyhow::ensure!(!peer.dialled().is_empty(), "no address of it is known");
+    let address = peer.dialled().iter().fold(EndpointAddr::new(id), |address, one| address.with_ip_addr(*one));
+    Ok(tokio::time::timeout(CONNECT_TIME, endpoint.connect(address, ALPN)).await.context("it does not answer")??)
+}
+
+impl Link for Connection {
+    fn is_open(&self) -> bool {
+        self.close_reason().is_none()
+    }
+}
+
+impl Connections {
+    fn newest(&self, key: &Key) -> Option<Connection> {
+        lock(&self.kept).newest(key).cloned()
+    }
+
+    /// Keeps a new connection and answers what comes over it.
+    fn keep(&self, connection: Connection, dialled: bool) -> Result<(), Goodbye> {
+        let key = Name(*connection.remote_id().as_bytes());
+        self.try_keep(key, &connection, dialled).inspect_err(|goodbye| goodbye.say(&connection))
+    }
+
+    fn try_keep(&self, key: Key, connection: &Connection, dialled: bool) -> Result<(), Goodbye> {
+        let visitor = self.door.get().map(|door| Visitor::enter(door.clone(), key, connection.clone(), dialled)).transpose()?;
+        let connections_max = visitor.as_ref().map_or(PER_KEY, Visitor::connections_max);
+        let replaced = lock(&self.kept).add(key, connection.clone(), connections_max).map_err(|_| Goodbye::Full)?;
+        for connection in replaced {
+            Goodbye::Replaced.say(&connection);
+        }
+        if let Some(visitor) = visitor {
+            tokio::spawn(visitor.run());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,99 @@
+//! Questions to another host, and their answers.
+
+use std::{net::SocketAddr, time::Duration};
+
+use axum::{
+    body::Body,
+    http::{Method, Request, Response, header},
+};
+use http_body_util::BodyExt;
+use hyper_util::rt::TokioIo;
+use rebec_api::{ApiError, ErrorCode};
+use rebec_book::Key;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use crate::mesh::Mesh;
+
+/// How long a host may take to answer a short question.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+/// Longest answer to a short question.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// Of the addresses that a host says it has, so many are dialled: what a host says must not have others knock at every door of a network.
+const ADDRESSES_MAX: usize = 8;
+
+/// A host to talk to.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its key.
+    pub key: Key,
+    /// Its name, for messages.
+    pub name: String,
+    /// Where it may be.
+    pub addresses: Vec<SocketAddr>,
+}
+
+impl Peer {
+    /// Where it is looked for.
+    pub(crate) fn dialled(&self) -> &[SocketAddr] {
+        &self.addresses[..self.addresses.len().min(ADDRESSES_MAX)]
+    }
+
+    fn silent(&self, why: &str) -> ApiError {
+        ApiError::new(ErrorCode::Unreachable, format!("host {} is not reached: {why}", self.name))
+    }
+}
+
+impl Mesh {
+    /// Makes a short request; an answer that is not a success is its [`ApiError`].
+    pub async fn ask<Q: Serialize, A: DeserializeOwned>(&self, peer: &Peer, path: &str, question: &Q) -> Result<A, ApiError> {
+        let body = serde_json::to_vec(question).map_err(|error| ApiError::new(ErrorCode::Failed, error.to_string()))?;
+        let request = Request::builder().method(Method::POST).uri(path).header(header::CONTENT_TYPE, "application/json");
+        let request = request.body(Body::from(body)).map_err(|error| ApiError::new(ErrorCode::Failed, error.to_string()))?;
+        let answer = async {
+            let response = self.request(peer, request).await?;
+            read_answer(peer, response).await
+        };
+        tokio::time::timeout(ANSWER_TIME, answer).await.unwrap_or_else(|_| Err(peer.silent("no answer in time")))
+    }
+
+    /// Makes any request. An upgrade of the response upgrades the stream.
+    pub async fn request(&self, peer: &Peer, request: Request<Body>) -> Result<Response<Body>, ApiError> {
+        let stream = self.stream(peer).await.map_err(|error| peer.silent(&format!("{error:#}")))?;
+        request_over(stream, peer, request).await
+    }
+
+    /// The same for what brings many bytes: over TCP where that reaches the host.
+    pub async fn request_bulk(&self, peer: &Peer, request: Request<Body>) -> Result<Response<Body>, ApiError> {
+        match self.bulk.connect(peer).await {
+            Some(stream) => request_over(stream, peer, request).await,
+            None => self.request(peer, request).await,
+        }
+    }
+}
+
+pub(crate) async fn request_over(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: &Peer,
+    mut request: Request<Body>,
+) -> Result<Response<Body>, ApiError> {
+    request.headers_mut().insert(header::HOST, header::HeaderValue::from_static("rebec"));
+    // What ended the connection is below what hyper says.
+    let failed = |error: hyper::Error| peer.silent(&format!("{:#}", anyhow::Error::from(error)));
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    tokio::spawn(connection.with_upgrades());
+    let response = sender.send_request(request).await.map_err(failed)?;
+    Ok(response.map(Body::new))
+}
+
+/// The body of a success, or the error that the other side told.
+pub async fn read_answer<A: DeserializeOwned>(peer: &Peer, response: Response<Body>) -> Result<A, ApiError> {
+    let status = response.status();
+    let body = http_body_util::Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+    let bytes = body.map_err(|error| peer.silent(&error.to_string()))?.to_bytes();
+    if status.is_success() {
+        let bytes = if bytes.is_empty() { &b"null"[..] } else { &bytes };
+        return serde_json::from_slice(bytes).map_err(|error| peer.silent(&format!("an answer that makes no sense: {error}")));
+    }
+    Err(serde_json::from_slice(&bytes).unwrap_or_else(|_| peer.silent(&format!("HTTP status {status}"))))
+}

@@ -1,0 +1,77 @@
+//! Which road a request takes, and as whom it arrives.
+
+use super::*;
+use crate::question::request_over;
+
+async fn ask(host: &Host, to: &Host) -> String {
+    let request = Request::get("/").body(Body::empty()).unwrap();
+    let answer = async { host.mesh.request_bulk(&to.peer(), request).await.unwrap().into_body().collect().await.unwrap() };
+    let bytes = tokio::time::timeout(PATIENCE, answer).await.unwrap().to_bytes();
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Whether a host has connections over TCP to another.
+fn by_tcp(host: &Host, to: &Host) -> bool {
+    !host.mesh.bulk.is_unreached(&to.key())
+}
+
+#[tokio::test]
+async fn bulk_takes_tcp_where_it_can_and_the_mesh_where_it_cannot() {
+    let (a, b) = (Host::open("a").await, Host::open("b").await);
+    b.knows(&a);
+    let by = format!("b {}", a.key().0[0]);
+    assert_eq!((ask(&a, &b).await, by_tcp(&a, &b)), (by.clone(), false));
+    // A host that TCP did not reach is left alone for a while, then tried again.
+    b.listen(&b);
+    assert_eq!((ask(&a, &b).await, by_tcp(&a, &b)), (by.clone(), false));
+    a.mesh.bulk.forget();
+    assert_eq!((ask(&a, &b).await, by_tcp(&a, &b)), (by, true));
+}
+
+#[tokio::test]
+async fn who_answers_at_the_port_with_another_key_is_given_nothing() {
+    let (a, b, thief) = (Host::open("a").await, Host::open("b").await, Host::open("thief").await);
+    b.listen(&thief);
+    assert_eq!(ask(&a, &b).await, format!("b {}", a.key().0[0]));
+}
+
+#[tokio::test]
+async fn tcp_is_for_those_who_prove_a_key() {
+    let b = Host::open("b").await;
+    b.listen(&b);
+    let tcp = tokio::net::TcpStream::connect(b.peer().addresses[0]).await.unwrap();
+    let keyless = tokio_rustls::TlsConnector::from(Arc::new(rebec_tls::client_of(b.key().0).unwrap()));
+    // The refusal may come after this side's end of the handshake.
+    if let Ok(stream) = keyless.connect(rebec_tls::server_name(), tcp).await {
+        let request = Request::get("/").body(Body::empty()).unwrap();
+        assert!(request_over(stream, &b.peer(), request).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn many_questions_at_once_take_one_dial() {
+    let (a, b) = (Host::open("a").await, Host::open("b").await);
+    b.knows(&a);
+    let asked = futures_util::future::join_all((0..32).map(|_| a.post(&b, Body::empty()))).await;
+    assert!(asked.iter().all(Result::is_ok), "{asked:?}");
+    assert_eq!((a.mesh.connections_to(&b.key()).len(), b.mesh.connections_to(&a.key()).len()), (1, 1));
+}
+
+#[tokio::test]
+async fn both_ways_go_over_the_connection_of_whoever_dialled() {
+    let (a, b) = (Host::open("a").await, Host::open("b").await);
+    a.knows(&b);
+    b.knows(&a);
+    assert_eq!(a.post(&b, Body::empty()).await.unwrap().0, 200);
+    let unreachable = Peer { addresses: vec![], ..a.peer() };
+    let request = Request::get("/").body(Body::empty()).unwrap();
+    assert_eq!(b.mesh.request(&unreachable, request).await.unwrap().status(), 200);
+}
+
+#[test]
+fn of_many_addresses_a_few_are_dialled() {
+    let addresses: Vec<_> = (1..=8000).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).collect();
+    let peer = Peer { key: Name([1; 32]), name: "other".into(), addresses };
+    assert_eq!(peer.dialled().len(), 8);
+    assert_eq!(Peer { addresses: vec![], ..peer }.dialled().len(), 0);
+}
