@@ -7,7 +7,7 @@ use rebec_book::{
     Body, Key,
     key::Id,
     record::{Kind, id_of_key},
-    view::parts_id,
+    view::{self, parts_id},
 };
 use rebec_links::Addressing;
 use tokio::signal::unix::{SignalKind, signal};
@@ -165,12 +165,17 @@ async fn watch_facts(agent: Arc<Agent>) {
     }
 }
 
-/// A host that was declared dead and is not runs nothing any more: its VMs may run elsewhere by now.
+/// A host that was declared dead and is not runs nothing any more: its VMs may run elsewhere by now. What others have is not kept here.
 async fn obey(agent: &Arc<Agent>) {
     let dead = agent.book(|book| book.dead(&agent.key()).map(str::to_owned)).flatten();
     let Some(reason) = dead else { return };
     for vm in agent.local_vms() {
-        if vm.want() == Want::Running {
+        let taken =
+            agent.book(|book| view::holder(book, vm.id()).filter(|at| at.host != agent.key() && at.epoch > vm.kept().epoch)).flatten();
+        if let Some(at) = taken {
+            let why = format!("host {} has it at epoch {} since this host was declared dead", agent.name_of(&at.host), at.epoch);
+            lease::withdraw(agent, &vm, &why).await;
+        } else if vm.want() == Want::Running {
             log::error!("vm {}: ended, because this host was declared dead: {reason}", vm.name());
             if let Err(error) = stop::stop(agent, &vm, Duration::ZERO, None).await {
                 log::error!("{error}");

@@ -84,7 +84,8 @@ async fn empty(agent: &Arc<Agent>, reporter: &Reporter) -> Result<(), ApiError> 
             continue;
         }
         let moved = async {
-            let chosen = create::place(agent, &kept.body, None, None, Some(&kept))?;
+            let domain = create::stays_in(agent, &kept.home);
+            let chosen = create::place(agent, &kept.body, None, domain.as_deref(), Some(&kept))?;
             let peer = agent.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
             depart::depart(agent, &vm, &peer, &MoveVm::default(), reporter).await
         };

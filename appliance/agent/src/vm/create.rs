@@ -224,6 +224,13 @@ pub fn place(agent: &Agent, body: &VmBody, host: Option<&str>, domain: Option<&s
     })
 }
 
+/// The domain that a VM stays in where nobody says otherwise: its home's, if that is this host's own.
+pub fn stays_in(agent: &Agent, home: &Key) -> Option<String> {
+    let own =
+        |book: &rebec_book::Book| book.own_domain().filter(|own| book.domain_of(home) == Some(*own)).map(|own| book.domain_name(&own));
+    agent.book(own).flatten()
+}
+
 /// Hosts of running VMs of the same home and image, which lend to a VM that arrives beside them.
 fn donors(book: &rebec_book::Book, moving: &Kept) -> Vec<Key> {
     let vms = view::vms(book);

@@ -32,7 +32,7 @@ use rebec_vmm_api::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{LocalVm, Want, arrive::Offer, control::Control, failed, grants, lease, start, watch};
+use super::{LocalVm, Want, arrive::Offer, control::Control, failed, grants, lease, release, start, watch};
 use crate::{
     agent::Agent,
     jobs::Reporter,
@@ -145,6 +145,11 @@ async fn attempt(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, options: Migr
     for _ in 0..=options.streams {
         ends.push(open_stream(agent, vm, to).await?);
     }
+    drive(vm, ends, options, reporter).await
+}
+
+/// Has the VMM move over these streams.
+async fn drive(vm: &Arc<LocalVm>, ends: Vec<UnixStream>, options: MigrateOptions, reporter: &Reporter) -> Result<MoveReport> {
     let path = vm.control();
     let (told, mut heard) = tokio::sync::watch::channel(None::<Progress>);
     let moving = tokio::task::spawn_blocking(move || {
@@ -233,9 +238,24 @@ pub async fn insist(agent: Arc<Agent>, vm: Arc<LocalVm>) {
     vm.insisting.store(false, Ordering::Release);
 }
 
+/// Has the VMM go on here, because the host that it waits for was declared dead.
+async fn give_back(vm: &Arc<LocalVm>, options: MigrateOptions, reporter: &Reporter) -> Result<MoveReport> {
+    log::warn!("vm {}: the host that it was granted to was declared dead: it goes on here", vm.name());
+    let (control, theirs) = UnixStream::pair()?;
+    let (_stream, their_stream) = UnixStream::pair()?;
+    let answering = tokio::task::spawn_blocking(move || release::answer_for_the_dead(control));
+    let report = drive(vm, vec![theirs, their_stream], options, reporter).await;
+    if let Err(error) = answering.await? {
+        log::warn!("vm {}: {error:#}", vm.name());
+    }
+    report
+}
+
 async fn resolved(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, reporter: &Reporter) -> bool {
     let options = MigrateOptions { streams: 1, downtime_ms_max: MigrateOptions::default_downtime_ms(), bandwidth_mbit_max: None };
-    match attempt(agent, vm, to, options, reporter).await {
+    let is_dead = agent.book(|book| book.dead(&to.key).is_some()) == Some(true);
+    let outcome = if is_dead { give_back(vm, options, reporter).await } else { attempt(agent, vm, to, options, reporter).await };
+    match outcome {
         Ok(report) if report.outcome == Outcome::Waiting => false,
         Ok(report) => {
             if report.outcome == Outcome::Moved {

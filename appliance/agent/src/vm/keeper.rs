@@ -194,8 +194,8 @@ fn may_restart(agent: &Agent, charge: &Charge, vm: Id) -> bool {
 
 /// Grants a VM to a host that has room, and tells that host.
 async fn restart(agent: &Arc<Agent>, vm: Id) -> Result<(), ApiError> {
-    let (_, body) = start::desired(agent, vm)?;
-    let chosen = create::place(agent, &body, None, None, None)?;
+    let (home, body) = start::desired(agent, vm)?;
+    let chosen = create::place(agent, &body, None, create::stays_in(agent, &home).as_deref(), None)?;
     let granted = agent.store.change_charge(&vm, |charge| match charge {
         Some(charge) if may_restart(agent, charge, vm) => {
             // If the order is lost, the next one waits as if it had been obeyed.

@@ -20,6 +20,7 @@ pub mod keeper;
 pub mod launch;
 pub mod lease;
 pub mod ports;
+pub mod release;
 pub mod start;
 pub mod stop;
 pub mod watch;
