@@ -12,7 +12,7 @@
 //! frames    rebec-overlay   frames of a guest, datagrams of the network, the relay
 //! kernel    rebec-boot      kernel files, loaded into a small machine
 //! disk      rebec-devices   disk images
-//! pool      rebec-pool      tickets, records of a pool and how books take them in
+//! pool      rebec-book      tickets, records of a pool and how books take them in
 //! texts     rebec-vmm-api   lines of the control socket, values of options
 //! ```
 

@@ -5,12 +5,21 @@
 //! ```
 
 use ed25519_dalek::SigningKey;
-use rebec_book::{Body, Book, Key, Record, Signed, Ticket, key::{Name, public, sign}, lan, record::{DomainBody, Kind, MemberBody, PoolBody, id_of_key}, view};
+use rebec_book::{
+    Body, Book, Key, Record, Signed, Ticket,
+    book::Came,
+    key::{Name, public},
+    lan, names,
+    record::{DomainBody, Kind, MemberBody, PoolBody, id_of_key},
+    view,
+};
 
 use crate::input::Input;
 
 /// Records taken from one input: what one message of an exchange may hold is a matter of bytes, not of this target.
 const RECORDS_MAX: usize = 16;
+/// Exchanges after which two books are equal.
+const EXCHANGES: u64 = 4;
 
 /// Runs one input.
 pub fn run(data: &[u8]) {
@@ -35,23 +44,23 @@ fn records(mut input: Input<'_>) {
             break;
         }
         let secret = secret(input.u8() % 4);
-        let content = input.piece().to_vec();
-        let (mut first, mut second) = ([0; 32], [0; 32]);
-        let signature = sign(&secret, &content);
-        first.copy_from_slice(&signature[..32]);
-        second.copy_from_slice(&signature[32..]);
-        let signed = Signed { content, signature: (first, second) };
+        let signed = Signed::of(input.piece(), &secret);
         if book.merge(signed.clone()) == Ok(true) {
             assert_eq!(book.merge(signed), Ok(false), "a record is new once");
         }
     }
     look(&book);
-    let (lacking, newer) = book.compare(&others.summary().stamps, usize::MAX);
-    assert!(newer.is_empty());
-    for signed in lacking {
-        others.merge(signed).expect("what one book believes another of the same pool does too");
+    for round in 0..EXCHANGES {
+        tell(&mut book, &others, round);
+        tell(&mut others, &book, round);
     }
-    assert_eq!(book.hash(), others.hash(), "an exchange makes books equal");
+    assert!(book.all().eq(others.all()), "exchanges make books equal");
+}
+
+fn tell(to: &mut Book, from: &Book, chance: u64) {
+    for signed in from.above(&to.marks(), usize::MAX, chance) {
+        to.restore(signed, Came::InTurn).expect("what one book believes another of the same pool does too");
+    }
 }
 
 /// Every way in which a book is read.
@@ -62,7 +71,9 @@ fn look(book: &Book) {
     view::images(book);
     for vm in view::vms(book) {
         view::seen(book, vm.id);
+        names::find(book, Kind::VM, &vm.name);
     }
+    view::loads(book);
     for one in view::lans(book) {
         lan::next_lease(one.body, one.home);
     }
@@ -83,11 +94,18 @@ fn founded() -> Book {
 }
 
 fn beginning(key: impl Fn(u8) -> Key) -> [Signed; 3] {
-    let record = |kind, id, body, by| Record::sign(kind, id, 1, Some(body), &secret(by)).expect("a record of this size is signed");
+    let record =
+        |kind, id, seq, body: Body, by| Record::sign(kind, id, seq, Some(&body), &secret(by)).expect("a record of this size is signed");
     [
-        record(Kind::Pool, Name([0; 16]), Body::Pool(PoolBody { name: "lab".into() }), 0),
-        record(Kind::Domain, id_of_key(&key(1)), Body::Domain(DomainBody { name: "alpha".into(), key: key(1) }), 0),
-        record(Kind::Member, id_of_key(&key(2)), Body::Member(MemberBody { host: key(2), name: "a1".into(), dead: None }), 1),
+        record(Kind::POOL, Name([0; 16]), 1, Body::Pool(PoolBody { name: "lab".into() }), 0),
+        record(Kind::DOMAIN, id_of_key(&key(1)), 2, Body::Domain(DomainBody { name: "alpha".into(), key: key(1) }), 0),
+        record(
+            Kind::MEMBER,
+            id_of_key(&key(2)),
+            1,
+            Body::Member(MemberBody { host: key(2), domain: key(1), name: "a1".into(), dead: None }),
+            1,
+        ),
     ]
 }
 
@@ -98,8 +116,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let mut records = vec![1];
     for (writer, signed) in [0, 0, 1].into_iter().zip(beginning(|number| public(&secret(number)))) {
         records.push(writer);
-        records.extend((signed.content.len() as u16).to_le_bytes());
-        records.extend(signed.content);
+        records.extend((signed.content().len() as u16).to_le_bytes());
+        records.extend(signed.content());
     }
     vec![[&[0], ticket.to_string().as_bytes()].concat(), records]
 }

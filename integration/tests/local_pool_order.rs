@@ -72,6 +72,7 @@ fn orders_that_cross_and_hosts_that_come_and_go_leave_one_of_everything() -> Res
     let mut findings = Findings::default();
     let mut reader = Hostile::new(&agents.lab.machines[READER])?;
     reader.joins(&agents.hosts[0].ticket(&["host", "invite"])?, "reader")?;
+    reader.says_where(&["a1"])?;
     reader.reads("a1")?;
 
     // One leaves, another starts anew, a third comes.

@@ -133,8 +133,7 @@ impl Record {
         if content.len() > BYTES_MAX {
             return Err(Unbelievable::TooLong(content.len()));
         }
-        let signature = sign(secret, &purposed(&content));
-        Ok(Signed { content: content.into(), signature })
+        Ok(Signed::of(content, secret))
     }
 }
 
@@ -143,9 +142,16 @@ fn purposed(content: &[u8]) -> Vec<u8> {
 }
 
 impl Signed {
-    /// Content with a signature that is still to be looked at.
-    pub fn new(content: impl Into<Box<[u8]>>, signature: [u8; SIGNATURE_BYTES]) -> Self {
-        Self { content: content.into(), signature }
+    /// Bytes signed as a record's content, whatever they are.
+    pub fn of(content: impl Into<Box<[u8]>>, secret: &SigningKey) -> Self {
+        let content = content.into();
+        let signature = sign(secret, &purposed(&content));
+        Self { content, signature }
+    }
+
+    /// Its content.
+    pub fn content(&self) -> &[u8] {
+        &self.content
     }
 
     /// The record, if its writer signed it.

@@ -217,7 +217,7 @@ fn names_are_a_domains_own() {
 fn what_this_version_does_not_know_is_kept_and_passed_on() {
     let mut book = founded();
     let content = minicbor::to_vec((minicbor::bytes::ByteVec::from(key(3).0.to_vec()), 2u64, 999u16)).unwrap();
-    assert!(book.merge(Signed::new(content, [0; 64])).is_err());
+    assert!(book.merge(Signed::of(content, &secret(3))).is_err());
     let later = Record::sign(Kind(999), Name([1; 16]), 2, Some(&Body::Pool(PoolBody { name: "x".into() })), &secret(3)).unwrap();
     assert_eq!(book.merge(later.clone()), Ok(true));
     assert!(book.above(&[], 1 << 20, 0).contains(&later));
