@@ -19,10 +19,13 @@ fn a_link_between_domains_that_is_cut_during_a_move_stops_nothing() -> Result<()
     agents.found(&["alpha", "alpha", "beta"])?;
     agents.furnish()?;
     agents.run("web", "a1", "64M", &[], "vm=1 fill=random:5:60%,zero dirty=0:words:500")?;
+    let kernel = rebec_lab::netlab::guest::build()?.display().to_string();
+    let import = ["image", "import", "ours", "--kernel", &kernel, "--cmdline", "stats_ms=0", "--domain", "beta"];
+    agents.host("a1").must(&import)?;
     // Beta has the image before it is cut off, and a part of the addresses of a LAN that alpha shares with it.
     agents.host("a1").must(&["lan", "create", "shared", "--domain", "beta"])?;
-    agents.everywhere("the LAN is known", |host| host.knows("lan", "shared"))?;
-    let first = |lan| ["vm", "run", "first", "--image", "bench", "--memory", "16M", "--host", "b1", "--lan", lan];
+    agents.everywhere("both are known", |host| Ok(host.knows("lan", "shared")? && host.knows("image", "ours")?))?;
+    let first = |lan| ["vm", "run", "first", "--image", "ours", "--memory", "16M", "--host", "b1", "--lan", lan];
     let (code, said) = agents.host("b1").refused(&first("office"))?;
     ensure!(code == 1 && said.contains("another domain"), "beta puts a VM on a LAN of alpha: {said}");
     agents.host("b1").must(&first("shared"))?;
@@ -43,7 +46,7 @@ fn a_link_between_domains_that_is_cut_during_a_move_stops_nothing() -> Result<()
     a1.must(&["lan", "create", "left"])?;
     b1.must(&["lan", "create", "right"])?;
     agents.run("left", "a2", "16M", &[], "vm=3")?;
-    b1.must(&["vm", "run", "right", "--image", "bench", "--memory", "16M", "--lan", "shared", "--cmdline", "vm=4"])?;
+    b1.must(&["vm", "run", "right", "--image", "ours", "--memory", "16M", "--lan", "shared", "--cmdline", "vm=4"])?;
     let ended = moving.end()?;
     ensure!([1, 4].contains(&ended.code), "{ended:?}");
     thread::sleep(CUT.saturating_sub(began.elapsed()));

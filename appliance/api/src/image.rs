@@ -32,6 +32,9 @@ pub struct NewImage {
     /// Disk, raw or qcow2 without a backing file: each VM gets a copy-on-write layer over it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<Part>,
+    /// Other domains whose VMs may start from it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub domains: Vec<String>,
 }
 
 /// An image of the pool.
@@ -53,4 +56,6 @@ pub struct ImageInfo {
     pub held_by: Vec<String>,
     /// VMs that stand on it.
     pub vms: u32,
+    /// Other domains whose VMs may start from it.
+    pub domains: Vec<String>,
 }

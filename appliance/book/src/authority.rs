@@ -8,7 +8,7 @@ use std::fmt;
 use crate::{
     book::Book,
     key::{Digest, Id, Key},
-    record::{Body, Kind, Signed},
+    record::{Body, ImageBody, Kind, Signed, VmBody},
     view,
 };
 
@@ -282,23 +282,23 @@ fn host_may(book: &Book, own: Key, asker: Key, question: Question) -> Result<(),
             _ => return refuse("no LAN of this id is at home here"),
         },
         Question::Promise(vm) => {
-            let body = view::vm_body(book, vm).ok_or_else(unknown_vm)?;
-            if body.keeper == Some(own) { true } else { return refuse("this host is not the keeper of that VM") }
+            view::vm_body(book, vm).ok_or_else(unknown_vm)?;
+            if view::keeper(book, vm) == Some(own) { true } else { return refuse("this host is not the keeper of that VM") }
         }
         Question::Restart(vm) => {
-            let body = view::vm_body(book, vm).ok_or_else(unknown_vm)?;
+            view::vm_body(book, vm).ok_or_else(unknown_vm)?;
             let holder = view::holder(book, vm).map(|at| at.host);
             if !holder.is_some_and(|holder| book.dead(&holder).is_some()) {
                 return refuse("the host that holds that VM was not declared dead");
             }
-            body.keeper == Some(own) && home_domain(vm) == Some(domain)
+            view::keeper(book, vm) == Some(own) && home_domain(vm) == Some(domain)
         }
         Question::Start(vm, epoch) => {
-            let body = view::vm_body(book, vm).ok_or_else(unknown_vm)?;
+            view::vm_body(book, vm).ok_or_else(unknown_vm)?;
             if !holds(vm, own, epoch) {
                 return refuse("its home has not assigned that VM to this host at that epoch");
             }
-            book.thing(Kind::VM, vm).is_some_and(|thing| thing.home == asker) || body.keeper == Some(asker)
+            book.thing(Kind::VM, vm).is_some_and(|thing| thing.home == asker) || view::keeper(book, vm) == Some(asker)
         }
         Question::Remove(vm) => book.thing(Kind::VM, vm).ok_or_else(unknown_vm)?.home == asker,
         Question::Arrive(vm, epoch) => {
@@ -335,15 +335,17 @@ fn standing(book: &Book, own: Key, asker: Key) -> Result<Standing, Refused> {
     Ok(if book.domain_of(&own) == Some(domain) { Standing::Own(domain) } else { Standing::Foreign(domain) })
 }
 
-/// Whether a domain has a use for a part: an image or VM of its own is made of it, or a VM that one of its hosts holds or is to have.
+/// Whether another domain gave this one a use for a part: by an image that it shares, or a VM of its own that a host of this domain holds or
+/// is to have. What a domain says of its own VMs and images is no reason: it can say anything.
 fn needs_part(book: &Book, domain: Key, digest: &Digest) -> bool {
-    let ours = |host: Key| book.domain_of(&host) == Some(domain);
-    let images = view::images(book).into_iter().any(|image| ours(image.home) && image.body.parts().any(|part| part.digest == *digest));
-    images
-        || view::vms(book).into_iter().filter(|vm| vm.body.image.parts().any(|part| part.digest == *digest)).any(|vm| {
-            let to = view::seen(book, vm.id).and_then(|seen| seen.body.to);
-            ours(vm.home) || view::holder(book, vm.id).is_some_and(|at| ours(at.host)) || to.is_some_and(ours)
-        })
+    let theirs = |host: Key| book.domain_of(&host) == Some(domain);
+    let of_it = |image: &ImageBody| image.parts().any(|part| part.digest == *digest);
+    let shared = |image: &view::Named<'_, ImageBody>| !theirs(image.home) && image.body.domains.contains(&domain) && of_it(image.body);
+    let lent = |vm: &view::Named<'_, VmBody>| {
+        let to = || view::seen(book, vm.id).and_then(|seen| seen.body.to).is_some_and(theirs);
+        !theirs(vm.home) && of_it(&vm.body.image) && (view::holder(book, vm.id).is_some_and(|at| theirs(at.host)) || to())
+    };
+    view::images(book).iter().any(shared) || view::vms(book).iter().any(lent)
 }
 
 #[cfg(test)]

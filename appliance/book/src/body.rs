@@ -241,6 +241,9 @@ pub struct ImageBody {
     /// When it was imported, in seconds since 1970.
     #[n(6)]
     pub created: u64,
+    /// Other domains whose VMs may start from it.
+    #[n(7)]
+    pub domains: Vec<Key>,
 }
 
 /// An image's disk.
@@ -529,7 +532,7 @@ impl Body {
 
 impl ImageBody {
     fn is_sound(&self) -> bool {
-        names::is_name(&self.name) && self.cmdline.len() <= CMDLINE_BYTES_MAX
+        names::is_name(&self.name) && self.cmdline.len() <= CMDLINE_BYTES_MAX && self.domains.len() <= RANGE_LEASES_MAX
     }
 
     /// The parts that it is made of.

@@ -27,7 +27,7 @@ pub struct Quota {
 }
 
 /// Of a host: a thousand VMs with their images and LANs, and what it has seen of as many others.
-pub const HOST_QUOTA: Quota = Quota { records: 8192, bytes: 8 << 20 };
+pub const HOST_QUOTA: Quota = Quota { records: 4096, bytes: 4 << 20 };
 /// Of a domain's key and the pool's: their hosts and helpers.
 pub const KEY_QUOTA: Quota = Quota { records: 4096, bytes: 2 << 20 };
 /// Of all hosts that one domain claims, together.

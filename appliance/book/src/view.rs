@@ -130,6 +130,12 @@ pub fn vm(book: &Book, id: Id) -> Option<Named<'_, VmBody>> {
     Some(Named { id, home: thing.home, name: book.shown(Kind::VM, &body.name, &thing), body })
 }
 
+/// The host that has a VM started elsewhere when its host is lost: one of its home's domain, whatever the record says.
+pub fn keeper(book: &Book, vm: Id) -> Option<Key> {
+    let home = book.thing(Kind::VM, vm)?.domain?;
+    vm_body(book, vm)?.keeper.filter(|keeper| book.domain_of(keeper) == Some(home))
+}
+
 /// One VM's record.
 pub fn vm_body(book: &Book, id: Id) -> Option<&VmBody> {
     match book.get(Kind::VM, id, book.thing(Kind::VM, id)?.home) {

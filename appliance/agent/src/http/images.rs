@@ -87,6 +87,7 @@ fn body(agent: &Agent, new: &NewImage) -> Result<ImageBody, ApiError> {
         cmdline: new.cmdline.clone(),
         disk: new.disk.as_ref().map(|part| disk(agent, part)).transpose()?,
         created: now_s(),
+        domains: new.domains.iter().map(|name| names::domain(agent, name)).collect::<Result<_, _>>()?,
     })
 }
 

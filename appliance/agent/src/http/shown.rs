@@ -116,6 +116,7 @@ pub fn images(book: &Book) -> Vec<ImageInfo> {
             disk_bytes: image.body.disk.map_or(0, |disk| disk.virtual_bytes),
             held_by: held.map(|(name, _)| name.clone()).collect(),
             vms: vms.iter().filter(|vm| vm.body.image == *image.body).count() as u32,
+            domains: image.body.domains.iter().map(|domain| book.domain_name(domain)).collect(),
             name: image.name,
         }
     });

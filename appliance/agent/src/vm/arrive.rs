@@ -14,13 +14,15 @@ use rebec_book::{
     key::Id,
     record::{SeenState, VmPrivate},
 };
+use rebec_migrate::ledger::Right;
 use rebec_pool::lease::Stance;
+use rebec_vmm_api::control::Command;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Kept, LocalVm, Want,
     control::Control,
-    failed, launch, lease,
+    failed, launch, lease, ledger,
     process::{Beginning, Process},
     sockets, start, watch,
 };
@@ -35,7 +37,9 @@ const LEFT_TIME: Duration = Duration::from_secs(30);
 /// VMs of this host that are asked for content.
 const DONORS_MAX: usize = 4;
 /// An offer of which nothing comes for so long is void: its room is others'.
-const OFFER_TIME: Duration = Duration::from_secs(120);
+const OFFER_TIME: Duration = Duration::from_secs(15);
+/// Between two looks whether it has come to that.
+const OFFER_LOOK: Duration = Duration::from_secs(3);
 
 /// `POST /internal/arrivals`: a job.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -109,12 +113,27 @@ pub async fn prepare(agent: &Arc<Agent>, granted: Granted, reporter: &Reporter) 
     match wait_for(agent, &vm).await {
         Ok(process) => {
             watch::spawn(agent, &vm, process);
+            tokio::spawn(expire(vm));
             Ok(())
         }
         Err(error) => {
             watch::remove(agent, &vm);
             Err(failed(&error))
         }
+    }
+}
+
+/// Ends the wait for a VM that was offered and does not come. One that is prepared has a right to hear what became of it, and is kept.
+async fn expire(vm: Arc<LocalVm>) {
+    while vm.want() == Want::Arriving {
+        let is_prepared = !matches!(ledger::last(&vm.folder), Ok(None | Some(Right::Released)));
+        if !is_prepared && lock(&vm.arrival).is_stale() {
+            log::warn!("vm {}: it was offered and does not come: its room is given back", vm.name());
+            if let Err(error) = vm.talk(|control| control.tell(Command::Stop)).await {
+                log::warn!("vm {}: {error:#}", vm.name());
+            }
+        }
+        tokio::time::sleep(OFFER_LOOK).await;
     }
 }
 

@@ -132,10 +132,18 @@ async fn introduce(agent: &Arc<Agent>, keeper: Key, vm: Id) -> Result<(), ApiErr
 fn image(agent: &Agent, name: &str) -> Result<ImageBody, ApiError> {
     let id = names::image(agent, name)?;
     let found = agent.pool(|book| {
-        let home = book.thing(Kind::IMAGE, id)?.home;
-        if let Some(Body::Image(image)) = book.get(Kind::IMAGE, id, home) { Some((**image).clone()) } else { None }
+        let thing = book.thing(Kind::IMAGE, id)?;
+        let Some(Body::Image(image)) = book.get(Kind::IMAGE, id, thing.home) else { return None };
+        let own = book.own_domain();
+        let is_shared = thing.domain == own || own.is_some_and(|own| image.domains.contains(&own));
+        Some((is_shared, (**image).clone()))
     })?;
-    found.ok_or_else(|| ApiError::not_found("image", name, "rebec image ls"))
+    let (is_shared, image) = found.ok_or_else(|| ApiError::not_found("image", name, "rebec image ls"))?;
+    if is_shared {
+        return Ok(image);
+    }
+    let message = format!("image {name} is another domain's, which does not share it; it is shared by `rebec image import --domain` there");
+    Err(ApiError::new(ErrorCode::Forbidden, message))
 }
 
 /// A NIC on a LAN, with an address of those that this host may give out.

@@ -114,7 +114,7 @@ fn judge(agent: &Agent, asker: Key, vm: Id, ask: Ask) -> Result<Verdict, ApiErro
         Err(Refusal::Unheard) => {
             let message =
                 format!("VM {name}: its keeper made no promise that leads to epoch {} at the asking host; it stays as it is", ask.epoch);
-            Err(ApiError::new(ErrorCode::Refused, message))
+            Err(ApiError::new(if has { ErrorCode::Refused } else { ErrorCode::Forbidden }, message))
         }
     }
 }
@@ -138,7 +138,7 @@ pub fn wish(agent: &Agent, vm: Id) -> Result<(), ApiError> {
 /// The name of a VM that this host keeps.
 fn require_charge(agent: &Agent, vm: Id) -> Result<String, ApiError> {
     let (_, body) = start::desired(agent, vm)?;
-    if body.keeper != Some(agent.key()) {
+    if agent.pool(|book| view::keeper(book, vm))? != Some(agent.key()) {
         let message = format!("host {} is not the keeper of VM {}", agent.own_name(), body.name);
         return Err(ApiError::new(ErrorCode::Conflict, message));
     }
@@ -165,7 +165,7 @@ fn look(agent: &Arc<Agent>) -> anyhow::Result<()> {
     }
     let own = agent.key();
     let known = agent.book(|book| {
-        let kept = view::vms(book).into_iter().filter(|vm| vm.body.keeper == Some(own)).map(|vm| vm.id).collect::<BTreeSet<_>>();
+        let kept = view::vms(book).into_iter().filter(|vm| view::keeper(book, vm.id) == Some(own)).map(|vm| vm.id).collect::<BTreeSet<_>>();
         let gone = book.of_kind(Kind::VM).filter(|record| record.body.is_none()).map(|record| record.key.id).collect::<BTreeSet<_>>();
         (kept, gone)
     });

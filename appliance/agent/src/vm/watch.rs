@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use rebec_book::record::{Kind, SeenState};
 use rebec_host::folders;
 use rebec_migrate::ledger::Right;
-use rebec_vmm_api::control::{Command, VmState};
+use rebec_vmm_api::control::VmState;
 
 use super::{
     LocalVm, Want, arrive,
@@ -52,12 +52,6 @@ async fn until_end(agent: &Arc<Agent>, vm: &Arc<LocalVm>, process: &mut Process)
         look(agent, vm).await;
         if vm.seen().state == SeenState::Waiting {
             tokio::spawn(depart::insist(agent.clone(), vm.clone()));
-        }
-        if vm.want() == Want::Arriving && lock(&vm.arrival).is_stale() {
-            log::warn!("vm {}: it was offered and did not come: its room is given back", vm.name());
-            if let Err(error) = vm.talk(|control| control.tell(Command::Stop)).await {
-                log::debug!("vm {}: {error:#}", vm.name());
-            }
         }
         if vm.seen().state == SeenState::Unleased {
             tokio::spawn(lease::renew(agent.clone(), vm.clone()));

@@ -151,6 +151,9 @@ pub struct ImportOptions {
     /// Disk, raw or qcow2 without a backing file; each VM writes to a layer of its own
     #[arg(long, value_name = "FILE")]
     pub disk: Option<PathBuf>,
+    /// Let VMs of this other domain start from it too; may be given several times
+    #[arg(long = "domain", value_name = "DOMAIN")]
+    pub domains: Vec<String>,
 }
 
 /// `rebec lan ...`

@@ -53,7 +53,7 @@ async fn import(session: &Session, options: ImportOptions) -> Result<(), Failure
         Some(upload) => Some(put(session, "disk", upload).await?),
         None => None,
     };
-    let image = NewImage { name: options.name, kernel, initramfs, cmdline: options.cmdline, disk };
+    let image = NewImage { name: options.name, kernel, initramfs, cmdline: options.cmdline, disk, domains: options.domains };
     let made: ImageInfo = parse(session.settle(session.client.post(&path(&["images"]), &image).await?).await?)?;
     session.tell(&made, |made| {
         let parts = [Some(&made.kernel), made.initramfs.as_ref(), made.disk.as_ref()];

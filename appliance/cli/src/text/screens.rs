@@ -197,6 +197,7 @@ fn images_and_lans() {
         disk_bytes: 2 << 30,
         held_by: vec!["a1".into(), "b1".into()],
         vms: 1,
+        domains: vec![],
     };
     let bare = ImageInfo { name: "k".into(), initramfs: None, disk: None, disk_bytes: 0, held_by: vec![], vms: 0, ..image.clone() };
     assert_eq!(

@@ -161,6 +161,7 @@ impl Vm {
             cmdline: String::new(),
             disk: None,
             created: 0,
+            domains: vec![],
         };
         let body = VmBody {
             nonce: nonce_of(nonce),
