@@ -3,8 +3,8 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::{Duration, Instant, SystemTime},
+    sync::{Arc, Mutex, Weak},
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -19,6 +19,7 @@ use rebec_book::{
 use rebec_host::{forward::Forwards, limits::Limits};
 use tokio::sync::watch;
 
+pub use crate::chance::{now_s, random};
 use crate::{
     depot::Depot,
     exchange,
@@ -30,6 +31,7 @@ use crate::{
     store::Store,
     vm::{LocalVm, keeper::Keeper},
 };
+pub use rebec_host::lock;
 
 /// A host that has not been heard for this long is silent.
 const SILENT_AFTER: Duration = Duration::from_secs(7);
@@ -260,29 +262,4 @@ impl Agent {
 
 fn peer_of(host: &view::HostView<'_>) -> Peer {
     Peer { key: host.key, name: host.name.clone(), addresses: host.body.addresses.clone() }
-}
-
-/// A lock whose holder cannot leave it in a half-changed state.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Seconds since 1970.
-pub fn now_s() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// Random bits for ids and secrets.
-pub fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    let mut filled = 0;
-    while filled < N {
-        // Up to 256 bytes come whole once the kernel is seeded (getrandom(2)).
-        match rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty()) {
-            Ok(count) => filled += count,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => panic!("invariant: the kernel has randomness: {error}"),
-        }
-    }
-    bytes
 }

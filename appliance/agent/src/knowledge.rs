@@ -14,10 +14,11 @@ use rebec_book::{
     key::{Id, Name, public},
     record::{FloorBody, Kind},
 };
+use rebec_host::lock;
 use tokio::sync::watch;
 
 use crate::{
-    agent::{lock, now_s},
+    chance::now_s,
     store::{Durable, Store},
 };
 

@@ -7,7 +7,7 @@ use std::{
 
 use log::{Log, Metadata, Record};
 
-use crate::agent::now_s;
+use crate::chance::now_s;
 
 /// Lines that are remembered.
 const LINES_MAX: usize = 2000;

@@ -9,7 +9,7 @@ use rebec_api::{
 use rebec_book::key::{Digest, Name};
 use serde::{Deserialize, Serialize};
 
-use crate::{agent::random, store::Store};
+use crate::{chance::random, store::Store};
 
 const FACT: &str = "tokens";
 /// Tokens at a time: each request over TCP is compared with all of them.

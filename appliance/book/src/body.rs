@@ -8,11 +8,16 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use minicbor::{Decode, Decoder, Encode, Encoder};
 
+pub use crate::{
+    grant::Assigned,
+    lan::{LanBody, NicBody, RangeLease},
+};
 use crate::{
     grant::{GRANTS_MAX, Grant},
-    key::{Digest, Id, Key, Nonce, bound_id, id_of_key},
-    lan, names,
-    record::{Kind, RecordKey, Unbelievable},
+    key::{Digest, Key, Nonce, bound_id, id_of_key},
+    kind::{Kind, RecordKey},
+    lan,
+    name::is_name,
 };
 
 /// Most addresses of a host that anybody dials.
@@ -160,52 +165,6 @@ pub struct PartsBody {
     pub digests: Vec<Digest>,
 }
 
-/// A LAN.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct LanBody {
-    /// Of which its id is made.
-    #[n(0)]
-    pub nonce: Nonce,
-    /// Its name.
-    #[n(1)]
-    pub name: String,
-    /// Its label on the wire.
-    #[n(2)]
-    pub vni: u32,
-    /// First address of its range.
-    #[n(3)]
-    pub network: Ipv4Addr,
-    /// Length of the range's prefix.
-    #[n(4)]
-    pub prefix: u8,
-    /// Largest packet, for life.
-    #[n(5)]
-    pub mtu: u16,
-    /// Parts of the range that hosts may give out by themselves.
-    #[n(6)]
-    pub leases: Vec<RangeLease>,
-    /// When it was created, in seconds since 1970.
-    #[n(7)]
-    pub created: u64,
-    /// Other domains whose hosts may have a part of the range, and so VMs on it.
-    #[n(8)]
-    pub domains: Vec<Key>,
-}
-
-/// Part of a LAN's range in the hands of one host.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct RangeLease {
-    /// The host.
-    #[n(0)]
-    pub host: Key,
-    /// First address.
-    #[n(1)]
-    pub first: Ipv4Addr,
-    /// How many.
-    #[n(2)]
-    pub count: u32,
-}
-
 /// A part and its length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct PartRef {
@@ -326,37 +285,6 @@ impl VmPrivate {
     }
 }
 
-/// The home's word on who may start a VM. From there on it is granted from host to host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
-pub struct Assigned {
-    /// The host.
-    #[n(0)]
-    pub host: Key,
-    /// The ownership counter that it has there.
-    #[n(1)]
-    pub epoch: u64,
-}
-
-/// One NIC.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct NicBody {
-    /// The LAN.
-    #[n(0)]
-    pub lan: Id,
-    /// Its label on the wire.
-    #[n(1)]
-    pub vni: u32,
-    /// The NIC's address.
-    #[cbor(n(2), with = "minicbor::bytes")]
-    pub mac: [u8; 6],
-    /// Its address on the LAN.
-    #[n(3)]
-    pub address: Ipv4Addr,
-    /// Length of the LAN's prefix.
-    #[n(4)]
-    pub prefix: u8,
-}
-
 /// A VM as it is, by a host that holds it or held it last.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct SeenBody {
@@ -461,7 +389,7 @@ impl Body {
     }
 
     /// As it stands in a record.
-    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, Unbelievable> {
+    pub(crate) fn to_bytes(&self) -> Option<Vec<u8>> {
         let bytes = match self {
             Self::Floor(body) => minicbor::to_vec(body),
             Self::Pool(body) => minicbor::to_vec(body),
@@ -474,9 +402,9 @@ impl Body {
             Self::Image(body) => minicbor::to_vec(body),
             Self::Vm(body) => minicbor::to_vec(body),
             Self::Seen(body) => minicbor::to_vec(body),
-            Self::Unknown => return Err(Unbelievable::Malformed),
+            Self::Unknown => return None,
         };
-        bytes.map_err(|_| Unbelievable::Malformed)
+        bytes.ok()
     }
 
     /// What a record's bytes say, as far as this version can tell and believe.
@@ -504,9 +432,9 @@ impl Body {
         let text = |text: &Option<String>| text.as_ref().is_none_or(|text| text.len() <= REASON_BYTES_MAX);
         match self {
             Self::Floor(_) | Self::Unknown => true,
-            Self::Pool(pool) => names::is_name(&pool.name),
-            Self::Domain(domain) => names::is_name(&domain.name) && *id == id_of_key(&domain.key),
-            Self::Member(member) => names::is_name(&member.name) && *id == id_of_key(&member.host) && text(&member.dead),
+            Self::Pool(pool) => is_name(&pool.name),
+            Self::Domain(domain) => is_name(&domain.name) && *id == id_of_key(&domain.key),
+            Self::Member(member) => is_name(&member.name) && *id == id_of_key(&member.host) && text(&member.dead),
             Self::Helper(helper) => *id == id_of_key(&helper.key),
             Self::Host(host) => {
                 *id == id_of_key(writer) && host.addresses.len() <= ADDRESSES_MAX && host.version.len() <= 64 && text(&host.no_kvm)
@@ -514,7 +442,7 @@ impl Body {
             Self::Parts(parts) => parts.digests.len() <= PARTS_MAX,
             Self::Lan(body) => {
                 *id == bound_id(writer, &body.nonce)
-                    && names::is_name(&body.name)
+                    && is_name(&body.name)
                     && body.leases.len().max(body.domains.len()) <= RANGE_LEASES_MAX
                     && lan::is_sound(body)
             }
@@ -532,7 +460,7 @@ impl Body {
 
 impl ImageBody {
     fn is_sound(&self) -> bool {
-        names::is_name(&self.name) && self.cmdline.len() <= CMDLINE_BYTES_MAX && self.domains.len() <= RANGE_LEASES_MAX
+        is_name(&self.name) && self.cmdline.len() <= CMDLINE_BYTES_MAX && self.domains.len() <= RANGE_LEASES_MAX
     }
 
     /// The parts that it is made of.
@@ -543,7 +471,7 @@ impl ImageBody {
 
 impl VmBody {
     fn is_sound(&self) -> bool {
-        let names = names::is_name(&self.name) && names::is_name(&self.image_name);
+        let names = is_name(&self.name) && is_name(&self.image_name);
         names && self.image.is_sound() && self.nics.len() <= NICS_MAX
     }
 }

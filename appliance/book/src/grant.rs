@@ -13,10 +13,7 @@ use ed25519_dalek::SigningKey;
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    key::{Id, Key, has_signed, public, sign},
-    record::Assigned,
-};
+use crate::key::{Id, Key, has_signed, public, sign};
 
 /// Most grants in a row before the VM's home has taken notice.
 pub const GRANTS_MAX: usize = 16;
@@ -26,6 +23,17 @@ const MOVE_EPOCHS: u64 = 1;
 const RETURN_EPOCHS: u64 = 2;
 /// What is signed begins with this.
 const PURPOSE: &[u8] = b"rebec grant v1\0";
+
+/// The home's word on who may start a VM. From there on it is granted from host to host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Assigned {
+    /// The host.
+    #[n(0)]
+    pub host: Key,
+    /// The ownership counter that it has there.
+    #[n(1)]
+    pub epoch: u64,
+}
 
 /// A host's word that another may run a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]

@@ -3,10 +3,75 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
-use crate::{
-    key::Key,
-    record::{LanBody, NicBody, RangeLease},
-};
+use minicbor::{Decode, Encode};
+
+use crate::key::{Id, Key, Nonce};
+
+/// A LAN.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct LanBody {
+    /// Of which its id is made.
+    #[n(0)]
+    pub nonce: Nonce,
+    /// Its name.
+    #[n(1)]
+    pub name: String,
+    /// Its label on the wire.
+    #[n(2)]
+    pub vni: u32,
+    /// First address of its range.
+    #[n(3)]
+    pub network: Ipv4Addr,
+    /// Length of the range's prefix.
+    #[n(4)]
+    pub prefix: u8,
+    /// Largest packet, for life.
+    #[n(5)]
+    pub mtu: u16,
+    /// Parts of the range that hosts may give out by themselves.
+    #[n(6)]
+    pub leases: Vec<RangeLease>,
+    /// When it was created, in seconds since 1970.
+    #[n(7)]
+    pub created: u64,
+    /// Other domains whose hosts may have a part of the range, and so VMs on it.
+    #[n(8)]
+    pub domains: Vec<Key>,
+}
+
+/// Part of a LAN's range in the hands of one host.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct RangeLease {
+    /// The host.
+    #[n(0)]
+    pub host: Key,
+    /// First address.
+    #[n(1)]
+    pub first: Ipv4Addr,
+    /// How many.
+    #[n(2)]
+    pub count: u32,
+}
+
+/// One NIC.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct NicBody {
+    /// The LAN.
+    #[n(0)]
+    pub lan: Id,
+    /// Its label on the wire.
+    #[n(1)]
+    pub vni: u32,
+    /// The NIC's address.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub mac: [u8; 6],
+    /// Its address on the LAN.
+    #[n(3)]
+    pub address: Ipv4Addr,
+    /// Length of the LAN's prefix.
+    #[n(4)]
+    pub prefix: u8,
+}
 
 /// Addresses that are handed to a host at a time.
 const LEASE_ADDRESSES: u32 = 16;

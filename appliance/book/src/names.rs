@@ -2,16 +2,8 @@
 //! `domain/name`. Where two hosts of one domain chose one name at the same time, each is shown with `~` and the first digits of its
 //! id, a letter that no name has; `~` and all digits of an id mean that id.
 
-use crate::{book::Book, key::Id, record::Kind};
-
-/// Longest name of anything.
-pub const NAME_BYTES_MAX: usize = 63;
-
-/// Whether a text can be typed, shown and looked up again.
-pub fn is_name(name: &str) -> bool {
-    let first = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
-    first && name.len() <= NAME_BYTES_MAX && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
-}
+pub use crate::name::{NAME_BYTES_MAX, is_name};
+use crate::{book::Book, key::Id, kind::Kind};
 
 /// A thing as a path of the API names it, whatever its name is: by its id.
 pub fn by_id(id: &Id) -> String {

@@ -19,9 +19,12 @@ use ed25519_dalek::SigningKey;
 use minicbor::{Decode, Encode, bytes::ByteSlice};
 use serde::{Deserialize, Serialize};
 
-pub use crate::body::*;
 use crate::key::{Id, Key, has_signed, public, sign};
 pub use crate::key::{bound_id, id_of_key};
+pub use crate::{
+    body::*,
+    kind::{Kind, RecordKey},
+};
 
 /// Longest signed content.
 pub const BYTES_MAX: usize = 64 * 1024;
@@ -29,47 +32,6 @@ pub const BYTES_MAX: usize = 64 * 1024;
 const PURPOSE: &[u8] = b"rebec record v1\0";
 /// Bytes of a signature.
 const SIGNATURE_BYTES: usize = 64;
-
-/// What a record is about. The order is that of authority: who reads records in it can judge each by those before. A number that
-/// this version does not know is a kind too: such records are kept and passed on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Kind(pub u16);
-
-impl Kind {
-    /// What is void of its writer.
-    pub const FLOOR: Self = Self(0);
-    /// The pool itself.
-    pub const POOL: Self = Self(1);
-    /// A domain.
-    pub const DOMAIN: Self = Self(2);
-    /// A host's membership.
-    pub const MEMBER: Self = Self(3);
-    /// A key that acts for a domain.
-    pub const HELPER: Self = Self(4);
-    /// A host's facts.
-    pub const HOST: Self = Self(8);
-    /// A host's parts.
-    pub const PARTS: Self = Self(9);
-    /// A LAN.
-    pub const LAN: Self = Self(10);
-    /// An image.
-    pub const IMAGE: Self = Self(11);
-    /// A VM as it should be.
-    pub const VM: Self = Self(12);
-    /// A VM as it is.
-    pub const SEEN: Self = Self(13);
-}
-
-/// The name of a record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct RecordKey {
-    /// What it is about.
-    pub kind: Kind,
-    /// Which one.
-    pub id: Id,
-    /// Who writes it.
-    pub writer: Key,
-}
 
 /// A record's content.
 #[derive(Debug, Clone, PartialEq)]
@@ -127,7 +89,7 @@ pub enum Unbelievable {
 impl Record {
     /// Signs it; the writer is whoever signs.
     pub fn sign(kind: Kind, id: Id, seq: u64, body: Option<&Body>, secret: &SigningKey) -> Result<Signed, Unbelievable> {
-        let body = body.map(Body::to_bytes).transpose()?;
+        let body = body.map(|body| body.to_bytes().ok_or(Unbelievable::Malformed)).transpose()?;
         let content = Content { writer: public(secret), seq, kind: kind.0, id, body: body.as_deref().map(Into::into) };
         let content = minicbor::to_vec(&content).map_err(|_| Unbelievable::Malformed)?;
         if content.len() > BYTES_MAX {

@@ -9,7 +9,6 @@
 pub mod console;
 pub mod control;
 pub mod depot;
-pub mod derived;
 pub mod facts;
 pub mod folders;
 pub mod forward;
@@ -24,6 +23,7 @@ pub mod sockets;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub use depot::derived;
 use rebec_api::{ApiError, ErrorCode};
 
 /// An error of this machine, as the API says it.
@@ -35,6 +35,6 @@ pub fn failed(error: &anyhow::Error) -> ApiError {
 }
 
 /// A lock whose holder cannot leave it in a half-changed state.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -25,7 +25,7 @@ use crate::{
     Door, Peer,
     accept::Place,
     listen, lock,
-    mesh::CONNECT_TIME,
+    peer::CONNECT_TIME,
     serve::{self, LIMITS},
 };
 

@@ -25,6 +25,7 @@ mod door;
 mod handshakes;
 mod kept;
 mod mesh;
+mod peer;
 mod question;
 mod shares;
 mod visitor;
@@ -37,7 +38,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use self::{
     door::Door,
     mesh::{Mesh, Stream},
-    question::{Peer, read_answer},
+    peer::Peer,
+    question::read_answer,
 };
 
 /// A lock whose holder cannot leave it in a half-changed state.

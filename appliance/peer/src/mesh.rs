@@ -25,13 +25,12 @@ use crate::{
     handshakes::Handshakes,
     kept::{IN_ALL, Kept, Link, PER_KEY},
     lock,
+    peer::CONNECT_TIME,
     visitor::{Goodbye, STRANGER_STREAMS_MAX, STRANGER_WINDOW_BYTES, Visitor},
 };
 
 /// What agents speak.
 const ALPN: &[u8] = b"rebec/1";
-/// How long a host may take to be reached.
-pub(crate) const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// A connection without a sign of life ends; live ones are kept so by pings.
 const IDLE_TIME: Duration = Duration::from_secs(8);
 const PING_PERIOD: Duration = Duration::from_secs(2);

@@ -1,6 +1,6 @@
 //! Questions to another host, and their answers.
 
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 use axum::{
     body::Body,
@@ -9,40 +9,15 @@ use axum::{
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use rebec_api::{ApiError, ErrorCode};
-use rebec_book::Key;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::mesh::Mesh;
+use crate::{mesh::Mesh, peer::Peer};
 
 /// How long a host may take to answer a short question.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 /// Longest answer to a short question.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
-/// Of the addresses that a host says it has, so many are dialled: what a host says must not have others knock at every door of a network.
-const ADDRESSES_MAX: usize = 8;
-
-/// A host to talk to.
-#[derive(Debug, Clone)]
-pub struct Peer {
-    /// Its key.
-    pub key: Key,
-    /// Its name, for messages.
-    pub name: String,
-    /// Where it may be.
-    pub addresses: Vec<SocketAddr>,
-}
-
-impl Peer {
-    /// Where it is looked for.
-    pub(crate) fn dialled(&self) -> &[SocketAddr] {
-        &self.addresses[..self.addresses.len().min(ADDRESSES_MAX)]
-    }
-
-    fn silent(&self, why: &str) -> ApiError {
-        ApiError::new(ErrorCode::Unreachable, format!("host {} is not reached: {why}", self.name))
-    }
-}
 
 impl Mesh {
     /// Makes a short request; an answer that is not a success is its [`ApiError`].

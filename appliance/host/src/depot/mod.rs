@@ -8,6 +8,7 @@
 //!       .from-elsewhere-DIGEST-BYTES    a part on its way here: one flight's at a time
 //! ```
 
+pub mod derived;
 mod flight;
 mod pace;
 mod partial;
@@ -35,7 +36,6 @@ use rebec_book::{
 };
 
 use self::{flight::Flights, shelf::Shelf};
-use crate::derived;
 
 /// How long somebody who sends a file may pause.
 const STALL_TIME: Duration = Duration::from_secs(30);

@@ -24,7 +24,8 @@ use rustix::{
     io::Errno,
 };
 
-use crate::{derived, facts, lock};
+use super::derived;
+use crate::{facts, lock};
 
 /// Room that stays free on the depot's file system: disks of running VMs grow.
 const SPARE_BYTES: u64 = 64 << 20;

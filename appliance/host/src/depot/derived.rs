@@ -14,7 +14,8 @@ use anyhow::{Context, Result, bail};
 use rebec_book::{key::Digest, record::ImageBody};
 use rebec_migrate::base::{SUMMARY_BYTES, Summary};
 
-use crate::{depot::Depot, handover::Handover};
+use super::Depot;
+use crate::handover::Handover;
 
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 
