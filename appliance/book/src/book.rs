@@ -182,9 +182,9 @@ impl Book {
         if !self.admits(&key.writer) {
             return Err(Unbelievable::Writer(key.kind, key.writer));
         }
-        let before = self.entries.get(&key).map_or(0, |entry| entry.signed.len());
+        let before = self.entries.get(&key).map_or(0, |entry| entry.signed.bytes());
         let is_new = usize::from(before == 0);
-        if let Some(quota) = self.over(&key.writer, is_new, signed.len().saturating_sub(before)) {
+        if let Some(quota) = self.over(&key.writer, is_new, signed.bytes().saturating_sub(before)) {
             self.logs.entry(key.writer).or_default().is_over = true;
             return Err(Unbelievable::Quota(key.kind, key.writer, quota.records, quota.bytes));
         }
@@ -207,7 +207,7 @@ impl Book {
         let key = entry.record.key;
         let log = self.logs.entry(key.writer).or_default();
         log.mark ^= entry.hash;
-        log.bytes += entry.signed.len();
+        log.bytes += entry.signed.bytes();
         log.records += 1;
         log.gone += usize::from(entry.record.body.is_none());
         log.by_seq.insert((entry.record.seq, key.kind, key.id));
@@ -224,7 +224,7 @@ impl Book {
         let entry = self.entries.remove(key)?;
         if let Some(log) = self.logs.get_mut(&key.writer) {
             log.mark ^= entry.hash;
-            log.bytes -= entry.signed.len();
+            log.bytes -= entry.signed.bytes();
             log.records -= 1;
             log.gone -= usize::from(entry.record.body.is_none());
             log.by_seq.remove(&(entry.record.seq, key.kind, key.id));
@@ -378,7 +378,7 @@ impl Book {
         match (key.kind, self.get(key.kind, key.id, key.writer)?) {
             (Kind::MEMBER, Body::Member(member)) => {
                 let counts = self.domain_of(&member.host) == Some(member.domain) && self.speaks_for(&key.writer, &member.domain);
-                counts.then(|| Thing { id: key.id, home: member.host, domain: Some(member.domain) })
+                counts.then_some(Thing { id: key.id, home: member.host, domain: Some(member.domain) })
             }
             (Kind::DOMAIN, Body::Domain(domain)) => Some(Thing { id: key.id, home: key.writer, domain: Some(domain.key) }),
             _ => self.domain_of(&key.writer).map(|domain| Thing { id: key.id, home: key.writer, domain: Some(domain) }),
@@ -491,7 +491,7 @@ impl Book {
             let wanted = || log.by_seq.range(first_of(from)..);
             for (_, kind, id) in wanted().skip(skipped).chain(wanted().take(skipped)) {
                 let Some(entry) = self.entries.get(&RecordKey { kind: *kind, id: *id, writer: *writer }) else { continue };
-                bytes += entry.signed.len();
+                bytes += entry.signed.bytes();
                 if bytes > bytes_max && !lacking.is_empty() {
                     return lacking;
                 }
@@ -523,7 +523,7 @@ impl Book {
     pub fn select(&self, wanted: impl Fn(&RecordKey) -> bool, bytes_max: usize) -> Vec<Signed> {
         let mut bytes = 0;
         let fits = self.entries.values().filter(|entry| wanted(&entry.record.key)).enumerate().take_while(|(index, entry)| {
-            bytes += entry.signed.len();
+            bytes += entry.signed.bytes();
             *index == 0 || bytes <= bytes_max
         });
         fits.map(|(_, entry)| entry.signed.clone()).collect()

@@ -142,7 +142,7 @@ impl Signed {
     }
 
     /// What it takes on its way.
-    pub fn len(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.content.len() + SIGNATURE_BYTES
     }
 
