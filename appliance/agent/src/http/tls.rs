@@ -1,5 +1,6 @@
 //! Requests of users over TCP: TLS 1.3 under the host's Ed25519 key. Clients pin that key, whose digits
-//! are on the status screen; no name, date or authority counts. Who shows a token is a user, who does not is told so and hears no more.
+//! are on the status screen; no name, date or authority counts. Who shows a token is a user in the token's role, who does not is told so
+//! and hears no more.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -12,7 +13,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use rebec_api::{ApiError, ErrorCode};
-use rebec_book::authority::Role;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -21,7 +21,11 @@ use super::{
     answer::Failure,
     serve::{self, Limits},
 };
-use crate::{agent::Agent, mesh::listen, tokens};
+use crate::{
+    agent::{Agent, now_s},
+    mesh::listen,
+    tokens::{self, Holder},
+};
 
 /// Where others reach the API; none where it is off or the host has no address.
 pub fn address(agent: &Agent) -> Option<SocketAddr> {
@@ -58,19 +62,23 @@ pub async fn run(agent: Arc<Agent>, listener: TcpListener, acceptor: TlsAcceptor
 async fn token_holders_only(State(agent): State<Arc<Agent>>, mut request: Request, next: Next) -> Response {
     let known = match bearer(request.headers()) {
         None => Err(refused("no token: send `Authorization: Bearer TOKEN`")),
-        Some(text) => match tokens::is_known(&agent.store, text) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(refused("this token is not known here")),
+        Some(text) => match tokens::holder(&agent.store, text, now_s()) {
+            Ok(Holder::Of(_, role)) => Ok(role),
+            Ok(Holder::Expired(name)) => Err(refused(&format!("the token `{name}` has expired"))),
+            Ok(Holder::Unknown) => Err(refused("this token is not known here")),
             Err(error) => Err(crate::vm::failed(&error)),
         },
     };
-    if let Err(error) = known {
-        let headers =
-            [(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")), (header::CONNECTION, HeaderValue::from_static("close"))];
-        return (headers, Failure(error)).into_response();
-    }
+    let role = match known {
+        Ok(role) => role,
+        Err(error) => {
+            let headers =
+                [(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")), (header::CONNECTION, HeaderValue::from_static("close"))];
+            return (headers, Failure(error)).into_response();
+        }
+    };
     request.headers_mut().remove(header::AUTHORIZATION);
-    request.extensions_mut().insert(Caller::User(Role::Admin));
+    request.extensions_mut().insert(Caller::User(role));
     next.run(request).await
 }
 

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use rebec_api::token::Role;
 
 use super::values::{Span, TextFrom};
 
@@ -185,9 +186,16 @@ pub enum LanCommand {
 #[derive(Subcommand, Debug)]
 pub enum TokenCommand {
     /// Print a new token; it is shown this once
+    #[command(after_help = "Without --role the token lets its holder do everything that root at this host may: give one that is enough.")]
     Create {
         /// The token's name, to remove it by
         name: String,
+        /// What its holder may do: look, run VMs too, look after hosts, images and LANs too, or everything
+        #[arg(long, value_enum, default_value_t = RoleName::Admin)]
+        role: RoleName,
+        /// For how long the token is good, as in 12h or 30d [default: until it is removed]
+        #[arg(long, value_name = "TIME")]
+        valid: Option<Span>,
     },
     /// List the tokens
     Ls,
@@ -196,6 +204,30 @@ pub enum TokenCommand {
         /// The token's name
         name: String,
     },
+}
+
+/// What a token's holder may do, the least first.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoleName {
+    /// Looks
+    Viewer,
+    /// Runs VMs
+    User,
+    /// Looks after hosts, images and LANs
+    Operator,
+    /// Decides who belongs to the domain
+    Admin,
+}
+
+impl From<RoleName> for Role {
+    fn from(name: RoleName) -> Self {
+        match name {
+            RoleName::Viewer => Self::Viewer,
+            RoleName::User => Self::User,
+            RoleName::Operator => Self::Operator,
+            RoleName::Admin => Self::Admin,
+        }
+    }
 }
 
 /// `rebec job ...`

@@ -100,7 +100,11 @@ pub fn jobs(jobs: &[Job]) -> String {
 
 /// `token ls`.
 pub fn tokens(tokens: &[Token], now: u64) -> String {
-    table(["NAME", "AGE"], &rows(tokens, |token: &Token| [token.name.clone(), age(token.created, now)]))
+    let row = |token: &Token| {
+        let expires = token.expires.map_or_else(|| "never".to_owned(), |expires| until(expires, now));
+        [token.name.clone(), word(&token.role), expires, age(token.created, now)]
+    };
+    table(["NAME", "ROLE", "EXPIRES", "AGE"], &rows(tokens, row))
 }
 
 fn rows<T, const COLUMNS: usize>(things: &[T], row: impl Fn(&T) -> [String; COLUMNS]) -> Vec<[String; COLUMNS]> {

@@ -7,7 +7,7 @@ use rebec_api::{
     job::{Job, JobProgress, JobState},
     lan::{LanInfo, PortInfo},
     pool::{DomainInfo, Invitation, PoolStatus},
-    token::Token,
+    token::{Role, Token},
     vm::{NicInfo, OnHostLoss, VmInfo, VmState},
 };
 use rebec_vmm_api::{MoveReport, Outcome, UnitCounts};
@@ -182,7 +182,12 @@ fn the_pool_and_its_invitations() {
         lists::invitations(&[open("i1", None, NOW + 3600), open("i2", Some("beta"), NOW)], NOW),
         "ID  ADMITS       USES LEFT  EXPIRES\ni1  hosts        1          in 1h\ni2  domain beta  1          expired\n"
     );
-    assert_eq!(lists::tokens(&[Token { name: "laptop".into(), created: NOW - 5 }], NOW), "NAME    AGE\nlaptop  5s\n");
+    let token = |name: &str, role, expires| Token { name: name.into(), created: NOW - 5, role, expires };
+    let tokens = [token("laptop", Role::Admin, None), token("guest", Role::Viewer, Some(NOW + 3600)), token("old", Role::User, Some(NOW))];
+    assert_eq!(
+        lists::tokens(&tokens, NOW),
+        "NAME    ROLE    EXPIRES  AGE\nlaptop  admin   never    5s\nguest   viewer  in 1h    5s\nold     user    expired  5s\n"
+    );
 }
 
 #[test]
