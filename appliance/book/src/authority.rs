@@ -288,7 +288,7 @@ fn host_may(book: &Book, own: Key, asker: Key, question: Question) -> Result<(),
         Question::Restart(vm) => {
             let body = view::vm_body(book, vm).ok_or_else(unknown_vm)?;
             let holder = view::holder(book, vm).map(|at| at.host);
-            if !holder.is_some_and(|holder| book.dead(&holder).is_some()) {
+            if holder.is_none_or(|holder| book.dead(&holder).is_none()) {
                 return refuse("the host that holds that VM was not declared dead");
             }
             body.keeper == Some(own) && home_domain(vm) == Some(domain)

@@ -236,10 +236,10 @@ fn donors(book: &rebec_book::Book, moving: &Kept) -> Vec<Key> {
 fn candidates(agent: &Agent, book: &rebec_book::Book) -> Vec<Candidate> {
     let loads = view::loads(book);
     let hosts = view::hosts(book).into_iter().filter(|host| host.member.dead.is_none());
-    let candidates = hosts.filter_map(|host| {
+    let candidates = hosts.map(|host| {
         let body = host.body;
         let parts = view::parts(book, &host.key).copied().collect();
-        Some(Candidate {
+        Candidate {
             key: host.key,
             name: host.name,
             domain: host.domain,
@@ -251,7 +251,7 @@ fn candidates(agent: &Agent, book: &rebec_book::Book) -> Vec<Candidate> {
             memory_free_bytes: body.memory_bytes.saturating_sub(loads.get(&host.key).map_or(0, |load| load.memory_bytes)),
             disk_free_bytes: body.disk_bytes.saturating_sub(body.disk_used_bytes),
             parts,
-        })
+        }
     });
     candidates.collect()
 }
