@@ -1,5 +1,6 @@
 //! Requests of users over TCP: TLS 1.3 under the host's Ed25519 key. Clients pin that key, whose digits
-//! are on the status screen; no name, date or authority counts. Who shows a token is a user, who does not is told so and hears no more.
+//! are on the status screen; no name, date or authority counts. Who shows a token is a user in the token's role, who does not is told so
+//! and hears no more.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -12,7 +13,6 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use rebec_api::{ApiError, ErrorCode};
-use rebec_book::authority::Role;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -21,7 +21,12 @@ use super::{
     answer::Failure,
     serve::{self, Limits},
 };
-use crate::{agent::Agent, mesh::listen, tokens};
+use crate::{
+    agent::{Agent, now_s},
+    audit::Entry,
+    mesh::listen,
+    tokens::{self, Holder},
+};
 
 /// Where others reach the API; none where it is off or the host has no address.
 pub fn address(agent: &Agent) -> Option<SocketAddr> {
@@ -54,24 +59,39 @@ pub async fn run(agent: Arc<Agent>, listener: TcpListener, acceptor: TlsAcceptor
     .await;
 }
 
+/// The token that a user showed, by its name.
+#[derive(Debug, Clone)]
+pub struct TokenName(pub Arc<str>);
+
 /// Makes a user of who shows a token, and takes the token away: requests that are forwarded do not carry it to other hosts.
 async fn token_holders_only(State(agent): State<Arc<Agent>>, mut request: Request, next: Next) -> Response {
     let known = match bearer(request.headers()) {
         None => Err(refused("no token: send `Authorization: Bearer TOKEN`")),
-        Some(text) => match tokens::is_known(&agent.store, text) {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(refused("this token is not known here")),
+        Some(text) => match tokens::holder(&agent.store, text, now_s()) {
+            Ok(Holder::Of(name, role)) => Ok((name, role)),
+            Ok(Holder::Expired(name)) => Err(shut_out(&agent, Some(&name), &format!("the token `{name}` has expired"))),
+            Ok(Holder::Unknown) => Err(shut_out(&agent, None, "this token is not known here")),
             Err(error) => Err(crate::vm::failed(&error)),
         },
     };
-    if let Err(error) = known {
-        let headers =
-            [(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")), (header::CONNECTION, HeaderValue::from_static("close"))];
-        return (headers, Failure(error)).into_response();
-    }
+    let (name, role) = match known {
+        Ok(holder) => holder,
+        Err(error) => {
+            let headers =
+                [(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")), (header::CONNECTION, HeaderValue::from_static("close"))];
+            return (headers, Failure(error)).into_response();
+        }
+    };
     request.headers_mut().remove(header::AUTHORIZATION);
-    request.extensions_mut().insert(Caller::User(Role::Admin));
+    request.extensions_mut().insert(Caller::User(role));
+    request.extensions_mut().insert(TokenName(name.into()));
     next.run(request).await
+}
+
+/// Whoever shows a token that is not good is worth a row; who shows none may have come by chance.
+fn shut_out(agent: &Agent, token: Option<&str>, why: &str) -> ApiError {
+    agent.audit.try_note(Entry::shut_out(token, why));
+    refused(why)
 }
 
 fn refused(what: &str) -> ApiError {

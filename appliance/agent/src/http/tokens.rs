@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
-use rebec_api::token::{CreatedToken, NewToken, Token};
+use rebec_api::{
+    ApiError, ErrorCode,
+    token::{CreatedToken, NewToken, Token},
+};
 
 use super::{
     answer::{Answer, Failure, Json},
@@ -22,8 +25,11 @@ pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<Token>> {
 /// `POST /v1/tokens`
 pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewToken>) -> Answer<CreatedToken> {
     names::check("token", &new.name)?;
+    if new.valid_s == Some(0) {
+        return Err(ApiError::new(ErrorCode::BadRequest, "`valid_s` is 0: give a time of at least a second, or none").into());
+    }
     log::info!("token {} is made", new.name);
-    Ok(axum::Json(tokens::create(&agent.store, &new.name, now_s())?))
+    Ok(axum::Json(tokens::create(&agent.store, &new, now_s())?))
 }
 
 /// `DELETE /v1/tokens/{name}`

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use rebec_api::token::Role;
 
 use super::values::{Span, TextFrom};
 
@@ -188,9 +189,16 @@ pub enum LanCommand {
 #[derive(Subcommand, Debug)]
 pub enum TokenCommand {
     /// Print a new token; it is shown this once
+    #[command(after_help = "Without --role the token lets its holder do everything that root at this host may: give one that is enough.")]
     Create {
         /// The token's name, to remove it by
         name: String,
+        /// What its holder may do: look, run VMs too, look after hosts, images and LANs too, or everything
+        #[arg(long, value_enum, default_value_t = RoleName::Admin)]
+        role: RoleName,
+        /// For how long the token is good, as in 12h or 30d [default: until it is removed]
+        #[arg(long, value_name = "TIME")]
+        valid: Option<Span>,
     },
     /// List the tokens
     Ls,
@@ -199,6 +207,49 @@ pub enum TokenCommand {
         /// The token's name
         name: String,
     },
+}
+
+/// What a token's holder may do, the least first.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoleName {
+    /// Looks
+    Viewer,
+    /// Runs VMs
+    User,
+    /// Looks after hosts, images and LANs
+    Operator,
+    /// Decides who belongs to the domain
+    Admin,
+}
+
+impl From<RoleName> for Role {
+    fn from(name: RoleName) -> Self {
+        match name {
+            RoleName::Viewer => Self::Viewer,
+            RoleName::User => Self::User,
+            RoleName::Operator => Self::Operator,
+            RoleName::Admin => Self::Admin,
+        }
+    }
+}
+
+/// `rebec audit`, `rebec audit verify`
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct AuditOptions {
+    /// How many rows, the last ones
+    #[arg(long, value_name = "N", default_value_t = rebec_api::audit::TAIL, value_parser = clap::value_parser!(u32).range(1..=i64::from(rebec_api::audit::TAIL_MAX)))]
+    pub tail: u32,
+    /// Something else than showing rows
+    #[command(subcommand)]
+    pub command: Option<AuditCommand>,
+}
+
+/// `rebec audit ...`
+#[derive(Subcommand, Debug)]
+pub enum AuditCommand {
+    /// Say whether the log is the one that was written, or the first row that is wrong
+    Verify,
 }
 
 /// `rebec job ...`

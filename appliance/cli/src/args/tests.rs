@@ -68,8 +68,12 @@ fn every_command_line_is_understood() {
         "vm forward web 22",
         "vm forward web 80 --listen [::1]:8080",
         "token create laptop",
+        "token create guest --role viewer --valid 30d",
         "token ls",
         "token rm laptop",
+        "audit",
+        "audit --tail 20 --json",
+        "audit verify",
         "job ls",
         "job show j1",
         "support-bundle --out -",
@@ -101,6 +105,8 @@ fn what_is_left_out_has_a_default() {
     assert_eq!(OnHostLoss::from(run.on_host_loss), OnHostLoss::Hold);
     let Command::Host(HostCommand::Invite { terms }) = parse("rebec host invite").command else { panic!("not an invitation") };
     assert_eq!((terms.uses, terms.valid.0), (1, 86_400));
+    let Command::Token(TokenCommand::Create { role, valid, .. }) = parse("rebec token create me").command else { panic!("not a token") };
+    assert_eq!((role, valid), (RoleName::Admin, None));
     let Command::Vm(VmCommand::Forward { listen, .. }) = parse("rebec vm forward web 22").command else { panic!("not a forward") };
     assert!(listen.ip().is_loopback() && listen.port() == 0);
     let Command::Pool(PoolCommand::Join { ticket }) = parse("rebec pool join @t").command else { panic!("not a join") };
@@ -154,6 +160,10 @@ fn what_is_wrong_is_said_in_one_line_that_names_it() {
         ("rebec vm ls --colour blue", "--colour"),
         ("rebec vm ls --socket /a --host-url https://b", "--host-url"),
         ("rebec vm ls --fingerprint 12", "64 hexadecimal digits"),
+        ("rebec token create a --role king", "king"),
+        ("rebec token create a --valid 0d", "30m, 24h or 7d"),
+        ("rebec audit --tail 0", "--tail"),
+        ("rebec audit --tail 5 verify", "verify"),
         ("rebec completion dos", "dos"),
     ] {
         let message = refused(line);
@@ -165,7 +175,7 @@ fn what_is_wrong_is_said_in_one_line_that_names_it() {
 #[test]
 fn help_lists_every_noun_and_the_exit_codes() {
     let Err(NoCommand::Answered(help)) = parse_from(["rebec", "--help"]) else { panic!("no help") };
-    for word in ["pool", "domain", "host", "invitation", "image", "lan", "vm", "token", "job", "support-bundle", "Exit codes"] {
+    for word in ["pool", "domain", "host", "invitation", "image", "lan", "vm", "token", "audit", "job", "support-bundle", "Exit codes"] {
         assert!(help.contains(word), "{word} is missing:\n{help}");
     }
 }

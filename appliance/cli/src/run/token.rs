@@ -14,8 +14,9 @@ use crate::{
 pub async fn run(session: &Session, command: TokenCommand) -> Result<(), Failure> {
     let client = &session.client;
     match command {
-        TokenCommand::Create { name } => {
-            let made: CreatedToken = parse(session.settle(client.post(&path(&["tokens"]), &NewToken { name }).await?).await?)?;
+        TokenCommand::Create { name, role, valid } => {
+            let wish = NewToken { name, role: role.into(), valid_s: valid.map(|valid| valid.0) };
+            let made: CreatedToken = parse(session.settle(client.post(&path(&["tokens"]), &wish).await?).await?)?;
             session.show(&made, |made| printable(&made.token) + "\n")?;
             if !session.json {
                 session.say(&format!("token {} is not shown again; put it into a file for --token-file", made.name));

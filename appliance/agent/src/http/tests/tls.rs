@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use axum::{Router, http::HeaderMap, routing::get};
-use rebec_api::{ErrorCode, token::CreatedToken};
+use rebec_api::{
+    ErrorCode,
+    token::{CreatedToken, NewToken},
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -14,6 +17,7 @@ use super::{
     super::{serve::Limits, tls},
     *,
 };
+use crate::{agent::now_s, tokens};
 
 const LIMITS: Limits = Limits { connections: 8, per_address: 8, handshake: Duration::from_millis(300), head: Duration::from_millis(300) };
 /// Longer than any limit, shorter than a test may hang.
@@ -40,9 +44,19 @@ async fn get_with(address: SocketAddr, key: [u8; 32], path: &str, authorization:
     exchange(connect(address, key).await.unwrap(), request.body(Body::empty()).unwrap()).await.unwrap()
 }
 
+async fn post_with(address: SocketAddr, key: [u8; 32], path: &str, body: &'static str, authorization: &str) -> (u16, Vec<u8>) {
+    let request = Request::post(path).header("host", "a1").header("authorization", authorization);
+    let request = request.header("content-type", "application/json").body(Body::from(body)).unwrap();
+    exchange(connect(address, key).await.unwrap(), request).await.unwrap()
+}
+
 async fn token(bench: &Bench) -> String {
-    let (status, body) = bench.ask(USER, "POST", "/v1/tokens", r#"{"name":"laptop"}"#).await;
-    assert_eq!(status, 200);
+    token_of(bench, r#"{"name":"laptop"}"#).await
+}
+
+async fn token_of(bench: &Bench, wish: &'static str) -> String {
+    let (status, body) = bench.ask(USER, "POST", "/v1/tokens", wish).await;
+    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
     serde_json::from_slice::<CreatedToken>(&body).unwrap().token
 }
 
@@ -72,6 +86,37 @@ async fn a_token_lets_in_and_nothing_else_does() {
     assert_eq!(get_with(address, key, "/internal/exchange", Some(&right)).await.0, 400);
     assert_eq!(bench.ask(USER, "DELETE", "/v1/tokens/laptop", "").await.0, 200);
     assert_eq!(get_with(address, key, "/v1/hosts", Some(&right)).await.0, 401);
+}
+
+#[tokio::test]
+async fn a_token_lets_its_holder_do_what_its_role_may() {
+    let bench = Bench::founded().await;
+    let (address, key) = (listen(&bench, router(bench.agent.clone()), LIMITS).await, bench.agent.key().0);
+    let viewer = format!("Bearer {}", token_of(&bench, r#"{"name":"eyes","role":"viewer"}"#).await);
+    assert_eq!(get_with(address, key, "/v1/vms", Some(&viewer)).await.0, 200);
+    let (status, body) = post_with(address, key, "/v1/vms/web/stop", "{}", &viewer).await;
+    let told = refusal(&body);
+    assert_eq!((status, told.code, told.message.as_str()), (403, ErrorCode::Forbidden, "to stop a VM needs the role user; this is viewer"));
+    let user = format!("Bearer {}", token_of(&bench, r#"{"name":"hands","role":"user","valid_s":3600}"#).await);
+    // Granted, and there is no such VM.
+    assert_eq!(post_with(address, key, "/v1/vms/web/stop", "{}", &user).await.0, 404);
+    let (status, body) = get_with(address, key, "/v1/tokens", Some(&user)).await;
+    assert_eq!((status, refusal(&body).message.as_str()), (403, "to list tokens needs the role admin; this is user"));
+    let (status, body) = bench.ask(USER, "POST", "/v1/tokens", r#"{"name":"x","valid_s":0}"#).await;
+    assert_eq!((status, refusal(&body).code), (400, ErrorCode::BadRequest));
+    assert_eq!(bench.ask(USER, "POST", "/v1/tokens", r#"{"name":"x","role":"king"}"#).await.0, 400);
+}
+
+#[tokio::test]
+async fn a_token_that_has_ended_is_refused_by_its_name() {
+    let bench = Bench::founded().await;
+    let (address, key) = (listen(&bench, router(bench.agent.clone()), LIMITS).await, bench.agent.key().0);
+    let wish = NewToken { name: "guest".into(), role: Default::default(), valid_s: Some(60) };
+    let made = tokens::create(&bench.agent.store, &wish, now_s() - 61).unwrap();
+    let (status, body) = get_with(address, key, "/v1/hosts", Some(&format!("Bearer {}", made.token))).await;
+    let told = refusal(&body);
+    assert_eq!((status, told.code), (401, ErrorCode::Unauthorized));
+    assert!(told.message.contains("`guest` has expired; `rebec token create NAME`"), "{told}");
 }
 
 #[tokio::test]
