@@ -148,7 +148,7 @@ fn hosts_of_one_name_are_told_apart_and_one_without_kvm_says_why() -> Result<()>
     let a1 = &agents.hosts[0];
     let hosts = a1.must(&["host", "ls"])?;
     let names: Vec<&str> = hosts.as_array().context("a list")?.iter().filter_map(|host| host["name"].as_str()).collect();
-    ensure!(names.len() == 3 && names[0].starts_with("a1-") && names[1].starts_with("a1-") && names[0] != names[1], "{names:?}");
+    ensure!(names.len() == 3 && names[0].starts_with("a1~") && names[1].starts_with("a1~") && names[0] != names[1], "{names:?}");
     let run = ["vm", "run", "web", "--image", "bench", "--memory", "16M", "--host"];
     let on = |host: &'static str| run.into_iter().chain([host]).collect::<Vec<_>>();
     refuses(a1, &on("a1"), "a1")?;

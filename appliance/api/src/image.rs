@@ -57,5 +57,6 @@ pub struct ImageInfo {
     /// VMs that stand on it.
     pub vms: u32,
     /// Other domains whose VMs may start from it.
+    #[serde(default)]
     pub domains: Vec<String>,
 }

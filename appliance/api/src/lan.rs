@@ -35,6 +35,7 @@ pub struct LanInfo {
     /// The host that allocates its addresses.
     pub home: String,
     /// Other domains whose VMs may be on it.
+    #[serde(default)]
     pub domains: Vec<String>,
     /// Ports.
     pub ports: Vec<PortInfo>,

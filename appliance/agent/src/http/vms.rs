@@ -106,7 +106,7 @@ pub async fn create(
         let outcome = create::start_at(&agent, id, Order::FIRST, &chosen, &reporter).await;
         // A VM that never ran leaves nothing behind. One whose host did not answer may run.
         if let Err(error) = &outcome
-            && error.code != ErrorCode::Unreachable
+            && (error.code != ErrorCode::Unreachable || agent.answers(&chosen.key))
             && agent.book(|book| view::seen(book, id).is_none()) == Some(true)
         {
             agent.publish(Kind::VM, id, None)?;

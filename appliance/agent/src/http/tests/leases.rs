@@ -43,7 +43,7 @@ async fn a_keeper_promises_what_it_keeps_and_remembers_it() {
     let (status, body) = ask(&bench, 1, "runs").await;
     assert_eq!((status, json(&body)), (200, json!({ "promised": { "lease_ms": 15000 } })));
     // What it never promised leads nowhere, and removes nothing.
-    assert_eq!(refusal(&ask(&bench, 9, "runs").await.1).code, ErrorCode::Refused);
+    assert_eq!(refusal(&ask(&bench, 9, "runs").await.1).code, ErrorCode::Forbidden);
     assert_eq!(ask(&bench, 1, "flies").await.0, 400);
     let charges = bench.agent.store.charges().unwrap();
     assert_eq!((charges.len(), charges[0].0, charges[0].1.holder), (1, vm_id(&bench), bench.agent.key()));
