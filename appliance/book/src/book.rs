@@ -8,12 +8,19 @@
 //! Only writers of the pool have a log: its own key, the keys that it made domains, and hosts that a domain claims. Which of a
 //! domain's claims count, and who holds a VM, is judged when the book is read ([`crate::view`]), by what is in it then.
 
+mod groups;
 mod marks;
 mod read;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
+
+use groups::Group;
+pub use groups::{GroupMark, ShortMark, Tag, tag_of};
 
 use crate::{
     key::{Digest, Id, Key, Name, id_of_key},
@@ -48,9 +55,18 @@ pub struct Entry {
     hash: u64,
 }
 
+impl Entry {
+    /// Reads a record whose signature was proved before, or is to be.
+    pub fn read(signed: Signed) -> Result<Self, Unbelievable> {
+        Ok(Self { record: signed.read()?, hash: short_hash(&signed), signed })
+    }
+}
+
 /// What one writer wrote.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct Log {
+    /// With whose it is compared: those of its domain.
+    group: Key,
     /// How far it is known. Later records may be here that came by themselves.
     head: u64,
     floor: u64,
@@ -59,9 +75,18 @@ struct Log {
     bytes: usize,
     gone: usize,
     by_seq: BTreeSet<(u64, Kind, Id)>,
-    records: usize,
     /// Its writer wrote more than it may: it is not asked for again.
     is_over: bool,
+}
+
+impl Log {
+    fn new(group: Key) -> Self {
+        Self { group, head: 0, floor: 0, mark: 0, bytes: 0, gone: 0, by_seq: BTreeSet::new(), is_over: false }
+    }
+
+    fn records(&self) -> usize {
+        self.by_seq.len()
+    }
 }
 
 /// How far one side knows a writer's log.
@@ -109,18 +134,23 @@ pub struct Thing {
 pub struct Book {
     pool: Key,
     own: Option<Key>,
-    entries: BTreeMap<RecordKey, Entry>,
+    /// Shared with copies of this book: a record is decoded and kept once.
+    entries: BTreeMap<RecordKey, Arc<Entry>>,
     logs: BTreeMap<Key, Log>,
-    names: BTreeMap<(Kind, String), BTreeSet<RecordKey>>,
-    /// Who is on which LAN.
-    on_lan: BTreeMap<Id, BTreeSet<RecordKey>>,
+    groups: BTreeMap<Key, Group>,
+    /// By what their names hash to. A set for each name would take more room than the records.
+    names: BTreeSet<(Kind, u64, Id, Key)>,
+    /// Who is on which LAN: the LAN, the VM, who writes of it.
+    on_lan: BTreeSet<(Id, Id, Key)>,
+    /// Grows when it may have changed who belongs to whom.
+    authority: u64,
 }
 
 impl Book {
     /// An empty book of one pool.
     pub fn new(pool: Key) -> Self {
-        let (entries, logs, names, on_lan) = Default::default();
-        Self { pool, own: None, entries, logs, names, on_lan }
+        let (entries, logs, groups, names, on_lan) = Default::default();
+        Self { pool, own: None, entries, logs, groups, names, on_lan, authority: 0 }
     }
 
     /// The same, as a host reads it: its own domain's things have their plain names.
@@ -143,22 +173,27 @@ impl Book {
 
     /// The same for a record whose signature was proved before.
     pub fn restore(&mut self, signed: Signed, came: Came) -> Result<bool, Unbelievable> {
-        let record = signed.read()?;
-        let (writer, seq) = (record.key.writer, record.seq);
-        let is_news = self.is_news(&record, &signed);
+        self.restore_read(Arc::new(Entry::read(signed)?), came)
+    }
+
+    /// The same for one that is read already, and may be in other books too.
+    pub fn restore_read(&mut self, entry: Arc<Entry>, came: Came) -> Result<bool, Unbelievable> {
+        let (writer, seq) = (entry.record.key.writer, entry.record.seq);
+        let is_news = self.is_news(&entry.record, entry.hash);
         if is_news {
-            self.enter(record, signed)?;
+            self.enter(entry)?;
         }
-        if let Some(log) = self.logs.get_mut(&writer) {
-            let follows = came == Came::InTurn || seq == log.head + 1 || log.head == 0;
-            log.head = if follows { log.head.max(seq) } else { log.head };
+        let head = self.logs.get(&writer).map(|log| log.head).unwrap_or_default();
+        let follows = came == Came::InTurn || seq == head + 1 || head == 0;
+        if follows && seq > head {
+            self.change(&writer, |log| log.head = seq);
         }
         Ok(is_news)
     }
 
     /// Whether a record would be news, if it is what it says.
     pub fn wants(&self, signed: &Signed) -> bool {
-        signed.read().is_ok_and(|record| self.is_news(&record, signed))
+        signed.read().is_ok_and(|record| self.is_news(&record, short_hash(signed)))
     }
 
     /// Takes records in, each for itself.
@@ -174,25 +209,25 @@ impl Book {
         taken
     }
 
-    fn is_news(&self, record: &Record, signed: &Signed) -> bool {
+    fn is_news(&self, record: &Record, hash: u64) -> bool {
         let floor = self.logs.get(&record.key.writer).map_or(0, |log| log.floor);
         let known = self.entries.get(&record.key).map(|entry| (entry.record.seq, entry.hash));
-        record.seq > floor && known.is_none_or(|known| known < (record.seq, short_hash(signed)))
+        record.seq > floor && known.is_none_or(|known| known < (record.seq, hash))
     }
 
-    fn enter(&mut self, record: Record, signed: Signed) -> Result<(), Unbelievable> {
-        let key = record.key;
+    fn enter(&mut self, entry: Arc<Entry>) -> Result<(), Unbelievable> {
+        let key = entry.record.key;
         if !self.admits(&key.writer) {
             return Err(Unbelievable::Writer(key.kind, key.writer));
         }
         let before = self.entries.get(&key).map_or(0, |entry| entry.signed.len());
         let is_new = usize::from(before == 0);
-        if let Some(quota) = self.over(&key.writer, is_new, signed.len().saturating_sub(before)) {
-            self.logs.entry(key.writer).or_default().is_over = true;
+        if let Some(quota) = self.over(&key.writer, is_new, entry.signed.len().saturating_sub(before)) {
+            self.change(&key.writer, |log| log.is_over = true);
             return Err(Unbelievable::Quota(key.kind, key.writer, quota.records, quota.bytes));
         }
         let before = self.remove(&key);
-        self.insert(Entry { hash: short_hash(&signed), record, signed });
+        self.insert(entry);
         let now = self.entries.get(&key).map(|entry| &entry.record);
         if let Some(Record { body: Some(Body::Floor(floor)), seq, .. }) = now {
             let floor = floor.floor.min(seq.saturating_sub(1));
@@ -203,47 +238,45 @@ impl Book {
         if authority && before.is_some() {
             self.drop_strangers();
         }
+        self.group_anew(&key, before.as_deref());
         Ok(())
     }
 
-    fn insert(&mut self, entry: Entry) {
-        let key = entry.record.key;
-        let log = self.logs.entry(key.writer).or_default();
-        log.mark ^= entry.hash;
-        log.bytes += entry.signed.len();
-        log.records += 1;
-        log.gone += usize::from(entry.record.body.is_none());
-        log.by_seq.insert((entry.record.seq, key.kind, key.id));
-        if let Some(name) = entry.record.body.as_ref().and_then(name_of) {
-            self.names.entry((key.kind, name.to_owned())).or_default().insert(key);
-        }
-        for lan in lans_of(&entry.record) {
-            self.on_lan.entry(lan).or_default().insert(key);
-        }
-        self.entries.insert(key, entry);
+    fn insert(&mut self, entry: Arc<Entry>) {
+        let Record { key, seq, body } = &entry.record;
+        self.change(&key.writer, |log| {
+            log.mark ^= entry.hash;
+            log.bytes += entry.signed.len();
+            log.gone += usize::from(body.is_none());
+            log.by_seq.insert((*seq, key.kind, key.id));
+        });
+        self.names.extend(body.as_ref().and_then(name_of).map(|name| named(key, name)));
+        self.on_lan.extend(lans_of(&entry.record).map(|lan| (lan, key.id, key.writer)));
+        self.entries.insert(*key, entry);
     }
 
-    fn remove(&mut self, key: &RecordKey) -> Option<Entry> {
+    fn remove(&mut self, key: &RecordKey) -> Option<Arc<Entry>> {
         let entry = self.entries.remove(key)?;
-        if let Some(log) = self.logs.get_mut(&key.writer) {
-            log.mark ^= entry.hash;
-            log.bytes -= entry.signed.len();
-            log.records -= 1;
-            log.gone -= usize::from(entry.record.body.is_none());
-            log.by_seq.remove(&(entry.record.seq, key.kind, key.id));
+        if self.logs.contains_key(&key.writer) {
+            self.change(&key.writer, |log| {
+                log.mark ^= entry.hash;
+                log.bytes -= entry.signed.len();
+                log.gone -= usize::from(entry.record.body.is_none());
+                log.by_seq.remove(&(entry.record.seq, key.kind, key.id));
+            });
         }
         if let Some(name) = entry.record.body.as_ref().and_then(name_of) {
-            remove_from(&mut self.names, &(key.kind, name.to_owned()), key);
+            self.names.remove(&named(key, name));
         }
         for lan in lans_of(&entry.record) {
-            remove_from(&mut self.on_lan, &lan, key);
+            self.on_lan.remove(&(lan, key.id, key.writer));
         }
         Some(entry)
     }
 
     fn raise_floor(&mut self, writer: Key, floor: u64) {
-        let Some(log) = self.logs.get_mut(&writer) else { return };
-        log.floor = log.floor.max(floor);
+        self.change(&writer, |log| log.floor = log.floor.max(floor));
+        let Some(log) = self.logs.get(&writer) else { return };
         let void = log.by_seq.range(..first_of(log.floor + 1)).copied().collect::<Vec<_>>();
         for (_, kind, id) in void {
             self.remove(&RecordKey { kind, id, writer });
@@ -256,8 +289,7 @@ impl Book {
             return;
         }
         for writer in strangers {
-            let gone = self.logs.remove(&writer).unwrap_or_default();
-            for (_, kind, id) in gone.by_seq {
+            for (_, kind, id) in self.drop_log(&writer) {
                 self.remove(&RecordKey { kind, id, writer });
             }
         }
@@ -272,19 +304,15 @@ impl Book {
 
     fn over(&self, writer: &Key, records: usize, bytes: usize) -> Option<Quota> {
         let within = |quota: Quota, used: (usize, usize)| used.0 + records <= quota.records && used.1 + bytes <= quota.bytes;
-        let of = |log: &Log| (log.records, log.bytes);
         let quota = if *writer == self.pool || self.is_domain(writer) { KEY_QUOTA } else { HOST_QUOTA };
-        if !within(quota, self.logs.get(writer).map_or((0, 0), of)) {
+        if !within(quota, self.logs.get(writer).map_or((0, 0), |log| (log.records(), log.bytes))) {
             return Some(quota);
         }
-        let near = |used: (usize, usize)| used.0 < DOMAIN_QUOTA.records / 2 && used.1 < DOMAIN_QUOTA.bytes / 2;
-        let all = self.logs.values().map(of).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-        if quota == KEY_QUOTA || near(all) {
+        if quota == KEY_QUOTA {
             return None;
         }
-        let domain = self.domain_of(writer).or_else(|| self.claims(writer).next().map(|(domain, _)| domain));
-        let fellows = self.logs.iter().filter(|(other, _)| self.domain_of(other) == domain);
-        let used = fellows.map(|(_, log)| of(log)).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        let group = self.logs.get(writer).map_or_else(|| self.group_of(writer), |log| log.group);
+        let used = self.groups.get(&group).map_or((0, 0), |group| (group.records, group.bytes));
         (!within(DOMAIN_QUOTA, used)).then_some(DOMAIN_QUOTA)
     }
 }
@@ -311,20 +339,19 @@ fn name_of(body: &Body) -> Option<&str> {
     }
 }
 
-fn lans_of(record: &Record) -> Vec<Id> {
-    match &record.body {
-        Some(Body::Vm(vm)) => vm.nics.iter().map(|nic| nic.lan).collect(),
-        _ => vec![],
-    }
+fn named(key: &RecordKey, name: &str) -> (Kind, u64, Id, Key) {
+    (key.kind, hash_of_name(name), key.id, key.writer)
 }
 
-fn remove_from<K: Ord, V: Ord>(index: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
-    if let Some(values) = index.get_mut(key) {
-        values.remove(value);
-        if values.is_empty() {
-            index.remove(key);
-        }
-    }
+fn hash_of_name(name: &str) -> u64 {
+    let mut short = [0; 8];
+    short.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..8]);
+    u64::from_be_bytes(short)
+}
+
+fn lans_of(record: &Record) -> impl Iterator<Item = Id> {
+    let nics = if let Some(Body::Vm(vm)) = &record.body { &vm.nics[..] } else { &[] };
+    nics.iter().map(|nic| nic.lan)
 }
 
 #[cfg(test)]

@@ -2,6 +2,41 @@
 
 use super::*;
 
+/// What one side is sent at a time.
+pub(super) struct Parcel {
+    pub(super) records: Vec<Signed>,
+    bytes: usize,
+    bytes_max: usize,
+    /// Where a log that is sent whole begins.
+    chance: u64,
+}
+
+impl Parcel {
+    pub(super) fn new(bytes_max: usize, chance: u64) -> Self {
+        Self { records: vec![], bytes: 0, bytes_max, chance }
+    }
+
+    /// Adds what a side lacks of one log, which it knows as far as this; whether there is room left.
+    pub(super) fn add(&mut self, book: &Book, writer: &Key, log: &Log, known: Option<(u64, u64)>) -> bool {
+        let (from, skipped) = match known {
+            Some((head, mark)) if head > log.head || head == log.head && mark == log.mark => return true,
+            Some((head, _)) if head < log.head => (head + 1, 0),
+            Some(_) if log.bytes > self.bytes_max => (0, self.chance as usize % log.records().max(1)),
+            Some(_) | None => (0, 0),
+        };
+        let wanted = || log.by_seq.range(first_of(from)..);
+        for (_, kind, id) in wanted().skip(skipped).chain(wanted().take(skipped)) {
+            let Some(signed) = book.signed(&RecordKey { kind: *kind, id: *id, writer: *writer }) else { continue };
+            self.bytes += signed.len();
+            if self.bytes > self.bytes_max && !self.records.is_empty() {
+                return false;
+            }
+            self.records.push(signed.clone());
+        }
+        true
+    }
+}
+
 impl Book {
     /// How far this side knows each log.
     pub fn marks(&self) -> Vec<Mark> {
@@ -25,25 +60,14 @@ impl Book {
         let theirs: BTreeMap<&Key, &Mark> = theirs.iter().map(|mark| (&mark.writer, mark)).collect();
         let mut behind: Vec<_> = self.logs.iter().filter(|(_, log)| !log.is_over).collect();
         behind.sort_by_key(|(writer, _)| self.rank(writer));
-        let (mut lacking, mut bytes) = (vec![], 0);
+        let mut parcel = Parcel::new(bytes_max, chance);
         for (writer, log) in behind {
-            let (from, skipped) = match theirs.get(writer) {
-                Some(mark) if mark.head > log.head || mark.head == log.head && mark.mark == log.mark => continue,
-                Some(mark) if mark.head < log.head => (mark.head + 1, 0),
-                Some(_) if log.bytes > bytes_max => (0, chance as usize % log.records.max(1)),
-                Some(_) | None => (0, 0),
-            };
-            let wanted = || log.by_seq.range(first_of(from)..);
-            for (_, kind, id) in wanted().skip(skipped).chain(wanted().take(skipped)) {
-                let Some(entry) = self.entries.get(&RecordKey { kind: *kind, id: *id, writer: *writer }) else { continue };
-                bytes += entry.signed.len();
-                if bytes > bytes_max && !lacking.is_empty() {
-                    return lacking;
-                }
-                lacking.push(entry.signed.clone());
+            let known = theirs.get(writer).map(|mark| (mark.head, mark.mark));
+            if !parcel.add(self, writer, log, known) {
+                break;
             }
         }
-        lacking
+        parcel.records
     }
 
     /// Whether a side with those marks has something that this one lacks.

@@ -79,8 +79,11 @@ impl Book {
 
     /// What there is of a kind under a name, in any domain.
     pub fn of_name(&self, kind: Kind, name: &str) -> Vec<Thing> {
-        let keys = self.names.get(&(kind, name.to_owned())).into_iter().flatten();
-        let mut things: Vec<Thing> = keys.filter_map(|key| self.as_thing(key)).collect();
+        let hash = hash_of_name(name);
+        let keys = self.names.range((kind, hash, Name([0; 16]), Name([0; 32]))..=(kind, hash, Name([0xff; 16]), Name([0xff; 32])));
+        let keys = keys.map(|(kind, _, id, writer)| RecordKey { kind: *kind, id: *id, writer: *writer });
+        let is_called = |key: &RecordKey| self.get(key.kind, key.id, key.writer).and_then(name_of) == Some(name);
+        let mut things: Vec<Thing> = keys.filter(is_called).filter_map(|key| self.as_thing(&key)).collect();
         things.dedup_by_key(|thing| thing.id);
         things
     }
@@ -115,7 +118,9 @@ impl Book {
 
     /// The VMs that are on a LAN, by their records' names.
     pub fn on_lan(&self, lan: Id) -> impl Iterator<Item = &Record> {
-        self.on_lan.get(&lan).into_iter().flatten().filter_map(|key| self.entries.get(key)).map(|entry| &entry.record)
+        let keys = self.on_lan.range((lan, Name([0; 16]), Name([0; 32]))..=(lan, Name([0xff; 16]), Name([0xff; 32])));
+        let keys = keys.map(|(_, id, writer)| RecordKey { kind: Kind::VM, id: *id, writer: *writer });
+        keys.filter_map(|key| self.entries.get(&key)).map(|entry| &entry.record)
     }
 
     /// The records of one kind, also those that say that something is gone.
