@@ -288,7 +288,7 @@ fn host_may(book: &Book, own: Key, asker: Key, question: Question) -> Result<(),
         Question::Restart(vm) => {
             let body = view::vm_body(book, vm).ok_or_else(unknown_vm)?;
             let holder = view::holder(book, vm).map(|at| at.host);
-            if !holder.is_some_and(|holder| book.dead(&holder).is_some()) {
+            if holder.is_none_or(|holder| book.dead(&holder).is_none()) {
                 return refuse("the host that holds that VM was not declared dead");
             }
             body.keeper == Some(own) && home_domain(vm) == Some(domain)
@@ -327,12 +327,18 @@ fn standing(book: &Book, own: Key, asker: Key) -> Result<Standing, Refused> {
         return Ok(if book.claims(&asker).next().is_some() { Standing::Claimed } else { Standing::Stranger });
     };
     if let Some(why) = &member.dead {
-        let record =
-            book.about(Kind::MEMBER, crate::key::id_of_key(&asker)).find(|record| record.body == Some(Body::Member(member.clone())));
-        let proof = record.and_then(|record| book.signed(&record.key)).cloned();
+        let proof = proof_of_death(book, &asker).cloned();
         return Err(Refused { why: format!("this host was declared dead: {why}"), proof });
     }
     Ok(if book.domain_of(&own) == Some(domain) { Standing::Own(domain) } else { Standing::Foreign(domain) })
+}
+
+/// The record that declares a host dead: it is told of it before anything else.
+pub fn proof_of_death<'a>(book: &'a Book, host: &Key) -> Option<&'a Signed> {
+    let (_, member) = book.membership(host).filter(|(_, member)| member.dead.is_some())?;
+    let says = |record: &&crate::record::Record| matches!(&record.body, Some(Body::Member(body)) if body == member);
+    let record = book.about(Kind::MEMBER, crate::key::id_of_key(host)).find(says)?;
+    book.signed(&record.key)
 }
 
 /// Whether a domain has a use for a part: an image or VM of its own is made of it, or a VM that one of its hosts holds or is to have.

@@ -67,8 +67,15 @@ impl Book {
         self.logs_in(group).map(|(writer, log)| ShortMark { writer: tag_of(writer), head: log.head, mark: log.mark }).collect()
     }
 
-    /// As [`Book::above`], of one group.
-    pub fn above_in(&self, group: Tag, theirs: &[ShortMark], bytes_max: usize, chance: u64) -> Vec<Signed> {
+    /// As [`Book::above`], of one group. Of a log for which there is no room the rest is left out.
+    pub fn above_in(
+        &self,
+        group: Tag,
+        theirs: &[ShortMark],
+        bytes_max: usize,
+        chance: u64,
+        mut has_room: impl FnMut(&Key, usize) -> bool,
+    ) -> Vec<Signed> {
         let theirs: BTreeMap<Tag, (u64, u64)> = theirs.iter().map(|mark| (mark.writer, (mark.head, mark.mark))).collect();
         let mut parcel = Parcel::new(bytes_max, chance);
         // Begun with another writer each time: one that has much to say does not keep the others waiting.
@@ -76,7 +83,7 @@ impl Book {
         let first = (chance >> 32) as usize % logs.len().max(1);
         for (writer, log) in logs[first..].iter().chain(&logs[..first]) {
             let known = theirs.get(&tag_of(writer)).copied();
-            if !parcel.add(self, writer, log, known) {
+            if !parcel.add(self, (writer, log), known, &mut has_room) {
                 break;
             }
         }

@@ -17,7 +17,13 @@ impl Parcel {
     }
 
     /// Adds what a side lacks of one log, which it knows as far as this; whether there is room left.
-    pub(super) fn add(&mut self, book: &Book, writer: &Key, log: &Log, known: Option<(u64, u64)>) -> bool {
+    pub(super) fn add(
+        &mut self,
+        book: &Book,
+        (writer, log): (&Key, &Log),
+        known: Option<(u64, u64)>,
+        mut has_room: impl FnMut(&Key, usize) -> bool,
+    ) -> bool {
         let (from, skipped) = match known {
             Some((head, mark)) if head > log.head || head == log.head && mark == log.mark => return true,
             Some((head, _)) if head < log.head => (head + 1, 0),
@@ -30,6 +36,9 @@ impl Parcel {
             self.bytes += signed.len();
             if self.bytes > self.bytes_max && !self.records.is_empty() {
                 return false;
+            }
+            if !has_room(writer, signed.len()) {
+                return true;
             }
             self.records.push(signed.clone());
         }
@@ -63,7 +72,7 @@ impl Book {
         let mut parcel = Parcel::new(bytes_max, chance);
         for (writer, log) in behind {
             let known = theirs.get(writer).map(|mark| (mark.head, mark.mark));
-            if !parcel.add(self, writer, log, known) {
+            if !parcel.add(self, (writer, log), known, |_, _| true) {
                 break;
             }
         }

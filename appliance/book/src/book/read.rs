@@ -99,7 +99,7 @@ impl Book {
         match (key.kind, self.get(key.kind, key.id, key.writer)?) {
             (Kind::MEMBER, Body::Member(member)) => {
                 let counts = self.domain_of(&member.host) == Some(member.domain) && self.speaks_for(&key.writer, &member.domain);
-                counts.then(|| Thing { id: key.id, home: member.host, domain: Some(member.domain) })
+                counts.then_some(Thing { id: key.id, home: member.host, domain: Some(member.domain) })
             }
             (Kind::DOMAIN, Body::Domain(domain)) => Some(Thing { id: key.id, home: key.writer, domain: Some(domain.key) }),
             _ => self.domain_of(&key.writer).map(|domain| Thing { id: key.id, home: key.writer, domain: Some(domain) }),
