@@ -67,6 +67,8 @@ impl Entry {
 struct Log {
     /// With whose it is compared: those of its domain.
     group: Key,
+    /// The domain that its writer belongs to, if it is a host and does.
+    domain: Option<Key>,
     /// How far it is known. Later records may be here that came by themselves.
     head: u64,
     floor: u64,
@@ -74,14 +76,26 @@ struct Log {
     mark: u64,
     bytes: usize,
     gone: usize,
-    by_seq: BTreeSet<(u64, Kind, Id)>,
+    /// In the order of their numbers.
+    by_seq: Vec<Arc<Entry>>,
     /// Its writer wrote more than it may: it is not asked for again.
     is_over: bool,
 }
 
 impl Log {
     fn new(group: Key) -> Self {
-        Self { group, head: 0, floor: 0, mark: 0, bytes: 0, gone: 0, by_seq: BTreeSet::new(), is_over: false }
+        Self { group, domain: None, head: 0, floor: 0, mark: 0, bytes: 0, gone: 0, by_seq: vec![], is_over: false }
+    }
+
+    /// The records from a number on.
+    fn from(&self, seq: u64) -> &[Arc<Entry>] {
+        &self.by_seq[self.by_seq.partition_point(|entry| entry.record.seq < seq)..]
+    }
+
+    /// Where a record is, or would be.
+    fn place(&self, entry: &Entry) -> Result<usize, usize> {
+        let order = |entry: &Entry| (entry.record.seq, entry.record.key.kind, entry.record.key.id);
+        self.by_seq.binary_search_by(|other| order(other).cmp(&order(entry)))
     }
 
     fn records(&self) -> usize {
@@ -139,9 +153,9 @@ pub struct Book {
     logs: BTreeMap<Key, Log>,
     groups: BTreeMap<Key, Group>,
     /// By what their names hash to. A set for each name would take more room than the records.
-    names: BTreeSet<(Kind, u64, Id, Key)>,
-    /// Who is on which LAN: the LAN, the VM, who writes of it.
-    on_lan: BTreeSet<(Id, Id, Key)>,
+    names: BTreeSet<(Kind, u64, Id)>,
+    /// Which VMs are on which LAN, by some writer's word.
+    on_lan: BTreeSet<(Id, Id)>,
     /// Grows when it may have changed who belongs to whom.
     authority: u64,
 }
@@ -183,7 +197,7 @@ impl Book {
         if is_news {
             self.enter(entry)?;
         }
-        let head = self.logs.get(&writer).map(|log| log.head).unwrap_or_default();
+        let Some(head) = self.logs.get(&writer).map(|log| log.head) else { return Ok(is_news) };
         let follows = came == Came::InTurn || seq == head + 1 || head == 0;
         if follows && seq > head {
             self.change(&writer, |log| log.head = seq);
@@ -194,6 +208,11 @@ impl Book {
     /// Whether a record would be news, if it is what it says.
     pub fn wants(&self, signed: &Signed) -> bool {
         signed.read().is_ok_and(|record| self.is_news(&record, short_hash(signed)))
+    }
+
+    /// The same of one that is read.
+    pub fn wants_read(&self, entry: &Entry) -> bool {
+        self.is_news(&entry.record, entry.hash)
     }
 
     /// Takes records in, each for itself.
@@ -229,29 +248,34 @@ impl Book {
         let before = self.remove(&key);
         self.insert(entry);
         let now = self.entries.get(&key).map(|entry| &entry.record);
+        let mut voids_authority = false;
         if let Some(Record { body: Some(Body::Floor(floor)), seq, .. }) = now {
             let floor = floor.floor.min(seq.saturating_sub(1));
-            self.raise_floor(key.writer, floor);
+            voids_authority = self.raise_floor(key.writer, floor);
         }
         // Whom a domain or a member's record lets in no more has no log.
-        let authority = matches!(key.kind, Kind::DOMAIN | Kind::MEMBER | Kind::HELPER);
-        if authority && before.is_some() {
-            self.drop_strangers();
+        let was_authority = matches!(key.kind, Kind::DOMAIN | Kind::MEMBER | Kind::HELPER) && before.is_some();
+        let has_dropped = (was_authority || voids_authority) && self.drop_strangers();
+        if has_dropped || voids_authority {
+            self.group_all_anew();
+        } else {
+            self.group_anew(&key, before.as_deref());
         }
-        self.group_anew(&key, before.as_deref());
         Ok(())
     }
 
     fn insert(&mut self, entry: Arc<Entry>) {
-        let Record { key, seq, body } = &entry.record;
+        let Record { key, body, .. } = &entry.record;
         self.change(&key.writer, |log| {
             log.mark ^= entry.hash;
             log.bytes += entry.signed.len();
             log.gone += usize::from(body.is_none());
-            log.by_seq.insert((*seq, key.kind, key.id));
+            if let Err(place) = log.place(&entry) {
+                log.by_seq.insert(place, entry.clone());
+            }
         });
         self.names.extend(body.as_ref().and_then(name_of).map(|name| named(key, name)));
-        self.on_lan.extend(lans_of(&entry.record).map(|lan| (lan, key.id, key.writer)));
+        self.on_lan.extend(lans_of(&entry.record).map(|lan| (lan, key.id)));
         self.entries.insert(*key, entry);
     }
 
@@ -262,39 +286,52 @@ impl Book {
                 log.mark ^= entry.hash;
                 log.bytes -= entry.signed.len();
                 log.gone -= usize::from(entry.record.body.is_none());
-                log.by_seq.remove(&(entry.record.seq, key.kind, key.id));
+                if let Ok(place) = log.place(&entry) {
+                    log.by_seq.remove(place);
+                }
             });
         }
-        if let Some(name) = entry.record.body.as_ref().and_then(name_of) {
+        // Another writer's record of the same id may still be called so.
+        let others: Vec<Arc<Entry>> = self.entries_about(key.kind, key.id).cloned().collect();
+        if let Some(name) = entry.record.body.as_ref().and_then(name_of)
+            && !others.iter().any(|other| other.record.body.as_ref().and_then(name_of) == Some(name))
+        {
             self.names.remove(&named(key, name));
         }
         for lan in lans_of(&entry.record) {
-            self.on_lan.remove(&(lan, key.id, key.writer));
+            if !others.iter().any(|other| lans_of(&other.record).any(|of| of == lan)) {
+                self.on_lan.remove(&(lan, key.id));
+            }
         }
         Some(entry)
     }
 
-    fn raise_floor(&mut self, writer: Key, floor: u64) {
+    /// Whether that took somebody's right along.
+    fn raise_floor(&mut self, writer: Key, floor: u64) -> bool {
         self.change(&writer, |log| log.floor = log.floor.max(floor));
-        let Some(log) = self.logs.get(&writer) else { return };
-        let void = log.by_seq.range(..first_of(log.floor + 1)).copied().collect::<Vec<_>>();
-        for (_, kind, id) in void {
-            self.remove(&RecordKey { kind, id, writer });
+        let Some(log) = self.logs.get(&writer) else { return false };
+        let void: Vec<RecordKey> =
+            log.by_seq.iter().take_while(|entry| entry.record.seq <= log.floor).map(|entry| entry.record.key).collect();
+        for key in &void {
+            self.remove(key);
         }
+        void.iter().any(|key| key.kind <= Kind::HOST && key.kind != Kind::FLOOR)
     }
 
-    fn drop_strangers(&mut self) {
+    /// Drops the logs of those who have no right to one; whether there were any.
+    fn drop_strangers(&mut self) -> bool {
         let strangers: Vec<Key> = self.logs.keys().filter(|writer| !self.admits(writer)).copied().collect();
         if strangers.is_empty() {
-            return;
+            return false;
         }
         for writer in strangers {
-            for (_, kind, id) in self.drop_log(&writer) {
-                self.remove(&RecordKey { kind, id, writer });
+            for entry in self.drop_log(&writer) {
+                self.remove(&entry.record.key);
             }
         }
         // A helper's hosts go with it.
         self.drop_strangers();
+        true
     }
 
     /// Whether a writer may have a log here.
@@ -317,11 +354,6 @@ impl Book {
     }
 }
 
-/// Where the records of a number begin in a log.
-fn first_of(seq: u64) -> (u64, Kind, Id) {
-    (seq, Kind(0), Name([0; 16]))
-}
-
 fn short_hash(signed: &Signed) -> u64 {
     let mut short = [0; 8];
     short.copy_from_slice(&signed.hash()[..8]);
@@ -339,8 +371,8 @@ fn name_of(body: &Body) -> Option<&str> {
     }
 }
 
-fn named(key: &RecordKey, name: &str) -> (Kind, u64, Id, Key) {
-    (key.kind, hash_of_name(name), key.id, key.writer)
+fn named(key: &RecordKey, name: &str) -> (Kind, u64, Id) {
+    (key.kind, hash_of_name(name), key.id)
 }
 
 fn hash_of_name(name: &str) -> u64 {

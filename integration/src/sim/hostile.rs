@@ -50,8 +50,8 @@ impl Hostile {
         }
         for _ in 0..VICTIMS {
             let to = self.hosts[self.chance.below(self.hosts.len())];
-            said.push((to, Question::Records(Parcel { records: flood.clone(), is_whole: true })));
-            said.push((to, Question::Records(Parcel { records: self.forged(), is_whole: true })));
+            said.push((to, Question::Records(Parcel { in_turn: flood.clone(), alone: vec![] })));
+            said.push((to, Question::Records(Parcel { in_turn: self.forged(), alone: vec![] })));
             let offers = self.offers();
             let (groups, beats) = (self.groups(), self.beats());
             said.push((to, Question::Round { salt: 1, groups, beats, offers }));
@@ -69,7 +69,7 @@ impl Hostile {
                 Answer::Round { marks: vec![Marks { group, marks }], beats: self.beats(), offers: self.offers(), wants: self.offers() }
             }
             Question::Offers(offers) => Answer::Wants(offers.clone()),
-            Question::Marks(_) | Question::Wants(_) => Answer::Records(Parcel { records: self.forged(), is_whole: true }),
+            Question::Marks(_) | Question::Wants(_) => Answer::Records(Parcel { in_turn: self.forged(), alone: vec![] }),
             Question::Records(_) => Answer::Taken,
         }
     }
@@ -100,6 +100,6 @@ impl Hostile {
 
     /// Everybody is there, and for ever.
     fn beats(&mut self) -> Vec<Beat> {
-        self.hosts.iter().take(250).map(|host| Beat { host: tag_of(host), number: u64::MAX }).collect()
+        self.hosts.iter().take(250).map(|host| Beat { host: tag_of(host), number: u64::MAX, age: 0 }).collect()
     }
 }

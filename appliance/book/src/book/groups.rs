@@ -67,7 +67,8 @@ impl Book {
         self.logs_in(group).map(|(writer, log)| ShortMark { writer: tag_of(writer), head: log.head, mark: log.mark }).collect()
     }
 
-    /// As [`Book::above`], of one group. Of a log for which there is no room the rest is left out.
+    /// As [`Book::above`], of one group: what is all that the other lacks up to the last of each log, and what is beyond a hole. Of a log
+    /// for which there is no room the rest is left out.
     pub fn above_in(
         &self,
         group: Tag,
@@ -75,7 +76,7 @@ impl Book {
         bytes_max: usize,
         chance: u64,
         mut has_room: impl FnMut(&Key, usize) -> bool,
-    ) -> Vec<Signed> {
+    ) -> (Vec<Signed>, Vec<Signed>) {
         let theirs: BTreeMap<Tag, (u64, u64)> = theirs.iter().map(|mark| (mark.writer, (mark.head, mark.mark))).collect();
         let mut parcel = Parcel::new(bytes_max, chance);
         // Begun with another writer each time: one that has much to say does not keep the others waiting.
@@ -83,11 +84,11 @@ impl Book {
         let first = (chance >> 32) as usize % logs.len().max(1);
         for (writer, log) in logs[first..].iter().chain(&logs[..first]) {
             let known = theirs.get(&tag_of(writer)).copied();
-            if !parcel.add(self, (writer, log), known, &mut has_room) {
+            if !parcel.add((writer, log), known, &mut has_room) {
                 break;
             }
         }
-        parcel.records
+        (parcel.in_turn, parcel.alone)
     }
 
     /// As [`Book::is_behind`], of one group.
@@ -111,14 +112,13 @@ impl Book {
     /// Whether a writer's record of this number is known, or need not be.
     pub fn has(&self, writer: &Key, seq: u64) -> bool {
         let Some(log) = self.logs.get(writer) else { return false };
-        log.is_over || seq <= log.head.max(log.floor) || log.by_seq.range(first_of(seq)..first_of(seq.saturating_add(1))).next().is_some()
+        log.is_over || seq <= log.head.max(log.floor) || log.from(seq).first().is_some_and(|entry| entry.record.seq == seq)
     }
 
     /// A writer's record of this number; none where it was followed by another about the same thing.
     pub fn numbered(&self, writer: &Key, seq: u64) -> Option<&Signed> {
         let log = self.logs.get(writer)?;
-        let (_, kind, id) = log.by_seq.range(first_of(seq)..first_of(seq.saturating_add(1))).next()?;
-        self.signed(&RecordKey { kind: *kind, id: *id, writer: *writer })
+        log.from(seq).first().filter(|entry| entry.record.seq == seq).map(|entry| &entry.signed)
     }
 
     /// Grows when it may have changed who belongs to whom.
@@ -147,8 +147,8 @@ impl Book {
     }
 
     /// Drops a log; what was in it is still to be removed.
-    pub(super) fn drop_log(&mut self, writer: &Key) -> BTreeSet<(u64, Kind, Id)> {
-        let Some(log) = self.logs.remove(writer) else { return BTreeSet::new() };
+    pub(super) fn drop_log(&mut self, writer: &Key) -> Vec<Arc<Entry>> {
+        let Some(log) = self.logs.remove(writer) else { return vec![] };
         self.leave_group(writer, &log);
         log.by_seq
     }
@@ -163,10 +163,20 @@ impl Book {
             (Kind::DOMAIN | Kind::HELPER, _, _) => self.logs.keys().copied().collect(),
             _ => return,
         };
+        self.group_these_anew(writers);
+    }
+
+    /// The same for all.
+    pub(super) fn group_all_anew(&mut self) {
+        self.group_these_anew(self.logs.keys().copied().collect());
+    }
+
+    fn group_these_anew(&mut self, writers: Vec<Key>) {
         self.authority += 1;
         for writer in writers {
-            let group = self.group_of(&writer);
+            let (domain, group) = (self.membership(&writer).map(|(domain, _)| domain), self.group_of(&writer));
             let Some(mut log) = self.logs.remove(&writer) else { continue };
+            log.domain = domain;
             if log.group != group {
                 self.leave_group(&writer, &log);
                 log.group = group;
@@ -191,7 +201,10 @@ impl Book {
         if *writer == self.pool || self.is_domain(writer) {
             return self.pool;
         }
-        self.domain_of(writer).or_else(|| self.claims(writer).next().map(|(domain, _)| domain)).unwrap_or(self.pool)
+        self.membership(writer)
+            .map(|(domain, _)| domain)
+            .or_else(|| self.claims(writer).next().map(|(domain, _)| domain))
+            .unwrap_or(self.pool)
     }
 }
 

@@ -2,9 +2,15 @@
 
 use super::*;
 
+/// Of logs that are equally far and yet differ, those with records beyond are sent whole once in so many times.
+const WHOLE_EVERY: u64 = 4;
+
 /// What one side is sent at a time.
 pub(super) struct Parcel {
-    pub(super) records: Vec<Signed>,
+    /// Without a hole up to the last of each log.
+    pub(super) in_turn: Vec<Signed>,
+    /// What came here by itself, beyond a hole.
+    pub(super) alone: Vec<Signed>,
     bytes: usize,
     bytes_max: usize,
     /// Where a log that is sent whole begins.
@@ -13,34 +19,37 @@ pub(super) struct Parcel {
 
 impl Parcel {
     pub(super) fn new(bytes_max: usize, chance: u64) -> Self {
-        Self { records: vec![], bytes: 0, bytes_max, chance }
+        Self { in_turn: vec![], alone: vec![], bytes: 0, bytes_max, chance }
     }
 
     /// Adds what a side lacks of one log, which it knows as far as this; whether there is room left.
     pub(super) fn add(
         &mut self,
-        book: &Book,
         (writer, log): (&Key, &Log),
         known: Option<(u64, u64)>,
         mut has_room: impl FnMut(&Key, usize) -> bool,
     ) -> bool {
+        let has_beyond = log.by_seq.last().is_some_and(|last| last.record.seq > log.head);
         let (from, skipped) = match known {
             Some((head, mark)) if head > log.head || head == log.head && mark == log.mark => return true,
             Some((head, _)) if head < log.head => (head + 1, 0),
+            // What differs is most often what came by itself.
+            Some((head, _)) if has_beyond && !self.chance.is_multiple_of(WHOLE_EVERY) => (head + 1, 0),
             Some(_) if log.bytes > self.bytes_max => (0, self.chance as usize % log.records().max(1)),
             Some(_) | None => (0, 0),
         };
-        let wanted = || log.by_seq.range(first_of(from)..);
-        for (_, kind, id) in wanted().skip(skipped).chain(wanted().take(skipped)) {
-            let Some(signed) = book.signed(&RecordKey { kind: *kind, id: *id, writer: *writer }) else { continue };
-            self.bytes += signed.len();
-            if self.bytes > self.bytes_max && !self.records.is_empty() {
+        let wanted = log.from(from);
+        let (first, last) = wanted.split_at(skipped.min(wanted.len()));
+        for entry in last.iter().chain(first) {
+            self.bytes += entry.signed.len();
+            if self.bytes > self.bytes_max && self.in_turn.len() + self.alone.len() > 0 {
                 return false;
             }
-            if !has_room(writer, signed.len()) {
+            if !has_room(writer, entry.signed.len()) {
                 return true;
             }
-            self.records.push(signed.clone());
+            let is_in_turn = entry.record.seq <= log.head && skipped == 0;
+            if is_in_turn { &mut self.in_turn } else { &mut self.alone }.push(entry.signed.clone());
         }
         true
     }
@@ -72,11 +81,11 @@ impl Book {
         let mut parcel = Parcel::new(bytes_max, chance);
         for (writer, log) in behind {
             let known = theirs.get(writer).map(|mark| (mark.head, mark.mark));
-            if !parcel.add(self, (writer, log), known, |_, _| true) {
+            if !parcel.add((writer, log), known, |_, _| true) {
                 break;
             }
         }
-        parcel.records
+        [parcel.in_turn, parcel.alone].concat()
     }
 
     /// Whether a side with those marks has something that this one lacks.

@@ -52,14 +52,14 @@ impl Book {
         self.claims(host).filter(|(domain, _)| *domain == own).max_by_key(|(_, member)| member.dead.is_some())
     }
 
-    /// The domain a host belongs to.
+    /// The domain a host belongs to. Kept with its log: this is asked of every record that is shown.
     pub fn domain_of(&self, host: &Key) -> Option<Key> {
-        self.membership(host).map(|(domain, _)| domain)
+        self.logs.get(host).and_then(|log| log.domain)
     }
 
     /// Whether a host belongs to some domain of the pool.
     pub fn is_member(&self, host: &Key) -> bool {
-        self.membership(host).is_some()
+        self.domain_of(host).is_some()
     }
 
     /// Why a host was declared dead, if its domain did.
@@ -80,10 +80,9 @@ impl Book {
     /// What there is of a kind under a name, in any domain.
     pub fn of_name(&self, kind: Kind, name: &str) -> Vec<Thing> {
         let hash = hash_of_name(name);
-        let keys = self.names.range((kind, hash, Name([0; 16]), Name([0; 32]))..=(kind, hash, Name([0xff; 16]), Name([0xff; 32])));
-        let keys = keys.map(|(kind, _, id, writer)| RecordKey { kind: *kind, id: *id, writer: *writer });
-        let is_called = |key: &RecordKey| self.get(key.kind, key.id, key.writer).and_then(name_of) == Some(name);
-        let mut things: Vec<Thing> = keys.filter(is_called).filter_map(|key| self.as_thing(&key)).collect();
+        let ids = self.names.range((kind, hash, Name([0; 16]))..=(kind, hash, Name([0xff; 16]))).map(|(_, _, id)| *id);
+        let records = ids.flat_map(|id| self.about(kind, id)).filter(|record| record.body.as_ref().and_then(name_of) == Some(name));
+        let mut things: Vec<Thing> = records.filter_map(|record| self.as_thing(&record.key)).collect();
         things.dedup_by_key(|thing| thing.id);
         things
     }
@@ -118,9 +117,8 @@ impl Book {
 
     /// The VMs that are on a LAN, by their records' names.
     pub fn on_lan(&self, lan: Id) -> impl Iterator<Item = &Record> {
-        let keys = self.on_lan.range((lan, Name([0; 16]), Name([0; 32]))..=(lan, Name([0xff; 16]), Name([0xff; 32])));
-        let keys = keys.map(|(_, id, writer)| RecordKey { kind: Kind::VM, id: *id, writer: *writer });
-        keys.filter_map(|key| self.entries.get(&key)).map(|entry| &entry.record)
+        let ids = self.on_lan.range((lan, Name([0; 16]))..=(lan, Name([0xff; 16]))).map(|(_, id)| *id);
+        ids.flat_map(|id| self.about(Kind::VM, id)).filter(move |record| lans_of(record).any(|of| of == lan))
     }
 
     /// The records of one kind, also those that say that something is gone.
@@ -134,9 +132,17 @@ impl Book {
     }
 
     fn between(&self, kind: Kind, low: Id, high: Id) -> impl Iterator<Item = &Record> {
+        self.entries_between(kind, low, high).map(|entry| &entry.record)
+    }
+
+    pub(super) fn entries_about(&self, kind: Kind, id: Id) -> impl Iterator<Item = &Arc<Entry>> {
+        self.entries_between(kind, id, id)
+    }
+
+    fn entries_between(&self, kind: Kind, low: Id, high: Id) -> impl Iterator<Item = &Arc<Entry>> {
         let from = RecordKey { kind, id: low, writer: Name([0; 32]) };
         let to = RecordKey { kind, id: high, writer: Name([0xff; 32]) };
-        self.entries.range(from..=to).map(|(_, entry)| &entry.record)
+        self.entries.range(from..=to).map(|(_, entry)| entry)
     }
 
     /// What one writer says of one thing; none when it is unknown or gone.
@@ -162,7 +168,7 @@ impl Book {
     /// What a writer says now, as it must be written again before its log is cut.
     pub fn living(&self, writer: &Key) -> Vec<(Kind, Id, Body)> {
         let mine = self.logs.get(writer).into_iter().flat_map(|log| &log.by_seq);
-        let body = |(_, kind, id): &(u64, Kind, Id)| Some((*kind, *id, self.get(*kind, *id, *writer)?.clone()));
+        let body = |entry: &Arc<Entry>| Some((entry.record.key.kind, entry.record.key.id, entry.record.body.clone()?));
         mine.filter_map(body).filter(|(kind, _, _)| *kind != Kind::FLOOR).collect()
     }
 

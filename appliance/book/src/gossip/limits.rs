@@ -25,13 +25,14 @@ pub const SILENT_AFTER: Duration = Duration::from_secs(7);
 /// So many failed questions in a row weigh more than what others say of a host.
 pub const TRIES_TO_DOUBT: u32 = 2;
 
-/// Beats in one message: 14 bytes each. A larger domain tells its beats in so many parts, and waits as many times longer for silence.
+/// Beats in one message: 15 bytes each. A larger domain tells its beats in so many parts, and waits as many times longer for silence.
 pub const BEATS_MAX: usize = 256;
 /// What a beat may be ahead of the clock since it moved last: who says more is not believed, or could make a host look silent for ever.
 pub const BEAT_AHEAD_S: u64 = 60;
 
-/// News is gathered for this long before it is offered: eight rounds of offers, which reach 1,000 hosts, take less than 2 s.
-pub const GATHER: Duration = Duration::from_millis(200);
+/// News is gathered for this long before it is offered: six rounds of offers, which reach 1,000 hosts, take some 2 s, and each round is
+/// three messages however much there is.
+pub const GATHER: Duration = Duration::from_millis(300);
 /// Hosts that news is offered to at a time.
 pub const FANOUT: usize = 3;
 /// Times that a host offers one piece of news. Six offers by each host leave out one in e^6: 2 of 800, which the rounds tell.

@@ -215,11 +215,13 @@ impl Members {
 
     /// The beats of this host's domain, its own first.
     pub fn beats(&self, now: Duration, chance: &mut Chance) -> Vec<Beat> {
-        let own = Beat { host: tag_of(&self.own), number: self.beat.saturating_add(now.as_secs()) };
+        let own = Beat { host: tag_of(&self.own), number: self.beat.saturating_add(now.as_secs()), age: 0 };
         let fellows = self.members.iter().filter(|(_, member)| Some(member.domain) == self.domain && member.beat > 0);
-        let there =
-            fellows.filter(|(_, member)| member.moved.max(member.heard).is_some_and(|last| now.saturating_sub(last) <= SILENT_AFTER));
-        let beats: Vec<Beat> = there.map(|(key, member)| Beat { host: tag_of(key), number: member.beat }).collect();
+        let aged = fellows.filter_map(|(key, member)| {
+            let age = now.saturating_sub(member.moved?);
+            (age <= SILENT_AFTER).then(|| Beat { host: tag_of(key), number: member.beat, age: (age.as_millis() / 100) as u8 })
+        });
+        let beats: Vec<Beat> = aged.collect();
         let others = if beats.len() < BEATS_MAX { beats } else { chance.some(beats, BEATS_MAX - 1) };
         [vec![own], others].concat()
     }
@@ -237,7 +239,8 @@ impl Members {
             let is_first = member.moved.is_none();
             let is_sane = is_first || beat.number <= member.beat.saturating_add(2 * elapsed + BEAT_AHEAD_S);
             if beat.number > member.beat && is_sane {
-                (member.beat, member.moved) = (beat.number, Some(now));
+                let moved = now.saturating_sub(Duration::from_millis(100 * u64::from(beat.age)));
+                (member.beat, member.moved) = (beat.number, member.moved.max(Some(moved)));
             }
         }
     }

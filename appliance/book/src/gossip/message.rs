@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::limits::{BEATS_MAX, GROUPS_MAX, MARKS_MAX, OFFERS_MAX};
 use crate::{
-    book::{Came, GroupMark, ShortMark, Tag},
+    book::{GroupMark, ShortMark, Tag},
     record::Signed,
 };
 
@@ -79,12 +79,12 @@ pub struct Marks {
 }
 
 /// Some records.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Parcel {
-    /// Each log's in the order of its numbers.
-    pub records: Vec<Signed>,
-    /// Whether they are all that the receiver lacks of their logs up to the last of each.
-    pub is_whole: bool,
+    /// All that the receiver lacks of their logs up to the last of each, in the order of their numbers.
+    pub in_turn: Vec<Signed>,
+    /// Others.
+    pub alone: Vec<Signed>,
 }
 
 /// That a host was there: a number that it raises each second.
@@ -94,6 +94,8 @@ pub struct Beat {
     pub host: Tag,
     /// Seconds, by a clock of its own.
     pub number: u64,
+    /// How long ago it said so, in tenths of a second: what is on its way for long does not make it look alive for longer.
+    pub age: u8,
 }
 
 /// A record by its number.
@@ -106,9 +108,14 @@ pub struct Offer {
 }
 
 impl Parcel {
-    /// How its records come.
-    pub fn came(&self) -> Came {
-        if self.is_whole { Came::InTurn } else { Came::Alone }
+    /// Records by themselves.
+    pub fn alone(records: Vec<Signed>) -> Self {
+        Self { in_turn: vec![], alone: records }
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.in_turn.is_empty() && self.alone.is_empty()
     }
 }
 

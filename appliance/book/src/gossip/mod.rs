@@ -136,7 +136,7 @@ impl Engine {
             Input::Wrote(records) => {
                 let pushes = if self.members.is_small() { 0 } else { PUSHES };
                 self.learn(now, &records, pushes);
-                self.tell(now, &Question::Records(Parcel { records, is_whole: false }));
+                self.tell(now, &Question::Records(Parcel::alone(records)));
             }
             Input::Learnt(records, came) => {
                 let pushes = match came {
@@ -174,7 +174,7 @@ impl Engine {
             }
             Question::Marks(theirs) => Answer::Records(self.lacking(now, book, &theirs)),
             Question::Offers(offers) => Answer::Wants(self.news.want(now, book, &offers)),
-            Question::Wants(wants) => Answer::Records(Parcel { records: self.news.serve(now, book, &wants), is_whole: false }),
+            Question::Wants(wants) => Answer::Records(Parcel::alone(self.news.serve(now, book, &wants))),
             Question::Records(parcel) => {
                 self.take_in(parcel);
                 Answer::Taken
@@ -197,7 +197,7 @@ impl Engine {
                 }
                 for theirs in marks {
                     let parcel = self.lacking(now, book, &theirs);
-                    if !parcel.records.is_empty() {
+                    if !parcel.is_empty() {
                         self.ask(from, Question::Records(parcel));
                     }
                     if book.is_behind_in(&theirs.marks) {
@@ -241,20 +241,22 @@ impl Engine {
     fn lacking(&mut self, now: Duration, book: &Book, theirs: &Marks) -> Parcel {
         let (news, chance) = (&mut self.news, self.chance.any());
         let has_room = |writer: &Key, bytes| news.has_room(now, writer, bytes);
-        Parcel { records: book.above_in(theirs.group, &theirs.marks, RECORDS_BYTES, chance, has_room), is_whole: true }
+        let (in_turn, alone) = book.above_in(theirs.group, &theirs.marks, RECORDS_BYTES, chance, has_room);
+        Parcel { in_turn, alone }
     }
 
     fn give(&mut self, now: Duration, book: &Book, to: Key, wants: &[Offer]) {
         let records = self.news.serve(now, book, wants);
         if !records.is_empty() {
-            self.ask(to, Question::Records(Parcel { records, is_whole: false }));
+            self.ask(to, Question::Records(Parcel::alone(records)));
         }
     }
 
     fn take_in(&mut self, parcel: Parcel) {
-        let came = parcel.came();
-        if !parcel.records.is_empty() {
-            self.outputs.push_back(Output::TakeIn(parcel.records, came));
+        for (records, came) in [(parcel.in_turn, Came::InTurn), (parcel.alone, Came::Alone)] {
+            if !records.is_empty() {
+                self.outputs.push_back(Output::TakeIn(records, came));
+            }
         }
     }
 

@@ -209,12 +209,12 @@ fn lie(book: &Book, chance: &mut Chance) -> Answer {
     let forged = Signed::new(image(1, 99, 2).to_bytes().split_off(64), [7; 64]);
     let marks = vec![ShortMark { writer, head: chance.any(), mark: chance.any() }];
     match chance.below(4) {
-        0 => Answer::Records(Parcel { records: vec![forged], is_whole: true }),
+        0 => Answer::Records(Parcel { in_turn: vec![forged], alone: vec![] }),
         1 => Answer::Wants(vec![Offer { writer, seq: chance.any() }]),
         2 => Answer::Taken,
         _ => Answer::Round {
             marks: vec![Marks { group: tag_of(&key(10_000)), marks }],
-            beats: writers.iter().map(|writer| message::Beat { host: *writer, number: u64::MAX }).take(BEATS_MAX).collect(),
+            beats: writers.iter().map(|writer| message::Beat { host: *writer, number: u64::MAX, age: 0 }).take(BEATS_MAX).collect(),
             offers: vec![Offer { writer, seq: chance.any() }],
             wants: vec![Offer { writer, seq: 1 }],
         },
@@ -269,7 +269,7 @@ fn beats_of_another_domain_are_not_believed() {
     let book = founded(60, 4);
     let mut members = Members::new(key(1), 5);
     members.refresh(Duration::ZERO, &book);
-    let beat = |host, number| message::Beat { host: tag_of(&key(host)), number };
+    let beat = |host, number| message::Beat { host: tag_of(&key(host)), number, age: 0 };
     members.take_beats(PERIOD, &key(2), &[beat(5, 9), beat(6, 9)]);
     assert_eq!(members.silence(PERIOD, &key(5)), Some(PERIOD));
     assert_eq!(members.silence(PERIOD, &key(6)), None);
