@@ -18,6 +18,7 @@ pub mod netlab;
 pub mod paths;
 pub mod provision;
 pub mod qemu;
+pub mod sim;
 pub mod tasks;
 
 pub use rebec_image_build::{command, progress};

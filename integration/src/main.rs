@@ -29,6 +29,8 @@ enum Task {
     Clean(tasks::clean::Options),
     /// Measure what has a target, beside its peers.
     Bench(tasks::bench::Options),
+    /// Simulate a pool of a thousand hosts, or measure a large book.
+    Sim(tasks::sim::Options),
     /// Build the appliance's image: ISO, kernel and initrd; and the Debian package.
     Image,
     /// Write the newest packages of the image into its lock file.
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Task::Fuzz(options) => tasks::fuzz::run(&options),
         Task::Clean(options) => tasks::clean::run(&options),
         Task::Bench(options) => tasks::bench::run(&options),
+        Task::Sim(options) => tasks::sim::run(&options),
         Task::Image => tasks::image::run(),
         Task::Pin => tasks::image::pin(),
         Task::Boot(options) => tasks::boot::run(&options),

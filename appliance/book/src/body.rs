@@ -437,7 +437,23 @@ impl Body {
             Kind::SEEN => minicbor::decode(bytes).map(Self::Seen),
             _ => return Self::Unknown,
         };
-        body.ok().filter(|body| body.is_sound(key)).unwrap_or(Self::Unknown)
+        body.ok().filter(|body| body.is_sound(key)).map(Self::shrunk).unwrap_or(Self::Unknown)
+    }
+
+    /// Lists as long as they are: they grew by doubling, and a book has ten thousands of them.
+    fn shrunk(mut self) -> Self {
+        match &mut self {
+            Self::Vm(vm) => vm.nics.shrink_to_fit(),
+            Self::Seen(seen) => {
+                seen.endpoints.shrink_to_fit();
+                seen.grants.shrink_to_fit();
+            }
+            Self::Host(host) => host.addresses.shrink_to_fit(),
+            Self::Parts(parts) => parts.digests.shrink_to_fit(),
+            Self::Lan(lan) => lan.leases.shrink_to_fit(),
+            _ => {}
+        }
+        self
     }
 
     /// Whether it can be reckoned with, and is about what its record's key says.

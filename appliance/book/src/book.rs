@@ -8,9 +8,19 @@
 //! Only writers of the pool have a log: its own key, the keys that it made domains, and hosts that a domain claims. Which of a
 //! domain's claims count, and who holds a VM, is judged when the book is read ([`crate::view`]), by what is in it then.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod groups;
+mod marks;
+mod read;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
+
+use groups::Group;
+pub use groups::{GroupMark, ShortMark, Tag, tag_of};
 
 use crate::{
     key::{Digest, Id, Key, Name, id_of_key},
@@ -45,9 +55,20 @@ pub struct Entry {
     hash: u64,
 }
 
+impl Entry {
+    /// Reads a record whose signature was proved before, or is to be.
+    pub fn read(signed: Signed) -> Result<Self, Unbelievable> {
+        Ok(Self { record: signed.read()?, hash: short_hash(&signed), signed })
+    }
+}
+
 /// What one writer wrote.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct Log {
+    /// With whose it is compared: those of its domain.
+    group: Key,
+    /// The domain that its writer belongs to, if it is a host and does.
+    domain: Option<Key>,
     /// How far it is known. Later records may be here that came by themselves.
     head: u64,
     floor: u64,
@@ -55,10 +76,31 @@ struct Log {
     mark: u64,
     bytes: usize,
     gone: usize,
-    by_seq: BTreeSet<(u64, Kind, Id)>,
-    records: usize,
+    /// In the order of their numbers.
+    by_seq: Vec<Arc<Entry>>,
     /// Its writer wrote more than it may: it is not asked for again.
     is_over: bool,
+}
+
+impl Log {
+    fn new(group: Key) -> Self {
+        Self { group, domain: None, head: 0, floor: 0, mark: 0, bytes: 0, gone: 0, by_seq: vec![], is_over: false }
+    }
+
+    /// The records from a number on.
+    fn from(&self, seq: u64) -> &[Arc<Entry>] {
+        &self.by_seq[self.by_seq.partition_point(|entry| entry.record.seq < seq)..]
+    }
+
+    /// Where a record is, or would be.
+    fn place(&self, entry: &Entry) -> Result<usize, usize> {
+        let order = |entry: &Entry| (entry.record.seq, entry.record.key.kind, entry.record.key.id);
+        self.by_seq.binary_search_by(|other| order(other).cmp(&order(entry)))
+    }
+
+    fn records(&self) -> usize {
+        self.by_seq.len()
+    }
 }
 
 /// How far one side knows a writer's log.
@@ -106,18 +148,23 @@ pub struct Thing {
 pub struct Book {
     pool: Key,
     own: Option<Key>,
-    entries: BTreeMap<RecordKey, Entry>,
+    /// Shared with copies of this book: a record is decoded and kept once.
+    entries: BTreeMap<RecordKey, Arc<Entry>>,
     logs: BTreeMap<Key, Log>,
-    names: BTreeMap<(Kind, String), BTreeSet<RecordKey>>,
-    /// Who is on which LAN.
-    on_lan: BTreeMap<Id, BTreeSet<RecordKey>>,
+    groups: BTreeMap<Key, Group>,
+    /// By what their names hash to. A set for each name would take more room than the records.
+    names: BTreeSet<(Kind, u64, Id)>,
+    /// Which VMs are on which LAN, by some writer's word.
+    on_lan: BTreeSet<(Id, Id)>,
+    /// Grows when it may have changed who belongs to whom.
+    authority: u64,
 }
 
 impl Book {
     /// An empty book of one pool.
     pub fn new(pool: Key) -> Self {
-        let (entries, logs, names, on_lan) = Default::default();
-        Self { pool, own: None, entries, logs, names, on_lan }
+        let (entries, logs, groups, names, on_lan) = Default::default();
+        Self { pool, own: None, entries, logs, groups, names, on_lan, authority: 0 }
     }
 
     /// The same, as a host reads it: its own domain's things have their plain names.
@@ -140,22 +187,32 @@ impl Book {
 
     /// The same for a record whose signature was proved before.
     pub fn restore(&mut self, signed: Signed, came: Came) -> Result<bool, Unbelievable> {
-        let record = signed.read()?;
-        let (writer, seq) = (record.key.writer, record.seq);
-        let is_news = self.is_news(&record, &signed);
+        self.restore_read(Arc::new(Entry::read(signed)?), came)
+    }
+
+    /// The same for one that is read already, and may be in other books too.
+    pub fn restore_read(&mut self, entry: Arc<Entry>, came: Came) -> Result<bool, Unbelievable> {
+        let (writer, seq) = (entry.record.key.writer, entry.record.seq);
+        let is_news = self.is_news(&entry.record, entry.hash);
         if is_news {
-            self.enter(record, signed)?;
+            self.enter(entry)?;
         }
-        if let Some(log) = self.logs.get_mut(&writer) {
-            let follows = came == Came::InTurn || seq == log.head + 1 || log.head == 0;
-            log.head = if follows { log.head.max(seq) } else { log.head };
+        let Some(head) = self.logs.get(&writer).map(|log| log.head) else { return Ok(is_news) };
+        let follows = came == Came::InTurn || seq == head + 1 || head == 0;
+        if follows && seq > head {
+            self.change(&writer, |log| log.head = seq);
         }
         Ok(is_news)
     }
 
     /// Whether a record would be news, if it is what it says.
     pub fn wants(&self, signed: &Signed) -> bool {
-        signed.read().is_ok_and(|record| self.is_news(&record, signed))
+        signed.read().is_ok_and(|record| self.is_news(&record, short_hash(signed)))
+    }
+
+    /// The same of one that is read.
+    pub fn wants_read(&self, entry: &Entry) -> bool {
+        self.is_news(&entry.record, entry.hash)
     }
 
     /// Takes records in, each for itself.
@@ -171,95 +228,110 @@ impl Book {
         taken
     }
 
-    fn is_news(&self, record: &Record, signed: &Signed) -> bool {
+    fn is_news(&self, record: &Record, hash: u64) -> bool {
         let floor = self.logs.get(&record.key.writer).map_or(0, |log| log.floor);
         let known = self.entries.get(&record.key).map(|entry| (entry.record.seq, entry.hash));
-        record.seq > floor && known.is_none_or(|known| known < (record.seq, short_hash(signed)))
+        record.seq > floor && known.is_none_or(|known| known < (record.seq, hash))
     }
 
-    fn enter(&mut self, record: Record, signed: Signed) -> Result<(), Unbelievable> {
-        let key = record.key;
+    fn enter(&mut self, entry: Arc<Entry>) -> Result<(), Unbelievable> {
+        let key = entry.record.key;
         if !self.admits(&key.writer) {
             return Err(Unbelievable::Writer(key.kind, key.writer));
         }
         let before = self.entries.get(&key).map_or(0, |entry| entry.signed.bytes());
         let is_new = usize::from(before == 0);
-        if let Some(quota) = self.over(&key.writer, is_new, signed.bytes().saturating_sub(before)) {
-            self.logs.entry(key.writer).or_default().is_over = true;
+        if let Some(quota) = self.over(&key.writer, is_new, entry.signed.bytes().saturating_sub(before)) {
+            self.change(&key.writer, |log| log.is_over = true);
             return Err(Unbelievable::Quota(key.kind, key.writer, quota.records, quota.bytes));
         }
         let before = self.remove(&key);
-        self.insert(Entry { hash: short_hash(&signed), record, signed });
+        self.insert(entry);
         let now = self.entries.get(&key).map(|entry| &entry.record);
+        let mut voids_authority = false;
         if let Some(Record { body: Some(Body::Floor(floor)), seq, .. }) = now {
             let floor = floor.floor.min(seq.saturating_sub(1));
-            self.raise_floor(key.writer, floor);
+            voids_authority = self.raise_floor(key.writer, floor);
         }
         // Whom a domain or a member's record lets in no more has no log.
-        let authority = matches!(key.kind, Kind::DOMAIN | Kind::MEMBER | Kind::HELPER);
-        if authority && before.is_some() {
-            self.drop_strangers();
+        let was_authority = matches!(key.kind, Kind::DOMAIN | Kind::MEMBER | Kind::HELPER) && before.is_some();
+        let has_dropped = (was_authority || voids_authority) && self.drop_strangers();
+        if has_dropped || voids_authority {
+            self.group_all_anew();
+        } else {
+            self.group_anew(&key, before.as_deref());
         }
         Ok(())
     }
 
-    fn insert(&mut self, entry: Entry) {
-        let key = entry.record.key;
-        let log = self.logs.entry(key.writer).or_default();
-        log.mark ^= entry.hash;
-        log.bytes += entry.signed.bytes();
-        log.records += 1;
-        log.gone += usize::from(entry.record.body.is_none());
-        log.by_seq.insert((entry.record.seq, key.kind, key.id));
-        if let Some(name) = entry.record.body.as_ref().and_then(name_of) {
-            self.names.entry((key.kind, name.to_owned())).or_default().insert(key);
-        }
-        for lan in lans_of(&entry.record) {
-            self.on_lan.entry(lan).or_default().insert(key);
-        }
-        self.entries.insert(key, entry);
+    fn insert(&mut self, entry: Arc<Entry>) {
+        let Record { key, body, .. } = &entry.record;
+        self.change(&key.writer, |log| {
+            log.mark ^= entry.hash;
+            log.bytes += entry.signed.bytes();
+            log.gone += usize::from(body.is_none());
+            if let Err(place) = log.place(&entry) {
+                log.by_seq.insert(place, entry.clone());
+            }
+        });
+        self.names.extend(body.as_ref().and_then(name_of).map(|name| named(key, name)));
+        self.on_lan.extend(lans_of(&entry.record).map(|lan| (lan, key.id)));
+        self.entries.insert(*key, entry);
     }
 
-    fn remove(&mut self, key: &RecordKey) -> Option<Entry> {
+    fn remove(&mut self, key: &RecordKey) -> Option<Arc<Entry>> {
         let entry = self.entries.remove(key)?;
-        if let Some(log) = self.logs.get_mut(&key.writer) {
-            log.mark ^= entry.hash;
-            log.bytes -= entry.signed.bytes();
-            log.records -= 1;
-            log.gone -= usize::from(entry.record.body.is_none());
-            log.by_seq.remove(&(entry.record.seq, key.kind, key.id));
+        if self.logs.contains_key(&key.writer) {
+            self.change(&key.writer, |log| {
+                log.mark ^= entry.hash;
+                log.bytes -= entry.signed.bytes();
+                log.gone -= usize::from(entry.record.body.is_none());
+                if let Ok(place) = log.place(&entry) {
+                    log.by_seq.remove(place);
+                }
+            });
         }
-        if let Some(name) = entry.record.body.as_ref().and_then(name_of) {
-            remove_from(&mut self.names, &(key.kind, name.to_owned()), key);
+        // Another writer's record of the same id may still be called so.
+        let others: Vec<Arc<Entry>> = self.entries_about(key.kind, key.id).cloned().collect();
+        if let Some(name) = entry.record.body.as_ref().and_then(name_of)
+            && !others.iter().any(|other| other.record.body.as_ref().and_then(name_of) == Some(name))
+        {
+            self.names.remove(&named(key, name));
         }
         for lan in lans_of(&entry.record) {
-            remove_from(&mut self.on_lan, &lan, key);
+            if !others.iter().any(|other| lans_of(&other.record).any(|of| of == lan)) {
+                self.on_lan.remove(&(lan, key.id));
+            }
         }
         Some(entry)
     }
 
-    fn raise_floor(&mut self, writer: Key, floor: u64) {
-        let Some(log) = self.logs.get_mut(&writer) else { return };
-        log.floor = log.floor.max(floor);
-        let void = log.by_seq.range(..first_of(log.floor + 1)).copied().collect::<Vec<_>>();
-        for (_, kind, id) in void {
-            self.remove(&RecordKey { kind, id, writer });
+    /// Whether that took somebody's right along.
+    fn raise_floor(&mut self, writer: Key, floor: u64) -> bool {
+        self.change(&writer, |log| log.floor = log.floor.max(floor));
+        let Some(log) = self.logs.get(&writer) else { return false };
+        let void: Vec<RecordKey> =
+            log.by_seq.iter().take_while(|entry| entry.record.seq <= log.floor).map(|entry| entry.record.key).collect();
+        for key in &void {
+            self.remove(key);
         }
+        void.iter().any(|key| key.kind <= Kind::HOST && key.kind != Kind::FLOOR)
     }
 
-    fn drop_strangers(&mut self) {
+    /// Drops the logs of those who have no right to one; whether there were any.
+    fn drop_strangers(&mut self) -> bool {
         let strangers: Vec<Key> = self.logs.keys().filter(|writer| !self.admits(writer)).copied().collect();
         if strangers.is_empty() {
-            return;
+            return false;
         }
         for writer in strangers {
-            let gone = self.logs.remove(&writer).unwrap_or_default();
-            for (_, kind, id) in gone.by_seq {
-                self.remove(&RecordKey { kind, id, writer });
+            for entry in self.drop_log(&writer) {
+                self.remove(&entry.record.key);
             }
         }
         // A helper's hosts go with it.
         self.drop_strangers();
+        true
     }
 
     /// Whether a writer may have a log here.
@@ -269,270 +341,17 @@ impl Book {
 
     fn over(&self, writer: &Key, records: usize, bytes: usize) -> Option<Quota> {
         let within = |quota: Quota, used: (usize, usize)| used.0 + records <= quota.records && used.1 + bytes <= quota.bytes;
-        let of = |log: &Log| (log.records, log.bytes);
         let quota = if *writer == self.pool || self.is_domain(writer) { KEY_QUOTA } else { HOST_QUOTA };
-        if !within(quota, self.logs.get(writer).map_or((0, 0), of)) {
+        if !within(quota, self.logs.get(writer).map_or((0, 0), |log| (log.records(), log.bytes))) {
             return Some(quota);
         }
-        let near = |used: (usize, usize)| used.0 < DOMAIN_QUOTA.records / 2 && used.1 < DOMAIN_QUOTA.bytes / 2;
-        let all = self.logs.values().map(of).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
-        if quota == KEY_QUOTA || near(all) {
+        if quota == KEY_QUOTA {
             return None;
         }
-        let domain = self.domain_of(writer).or_else(|| self.claims(writer).next().map(|(domain, _)| domain));
-        let fellows = self.logs.iter().filter(|(other, _)| self.domain_of(other) == domain);
-        let used = fellows.map(|(_, log)| of(log)).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        let group = self.logs.get(writer).map_or_else(|| self.group_of(writer), |log| log.group);
+        let used = self.groups.get(&group).map_or((0, 0), |group| (group.records, group.bytes));
         (!within(DOMAIN_QUOTA, used)).then_some(DOMAIN_QUOTA)
     }
-
-    /// Whether the pool has this domain.
-    pub fn is_domain(&self, key: &Key) -> bool {
-        self.domain(key).is_some()
-    }
-
-    /// A domain's record.
-    pub fn domain(&self, key: &Key) -> Option<&DomainBody> {
-        match self.get(Kind::DOMAIN, id_of_key(key), self.pool) {
-            Some(Body::Domain(domain)) if domain.key == *key => Some(domain),
-            _ => None,
-        }
-    }
-
-    /// A domain's name; its digits where it has none.
-    pub fn domain_name(&self, key: &Key) -> String {
-        self.domain(key).map_or_else(|| key.short(), |domain| domain.name.clone())
-    }
-
-    /// Whether a key may let hosts into a domain: its own, or a helper's.
-    pub fn speaks_for(&self, key: &Key, domain: &Key) -> bool {
-        let is_helper = || matches!(self.get(Kind::HELPER, id_of_key(key), *domain), Some(Body::Helper(helper)) if helper.key == *key);
-        self.is_domain(domain) && (key == domain || is_helper())
-    }
-
-    /// What domains say of a host: each that claims it, and in what words.
-    pub fn claims(&self, host: &Key) -> impl Iterator<Item = (Key, &MemberBody)> {
-        self.about(Kind::MEMBER, id_of_key(host)).filter_map(move |record| match &record.body {
-            Some(Body::Member(member)) if member.host == *host && self.speaks_for(&record.key.writer, &member.domain) => {
-                Some((member.domain, member))
-            }
-            _ => None,
-        })
-    }
-
-    /// What a host says of itself.
-    pub fn host(&self, host: &Key) -> Option<&HostBody> {
-        match self.get(Kind::HOST, id_of_key(host), *host) {
-            Some(Body::Host(body)) => Some(body),
-            _ => None,
-        }
-    }
-
-    /// The domain a host belongs to, by that domain's word and its own, and in what words. Of several who speak for the domain, one
-    /// that declares the host dead counts.
-    pub fn membership(&self, host: &Key) -> Option<(Key, &MemberBody)> {
-        let own = self.host(host)?.domain;
-        self.claims(host).filter(|(domain, _)| *domain == own).max_by_key(|(_, member)| member.dead.is_some())
-    }
-
-    /// The domain a host belongs to.
-    pub fn domain_of(&self, host: &Key) -> Option<Key> {
-        self.membership(host).map(|(domain, _)| domain)
-    }
-
-    /// Whether a host belongs to some domain of the pool.
-    pub fn is_member(&self, host: &Key) -> bool {
-        self.membership(host).is_some()
-    }
-
-    /// Why a host was declared dead, if its domain did.
-    pub fn dead(&self, host: &Key) -> Option<&str> {
-        self.membership(host).and_then(|(_, member)| member.dead.as_deref())
-    }
-
-    /// The host that reads this book.
-    pub fn own(&self) -> Option<Key> {
-        self.own
-    }
-
-    /// The domain of the host that reads this book.
-    pub fn own_domain(&self) -> Option<Key> {
-        self.own.and_then(|own| self.domain_of(&own))
-    }
-
-    /// What there is of a kind under a name, in any domain.
-    pub fn of_name(&self, kind: Kind, name: &str) -> Vec<Thing> {
-        let keys = self.names.get(&(kind, name.to_owned())).into_iter().flatten();
-        let mut things: Vec<Thing> = keys.filter_map(|key| self.as_thing(key)).collect();
-        things.dedup_by_key(|thing| thing.id);
-        things
-    }
-
-    /// A thing of a kind, by its id: only one writer can have it.
-    pub fn thing(&self, kind: Kind, id: Id) -> Option<Thing> {
-        let living = self.about(kind, id).filter(|record| record.body.as_ref().is_some_and(|body| body.kind().is_some()));
-        living.filter_map(|record| self.as_thing(&record.key)).next()
-    }
-
-    /// Of members only: what others left is not shown.
-    fn as_thing(&self, key: &RecordKey) -> Option<Thing> {
-        match (key.kind, self.get(key.kind, key.id, key.writer)?) {
-            (Kind::MEMBER, Body::Member(member)) => {
-                let counts = self.domain_of(&member.host) == Some(member.domain) && self.speaks_for(&key.writer, &member.domain);
-                counts.then_some(Thing { id: key.id, home: member.host, domain: Some(member.domain) })
-            }
-            (Kind::DOMAIN, Body::Domain(domain)) => Some(Thing { id: key.id, home: key.writer, domain: Some(domain.key) }),
-            _ => self.domain_of(&key.writer).map(|domain| Thing { id: key.id, home: key.writer, domain: Some(domain) }),
-        }
-    }
-
-    /// How a thing is called here.
-    pub fn shown(&self, kind: Kind, name: &str, thing: &Thing) -> String {
-        let twins = self.of_name(kind, name).iter().filter(|other| other.domain == thing.domain).count() > 1;
-        let name = if twins { format!("{name}~{}", thing.id.short()) } else { name.to_owned() };
-        match thing.domain {
-            Some(domain) if kind != Kind::DOMAIN && Some(domain) != self.own_domain() => format!("{}/{name}", self.domain_name(&domain)),
-            _ => name,
-        }
-    }
-
-    /// The VMs that are on a LAN, by their records' names.
-    pub fn on_lan(&self, lan: Id) -> impl Iterator<Item = &Record> {
-        self.on_lan.get(&lan).into_iter().flatten().filter_map(|key| self.entries.get(key)).map(|entry| &entry.record)
-    }
-
-    /// The records of one kind, also those that say that something is gone.
-    pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Record> {
-        self.between(kind, Name([0; 16]), Name([0xff; 16]))
-    }
-
-    /// What all writers say of one thing.
-    pub fn about(&self, kind: Kind, id: Id) -> impl Iterator<Item = &Record> {
-        self.between(kind, id, id)
-    }
-
-    fn between(&self, kind: Kind, low: Id, high: Id) -> impl Iterator<Item = &Record> {
-        let from = RecordKey { kind, id: low, writer: Name([0; 32]) };
-        let to = RecordKey { kind, id: high, writer: Name([0xff; 32]) };
-        self.entries.range(from..=to).map(|(_, entry)| &entry.record)
-    }
-
-    /// What one writer says of one thing; none when it is unknown or gone.
-    pub fn get(&self, kind: Kind, id: Id, writer: Key) -> Option<&Body> {
-        self.entries.get(&RecordKey { kind, id, writer }).and_then(|entry| entry.record.body.as_ref())
-    }
-
-    /// A record as it was signed.
-    pub fn signed(&self, key: &RecordKey) -> Option<&Signed> {
-        self.entries.get(key).map(|entry| &entry.signed)
-    }
-
-    /// The number of a writer's last record.
-    pub fn head(&self, writer: &Key) -> u64 {
-        self.logs.get(writer).map_or(0, |log| log.head)
-    }
-
-    /// How many of a writer's records say that something is gone.
-    pub fn gone(&self, writer: &Key) -> usize {
-        self.logs.get(writer).map_or(0, |log| log.gone)
-    }
-
-    /// What a writer says now, as it must be written again before its log is cut.
-    pub fn living(&self, writer: &Key) -> Vec<(Kind, Id, Body)> {
-        let mine = self.logs.get(writer).into_iter().flat_map(|log| &log.by_seq);
-        let body = |(_, kind, id): &(u64, Kind, Id)| Some((*kind, *id, self.get(*kind, *id, *writer)?.clone()));
-        mine.filter_map(body).filter(|(kind, _, _)| *kind != Kind::FLOOR).collect()
-    }
-
-    /// How many records there are.
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// Every record, in the order of authority.
-    pub fn all(&self) -> impl Iterator<Item = &Signed> {
-        self.entries.values().map(|entry| &entry.signed)
-    }
-
-    /// How far this side knows each log.
-    pub fn marks(&self) -> Vec<Mark> {
-        let known = self.logs.iter().filter(|(_, log)| !log.is_over);
-        known.map(|(writer, log)| Mark { writer: *writer, head: log.head, mark: log.mark }).collect()
-    }
-
-    /// Of all marks: equal books have equal digests.
-    pub fn digest(&self) -> Digest {
-        let mut hasher = blake3::Hasher::new();
-        for mark in self.marks() {
-            hasher.update(&mark.writer.0).update(&mark.head.to_be_bytes()).update(&mark.mark.to_be_bytes());
-        }
-        Name(*hasher.finalize().as_bytes())
-    }
-
-    /// What a side with those marks lacks: each log in the order of its numbers, those first that others are judged by. At most about
-    /// `bytes_max`; who lacks more asks again. Of a log that is to be sent whole, chance says where that begins, so that a long one is
-    /// through in some rounds.
-    pub fn above(&self, theirs: &[Mark], bytes_max: usize, chance: u64) -> Vec<Signed> {
-        let theirs: BTreeMap<&Key, &Mark> = theirs.iter().map(|mark| (&mark.writer, mark)).collect();
-        let mut behind: Vec<_> = self.logs.iter().filter(|(_, log)| !log.is_over).collect();
-        behind.sort_by_key(|(writer, _)| self.rank(writer));
-        let (mut lacking, mut bytes) = (vec![], 0);
-        for (writer, log) in behind {
-            let (from, skipped) = match theirs.get(writer) {
-                Some(mark) if mark.head > log.head || mark.head == log.head && mark.mark == log.mark => continue,
-                Some(mark) if mark.head < log.head => (mark.head + 1, 0),
-                Some(_) if log.bytes > bytes_max => (0, chance as usize % log.records.max(1)),
-                Some(_) | None => (0, 0),
-            };
-            let wanted = || log.by_seq.range(first_of(from)..);
-            for (_, kind, id) in wanted().skip(skipped).chain(wanted().take(skipped)) {
-                let Some(entry) = self.entries.get(&RecordKey { kind: *kind, id: *id, writer: *writer }) else { continue };
-                bytes += entry.signed.bytes();
-                if bytes > bytes_max && !lacking.is_empty() {
-                    return lacking;
-                }
-                lacking.push(entry.signed.clone());
-            }
-        }
-        lacking
-    }
-
-    /// Whether a side with those marks has something that this one lacks.
-    pub fn is_behind(&self, theirs: &[Mark]) -> bool {
-        theirs.iter().any(|mark| match self.logs.get(&mark.writer) {
-            Some(log) => !log.is_over && (log.head < mark.head || log.head == mark.head && log.mark != mark.mark),
-            None => true,
-        })
-    }
-
-    fn rank(&self, writer: &Key) -> u8 {
-        let helps = || self.about(Kind::HELPER, id_of_key(writer)).any(|record| record.body.is_some());
-        match () {
-            () if *writer == self.pool => 0,
-            () if self.is_domain(writer) => 1,
-            () if helps() => 2,
-            () => 3,
-        }
-    }
-
-    /// The records that are wanted, in the order of authority, at most `bytes_max` of them.
-    pub fn select(&self, wanted: impl Fn(&RecordKey) -> bool, bytes_max: usize) -> Vec<Signed> {
-        let mut bytes = 0;
-        let fits = self.entries.values().filter(|entry| wanted(&entry.record.key)).enumerate().take_while(|(index, entry)| {
-            bytes += entry.signed.bytes();
-            *index == 0 || bytes <= bytes_max
-        });
-        fits.map(|(_, entry)| entry.signed.clone()).collect()
-    }
-}
-
-/// Where the records of a number begin in a log.
-fn first_of(seq: u64) -> (u64, Kind, Id) {
-    (seq, Kind(0), Name([0; 16]))
 }
 
 fn short_hash(signed: &Signed) -> u64 {
@@ -552,20 +371,19 @@ fn name_of(body: &Body) -> Option<&str> {
     }
 }
 
-fn lans_of(record: &Record) -> Vec<Id> {
-    match &record.body {
-        Some(Body::Vm(vm)) => vm.nics.iter().map(|nic| nic.lan).collect(),
-        _ => vec![],
-    }
+fn named(key: &RecordKey, name: &str) -> (Kind, u64, Id) {
+    (key.kind, hash_of_name(name), key.id)
 }
 
-fn remove_from<K: Ord, V: Ord>(index: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
-    if let Some(values) = index.get_mut(key) {
-        values.remove(value);
-        if values.is_empty() {
-            index.remove(key);
-        }
-    }
+fn hash_of_name(name: &str) -> u64 {
+    let mut short = [0; 8];
+    short.copy_from_slice(&blake3::hash(name.as_bytes()).as_bytes()[..8]);
+    u64::from_be_bytes(short)
+}
+
+fn lans_of(record: &Record) -> impl Iterator<Item = Id> {
+    let nics = if let Some(Body::Vm(vm)) = &record.body { &vm.nics[..] } else { &[] };
+    nics.iter().map(|nic| nic.lan)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 pub mod authority;
 mod body;
 pub mod book;
+pub mod gossip;
 pub mod grant;
 pub mod key;
 mod kind;

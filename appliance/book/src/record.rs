@@ -111,6 +111,11 @@ impl Signed {
         Self { content, signature }
     }
 
+    /// The same content under bytes that are nobody's signature.
+    pub fn forged(&self) -> Self {
+        Self { content: self.content.clone(), signature: [7; SIGNATURE_BYTES] }
+    }
+
     /// Its content.
     pub fn content(&self) -> &[u8] {
         &self.content
@@ -141,6 +146,12 @@ impl Signed {
         Ok(Record { key, seq: content.seq, body })
     }
 
+    /// Who wrote it, and its number: without looking at what it says.
+    pub fn numbered(&self) -> Result<(Key, u64), Unbelievable> {
+        let content: Content<'_> = minicbor::decode(&self.content).map_err(|_| Unbelievable::Malformed)?;
+        Ok((content.writer, content.seq))
+    }
+
     /// What it takes on its way.
     pub fn bytes(&self) -> usize {
         self.content.len() + SIGNATURE_BYTES
@@ -163,15 +174,23 @@ impl Signed {
     }
 }
 
-/// One text: base64 of [`Signed::to_bytes`].
+/// [`Signed::to_bytes`]; where people read, one text: base64 of them.
 impl Serialize for Signed {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&BASE64URL_NOPAD.encode(&self.to_bytes()))
+        let bytes = self.to_bytes();
+        if serializer.is_human_readable() {
+            serializer.serialize_str(&BASE64URL_NOPAD.encode(&bytes))
+        } else {
+            serializer.serialize_bytes(&bytes)
+        }
     }
 }
 
 impl<'de> Deserialize<'de> for Signed {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        if !deserializer.is_human_readable() {
+            return Self::from_bytes(<&[u8]>::deserialize(deserializer)?).map_err(serde::de::Error::custom);
+        }
         let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
         let bytes = BASE64URL_NOPAD.decode(text.as_bytes()).map_err(serde::de::Error::custom)?;
         Self::from_bytes(&bytes).map_err(serde::de::Error::custom)

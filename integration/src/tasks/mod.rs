@@ -5,6 +5,7 @@
 //! test    behaviour: every test of the repository
 //! fuzz    hostile bytes, made up for a bounded time
 //! bench   the figures that have targets
+//! sim     a thousand hosts in one process
 //! boot    one VM in one lab machine, for whoever works on the VMM
 //! image   the appliance's image, and the lock of what it is made of
 //! clean   away with what the lab has made
@@ -18,6 +19,7 @@ pub mod check;
 pub mod clean;
 pub mod fuzz;
 pub mod image;
+pub mod sim;
 pub mod steps;
 pub mod test;
 pub mod tidy;

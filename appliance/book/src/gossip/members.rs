@@ -1,0 +1,266 @@
+//! The other hosts: who is there, and whose turn it is.
+//!
+//! A host is known to be there when it speaks to this one, or when its beat moves. Of beats, a host is believed about its own domain
+//! only: a stranger can neither keep another domain's dead host alive nor silence a living one. In its own domain it can, for as long as
+//! nobody asks that host itself: what a host says of itself goes before all.
+//!
+//! Turns: each host that answers is asked once in each cycle, in another order each time. Foreign domains take turns in the same way, and
+//! in each its hosts. Silent hosts are asked by back-off.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{chance::Chance, limits::*, message::Beat};
+use crate::{
+    book::{Book, Tag, tag_of},
+    key::{Key, Name},
+    record::Kind,
+};
+
+/// One other host.
+#[derive(Debug, Clone)]
+struct Member {
+    domain: Key,
+    since: Duration,
+    /// When it spoke to this host.
+    heard: Option<Duration>,
+    /// When its beat moved.
+    moved: Option<Duration>,
+    beat: u64,
+    /// Questions that failed in a row.
+    tries: u32,
+    /// When a silent one is asked again; in a small pool any.
+    due: Duration,
+    /// The last cycle in which it was asked.
+    cycle: u64,
+    is_asked: bool,
+}
+
+/// Turns of a set of hosts or domains.
+#[derive(Debug, Clone, Copy, Default)]
+struct Cycles(u64);
+
+/// All of them.
+#[derive(Debug)]
+pub struct Members {
+    own: Key,
+    domain: Option<Key>,
+    /// Where this host's own beat began.
+    beat: u64,
+    members: BTreeMap<Key, Member>,
+    /// Domains with hosts other than this one, and the cycle in which each had its turn.
+    domains: BTreeMap<Key, u64>,
+    own_cycle: Cycles,
+    domain_cycle: Cycles,
+    authority: Option<u64>,
+}
+
+impl Members {
+    /// None yet.
+    pub fn new(own: Key, beat: u64) -> Self {
+        let (members, domains, own_cycle, domain_cycle) = Default::default();
+        Self { own, domain: None, beat, members, domains, own_cycle, domain_cycle, authority: None }
+    }
+
+    /// Reads who belongs to the pool, if that may have changed.
+    pub fn refresh(&mut self, now: Duration, book: &Book) {
+        if self.authority.replace(book.authority()) == Some(book.authority()) {
+            return;
+        }
+        self.domain = book.domain_of(&self.own);
+        let hosts = book.of_kind(Kind::HOST).filter_map(|record| Some((record.key.writer, book.membership(&record.key.writer)?)));
+        let living = hosts.filter(|(host, (_, member))| *host != self.own && member.dead.is_none());
+        let mut before = std::mem::take(&mut self.members);
+        for (host, (domain, _)) in living {
+            let new = || Member {
+                domain,
+                since: now,
+                heard: None,
+                moved: None,
+                beat: 0,
+                tries: 0,
+                due: Duration::ZERO,
+                cycle: 0,
+                is_asked: false,
+            };
+            let member = before.remove(&host).unwrap_or_else(new);
+            self.members.insert(host, Member { domain, ..member });
+        }
+        let before = std::mem::take(&mut self.domains);
+        self.domains =
+            self.members.values().map(|member| (member.domain, before.get(&member.domain).copied().unwrap_or_default())).collect();
+    }
+
+    /// Whether everybody talks to everybody.
+    pub fn is_small(&self) -> bool {
+        self.members.len() <= DIRECT_MAX
+    }
+
+    /// A host has spoken to this one.
+    pub fn heard(&mut self, now: Duration, host: &Key) {
+        if let Some(member) = self.members.get_mut(host) {
+            (member.heard, member.tries) = (Some(now), 0);
+        }
+    }
+
+    /// A question to a host was answered, or was not.
+    pub fn asked(&mut self, now: Duration, host: &Key, answered: bool) {
+        let doublings_max = if self.is_small() { DOUBLINGS_MAX_DIRECT } else { DOUBLINGS_MAX };
+        let Some(member) = self.members.get_mut(host) else { return };
+        member.is_asked = false;
+        member.tries = if answered { 0 } else { member.tries.saturating_add(1) };
+        member.due = now + DIRECT_PERIOD * 2u32.pow(member.tries.min(doublings_max));
+        if answered {
+            member.heard = Some(now);
+        }
+    }
+
+    /// For how long nobody has heard of a host; none where it is there.
+    pub fn silence(&self, now: Duration, host: &Key) -> Option<Duration> {
+        let Some(member) = self.members.get(host) else { return Some(Duration::ZERO) };
+        let last = self.last(member);
+        let silence = now.saturating_sub(last.unwrap_or(member.since));
+        (last.is_none() || silence > self.silent_after(member)).then_some(silence)
+    }
+
+    fn last(&self, member: &Member) -> Option<Duration> {
+        if member.tries >= TRIES_TO_DOUBT { member.heard } else { member.heard.max(member.moved) }
+    }
+
+    /// For how long nobody may hear of a host that is there.
+    fn silent_after(&self, member: &Member) -> Duration {
+        let is_own = Some(member.domain) == self.domain;
+        match () {
+            () if self.is_small() => SILENT_AFTER,
+            () if is_own => SILENT_AFTER * self.members.len().div_ceil(BEATS_MAX) as u32,
+            // Two turns of all domains.
+            () => SILENT_AFTER + PERIOD * 2 * self.domains.len().div_ceil(FOREIGN_AT_ONCE) as u32,
+        }
+    }
+
+    /// Whether it would be asked in its turn.
+    fn answers(&self, now: Duration, member: &Member) -> bool {
+        let last = self.last(member).unwrap_or(member.since);
+        member.tries == 0 && now.saturating_sub(last) <= self.silent_after(member)
+    }
+
+    /// Whom to ask in this round; each counts as asked until [`Members::asked`].
+    pub fn next(&mut self, now: Duration, round: u64, chance: &mut Chance) -> Vec<Key> {
+        let mut next = if self.is_small() { self.next_of_few(now) } else { self.next_of_many(now, chance) };
+        if self.is_small() || round.is_multiple_of(SILENT_EVERY) {
+            next.extend(self.next_silent(now));
+        }
+        for key in &next {
+            if let Some(member) = self.members.get_mut(key) {
+                member.is_asked = true;
+            }
+        }
+        next
+    }
+
+    fn next_of_few(&self, now: Duration) -> Vec<Key> {
+        let due = |member: &Member| !member.is_asked && member.tries == 0 && member.due <= now;
+        self.members.iter().filter(|(_, member)| due(member)).map(|(key, _)| *key).collect()
+    }
+
+    fn next_of_many(&mut self, now: Duration, chance: &mut Chance) -> Vec<Key> {
+        let mut next = vec![];
+        if let Some(own) = self.domain {
+            next.extend((0..OWN_AT_ONCE).filter_map(|_| self.turn_in(own, now, chance)));
+            next.dedup();
+        }
+        for _ in 0..FOREIGN_AT_ONCE {
+            let foreign = self.domains.iter().filter(|(domain, _)| Some(**domain) != self.domain);
+            let foreign: Vec<(Key, u64)> = foreign.map(|(key, cycle)| (*key, *cycle)).collect();
+            let Some(domain) = self.domain_cycle.turn(&foreign, chance) else { break };
+            self.domains.insert(domain, self.domain_cycle.0);
+            let hosts = self.members.iter().filter(|(_, member)| member.domain == domain && !member.is_asked && self.answers(now, member));
+            next.extend(chance.some(hosts.map(|(key, _)| *key).collect(), 1));
+        }
+        next
+    }
+
+    fn turn_in(&mut self, domain: Key, now: Duration, chance: &mut Chance) -> Option<Key> {
+        let hosts = self.members.iter().filter(|(_, member)| member.domain == domain && !member.is_asked && self.answers(now, member));
+        let hosts: Vec<(Key, u64)> = hosts.map(|(key, member)| (*key, member.cycle)).collect();
+        let host = self.own_cycle.turn(&hosts, chance)?;
+        if let Some(member) = self.members.get_mut(&host) {
+            member.cycle = self.own_cycle.0;
+        }
+        Some(host)
+    }
+
+    /// Those that are silent and due, the least hopeless first.
+    fn next_silent(&self, now: Duration) -> Vec<Key> {
+        let under_way = self.members.values().filter(|member| member.is_asked && !self.answers(now, member)).count();
+        let at_once = if self.is_small() { SILENT_AT_ONCE } else { 1 };
+        let due = |member: &Member| !member.is_asked && member.due <= now;
+        let is_silent = |member: &Member| if self.is_small() { member.tries > 0 } else { !self.answers(now, member) };
+        let silent = self.members.iter().filter(|(_, member)| is_silent(member) && due(member));
+        let mut silent: Vec<_> = silent.map(|(key, member)| (member.tries, member.due, *key)).collect();
+        silent.sort_unstable();
+        silent.into_iter().take(at_once.min(SILENT_AT_ONCE.saturating_sub(under_way))).map(|(.., key)| key).collect()
+    }
+
+    /// Hosts that news is told: in a small pool all that answer, else some to which there are connections.
+    pub fn told(&self, now: Duration, chance: &mut Chance) -> Vec<Key> {
+        if self.is_small() {
+            return self.members.iter().filter(|(key, _)| self.silence(now, key).is_none()).map(|(key, _)| *key).collect();
+        }
+        let warm = |member: &Member| member.heard.is_some_and(|heard| now.saturating_sub(heard) <= WARM_FOR);
+        let answering = self.members.iter().filter(|(_, member)| self.answers(now, member));
+        let (warm, cold): (Vec<_>, Vec<_>) = answering.partition(|(_, member)| warm(member));
+        let from = if warm.len() < FANOUT { [warm, cold].concat() } else { warm };
+        chance.some(from.into_iter().map(|(key, _)| *key).collect(), FANOUT)
+    }
+
+    /// The beats of this host's domain, its own first.
+    pub fn beats(&self, now: Duration, chance: &mut Chance) -> Vec<Beat> {
+        let own = Beat { host: tag_of(&self.own), number: self.beat.saturating_add(now.as_secs()), age: 0 };
+        let fellows = self.members.iter().filter(|(_, member)| Some(member.domain) == self.domain && member.beat > 0);
+        let aged = fellows.filter_map(|(key, member)| {
+            let age = now.saturating_sub(member.moved?);
+            (age <= SILENT_AFTER).then(|| Beat { host: tag_of(key), number: member.beat, age: (age.as_millis() / 100) as u8 })
+        });
+        let beats: Vec<Beat> = aged.collect();
+        let others = if beats.len() < BEATS_MAX { beats } else { chance.some(beats, BEATS_MAX - 1) };
+        [vec![own], others].concat()
+    }
+
+    /// What a host says of its domain.
+    pub fn take_beats(&mut self, now: Duration, by: &Key, beats: &[Beat]) {
+        let Some(domain) = self.members.get(by).map(|member| member.domain) else { return };
+        for beat in beats {
+            let Some((key, member)) = self.of_tag(beat.host).filter(|(_, member)| member.domain == domain) else { continue };
+            if key == *by {
+                (member.beat, member.moved) = (beat.number, Some(now));
+                continue;
+            }
+            let elapsed = now.saturating_sub(member.moved.unwrap_or(member.since)).as_secs();
+            let is_first = member.moved.is_none();
+            let is_sane = is_first || beat.number <= member.beat.saturating_add(2 * elapsed + BEAT_AHEAD_S);
+            if beat.number > member.beat && is_sane {
+                let moved = now.saturating_sub(Duration::from_millis(100 * u64::from(beat.age)));
+                (member.beat, member.moved) = (beat.number, member.moved.max(Some(moved)));
+            }
+        }
+    }
+
+    fn of_tag(&mut self, tag: Tag) -> Option<(Key, &mut Member)> {
+        let (mut low, mut high) = ([0; 32], [0xff; 32]);
+        low[..8].copy_from_slice(&tag.0);
+        high[..8].copy_from_slice(&tag.0);
+        self.members.range_mut(Name(low)..=Name(high)).next().map(|(key, member)| (*key, member))
+    }
+}
+
+impl Cycles {
+    /// One that had no turn in this cycle, by chance; when all had one, a cycle begins.
+    fn turn(&mut self, all: &[(Key, u64)], chance: &mut Chance) -> Option<Key> {
+        let mut left: Vec<Key> = all.iter().filter(|(_, cycle)| *cycle < self.0).map(|(key, _)| *key).collect();
+        if left.is_empty() {
+            self.0 += 1;
+            left = all.iter().map(|(key, _)| *key).collect();
+        }
+        chance.some(left, 1).pop()
+    }
+}
