@@ -20,6 +20,7 @@ use rebec_host::{forward::Forwards, limits::Limits};
 use tokio::sync::watch;
 
 use crate::{
+    audit::Audit,
     depot::Depot,
     exchange,
     identity::Identity,
@@ -42,6 +43,8 @@ pub struct Agent {
     pub identity: Identity,
     /// What survives.
     pub store: Arc<Store>,
+    /// What was decided.
+    pub audit: Audit,
     /// Of the pool.
     pub knowledge: Knowledge,
     /// Other agents.
@@ -82,12 +85,14 @@ impl Agent {
     /// Takes everything that was opened.
     pub fn new(options: Options, identity: Identity, store: Store, mesh: Mesh, depot: Depot) -> Result<Arc<Self>> {
         let store = Arc::new(store);
+        let audit = Audit::open(&options.state)?;
         let knowledge = Knowledge::open(identity.key(), store.clone())?;
         let jobs = Jobs::new(identity.key().short());
         Ok(Arc::new_cyclic(|own| Self {
             options,
             identity,
             store,
+            audit,
             knowledge,
             mesh,
             jobs,

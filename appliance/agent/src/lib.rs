@@ -8,6 +8,7 @@
 //! The agent may be killed at any time: VMMs outlive it, and a new agent adopts them through their control sockets.
 
 mod agent;
+mod audit;
 mod descriptors;
 mod exchange;
 mod forward;

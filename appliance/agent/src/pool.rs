@@ -15,7 +15,7 @@ use rebec_book::{
     authority::Granted,
     book::Came,
     key::public,
-    record::{DomainBody, HostBody, Kind, MemberBody, PARTS_MAX, PartsBody, PoolBody, id_of_key},
+    record::{AuditHead, DomainBody, HostBody, Kind, MemberBody, PARTS_MAX, PartsBody, PoolBody, id_of_key},
     view,
 };
 use serde::{Deserialize, Serialize};
@@ -376,6 +376,7 @@ pub fn host_body(agent: &Agent) -> Option<HostBody> {
         draining: agent.store.fact("draining").ok().flatten().unwrap_or(false),
         durable: agent.options.durable,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        audit: agent.audit.told().map(|head| AuditHead { seq: head.seq, hash: head.hash }),
     })
 }
 

@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     agent::Agent,
+    audit,
     depot::Depot,
     descriptors, exchange, facts,
     http::{self, Caller, serve, tls},
@@ -112,6 +113,7 @@ async fn serve(options: Options) -> Result<()> {
     tokio::spawn(keeper::run(agent.clone()));
     tokio::spawn(watch_facts(agent.clone()));
     tokio::spawn(upkeep::run(agent.clone()));
+    tokio::spawn(audit::run(agent.clone()));
     if let Some(path) = agent.options.screen.clone() {
         tokio::spawn(screen::run(agent.clone(), path));
     }
@@ -125,6 +127,9 @@ async fn serve(options: Options) -> Result<()> {
         _ = int.recv() => {}
     }
     agent.mesh.close().await;
+    if tokio::time::timeout(END_TIME, agent.audit.settle()).await.is_err() {
+        log::warn!("audit: the disk is too slow; the last decisions may be missing");
+    }
     Ok(())
 }
 

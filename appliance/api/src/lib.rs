@@ -4,6 +4,7 @@
 //! TCP with TLS 1.3; agents speak the same HTTP to each other over the mesh. A request that takes long answers with a
 //! [`job::Job`], whose events are a stream of server-sent events. `GET /v1/openapi.json` is the prose of the same contract.
 
+pub mod audit;
 pub mod error;
 pub mod host;
 pub mod image;

@@ -83,6 +83,23 @@ pub enum Question {
     Command(Command, Option<(Kind, Id)>),
 }
 
+impl Question {
+    /// The id of what it is about.
+    pub fn about(&self) -> Option<Id> {
+        match *self {
+            Self::Addresses(id)
+            | Self::Promise(id)
+            | Self::Restart(id)
+            | Self::Start(id, _)
+            | Self::Remove(id)
+            | Self::Arrive(id, _)
+            | Self::Stream(id)
+            | Self::Command(_, Some((_, id))) => Some(id),
+            Self::Join | Self::Exchange | Self::Leave | Self::Job | Self::Part(_) | Self::Command(_, None) => None,
+        }
+    }
+}
+
 macro_rules! commands {
     ($($name:ident $role:ident $reach:ident $words:literal,)*) => {
         /// What users ask for.
@@ -168,6 +185,8 @@ commands! {
     JobShow Viewer Job "show a job",
     JobFollow Viewer Job "follow a job",
     SupportBundle Operator Domain "make a support bundle",
+    AuditShow Operator Here "read the audit log",
+    AuditVerify Operator Here "verify the audit log",
     ApiShow Viewer Here "describe the API",
 }
 
@@ -196,17 +215,7 @@ impl Granted {
 
     /// The id of what it is about.
     pub fn about(&self) -> Option<Id> {
-        match self.question {
-            Question::Addresses(id)
-            | Question::Promise(id)
-            | Question::Restart(id)
-            | Question::Start(id, _)
-            | Question::Remove(id)
-            | Question::Arrive(id, _)
-            | Question::Stream(id)
-            | Question::Command(_, Some((_, id))) => Some(id),
-            Question::Join | Question::Exchange | Question::Leave | Question::Job | Question::Part(_) | Question::Command(_, None) => None,
-        }
+        self.question.about()
     }
 }
 

@@ -150,6 +150,20 @@ pub struct HostBody {
     /// Version of Rebec.
     #[n(11)]
     pub version: String,
+    /// How far its audit log was: whoever has this record knows if that log is written anew.
+    #[n(12)]
+    pub audit: Option<AuditHead>,
+}
+
+/// The last row of a host's audit log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct AuditHead {
+    /// Its number.
+    #[n(0)]
+    pub seq: u64,
+    /// Its hash.
+    #[n(1)]
+    pub hash: Digest,
 }
 
 /// Some of the parts in a host's depot.

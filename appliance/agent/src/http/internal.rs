@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     agent::Agent,
+    audit::{Entry, Who},
     exchange::{self, News, Private},
     pool::{self, JoinAnswer, JoinQuestion},
     vm::{
@@ -54,13 +55,15 @@ pub async fn join(
 ) -> Answer<JoinAnswer> {
     // A host that is alone has nobody to ask: it says so itself.
     agent.pool(|_| ())?;
-    let granted = rights::ask(&agent, caller, Question::Join)?;
-    Ok(axum::Json(pool::admit(&agent, granted, &question)?))
+    let granted = rights::ask(&agent, caller, Question::Join).await?;
+    let admitted = pool::admit(&agent, granted, &question);
+    agent.audit.try_note(Entry::new(Who::new(caller, None), &Question::Join, admitted.as_ref().err().map(|error| error.message.clone())));
+    Ok(axum::Json(admitted?))
 }
 
 /// `POST /internal/leave`
 pub async fn leave(State(agent): State<Arc<Agent>>, Extension(caller): Extension<Caller>) -> Result<(), Failure> {
-    Ok(pool::dismiss(&agent, rights::ask(&agent, caller, Question::Leave)?)?)
+    Ok(pool::dismiss(&agent, rights::ask(&agent, caller, Question::Leave).await?)?)
 }
 
 /// `POST /internal/exchange`
@@ -88,7 +91,7 @@ pub async fn leases(
     Extension(caller): Extension<Caller>,
     Json(question): Json<LeaseQuestion>,
 ) -> Answer<Vec<Signed>> {
-    create::grant(&agent, rights::ask(&agent, caller, Question::Addresses(question.lan))?)?;
+    create::grant(&agent, rights::ask(&agent, caller, Question::Addresses(question.lan)).await?)?;
     let records = agent.pool(|book| book.select(|key| key.kind == Kind::LAN && key.id == question.lan, usize::MAX))?;
     Ok(axum::Json(records))
 }
@@ -100,13 +103,13 @@ pub async fn promises(
     Json(question): Json<keeper::Question>,
 ) -> Answer<Verdict> {
     agent.knowledge.take_in(question.records, Came::Alone);
-    let granted = rights::ask(&agent, caller, Question::Promise(question.vm))?;
+    let granted = rights::ask(&agent, caller, Question::Promise(question.vm)).await?;
     Ok(axum::Json(keeper::answer(&agent, granted, question.ask)?))
 }
 
 /// `POST /internal/restarts`: to the keeper of a VM whose host is lost, for a user who wants it to run.
 pub async fn restarts(State(agent): State<Arc<Agent>>, Extension(caller): Extension<Caller>, Json(wish): Json<Wish>) -> Answer<()> {
-    rights::ask(&agent, caller, Question::Restart(wish.vm))?;
+    rights::ask(&agent, caller, Question::Restart(wish.vm)).await?;
     Ok(axum::Json(keeper::wish(&agent, wish.vm)?))
 }
 
@@ -118,7 +121,7 @@ pub async fn starts(
 ) -> Result<Response, Failure> {
     let StartOrder { vm, epoch, reason, records, private } = order;
     agent.knowledge.take_in(records, Came::Alone);
-    rights::ask(&agent, caller, Question::Start(vm, epoch))?;
+    rights::ask(&agent, caller, Question::Start(vm, epoch)).await?;
     start::take_private(&agent, vm, &private)?;
     let (_, body) = start::desired(&agent, vm)?;
     Ok(jobs::begin(&agent, caller, format!("start VM {}", body.name), async move |agent, reporter| {
@@ -136,7 +139,7 @@ pub struct Removal {
 
 /// `POST /internal/removals`: from the VM's home.
 pub async fn removals(State(agent): State<Arc<Agent>>, Extension(caller): Extension<Caller>, Json(removal): Json<Removal>) -> Answer<()> {
-    rights::ask(&agent, caller, Question::Remove(removal.vm))?;
+    rights::ask(&agent, caller, Question::Remove(removal.vm)).await?;
     vms::remove_here(&agent, removal.vm)?;
     Ok(axum::Json(()))
 }
@@ -148,7 +151,7 @@ pub async fn arrivals(
     Json(offer): Json<Offer>,
 ) -> Result<Response, Failure> {
     agent.knowledge.take_in(offer.records, Came::Alone);
-    let granted = rights::ask(&agent, caller, Question::Arrive(offer.vm, offer.epoch))?;
+    let granted = rights::ask(&agent, caller, Question::Arrive(offer.vm, offer.epoch)).await?;
     start::take_private(&agent, offer.vm, &offer.private)?;
     let what = format!("make ready for VM {}", offer.vm.short());
     Ok(jobs::begin(&agent, caller, what, async move |agent, reporter| arrive::prepare(&agent, granted, &reporter).await))
@@ -168,7 +171,7 @@ pub async fn wait_job(
     Extension(caller): Extension<Caller>,
     Json(question): Json<JobQuestion>,
 ) -> Answer<Job> {
-    let granted = rights::ask(&agent, caller, Question::Job)?;
+    let granted = rights::ask(&agent, caller, Question::Job).await?;
     let job = jobs::find(&agent, granted.asker(), &question.id)?;
     let mut job = job.ok_or_else(|| ApiError::not_found("job", &question.id, "rebec job ls"))?;
     let news = job.wait_for(|job| job.state != rebec_api::job::JobState::Running || job.progress != question.seen);
@@ -186,7 +189,7 @@ pub async fn part(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let digest: Digest = digest.parse().map_err(|error| ApiError::new(ErrorCode::BadRequest, format!("part: {error}")))?;
-    rights::ask(&agent, caller, Question::Part(digest))?;
+    rights::ask(&agent, caller, Question::Part(digest)).await?;
     let from =
         headers.get(header::RANGE).and_then(|range| range.to_str().ok()?.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<u64>().ok());
     let missing = |_| ApiError::new(ErrorCode::NotFound, format!("part {} is not in this host's depot", digest.short()));

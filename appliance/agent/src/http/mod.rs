@@ -2,6 +2,7 @@
 //! sets. `/v1` is for users, `/internal` for agents.
 
 pub mod answer;
+pub mod audit;
 pub mod bundle;
 pub mod forward;
 pub mod hosts;

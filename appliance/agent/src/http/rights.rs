@@ -1,5 +1,6 @@
 //! Who asks, and whether they may: every request is judged before its handler hears of it. The judgement itself is
-//! `rebec_book::authority`; what it grants is an extension of the request.
+//! `rebec_book::authority`; what it grants is an extension of the request. Each judgement is a row of the audit log, as far as
+//! `audit::weight` says so.
 
 use std::sync::Arc;
 
@@ -11,12 +12,15 @@ use axum::{
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
     authority::{Asker, Command, Granted, Question, Refused},
-    key::Id,
     record::Kind,
 };
 
-use super::{answer::Failure, names};
-use crate::{agent::Agent, exchange};
+use super::{answer::Failure, names, tls::TokenName};
+use crate::{
+    agent::Agent,
+    audit::{self, Entry, Weight, Who},
+    exchange,
+};
 
 /// Where hosts compare their books.
 pub const EXCHANGE: &str = "/internal/exchange";
@@ -34,8 +38,20 @@ pub enum About {
 }
 
 /// The right to ask an agent's question, or the refusal.
-pub fn ask(agent: &Agent, caller: Caller, question: Question) -> Result<Granted, ApiError> {
-    agent.may(caller, question).map_err(|refused| forbidden(&refused))
+pub async fn ask(agent: &Agent, caller: Caller, question: Question) -> Result<Granted, ApiError> {
+    let judged = agent.may(caller, question).map_err(|refused| forbidden(&refused));
+    note(agent, Who::new(caller, None), question, judged.as_ref().err()).await;
+    judged
+}
+
+/// Writes a judgement down: before what was asked is carried out, if that changes something.
+pub async fn note(agent: &Agent, who: Who, question: Question, refused: Option<&ApiError>) {
+    let entry = Entry::new(who, &question, refused.map(|refused| refused.message.clone()));
+    match audit::weight(&question) {
+        Weight::Change if refused.is_none() => agent.audit.note(entry).await,
+        Weight::None if refused.is_none() => {}
+        _ => agent.audit.try_note(entry),
+    }
 }
 
 /// A refusal as the API says it.
@@ -51,11 +67,20 @@ pub async fn commands(
     next: Next,
 ) -> Response {
     let caller = request.extensions().get::<Caller>().copied().unwrap_or(Asker::Nobody);
-    let granted = match about {
-        About::Nothing => ask(&agent, caller, Question::Command(command, None)),
+    let token = request.extensions().get::<TokenName>().map(|name| name.0.clone());
+    let question = match about {
+        About::Nothing => Ok(Question::Command(command, None)),
         About::Thing(kind) => about_thing(&agent, caller, command, kind, &params),
     };
-    match granted {
+    let judged = match question {
+        Ok(question) => {
+            let judged = agent.may(caller, question).map_err(|refused| forbidden(&refused));
+            note(&agent, Who::new(caller, token.as_deref()), question, judged.as_ref().err()).await;
+            judged
+        }
+        Err(error) => Err(error),
+    };
+    match judged {
         Ok(granted) => {
             request.extensions_mut().insert(granted);
             next.run(request).await
@@ -64,19 +89,20 @@ pub async fn commands(
     }
 }
 
-/// The name is understood once, here; whoever carries the command out hears of an id.
-fn about_thing(agent: &Agent, caller: Caller, command: Command, kind: Kind, params: &RawPathParams) -> Result<Granted, ApiError> {
-    // Who may not ask anything is not told what there is.
-    let someone = ask(agent, caller, Question::Command(command, None));
-    if let (Asker::User(_) | Asker::Nobody, Err(error)) = (caller, &someone) {
-        return Err(error.clone());
+/// The name is understood once, here; whoever carries the command out hears of an id. Who may not ask anything of the kind is not told what
+/// there is: what is judged then is the command about nothing.
+fn about_thing(agent: &Agent, caller: Caller, command: Command, kind: Kind, params: &RawPathParams) -> Result<Question, ApiError> {
+    let alone = Question::Command(command, None);
+    let someone = agent.may(caller, alone);
+    if let (Asker::User(_) | Asker::Nobody, Err(_)) = (caller, &someone) {
+        return Ok(alone);
     }
     let name = params.iter().next().map(|(_, value)| value.to_owned()).unwrap_or_default();
-    let id: Id = names::find(agent, kind, &name).map_err(|error| match caller {
-        Asker::Host(_) if someone.is_err() => someone.clone().err().unwrap_or(error),
-        _ => error,
-    })?;
-    ask(agent, caller, Question::Command(command, Some((kind, id))))
+    match names::find(agent, kind, &name) {
+        Ok(id) => Ok(Question::Command(command, Some((kind, id)))),
+        Err(_) if matches!(caller, Asker::Host(_)) && someone.is_err() => Ok(alone),
+        Err(error) => Err(error),
+    }
 }
 
 /// Lets the question of another agent through to its handler if the asker may talk here at all; what it may ask is for the handler. One
@@ -90,7 +116,13 @@ pub async fn agents(State(agent): State<Arc<Agent>>, request: Request, next: Nex
             }
             next.run(request).await
         }
-        Err(Refused { proof: Some(proof), .. }) if request.uri().path() == EXCHANGE => axum::Json(exchange::dead(proof)).into_response(),
-        Err(refused) => Failure(forbidden(&refused)).into_response(),
+        Err(refused) => {
+            let error = forbidden(&refused);
+            note(&agent, Who::new(caller, None), Question::Exchange, Some(&error)).await;
+            match refused {
+                Refused { proof: Some(proof), .. } if request.uri().path() == EXCHANGE => axum::Json(exchange::dead(proof)).into_response(),
+                _ => Failure(error).into_response(),
+            }
+        }
     }
 }

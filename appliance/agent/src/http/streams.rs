@@ -173,7 +173,7 @@ pub async fn arrival(
 ) -> Result<Response, Failure> {
     require_upgrade(request.headers())?;
     let id = id.parse().map_err(|error| ApiError::new(ErrorCode::BadRequest, format!("arrival: {error}")))?;
-    let granted = rights::ask(&agent, caller, Question::Stream(id))?;
+    let granted = rights::ask(&agent, caller, Question::Stream(id)).await?;
     let (mut near, open) = arrive::connect(&agent, id, granted).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {

@@ -1,6 +1,7 @@
 //! The table of the API for users: each line is a route and its place in the OpenAPI document.
 
 use rebec_api::{
+    audit::{AuditRow, AuditVerdict},
     host::{DeclareDead, HostInfo},
     image::{ImageInfo, NewImage, Part},
     job::Job,
@@ -16,7 +17,7 @@ use utoipa::openapi::{
 };
 
 use super::{
-    bundle, hosts, images, jobs, lans,
+    audit, bundle, hosts, images, jobs, lans,
     openapi::{self, Row, row},
     pools, streams, tokens, vms,
 };
@@ -138,6 +139,11 @@ fn own_rows() -> Vec<Row> {
         row(Command::JobFollow, Get, "/v1/jobs/{id}/events", "A job as it goes on: events named `job`", jobs::events).streams(EVENTS),
         row(Command::SupportBundle, Get, "/v1/support-bundle", "What helps to find a fault of this host, without secrets", bundle::show)
             .streams(TAR),
+        row(Command::AuditShow, Get, "/v1/audit", "The last rows of this host's audit log, the oldest first", audit::show)
+            .query("tail", "So many rows", Type::Integer)
+            .lists::<AuditRow>(),
+        row(Command::AuditVerify, Get, "/v1/audit/verify", "Whether the audit log is the one that was written", audit::verify)
+            .answers::<AuditVerdict>(),
         row(Command::ApiShow, Get, "/v1/openapi.json", "This document", openapi::show).streams("application/json"),
     ]
 }

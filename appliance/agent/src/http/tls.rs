@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     agent::{Agent, now_s},
+    audit::Entry,
     mesh::listen,
     tokens::{self, Holder},
 };
@@ -58,19 +59,23 @@ pub async fn run(agent: Arc<Agent>, listener: TcpListener, acceptor: TlsAcceptor
     .await;
 }
 
+/// The token that a user showed, by its name.
+#[derive(Debug, Clone)]
+pub struct TokenName(pub Arc<str>);
+
 /// Makes a user of who shows a token, and takes the token away: requests that are forwarded do not carry it to other hosts.
 async fn token_holders_only(State(agent): State<Arc<Agent>>, mut request: Request, next: Next) -> Response {
     let known = match bearer(request.headers()) {
         None => Err(refused("no token: send `Authorization: Bearer TOKEN`")),
         Some(text) => match tokens::holder(&agent.store, text, now_s()) {
-            Ok(Holder::Of(_, role)) => Ok(role),
-            Ok(Holder::Expired(name)) => Err(refused(&format!("the token `{name}` has expired"))),
-            Ok(Holder::Unknown) => Err(refused("this token is not known here")),
+            Ok(Holder::Of(name, role)) => Ok((name, role)),
+            Ok(Holder::Expired(name)) => Err(shut_out(&agent, Some(&name), &format!("the token `{name}` has expired"))),
+            Ok(Holder::Unknown) => Err(shut_out(&agent, None, "this token is not known here")),
             Err(error) => Err(crate::vm::failed(&error)),
         },
     };
-    let role = match known {
-        Ok(role) => role,
+    let (name, role) = match known {
+        Ok(holder) => holder,
         Err(error) => {
             let headers =
                 [(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")), (header::CONNECTION, HeaderValue::from_static("close"))];
@@ -79,7 +84,14 @@ async fn token_holders_only(State(agent): State<Arc<Agent>>, mut request: Reques
     };
     request.headers_mut().remove(header::AUTHORIZATION);
     request.extensions_mut().insert(Caller::User(role));
+    request.extensions_mut().insert(TokenName(name.into()));
     next.run(request).await
+}
+
+/// Whoever shows a token that is not good is worth a row; who shows none may have come by chance.
+fn shut_out(agent: &Agent, token: Option<&str>, why: &str) -> ApiError {
+    agent.audit.try_note(Entry::shut_out(token, why));
+    refused(why)
 }
 
 fn refused(what: &str) -> ApiError {

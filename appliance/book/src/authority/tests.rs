@@ -78,6 +78,7 @@ impl Writer {
             draining: false,
             durable: true,
             version: "1".into(),
+            audit: None,
         };
         self.write(Kind::HOST, id_of_key(&key(host)), host, Body::Host(body.into()));
     }

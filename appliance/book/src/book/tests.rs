@@ -46,6 +46,7 @@ fn says(seq: u64, host: u8, domain: u8) -> Signed {
         draining: false,
         durable: true,
         version: "1".into(),
+        audit: None,
     };
     Record::sign(Kind::HOST, id_of_key(&key(host)), seq, Some(&Body::Host(body.into())), &secret(host)).unwrap()
 }

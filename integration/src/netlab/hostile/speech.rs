@@ -112,6 +112,7 @@ impl Writer {
             draining: false,
             durable: true,
             version: "0".to_owned(),
+            audit: None,
         };
         self.say(Kind::HOST, id_of_key(&self.key()), &Body::Host(body.into()))
     }

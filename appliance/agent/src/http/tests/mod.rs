@@ -1,6 +1,7 @@
 //! The API as its callers meet it: an agent in a temporary folder, asked over connections in memory and over TLS.
 
 mod arrivals;
+mod audit;
 mod bodies;
 mod bundle;
 mod leases;

@@ -1,0 +1,65 @@
+//! `/v1/audit`: what was decided on this host.
+
+use std::sync::Arc;
+
+use axum::extract::{Query, State};
+use rebec_api::{
+    ApiError, ErrorCode,
+    audit::{AuditMark, AuditRow, AuditVerdict, TAIL, TAIL_MAX},
+};
+use serde::Deserialize;
+
+use super::answer::Answer;
+use crate::{
+    agent::Agent,
+    audit::{Head, Row},
+};
+
+/// `?tail=ROWS`
+#[derive(Debug, Deserialize)]
+pub struct Wish {
+    tail: Option<u32>,
+}
+
+/// `GET /v1/audit`
+pub async fn show(State(agent): State<Arc<Agent>>, Query(wish): Query<Wish>) -> Answer<Vec<AuditRow>> {
+    let tail = wish.tail.unwrap_or(TAIL);
+    if tail > TAIL_MAX {
+        return Err(ApiError::new(ErrorCode::BadRequest, format!("{tail} rows: at most {TAIL_MAX} at once; the files have all")).into());
+    }
+    let rows = agent.audit.tail(tail as usize).await?;
+    Ok(axum::Json(rows.into_iter().map(shown).collect()))
+}
+
+fn shown(row: Row) -> AuditRow {
+    let entry = row.entry;
+    AuditRow {
+        seq: row.seq,
+        time: row.time,
+        host: entry.who.host.map(|key| key.to_string()),
+        role: entry.who.role,
+        token: entry.who.token,
+        asked: entry.asked,
+        about: entry.about.map(|id| id.to_string()),
+        refused: entry.refused,
+        times: entry.times,
+        before: row.before.to_string(),
+    }
+}
+
+/// `GET /v1/audit/verify`
+pub async fn verify(State(agent): State<Arc<Agent>>) -> Answer<AuditVerdict> {
+    let told = agent.book(|book| book.host(&agent.key()).and_then(|host| host.audit)).flatten();
+    let told = told.map(|told| Head { seq: told.seq, hash: told.hash });
+    let known = told.map(|told| (told, "the pool was told of"));
+    let (before, judged) = agent.audit.verify(known.into_iter().collect()).await?;
+    let (last, wrong) = match judged {
+        Ok(head) => (Some(head).filter(|head| head.seq > 0), None),
+        Err(wrong) => (None, Some(wrong.to_string())),
+    };
+    Ok(axum::Json(AuditVerdict { first: before + 1, last: last.map(mark), told: told.map(mark), wrong }))
+}
+
+fn mark(head: Head) -> AuditMark {
+    AuditMark { seq: head.seq, hash: head.hash.to_string() }
+}

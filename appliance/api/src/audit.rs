@@ -1,0 +1,63 @@
+//! The audit log of a host: what was asked there, by whom, and what was decided. `GET /v1/audit`, `GET /v1/audit/verify`.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// Rows that are shown where nobody says how many.
+pub const TAIL: u32 = 100;
+/// Most rows that are shown at once.
+pub const TAIL_MAX: u32 = 10_000;
+
+/// A decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditRow {
+    /// Its number; the first is 1.
+    pub seq: u64,
+    /// When, in seconds since 1970.
+    pub time: u64,
+    /// The key of the host that asked, if it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// The role of the user who asked, if it was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// The token that the user showed; none at the host's socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// The question or command, as docs/formats/authority.md names it; `Enter` where a token was not good, `dropped` where decisions found
+    /// no place.
+    pub asked: String,
+    /// The id of what it was about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub about: Option<String>,
+    /// Why it was not granted; none where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+    /// Of how many decisions this row is, where it is of several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub times: Option<u64>,
+    /// Hash of the row before.
+    pub before: String,
+}
+
+/// What came of a walk along the log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditVerdict {
+    /// The first row that is in the log; those before were dropped when it was full.
+    pub first: u64,
+    /// The last row, and its hash.
+    pub last: Option<AuditMark>,
+    /// The last row of which the pool was told, as its record of this host says.
+    pub told: Option<AuditMark>,
+    /// The first row that is wrong; none where the log is whole.
+    pub wrong: Option<String>,
+}
+
+/// A row and its hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct AuditMark {
+    /// Its number.
+    pub seq: u64,
+    /// Its hash.
+    pub hash: String,
+}
