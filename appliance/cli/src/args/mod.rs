@@ -92,6 +92,8 @@ pub enum Command {
     /// Tokens that let a client in over TCP
     #[command(subcommand, arg_required_else_help = false)]
     Token(TokenCommand),
+    /// What was asked of this host, and what was decided
+    Audit(AuditOptions),
     /// Long work and its progress
     #[command(subcommand, arg_required_else_help = false)]
     Job(JobCommand),

@@ -230,6 +230,25 @@ impl From<RoleName> for Role {
     }
 }
 
+/// `rebec audit`, `rebec audit verify`
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct AuditOptions {
+    /// How many rows, the last ones
+    #[arg(long, value_name = "N", default_value_t = rebec_api::audit::TAIL, value_parser = clap::value_parser!(u32).range(1..=i64::from(rebec_api::audit::TAIL_MAX)))]
+    pub tail: u32,
+    /// Something else than showing rows
+    #[command(subcommand)]
+    pub command: Option<AuditCommand>,
+}
+
+/// `rebec audit ...`
+#[derive(Subcommand, Debug)]
+pub enum AuditCommand {
+    /// Say whether the log is the one that was written, or the first row that is wrong
+    Verify,
+}
+
 /// `rebec job ...`
 #[derive(Subcommand, Debug)]
 pub enum JobCommand {

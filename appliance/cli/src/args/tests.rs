@@ -71,6 +71,9 @@ fn every_command_line_is_understood() {
         "token create guest --role viewer --valid 30d",
         "token ls",
         "token rm laptop",
+        "audit",
+        "audit --tail 20 --json",
+        "audit verify",
         "job ls",
         "job show j1",
         "support-bundle --out -",
@@ -159,6 +162,8 @@ fn what_is_wrong_is_said_in_one_line_that_names_it() {
         ("rebec vm ls --fingerprint 12", "64 hexadecimal digits"),
         ("rebec token create a --role king", "king"),
         ("rebec token create a --valid 0d", "30m, 24h or 7d"),
+        ("rebec audit --tail 0", "--tail"),
+        ("rebec audit --tail 5 verify", "verify"),
         ("rebec completion dos", "dos"),
     ] {
         let message = refused(line);
@@ -170,7 +175,7 @@ fn what_is_wrong_is_said_in_one_line_that_names_it() {
 #[test]
 fn help_lists_every_noun_and_the_exit_codes() {
     let Err(NoCommand::Answered(help)) = parse_from(["rebec", "--help"]) else { panic!("no help") };
-    for word in ["pool", "domain", "host", "invitation", "image", "lan", "vm", "token", "job", "support-bundle", "Exit codes"] {
+    for word in ["pool", "domain", "host", "invitation", "image", "lan", "vm", "token", "audit", "job", "support-bundle", "Exit codes"] {
         assert!(help.contains(word), "{word} is missing:\n{help}");
     }
 }

@@ -1,5 +1,6 @@
 //! Carries out command lines: one file per noun. Each asks the agent, and prints what it answered.
 
+mod audit;
 mod console;
 mod forward;
 mod host;
@@ -52,6 +53,7 @@ async fn carry_out(session: &Session, command: Command) -> Result<(), Failure> {
         Command::Vm(VmCommand::Move(options)) => travel::run(session, &options).await,
         Command::Vm(command) => vm::run(session, command).await,
         Command::Token(command) => token::run(session, command).await,
+        Command::Audit(options) => audit::run(session, &options).await,
         Command::Job(command) => job::run(session, command).await,
         Command::SupportBundle(options) => support::run(session, &options).await,
         // These three ask nobody; the caller has carried them out.

@@ -1,6 +1,7 @@
 //! The tables of the `ls` commands.
 
 use rebec_api::{
+    audit::AuditRow,
     host::{HostInfo, HostState},
     image::ImageInfo,
     job::Job,
@@ -10,7 +11,7 @@ use rebec_api::{
     vm::VmInfo,
 };
 
-use super::{age, report::percent, size, span, table::table, until, word};
+use super::{age, report::percent, size, span, table::table, until, utc, word};
 
 /// `vm ls`.
 pub fn vms(vms: &[VmInfo], now: u64) -> String {
@@ -105,6 +106,24 @@ pub fn tokens(tokens: &[Token], now: u64) -> String {
         [token.name.clone(), word(&token.role), expires, age(token.created, now)]
     };
     table(["NAME", "ROLE", "EXPIRES", "AGE"], &rows(tokens, row))
+}
+
+/// `audit`.
+pub fn audit(rows_of: &[AuditRow]) -> String {
+    let row = |row: &AuditRow| {
+        let who = match (&row.host, &row.role, &row.token) {
+            (Some(host), _, _) => format!("host {}", host.chars().take(8).collect::<String>()),
+            (None, Some(role), Some(token)) => format!("{role}, token {token}"),
+            (None, Some(role), None) => format!("{role}, socket"),
+            (None, None, Some(token)) => format!("token {token}"),
+            (None, None, None) => String::new(),
+        };
+        let about = row.about.as_ref().map(|id| id.chars().take(8).collect()).unwrap_or_default();
+        let decided = row.refused.clone().unwrap_or_else(|| if row.asked == "dropped" { String::new() } else { "granted".to_owned() });
+        let times = row.times.map(|times| times.to_string()).unwrap_or_default();
+        [row.seq.to_string(), utc(row.time), who, row.asked.clone(), about, times, decided]
+    };
+    table(["ROW", "TIME", "WHO", "ASKED", "ABOUT", "TIMES", "DECIDED"], &rows(rows_of, row))
 }
 
 fn rows<T, const COLUMNS: usize>(things: &[T], row: impl Fn(&T) -> [String; COLUMNS]) -> Vec<[String; COLUMNS]> {

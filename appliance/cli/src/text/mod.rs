@@ -36,6 +36,20 @@ pub fn until(time: u64, now: u64) -> String {
     if time > now { format!("in {}", span(time - now)) } else { "expired".to_owned() }
 }
 
+/// A time, in seconds since 1970, as people read it (RFC 3339).
+pub fn utc(time: u64) -> String {
+    let (days, second) = (time / 86_400, time % 86_400);
+    // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms": years begin in March, in eras of 400.
+    let days = days.saturating_add(719_468);
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let year = era * 400 + year + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
+}
+
 /// Text from elsewhere reaches a terminal on one line and without its control characters.
 pub fn printable(text: &str) -> String {
     text.chars().filter(|character| !character.is_control()).collect()
@@ -68,6 +82,20 @@ mod tests {
         }
         assert_eq!((age(100, 160), age(200, 100)), ("1m".to_owned(), "0s".to_owned()));
         assert_eq!((until(160, 100), until(100, 100)), ("in 1m".to_owned(), "expired".to_owned()));
+    }
+
+    #[test]
+    fn times_are_dates() {
+        for (time, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_700_000_000, "2023-11-14T22:13:20Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(utc(time), text);
+        }
+        assert!(utc(u64::MAX).ends_with('Z'));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use rebec_api::{
     ApiError, ErrorCode,
+    audit::AuditRow,
     host::{HostInfo, HostState},
     image::{ImageInfo, Part},
     job::{Job, JobProgress, JobState},
@@ -187,6 +188,33 @@ fn the_pool_and_its_invitations() {
     assert_eq!(
         lists::tokens(&tokens, NOW),
         "NAME    ROLE    EXPIRES  AGE\nlaptop  admin   never    5s\nguest   viewer  in 1h    5s\nold     user    expired  5s\n"
+    );
+}
+
+#[test]
+fn an_audit_log() {
+    let row = AuditRow {
+        seq: 1,
+        time: 1_700_000_000,
+        host: None,
+        role: Some("viewer".into()),
+        token: Some("eyes".into()),
+        asked: "VmStop".into(),
+        about: None,
+        refused: Some("to stop a VM needs the role user; this is viewer".into()),
+        times: Some(12),
+        before: "00".repeat(32),
+    };
+    let id = |text: &str| Some(text.repeat(16));
+    let granted =
+        AuditRow { seq: 2, role: None, token: None, host: id("abcd"), about: id("07"), refused: None, times: None, ..row.clone() };
+    let dropped = AuditRow { seq: 3, host: None, about: None, asked: "dropped".into(), times: Some(9), ..granted.clone() };
+    assert_eq!(
+        lists::audit(&[row, granted, dropped]),
+        "ROW  TIME                  WHO                 ASKED    ABOUT     TIMES  DECIDED\n\
+         1    2023-11-14T22:13:20Z  viewer, token eyes  VmStop   -         12     to stop a VM needs the role user; this is viewer\n\
+         2    2023-11-14T22:13:20Z  host abcdabcd       VmStop   07070707  -      granted\n\
+         3    2023-11-14T22:13:20Z  -                   dropped  -         9      -\n"
     );
 }
 
