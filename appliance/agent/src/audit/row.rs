@@ -193,7 +193,7 @@ mod tests {
 
     fn entry(number: u64) -> Entry {
         let question = Question::Command(Command::VmStop, Some((Kind::VM, VM)));
-        let refused = (number % 3 == 0).then(|| "to stop a VM needs the role user; this is viewer".to_owned());
+        let refused = number.is_multiple_of(3).then(|| "to stop a VM needs the role user; this is viewer".to_owned());
         Entry::new(Who::new(Asker::User(Role::Viewer), Some("eyes")), &question, refused)
     }
 

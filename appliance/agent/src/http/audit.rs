@@ -47,12 +47,23 @@ fn shown(row: Row) -> AuditRow {
     }
 }
 
+/// `?known=ROW:HASH`
+#[derive(Debug, Deserialize)]
+pub struct Known {
+    known: Option<String>,
+}
+
 /// `GET /v1/audit/verify`
-pub async fn verify(State(agent): State<Arc<Agent>>) -> Answer<AuditVerdict> {
+pub async fn verify(State(agent): State<Arc<Agent>>, Query(given): Query<Known>) -> Answer<AuditVerdict> {
+    let bad = |error: String| ApiError::new(ErrorCode::BadRequest, format!("`known`: {error}"));
+    let given = given.known.map(|text| text.parse::<AuditMark>().map_err(bad)).transpose()?;
+    let given = given
+        .map(|mark| mark.hash.parse().map(|hash| Head { seq: mark.seq, hash }).map_err(|error| bad(format!("{error}"))))
+        .transpose()?;
     let told = agent.book(|book| book.host(&agent.key()).and_then(|host| host.audit)).flatten();
     let told = told.map(|told| Head { seq: told.seq, hash: told.hash });
-    let known = told.map(|told| (told, "the pool was told of"));
-    let (before, judged) = agent.audit.verify(known.into_iter().collect()).await?;
+    let known = told.map(|told| (told, "the pool was told of")).into_iter().chain(given.map(|given| (given, "was given to compare with")));
+    let (before, judged) = agent.audit.verify(known.collect()).await?;
     let (last, wrong) = match judged {
         Ok(head) => (Some(head).filter(|head| head.seq > 0), None),
         Err(wrong) => (None, Some(wrong.to_string())),
