@@ -25,7 +25,7 @@ pub struct AuditRow {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
     /// The question or command, as docs/formats/authority.md names it; `Enter` where a token was not good, `dropped` where decisions found
-    /// no place.
+    /// no place; `changed` where the log was not what it should be when the agent started.
     pub asked: String,
     /// The id of what it was about.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -84,6 +84,10 @@ async fn a_log_that_was_changed_is_found_by_what_the_pool_was_told() {
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replacen("LanCreate", "LanRemove", 1)).unwrap();
     assert_eq!(verdict(&bench).await.wrong.unwrap(), "row 2 does not follow row 1: one of them was changed");
+    super::super::audit::look_back(&bench.agent).await.unwrap();
+    let last = rows(&bench).await;
+    let changed = last.iter().rfind(|row| row.asked == "changed").unwrap();
+    assert_eq!(changed.refused.as_deref(), Some("row 2 does not follow row 1: one of them was changed"));
     // Written anew as a whole, by an agent that was started on it.
     let state = tempfile::tempdir().unwrap();
     let anew = crate::audit::Audit::open(state.path()).unwrap();
