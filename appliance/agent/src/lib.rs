@@ -9,7 +9,6 @@
 
 mod agent;
 mod audit;
-mod chance;
 mod descriptors;
 mod exchange;
 mod forward;

@@ -90,6 +90,10 @@ async fn serve(options: Options) -> Result<()> {
     let mesh = Mesh::open(identity.host().clone(), options.port).await?;
     let agent = Agent::new(options, identity, store, mesh, depot)?;
     log::info!("host {} ({}), state in {}", agent.own_name(), agent.key().short(), agent.options.state.display());
+    // Before the pool is told of anything else.
+    if let Err(error) = http::audit::look_back(&agent).await {
+        log::error!("audit: {error:#}");
+    }
     adopt::all(&agent).await?;
     publish_host(&agent);
     pool::joined(&agent);
@@ -113,7 +117,8 @@ async fn serve(options: Options) -> Result<()> {
     tokio::spawn(keeper::run(agent.clone()));
     tokio::spawn(watch_facts(agent.clone()));
     tokio::spawn(upkeep::run(agent.clone()));
-    tokio::spawn(audit::run(agent.clone()));
+    let audited = agent.clone();
+    tokio::spawn(async move { audited.audit.keep().await });
     if let Some(path) = agent.options.screen.clone() {
         tokio::spawn(screen::run(agent.clone(), path));
     }

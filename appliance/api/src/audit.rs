@@ -25,7 +25,7 @@ pub struct AuditRow {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
     /// The question or command, as docs/formats/authority.md names it; `Enter` where a token was not good, `dropped` where decisions found
-    /// no place.
+    /// no place; `changed` where the log was not what it should be when the agent started.
     pub asked: String,
     /// The id of what it was about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,17 +47,33 @@ pub struct AuditVerdict {
     pub first: u64,
     /// The last row, and its hash.
     pub last: Option<AuditMark>,
-    /// The last row of which the pool was told, as its record of this host says.
+    /// The last row of which this host told the pool.
     pub told: Option<AuditMark>,
     /// The first row that is wrong; none where the log is whole.
     pub wrong: Option<String>,
 }
 
-/// A row and its hash.
+/// A row and its hash: written `ROW:HASH`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditMark {
     /// Its number.
     pub seq: u64,
     /// Its hash.
     pub hash: String,
+}
+
+impl std::fmt::Display for AuditMark {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.seq, self.hash)
+    }
+}
+
+impl std::str::FromStr for AuditMark {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mark = text.split_once(':').and_then(|(seq, hash)| Some(Self { seq: seq.parse().ok()?, hash: hash.to_ascii_lowercase() }));
+        let is_hash = |hash: &str| hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+        mark.filter(|mark| is_hash(&mark.hash)).ok_or_else(|| "expected a row's number, a colon and the 64 digits of its hash".to_owned())
+    }
 }

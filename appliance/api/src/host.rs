@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::audit::AuditMark;
+
 /// A host as the asked one knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HostInfo {
@@ -40,6 +42,9 @@ pub struct HostInfo {
     pub durable: bool,
     /// Version of Rebec.
     pub version: String,
+    /// The last row of its audit log of which it told the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditMark>,
     /// Whether it is the host that answers this request.
     pub this: bool,
 }

@@ -14,10 +14,10 @@ mod row;
 use std::{
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -29,7 +29,6 @@ use self::{
     files::{BOUNDS, Files},
     flood::Flood,
 };
-use crate::agent::{Agent, lock, now_s};
 
 /// Decisions that wait for the disk.
 const QUEUE: usize = 1024;
@@ -118,12 +117,12 @@ impl Audit {
 
     /// The last row of which the pool is told.
     pub fn told(&self) -> Option<Head> {
-        Some(*lock(&self.told)).filter(|head| head.seq > 0)
+        Some(*self.told.lock().unwrap_or_else(PoisonError::into_inner)).filter(|head| head.seq > 0)
     }
 
     /// From now on the pool is told of the last row that is on the disk.
     pub fn tell(&self) {
-        *lock(&self.told) = *self.head.borrow();
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = *self.head.borrow();
     }
 
     /// Waits until all that was noted is on the disk.
@@ -143,6 +142,22 @@ impl Audit {
         self.look(move |files| files.verify(&known)).await?
     }
 
+    /// Keeps the log going as long as the agent lives: what was counted is written, and the pool told now and then.
+    pub async fn keep(&self) {
+        let mut period = tokio::time::interval(TICK);
+        period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut last = Instant::now();
+        loop {
+            period.tick().await;
+            // A full queue is no time to look.
+            let _is_full = self.queue.try_send(Message::Tick).is_err();
+            if last.elapsed() >= TOLD_PERIOD {
+                last = Instant::now();
+                self.tell();
+            }
+        }
+    }
+
     async fn look<T: Send + 'static>(&self, look: impl FnOnce(&Files) -> T + Send + 'static) -> Result<T> {
         let (answer, heard) = oneshot::channel();
         // Who asked may have gone.
@@ -150,22 +165,6 @@ impl Audit {
         let ended = || anyhow!("the audit log is not written any more; start the agent anew");
         self.queue.send(Message::Look(Box::new(look))).await.map_err(|_| ended())?;
         heard.await.map_err(|_| ended())
-    }
-}
-
-/// Keeps the log going as long as the agent lives: what is counted is written, and the pool told.
-pub async fn run(agent: Arc<Agent>) {
-    let mut period = tokio::time::interval(TICK);
-    period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut last = Instant::now();
-    loop {
-        period.tick().await;
-        // A full queue is no time to look.
-        let _is_full = agent.audit.queue.try_send(Message::Tick).is_err();
-        if last.elapsed() >= TOLD_PERIOD {
-            last = Instant::now();
-            agent.audit.tell();
-        }
     }
 }
 
@@ -207,7 +206,8 @@ fn write(files: &mut Files, dropped: &AtomicU64, failing: &mut bool, rows: Vec<E
     let lost = dropped.swap(0, Ordering::Relaxed);
     let count = rows.len() as u64;
     let all = (lost > 0).then(|| Entry::dropped(lost)).into_iter().chain(rows);
-    match files.append(now_s(), all) {
+    let now_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    match files.append(now_s, all) {
         Ok(()) => *failing = false,
         Err(error) => {
             dropped.fetch_add(lost + count, Ordering::Relaxed);

@@ -77,6 +77,11 @@ impl Entry {
         Self { who, asked: "Enter".to_owned(), about: None, refused: Some(cut(why.to_owned())), times: None }
     }
 
+    /// The log was not what it should be when the agent started.
+    pub fn changed(wrong: &Wrong) -> Self {
+        Self { who: Who::default(), asked: "changed".to_owned(), about: None, refused: Some(cut(wrong.to_string())), times: None }
+    }
+
     /// So many decisions that are in no row.
     pub fn dropped(times: u64) -> Self {
         Self { who: Who::default(), asked: DROPPED.to_owned(), about: None, refused: None, times: Some(times) }
@@ -193,7 +198,7 @@ mod tests {
 
     fn entry(number: u64) -> Entry {
         let question = Question::Command(Command::VmStop, Some((Kind::VM, VM)));
-        let refused = (number % 3 == 0).then(|| "to stop a VM needs the role user; this is viewer".to_owned());
+        let refused = number.is_multiple_of(3).then(|| "to stop a VM needs the role user; this is viewer".to_owned());
         Entry::new(Who::new(Asker::User(Role::Viewer), Some("eyes")), &question, refused)
     }
 

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use super::answer::Answer;
 use crate::{
     agent::Agent,
-    audit::{Head, Row},
+    audit::{Entry, Head, Row},
 };
 
 /// `?tail=ROWS`
@@ -47,12 +47,41 @@ fn shown(row: Row) -> AuditRow {
     }
 }
 
-/// `GET /v1/audit/verify`
-pub async fn verify(State(agent): State<Arc<Agent>>) -> Answer<AuditVerdict> {
+/// Who knows the row that is in this host's record.
+const TOLD: &str = "the pool was told of";
+
+/// The row of which the pool was told.
+fn told(agent: &Agent) -> Option<Head> {
     let told = agent.book(|book| book.host(&agent.key()).and_then(|host| host.audit)).flatten();
-    let told = told.map(|told| Head { seq: told.seq, hash: told.hash });
-    let known = told.map(|told| (told, "the pool was told of"));
-    let (before, judged) = agent.audit.verify(known.into_iter().collect()).await?;
+    told.map(|told| Head { seq: told.seq, hash: told.hash })
+}
+
+/// At the agent's start: a log that was changed meanwhile says so itself from then on, whatever the pool is told later.
+pub async fn look_back(agent: &Agent) -> anyhow::Result<()> {
+    let (_, judged) = agent.audit.verify(told(agent).map(|told| (told, TOLD)).into_iter().collect()).await?;
+    if let Err(wrong) = judged {
+        log::error!("audit: the log was changed while this agent did not run: {wrong}; keep a copy of the folder `audit`");
+        agent.audit.note(Entry::changed(&wrong)).await;
+    }
+    Ok(())
+}
+
+/// `?known=ROW:HASH`
+#[derive(Debug, Deserialize)]
+pub struct Known {
+    known: Option<String>,
+}
+
+/// `GET /v1/audit/verify`
+pub async fn verify(State(agent): State<Arc<Agent>>, Query(given): Query<Known>) -> Answer<AuditVerdict> {
+    let bad = |error: String| ApiError::new(ErrorCode::BadRequest, format!("`known`: {error}"));
+    let given = given.known.map(|text| text.parse::<AuditMark>().map_err(bad)).transpose()?;
+    let given = given
+        .map(|mark| mark.hash.parse().map(|hash| Head { seq: mark.seq, hash }).map_err(|error| bad(format!("{error}"))))
+        .transpose()?;
+    let told = told(&agent);
+    let known = told.map(|told| (told, TOLD)).into_iter().chain(given.map(|given| (given, "was given to compare with")));
+    let (before, judged) = agent.audit.verify(known.collect()).await?;
     let (last, wrong) = match judged {
         Ok(head) => (Some(head).filter(|head| head.seq > 0), None),
         Err(wrong) => (None, Some(wrong.to_string())),

@@ -6,6 +6,7 @@ use std::{
 };
 
 use rebec_api::{
+    audit::AuditMark,
     host::{HostInfo, HostState},
     image::{ImageInfo, Part},
     lan::{LanInfo, PortInfo},
@@ -94,6 +95,7 @@ pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
             vms: load.vms,
             durable: body.durable,
             version: body.version.clone(),
+            audit: body.audit.map(|head| AuditMark { seq: head.seq, hash: head.hash.to_string() }),
             this: host.key == agent.key(),
             name: host.name,
         }

@@ -143,6 +143,7 @@ fn own_rows() -> Vec<Row> {
             .query("tail", "So many rows", Type::Integer)
             .lists::<AuditRow>(),
         row(Command::AuditVerify, Get, "/v1/audit/verify", "Whether the audit log is the one that was written", audit::verify)
+            .query("known", "A row that was noted elsewhere, as ROW:HASH", Type::String)
             .answers::<AuditVerdict>(),
         row(Command::ApiShow, Get, "/v1/openapi.json", "This document", openapi::show).streams("application/json"),
     ]

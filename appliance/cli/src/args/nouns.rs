@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use rebec_api::token::Role;
+use rebec_api::{audit::AuditMark, token::Role};
 
 use super::values::{Span, TextFrom};
 
@@ -249,7 +249,11 @@ pub struct AuditOptions {
 #[derive(Subcommand, Debug)]
 pub enum AuditCommand {
     /// Say whether the log is the one that was written, or the first row that is wrong
-    Verify,
+    Verify {
+        /// A row that was noted elsewhere, as `rebec host show` on another host says
+        #[arg(long, value_name = "ROW:HASH")]
+        known: Option<AuditMark>,
+    },
 }
 
 /// `rebec job ...`

@@ -162,6 +162,7 @@ fn what_is_wrong_is_said_in_one_line_that_names_it() {
         ("rebec vm ls --fingerprint 12", "64 hexadecimal digits"),
         ("rebec token create a --role king", "king"),
         ("rebec token create a --valid 0d", "30m, 24h or 7d"),
+        ("rebec audit verify --known 12", "64 digits"),
         ("rebec audit --tail 0", "--tail"),
         ("rebec audit --tail 5 verify", "verify"),
         ("rebec completion dos", "dos"),

@@ -57,6 +57,7 @@ fn host() -> HostInfo {
         vms: 1,
         durable: true,
         version: "0.1.0".into(),
+        audit: None,
         this: true,
     }
 }

@@ -73,6 +73,7 @@ pub fn host(host: &HostInfo) -> String {
         ("disk", used(host.disk_used_bytes, host.disk_bytes)),
         ("state survives", if host.durable { "a reboot".to_owned() } else { "until the next reboot only".to_owned() }),
     ];
+    lines.extend(host.audit.iter().map(|mark| ("audit log", mark.to_string())));
     lines.extend(host.clock.iter().map(|clock| ("clock", clock.clone())));
     let addresses = host.addresses.iter().enumerate();
     lines.extend(addresses.map(|(index, address)| (if index == 0 { "addresses" } else { "" }, address.clone())));

@@ -122,16 +122,15 @@ fn a_writer_that_is_killed_leaves_a_log_from_which_it_starts() {
     for round in 0..5 {
         let name = "audit::files::tests::a_writer_that_is_killed_leaves_a_log_from_which_it_starts";
         let mut writer = Command::new(std::env::current_exe().unwrap()).args(["--exact", name]).env(WRITER, state.path()).spawn().unwrap();
-        let written = |path: PathBuf| fs::metadata(path).is_ok_and(|file| file.len() > 0);
-        let any =
-            || numbers(&state.path().join("audit")).is_ok_and(|all| all.iter().any(|n| written(path(&state.path().join("audit"), *n))));
-        for _ in 0..500 {
-            if any() {
+        let folder = state.path().join("audit");
+        let newest = || last_row(&path(&folder, *numbers(&folder).ok()?.last()?)).ok().flatten();
+        for _ in 0..2_000 {
+            if newest().is_some_and(|head| head.seq > before) {
                 break;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        std::thread::sleep(Duration::from_millis(50 + 17 * round));
+        std::thread::sleep(Duration::from_millis(5 + 7 * round));
         writer.kill().unwrap();
         writer.wait().unwrap();
         let mut files = opened(state.path(), Bounds { file_bytes: 20_000, files: 4 });

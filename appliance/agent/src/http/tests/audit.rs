@@ -71,10 +71,23 @@ async fn a_log_that_was_changed_is_found_by_what_the_pool_was_told() {
     crate::run::publish_host(&bench.agent);
     let told = verdict(&bench).await.told.unwrap();
     assert_eq!(told, last);
+    // What somebody noted earlier.
+    let ask = async |known: String| {
+        let (status, body) = bench.ask(USER, "GET", &format!("/v1/audit/verify?known={known}"), "").await;
+        (status, json(&body)["wrong"].as_str().map(str::to_owned))
+    };
+    assert_eq!(ask(last.to_string()).await, (200, None));
+    let other = format!("3:{}", last.hash);
+    assert_eq!(ask(other).await, (200, Some("row 3 is not the one that was given to compare with".into())));
+    assert_eq!(ask("3:12".into()).await.0, 400);
     let path = bench.agent.options.state.join("audit/1.log");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replacen("LanCreate", "LanRemove", 1)).unwrap();
     assert_eq!(verdict(&bench).await.wrong.unwrap(), "row 2 does not follow row 1: one of them was changed");
+    super::super::audit::look_back(&bench.agent).await.unwrap();
+    let last = rows(&bench).await;
+    let changed = last.iter().rfind(|row| row.asked == "changed").unwrap();
+    assert_eq!(changed.refused.as_deref(), Some("row 2 does not follow row 1: one of them was changed"));
     // Written anew as a whole, by an agent that was started on it.
     let state = tempfile::tempdir().unwrap();
     let anew = crate::audit::Audit::open(state.path()).unwrap();
