@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rebec_offload::{FRAME_BYTES_MAX, Accepts, Checksum, Offload, SegmentKind, Segmentation};
+use rebec_offload::{Accepts, Checksum, FRAME_BYTES_MAX, Offload, SegmentKind, Segmentation};
 use rebec_overlay::{
     Fdb, Inbound, Port, PortConfig, Relay, Wire,
     batch::{DATAGRAMS_MAX, RUN_BYTES_MAX},

@@ -9,6 +9,7 @@
 
 mod agent;
 mod audit;
+mod chance;
 mod descriptors;
 mod exchange;
 mod forward;

@@ -14,7 +14,6 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     agent::Agent,
-    audit,
     depot::Depot,
     descriptors, exchange, facts,
     http::{self, Caller, serve, tls},
