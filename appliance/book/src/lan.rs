@@ -73,8 +73,9 @@ pub struct NicBody {
     pub prefix: u8,
 }
 
-/// Addresses that are handed to a host at a time.
-const LEASE_ADDRESSES: u32 = 16;
+/// Addresses that are handed to a host at a time: a few at first, then as many as it has, up to the most.
+const LEASE_ADDRESSES_MIN: u32 = 4;
+const LEASE_ADDRESSES_MAX: u32 = 16;
 /// Addresses at the start of a range that no VM gets: the network's, a gateway's and the port's own.
 const RESERVED: u32 = 8;
 /// The largest range.
@@ -135,7 +136,8 @@ pub fn next_lease(lan: &LanBody, host: Key) -> Option<RangeLease> {
     let from = lan.leases.iter().map(|lease| u32::from(lease.first) + lease.count).max().unwrap_or(network + RESERVED);
     // The last address is the broadcast address.
     let end = network + (size(lan.prefix) - 1);
-    let count = end.saturating_sub(from).min(LEASE_ADDRESSES);
+    let held = lan.leases.iter().filter(|lease| lease.host == host).fold(0u32, |sum, lease| sum.saturating_add(lease.count));
+    let count = end.saturating_sub(from).min(held.clamp(LEASE_ADDRESSES_MIN, LEASE_ADDRESSES_MAX));
     (count > 0).then(|| RangeLease { host, first: from.into(), count })
 }
 
@@ -191,6 +193,23 @@ mod tests {
         ] {
             assert!(!is_sound(&bad), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_range_serves_many_hosts_that_need_little_and_few_that_need_much() {
+        let mut lan = lan(24);
+        let served =
+            (0..).take_while(|host: &u8| next_lease(&lan, Name([*host; 32])).map(|lease| lan.leases.push(lease)).is_some()).count();
+        assert_eq!(served, 62);
+        let mut lan = LanBody { leases: vec![], ..lan };
+        let counts: Vec<u32> = std::iter::from_fn(|| {
+            let lease = next_lease(&lan, Name([1; 32]))?;
+            lan.leases.push(lease.clone());
+            Some(lease.count)
+        })
+        .take(5)
+        .collect();
+        assert_eq!(counts, [4, 4, 8, 16, 16]);
     }
 
     #[test]

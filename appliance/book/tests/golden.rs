@@ -1,0 +1,167 @@
+//! Records as this version writes them, byte by byte (`golden/v1.txt`): later versions go on reading these, and pools are upgraded host by
+//! host. A line is `name hexadecimal digits`; a line that is there is never changed.
+
+use std::collections::BTreeMap;
+
+use ed25519_dalek::SigningKey;
+use rebec_book::{
+    Body, Grant, Key, Record, Signed,
+    key::{Digest, Id, Name, bound_id, id_of_key, public},
+    record::{
+        Assigned, AuditHead, DiskRef, DomainBody, FloorBody, HelperBody, HostBody, ImageBody, Kind, LanBody, MemberBody, NicBody, PartRef,
+        PartsBody, PoolBody, RangeLease, SeenBody, SeenState, VmBody, VmPrivate,
+    },
+};
+
+const KEPT: &str = include_str!("golden/v1.txt");
+
+fn secret(number: u8) -> SigningKey {
+    SigningKey::from_bytes(&[number; 32])
+}
+
+fn key(number: u8) -> Key {
+    public(&secret(number))
+}
+
+fn part(number: u8) -> PartRef {
+    PartRef { digest: Name([number; 32]), bytes: u64::from(number) << 20 }
+}
+
+fn image() -> ImageBody {
+    ImageBody {
+        nonce: Name([1; 16]),
+        name: "debian".into(),
+        kernel: part(1),
+        initramfs: Some(part(2)),
+        cmdline: "console=ttyS0".into(),
+        disk: Some(DiskRef { part: part(3), qcow2: true, virtual_bytes: 4 << 30 }),
+        created: 1_800_000_000,
+        domains: vec![key(5)],
+    }
+}
+
+fn private() -> VmPrivate {
+    VmPrivate { nonce: Name([9; 16]), cmdline: "console=ttyS0 quiet".into(), seed: Some(("meta".into(), "user".into())) }
+}
+
+fn vm() -> VmBody {
+    let nic = NicBody { lan: Name([2; 16]), vni: 7, mac: [0x52, 0x54, 10, 7, 0, 8], address: [10, 7, 0, 8].into(), prefix: 24 };
+    VmBody {
+        nonce: Name([3; 16]),
+        name: "web".into(),
+        assigned: Assigned { host: key(4), epoch: 1 },
+        image_name: "debian".into(),
+        image: image(),
+        memory_bytes: 1 << 30,
+        vcpus: 2,
+        private: private().digest(),
+        nics: vec![nic],
+        keeper: Some(key(4)),
+        created: 1_800_000_001,
+    }
+}
+
+fn host() -> HostBody {
+    HostBody {
+        domain: key(2),
+        addresses: vec!["10.0.0.1:7116".parse().unwrap(), "[2001:db8::1]:7116".parse().unwrap()],
+        underlay: Some([10, 0, 0, 1].into()),
+        api: Some("10.0.0.1:7117".parse().unwrap()),
+        no_kvm: None,
+        cpus: 4,
+        memory_bytes: 8 << 30,
+        disk_bytes: 1 << 40,
+        disk_used_bytes: 1 << 30,
+        draining: false,
+        durable: true,
+        version: "0.1.0".into(),
+        audit: Some(AuditHead { seq: 3, hash: Name([4; 32]) }),
+    }
+}
+
+/// One of each kind, by its writer.
+fn records() -> Vec<(&'static str, Signed)> {
+    let sign = |kind, id: Id, body: Body, by: u8| Record::sign(kind, id, 7, Some(&body), &secret(by)).unwrap();
+    let lan = LanBody {
+        nonce: Name([2; 16]),
+        name: "office".into(),
+        vni: 7,
+        network: [10, 7, 0, 0].into(),
+        prefix: 24,
+        mtu: 1400,
+        leases: vec![RangeLease { host: key(3), first: [10, 7, 0, 8].into(), count: 16 }],
+        created: 1_800_000_002,
+        domains: vec![],
+    };
+    let vm_id = bound_id(&key(3), &Name([3; 16]));
+    let seen = SeenBody {
+        epoch: 2,
+        state: SeenState::Running,
+        reason: Some("it moved".into()),
+        endpoints: vec!["10.0.0.4:4789".parse().unwrap()],
+        memory_bytes: 1 << 30,
+        pid: 42,
+        grants: vec![Grant::sign(&vm_id, key(4), 2, &secret(3))],
+        to: Some(key(6)),
+    };
+    let member = MemberBody { host: key(3), domain: key(2), name: "a1".into(), dead: Some("burnt".into()) };
+    vec![
+        ("floor", sign(Kind::FLOOR, Name([0; 16]), Body::Floor(FloorBody { floor: 6 }), 3)),
+        ("pool", sign(Kind::POOL, id_of_key(&key(1)), Body::Pool(PoolBody { name: "lab".into() }), 1)),
+        ("domain", sign(Kind::DOMAIN, id_of_key(&key(2)), Body::Domain(DomainBody { name: "alpha".into(), key: key(2) }), 1)),
+        ("member", sign(Kind::MEMBER, id_of_key(&key(3)), Body::Member(member), 2)),
+        ("helper", sign(Kind::HELPER, id_of_key(&key(3)), Body::Helper(HelperBody { key: key(3) }), 2)),
+        ("host", sign(Kind::HOST, id_of_key(&key(3)), Body::Host(host().into()), 3)),
+        ("parts", sign(Kind::PARTS, Name([0; 16]), Body::Parts(PartsBody { digests: vec![Name([1; 32]), Name([2; 32])] }), 3)),
+        ("lan", sign(Kind::LAN, bound_id(&key(3), &Name([2; 16])), Body::Lan(lan.into()), 3)),
+        ("image", sign(Kind::IMAGE, bound_id(&key(3), &Name([1; 16])), Body::Image(image().into()), 3)),
+        ("vm", sign(Kind::VM, vm_id, Body::Vm(vm().into()), 3)),
+        ("seen", sign(Kind::SEEN, vm_id, Body::Seen(seen.into()), 4)),
+        ("gone", Record::sign(Kind::VM, vm_id, 8, None, &secret(3)).unwrap()),
+    ]
+}
+
+fn digits(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn kept() -> BTreeMap<&'static str, &'static str> {
+    KEPT.lines().filter_map(|line| line.split_once(' ')).collect()
+}
+
+#[test]
+fn records_are_written_as_they_always_were() {
+    let kept = kept();
+    let mut lines: Vec<(&str, String)> = records().iter().map(|(name, signed)| (*name, digits(&signed.to_bytes()))).collect();
+    lines.push(("private", digits(&private().digest().0)));
+    for (name, now) in &lines {
+        assert_eq!(kept.get(name).copied(), Some(now.as_str()), "{name}: other bytes than were kept");
+    }
+    assert_eq!(kept.len(), lines.len(), "something is kept that is not written any more");
+}
+
+#[test]
+fn records_that_were_kept_are_read_and_understood() {
+    let kept = kept();
+    for (name, signed) in records() {
+        let bytes: Vec<u8> = (0..kept[name].len() / 2).map(|at| u8::from_str_radix(&kept[name][2 * at..2 * at + 2], 16).unwrap()).collect();
+        let read = Signed::from_bytes(&bytes).unwrap().open().unwrap();
+        assert_eq!(read, signed.open().unwrap(), "{name}");
+        assert_ne!(read.body, Some(Body::Unknown), "{name}");
+    }
+}
+
+/// What a later version adds to a body is skipped, and the rest is read.
+#[test]
+fn a_field_that_is_not_known_is_skipped() {
+    let content = (
+        minicbor::bytes::ByteVec::from(key(1).0.to_vec()),
+        9u64,
+        Kind::POOL.0,
+        minicbor::bytes::ByteVec::from(id_of_key(&key(1)).0.to_vec()),
+        minicbor::bytes::ByteVec::from(minicbor::to_vec(("lab", "a motto", 7u8)).unwrap()),
+    );
+    let later = Signed::of(minicbor::to_vec(content).unwrap(), &secret(1));
+    assert_eq!(later.open().unwrap().body, Some(Body::Pool(PoolBody { name: "lab".into() })));
+    let _: Digest = private().digest();
+}
