@@ -64,9 +64,9 @@ fn vm() -> VmBody {
 fn host() -> HostBody {
     HostBody {
         domain: key(2),
-        addresses: vec!["10.0.0.1:7116".parse().unwrap(), "[2001:db8::1]:7116".parse().unwrap()],
+        addresses: vec!["10.0.0.1:7116".parse().expect("an address"), "[2001:db8::1]:7116".parse().expect("an address")],
         underlay: Some([10, 0, 0, 1].into()),
-        api: Some("10.0.0.1:7117".parse().unwrap()),
+        api: Some("10.0.0.1:7117".parse().expect("an address")),
         no_kvm: None,
         cpus: 4,
         memory_bytes: 8 << 30,
@@ -81,7 +81,8 @@ fn host() -> HostBody {
 
 /// One of each kind, by its writer.
 fn records() -> Vec<(&'static str, Signed)> {
-    let sign = |kind, id: Id, body: Body, by: u8| Record::sign(kind, id, 7, Some(&body), &secret(by)).unwrap();
+    let sign =
+        |kind, id: Id, body: Body, by: u8| Record::sign(kind, id, 7, Some(&body), &secret(by)).expect("a record of this size is signed");
     let lan = LanBody {
         nonce: Name([2; 16]),
         name: "office".into(),
@@ -98,7 +99,7 @@ fn records() -> Vec<(&'static str, Signed)> {
         epoch: 2,
         state: SeenState::Running,
         reason: Some("it moved".into()),
-        endpoints: vec!["10.0.0.4:4789".parse().unwrap()],
+        endpoints: vec!["10.0.0.4:4789".parse().expect("an address")],
         memory_bytes: 1 << 30,
         pid: 42,
         grants: vec![Grant::sign(&vm_id, key(4), 2, &secret(3))],
@@ -117,7 +118,7 @@ fn records() -> Vec<(&'static str, Signed)> {
         ("image", sign(Kind::IMAGE, bound_id(&key(3), &Name([1; 16])), Body::Image(image().into()), 3)),
         ("vm", sign(Kind::VM, vm_id, Body::Vm(vm().into()), 3)),
         ("seen", sign(Kind::SEEN, vm_id, Body::Seen(seen.into()), 4)),
-        ("gone", Record::sign(Kind::VM, vm_id, 8, None, &secret(3)).unwrap()),
+        ("gone", Record::sign(Kind::VM, vm_id, 8, None, &secret(3)).expect("a record of this size is signed")),
     ]
 }
 
