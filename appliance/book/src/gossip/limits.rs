@@ -69,5 +69,12 @@ pub const BUSY_GROUP_EVERY: u64 = 8;
 pub const WRITER_BURST_BYTES: u64 = 64 << 10;
 /// And in a second from there on. A writer that fills its quota costs each host this and no more.
 pub const WRITER_BYTES_S: u64 = 2 << 10;
+/// Bytes of others' records that a host gives another at a time. Who joins a pool gets as much from each of some hosts a second; who only
+/// says that it lacks everything does not make others send it.
+pub const HOST_BURST_BYTES: u64 = 64 << 10;
+/// And in a second from there on.
+pub const HOST_BYTES_S: u64 = 4 << 10;
+/// Where all talk to all there are few to give: so much more.
+pub const DIRECT_TIMES: u64 = 64;
 /// Hosts talked to in this time have a connection that is still open.
 pub const WARM_FOR: Duration = Duration::from_secs(30);
