@@ -57,6 +57,8 @@ struct Cycles(u64);
 pub struct Members {
     own: Key,
     domain: Option<Key>,
+    /// Other hosts of that domain.
+    fellows: usize,
     /// Where this host's own beat began.
     beat: u64,
     members: BTreeMap<Key, Member>,
@@ -71,7 +73,7 @@ impl Members {
     /// None yet.
     pub fn new(own: Key, beat: u64) -> Self {
         let (members, domains, own_cycle, domain_cycle) = Default::default();
-        Self { own, domain: None, beat, members, domains, own_cycle, domain_cycle, authority: None }
+        Self { own, domain: None, fellows: 0, beat, members, domains, own_cycle, domain_cycle, authority: None }
     }
 
     /// Reads who belongs to the pool, if that may have changed.
@@ -98,6 +100,7 @@ impl Members {
             let member = before.remove(&host).unwrap_or_else(new);
             self.members.insert(host, Member { domain, ..member });
         }
+        self.fellows = self.members.values().filter(|member| Some(member.domain) == self.domain).count();
         let before = std::mem::take(&mut self.domains);
         self.domains =
             self.members.values().map(|member| (member.domain, before.get(&member.domain).copied().unwrap_or_default())).collect();
@@ -144,7 +147,7 @@ impl Members {
         let is_own = Some(member.domain) == self.domain;
         match () {
             () if self.is_small() => SILENT_AFTER,
-            () if is_own => SILENT_AFTER * self.members.len().div_ceil(BEATS_MAX) as u32,
+            () if is_own => SILENT_AFTER * self.fellows.div_ceil(BEATS_MAX).max(1) as u32,
             // Two turns of all domains.
             () => SILENT_AFTER + PERIOD * 2 * self.domains.len().div_ceil(FOREIGN_AT_ONCE) as u32,
         }
