@@ -285,6 +285,16 @@ fn beats_of_another_domain_are_not_believed() {
 }
 
 #[test]
+fn in_a_large_pool_a_small_domain_waits_no_longer() {
+    let book = founded(300, 20);
+    let mut members = Members::new(key(1), 5);
+    members.refresh(Duration::ZERO, &book);
+    members.take_beats(PERIOD, &key(21), &Beats { own: 9, others: vec![] });
+    assert_eq!(members.silence(PERIOD + SILENT_AFTER, &key(21)), None);
+    assert!(members.silence(PERIOD * 2 + SILENT_AFTER, &key(21)).is_some());
+}
+
+#[test]
 fn in_a_small_pool_news_is_everywhere_at_once() {
     let book = founded(12, 3);
     let mut net = Net::new(&book, 12, 3, 0);
