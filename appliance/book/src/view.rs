@@ -138,10 +138,10 @@ pub fn keeper(book: &Book, vm: Id) -> Option<Key> {
 
 /// One VM's record.
 pub fn vm_body(book: &Book, id: Id) -> Option<&VmBody> {
-    match book.get(Kind::VM, id, book.thing(Kind::VM, id)?.home) {
-        Some(Body::Vm(body)) => Some(body),
+    book.about(Kind::VM, id).find_map(|record| match &record.body {
+        Some(Body::Vm(body)) if book.is_member(&record.key.writer) => Some(&**body),
         _ => None,
-    }
+    })
 }
 
 /// Who holds a VM, by proof: where nobody has started it yet, whom its home assigned it to.
@@ -151,9 +151,12 @@ pub fn holder(book: &Book, vm: Id) -> Option<Assigned> {
 
 /// The way of a VM to who holds it, by what the wanted hosts say.
 pub fn way(book: &Book, vm: Id, wanted: impl Fn(&Key) -> bool) -> Option<(Assigned, Vec<&Grant>)> {
-    let body = vm_body(book, vm)?;
+    Some(way_of(book, vm, vm_body(book, vm)?, wanted))
+}
+
+fn way_of<'a>(book: &'a Book, vm: Id, body: &VmBody, wanted: impl Fn(&Key) -> bool) -> (Assigned, Vec<&'a Grant>) {
     let grants: Vec<&Grant> = claims(book, vm).filter(|(host, _)| wanted(host)).flat_map(|(_, seen)| &seen.grants).collect();
-    Some(grant::way(body.assigned, body.keeper, &grants))
+    grant::way(body.assigned, body.keeper, &grants)
 }
 
 /// What hosts say of a VM.
@@ -166,8 +169,8 @@ pub fn claims(book: &Book, vm: Id) -> impl Iterator<Item = (Key, &SeenBody)> {
 
 /// What the host that holds a VM says of it. Before it has said anything, what the one says that granted it; none before anybody has.
 pub fn seen(book: &Book, vm: Id) -> Option<SeenView<'_>> {
-    let assigned = vm_body(book, vm)?.assigned;
-    let (_, way) = way(book, vm, |_| true)?;
+    let body = vm_body(book, vm)?;
+    let (assigned, (_, way)) = (body.assigned, way_of(book, vm, body, |_| true));
     let places = way.iter().rev().map(|grant| (grant.to, grant.epoch)).chain([(assigned.host, assigned.epoch)]);
     places.filter_map(|(host, epoch)| said(book, vm, host, epoch)).next()
 }

@@ -7,7 +7,7 @@ use rebec_book::{
     book::{Book, GroupMark, ShortMark, Tag, tag_of},
     gossip::{
         chance::Chance,
-        message::{Answer, Beat, Marks, Offer, Parcel, Question},
+        message::{Answer, Beat, Beats, Marks, Offer, Parcel, Question},
     },
     key::Name,
     record::Kind,
@@ -99,7 +99,8 @@ impl Hostile {
     }
 
     /// Everybody is there, and for ever.
-    fn beats(&mut self) -> Vec<Beat> {
-        self.hosts.iter().take(250).map(|host| Beat { host: tag_of(host), number: u64::MAX, age: 0 }).collect()
+    fn beats(&mut self) -> Beats {
+        let others = self.hosts.iter().take(250).map(|host| Beat { host: tag_of(host), beside: 0, age: 0 }).collect();
+        Beats { own: u64::MAX, others }
     }
 }

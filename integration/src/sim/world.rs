@@ -77,7 +77,8 @@ fn part(number: usize) -> PartRef {
 impl Writer {
     fn new(number: usize, domain: usize) -> Self {
         let secret = secret("host", number);
-        Self { key: public(&secret), secret, domain, seq: 0, vms: vec![] }
+        // As a host numbers that entered the pool then.
+        Self { key: public(&secret), secret, domain, seq: CREATED << 20, vms: vec![] }
     }
 
     /// Signs its next record.

@@ -10,13 +10,14 @@
 use super::{marks::Parcel, *};
 
 /// The first bytes of a key.
-pub type Tag = Name<8>;
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Tag(pub [u8; 8]);
 
 /// The first bytes of this one.
 pub fn tag_of(key: &Key) -> Tag {
     let mut tag = [0; 8];
     tag.copy_from_slice(&key.0[..8]);
-    Name(tag)
+    Tag(tag)
 }
 
 /// What the logs of one group come to.

@@ -12,6 +12,8 @@ pub const DIRECT_PERIOD: Duration = Duration::from_secs(2);
 pub const OWN_AT_ONCE: usize = 2;
 /// Hosts of other domains that are asked in a round, the domains in turn.
 pub const FOREIGN_AT_ONCE: usize = 1;
+/// A domain is asked through the same host for so many turns, as chance has it: a new connection takes more than the question.
+pub const CONTACT_TURNS: u64 = 8;
 /// Questions to silent hosts that are under way at a time, in places of their own.
 pub const SILENT_AT_ONCE: usize = 8;
 /// Silent hosts of a large pool are asked one in so many rounds: a try costs three packets of 1,200 bytes (RFC 9000 §14.1).
@@ -25,20 +27,20 @@ pub const SILENT_AFTER: Duration = Duration::from_secs(7);
 /// So many failed questions in a row weigh more than what others say of a host.
 pub const TRIES_TO_DOUBT: u32 = 2;
 
-/// Beats in one message: 15 bytes each. A larger domain tells its beats in so many parts, and waits as many times longer for silence.
+/// Beats in one message: 10 bytes each. A larger domain tells its beats in so many parts, and waits as many times longer for silence.
 pub const BEATS_MAX: usize = 256;
 /// What a beat may be ahead of the clock since it moved last: who says more is not believed, or could make a host look silent for ever.
 pub const BEAT_AHEAD_S: u64 = 60;
 
 /// News is gathered for this long before it is offered: six rounds of offers, which reach 1,000 hosts, take some 2 s, and each round is
 /// three messages however much there is.
-pub const GATHER: Duration = Duration::from_millis(300);
+pub const GATHER: Duration = Duration::from_millis(400);
 /// Hosts that news is offered to at a time.
 pub const FANOUT: usize = 3;
 /// Times that a host offers one piece of news. Six offers by each host leave out one in e^6: 2 of 800, which the rounds tell.
 pub const PUSHES: u8 = 2;
 /// News is mentioned in rounds for this long.
-pub const NEWS_FOR: Duration = Duration::from_secs(5);
+pub const NEWS_FOR: Duration = Duration::from_secs(4);
 /// News that a host keeps in mind.
 pub const NEWS_MAX: usize = 1024;
 /// The same of one writer: who writes more at a time waits for the comparison of marks.
@@ -46,7 +48,7 @@ pub const NEWS_PER_WRITER: usize = 32;
 /// Offers in a message.
 pub const OFFERS_MAX: usize = 64;
 /// Offers of one writer in a message, so that one that writes much does not crowd out the others.
-pub const OFFERS_PER_WRITER: usize = 8;
+pub const OFFERS_PER_WRITER: usize = 4;
 /// After this somebody else is asked for the same news.
 pub const WANTED_FOR: Duration = Duration::from_secs(1);
 /// What is wanted at a time.
@@ -63,9 +65,16 @@ pub const GROUPS_MAX: usize = crate::book::KEY_QUOTA.records;
 /// A group about which there is news is compared once in so many times: news mends itself.
 pub const BUSY_GROUP_EVERY: u64 = 8;
 
-/// Bytes of one other writer's records that a host passes on at a time: some 250 records.
-pub const WRITER_BURST_BYTES: u64 = 128 << 10;
+/// Bytes of one other writer's records that a host passes on at a time: some 150 records.
+pub const WRITER_BURST_BYTES: u64 = 64 << 10;
 /// And in a second from there on. A writer that fills its quota costs each host this and no more.
-pub const WRITER_BYTES_S: u64 = 4 << 10;
+pub const WRITER_BYTES_S: u64 = 2 << 10;
+/// Bytes of others' records that a host gives another at a time. Who joins a pool gets as much from each of some hosts a second; who only
+/// says that it lacks everything does not make others send it.
+pub const HOST_BURST_BYTES: u64 = 64 << 10;
+/// And in a second from there on.
+pub const HOST_BYTES_S: u64 = 4 << 10;
+/// Where all talk to all there are few to give: so much more.
+pub const DIRECT_TIMES: u64 = 64;
 /// Hosts talked to in this time have a connection that is still open.
 pub const WARM_FOR: Duration = Duration::from_secs(30);

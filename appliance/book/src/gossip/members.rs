@@ -9,7 +9,11 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{chance::Chance, limits::*, message::Beat};
+use super::{
+    chance::Chance,
+    limits::*,
+    message::{Beat, Beats},
+};
 use crate::{
     book::{Book, Tag, tag_of},
     key::{Key, Name},
@@ -35,6 +39,15 @@ struct Member {
     is_asked: bool,
 }
 
+/// A domain's turn.
+#[derive(Debug, Clone, Copy, Default)]
+struct Turn {
+    /// The last cycle in which it had one.
+    cycle: u64,
+    /// The host of it that was asked: the connection is still there.
+    contact: Option<Key>,
+}
+
 /// Turns of a set of hosts or domains.
 #[derive(Debug, Clone, Copy, Default)]
 struct Cycles(u64);
@@ -44,11 +57,13 @@ struct Cycles(u64);
 pub struct Members {
     own: Key,
     domain: Option<Key>,
+    /// Other hosts of that domain.
+    fellows: usize,
     /// Where this host's own beat began.
     beat: u64,
     members: BTreeMap<Key, Member>,
-    /// Domains with hosts other than this one, and the cycle in which each had its turn.
-    domains: BTreeMap<Key, u64>,
+    /// Domains with hosts other than this one.
+    domains: BTreeMap<Key, Turn>,
     own_cycle: Cycles,
     domain_cycle: Cycles,
     authority: Option<u64>,
@@ -58,7 +73,7 @@ impl Members {
     /// None yet.
     pub fn new(own: Key, beat: u64) -> Self {
         let (members, domains, own_cycle, domain_cycle) = Default::default();
-        Self { own, domain: None, beat, members, domains, own_cycle, domain_cycle, authority: None }
+        Self { own, domain: None, fellows: 0, beat, members, domains, own_cycle, domain_cycle, authority: None }
     }
 
     /// Reads who belongs to the pool, if that may have changed.
@@ -85,6 +100,7 @@ impl Members {
             let member = before.remove(&host).unwrap_or_else(new);
             self.members.insert(host, Member { domain, ..member });
         }
+        self.fellows = self.members.values().filter(|member| Some(member.domain) == self.domain).count();
         let before = std::mem::take(&mut self.domains);
         self.domains =
             self.members.values().map(|member| (member.domain, before.get(&member.domain).copied().unwrap_or_default())).collect();
@@ -131,7 +147,7 @@ impl Members {
         let is_own = Some(member.domain) == self.domain;
         match () {
             () if self.is_small() => SILENT_AFTER,
-            () if is_own => SILENT_AFTER * self.members.len().div_ceil(BEATS_MAX) as u32,
+            () if is_own => SILENT_AFTER * self.fellows.div_ceil(BEATS_MAX).max(1) as u32,
             // Two turns of all domains.
             () => SILENT_AFTER + PERIOD * 2 * self.domains.len().div_ceil(FOREIGN_AT_ONCE) as u32,
         }
@@ -170,11 +186,14 @@ impl Members {
         }
         for _ in 0..FOREIGN_AT_ONCE {
             let foreign = self.domains.iter().filter(|(domain, _)| Some(**domain) != self.domain);
-            let foreign: Vec<(Key, u64)> = foreign.map(|(key, cycle)| (*key, *cycle)).collect();
+            let foreign: Vec<(Key, u64)> = foreign.map(|(key, turn)| (*key, turn.cycle)).collect();
             let Some(domain) = self.domain_cycle.turn(&foreign, chance) else { break };
-            self.domains.insert(domain, self.domain_cycle.0);
+            let kept = self.domains.get(&domain).and_then(|turn| turn.contact).filter(|_| !chance.once_in(CONTACT_TURNS));
+            let kept = kept.filter(|key| self.members.get(key).is_some_and(|member| !member.is_asked && self.answers(now, member)));
             let hosts = self.members.iter().filter(|(_, member)| member.domain == domain && !member.is_asked && self.answers(now, member));
-            next.extend(chance.some(hosts.map(|(key, _)| *key).collect(), 1));
+            let contact = kept.or_else(|| chance.some(hosts.map(|(key, _)| *key).collect(), 1).pop());
+            next.extend(contact);
+            self.domains.insert(domain, Turn { cycle: self.domain_cycle.0, contact });
         }
         next
     }
@@ -213,34 +232,31 @@ impl Members {
         chance.some(from.into_iter().map(|(key, _)| *key).collect(), FANOUT)
     }
 
-    /// The beats of this host's domain, its own first.
-    pub fn beats(&self, now: Duration, chance: &mut Chance) -> Vec<Beat> {
-        let own = Beat { host: tag_of(&self.own), number: self.beat.saturating_add(now.as_secs()), age: 0 };
-        let fellows = self.members.iter().filter(|(_, member)| Some(member.domain) == self.domain && member.beat > 0);
+    /// The beats of this host's domain.
+    pub fn beats(&self, now: Duration, chance: &mut Chance) -> Beats {
+        let own = self.beat.saturating_add(now.as_secs());
+        let fellows = self.members.iter().filter(|(_, member)| member.beat > 0 && Some(member.domain) == self.domain);
         let aged = fellows.filter_map(|(key, member)| {
             let age = now.saturating_sub(member.moved?);
-            (age <= SILENT_AFTER).then(|| Beat { host: tag_of(key), number: member.beat, age: (age.as_millis() / 100) as u8 })
+            let beside = member.beat.wrapping_sub(own) as i64;
+            (age <= SILENT_AFTER).then(|| Beat { host: tag_of(key), beside, age: (age.as_millis() / 100) as u8 })
         });
-        let beats: Vec<Beat> = aged.collect();
-        let others = if beats.len() < BEATS_MAX { beats } else { chance.some(beats, BEATS_MAX - 1) };
-        [vec![own], others].concat()
+        Beats { own, others: chance.some(aged.collect(), BEATS_MAX) }
     }
 
-    /// What a host says of its domain.
-    pub fn take_beats(&mut self, now: Duration, by: &Key, beats: &[Beat]) {
-        let Some(domain) = self.members.get(by).map(|member| member.domain) else { return };
-        for beat in beats {
+    /// What a host says of itself and its domain.
+    pub fn take_beats(&mut self, now: Duration, by: &Key, beats: &Beats) {
+        let Some(teller) = self.members.get_mut(by) else { return };
+        (teller.beat, teller.moved) = (beats.own, Some(now));
+        let domain = teller.domain;
+        for beat in &beats.others {
             let Some((key, member)) = self.of_tag(beat.host).filter(|(_, member)| member.domain == domain) else { continue };
-            if key == *by {
-                (member.beat, member.moved) = (beat.number, Some(now));
-                continue;
-            }
+            let number = beats.own.wrapping_add_signed(beat.beside);
             let elapsed = now.saturating_sub(member.moved.unwrap_or(member.since)).as_secs();
-            let is_first = member.moved.is_none();
-            let is_sane = is_first || beat.number <= member.beat.saturating_add(2 * elapsed + BEAT_AHEAD_S);
-            if beat.number > member.beat && is_sane {
+            let is_sane = member.moved.is_none() || number <= member.beat.saturating_add(2 * elapsed + BEAT_AHEAD_S);
+            if key != *by && number > member.beat && is_sane {
                 let moved = now.saturating_sub(Duration::from_millis(100 * u64::from(beat.age)));
-                (member.beat, member.moved) = (beat.number, member.moved.max(Some(moved)));
+                (member.beat, member.moved) = (number, member.moved.max(Some(moved)));
             }
         }
     }

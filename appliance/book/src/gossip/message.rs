@@ -31,7 +31,7 @@ pub enum Question {
         /// Of each group what is in it.
         groups: Vec<GroupMark>,
         /// Of the asker's domain.
-        beats: Vec<Beat>,
+        beats: Beats,
         /// What it learnt lately.
         offers: Vec<Offer>,
     },
@@ -55,7 +55,7 @@ pub enum Answer {
         /// Of groups that differ, some.
         marks: Vec<Marks>,
         /// Of the answerer's domain.
-        beats: Vec<Beat>,
+        beats: Beats,
         /// What it learnt lately.
         offers: Vec<Offer>,
         /// Which of the asker's offers it lacks.
@@ -87,13 +87,22 @@ pub struct Parcel {
     pub alone: Vec<Signed>,
 }
 
-/// That a host was there: a number that it raises each second.
+/// Who was there lately, of the teller's domain: numbers that hosts raise each second.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beats {
+    /// The teller's own number: seconds, by a clock of its own.
+    pub own: u64,
+    /// Other hosts' numbers.
+    pub others: Vec<Beat>,
+}
+
+/// One other host's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Beat {
     /// Which host.
     pub host: Tag,
-    /// Seconds, by a clock of its own.
-    pub number: u64,
+    /// Its number, beside the teller's: most clocks are about the same.
+    pub beside: i64,
     /// How long ago it said so, in tenths of a second: what is on its way for long does not make it look alive for longer.
     pub age: u8,
 }
@@ -134,7 +143,7 @@ impl Question {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, NoMessage> {
         let question = read(bytes)?;
         let within = match &question {
-            Self::Round { groups, beats, offers, .. } => groups.len() <= GROUPS_MAX && fits(beats, offers),
+            Self::Round { groups, beats, offers, .. } => groups.len() <= GROUPS_MAX && fits(&beats.others, offers),
             Self::Marks(marks) => marks.fits(),
             Self::Offers(offers) | Self::Wants(offers) => fits(&[], offers),
             Self::Records(_) => true,
@@ -153,7 +162,7 @@ impl Answer {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, NoMessage> {
         let answer = read(bytes)?;
         let within = match &answer {
-            Self::Round { marks, beats, offers, wants } => marks.iter().all(Marks::fits) && fits(beats, offers) && fits(&[], wants),
+            Self::Round { marks, beats, offers, wants } => marks.iter().all(Marks::fits) && fits(&beats.others, offers) && fits(&[], wants),
             Self::Wants(wants) => fits(&[], wants),
             Self::Dead(_) | Self::Records(_) | Self::Taken => true,
         };

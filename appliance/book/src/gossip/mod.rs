@@ -6,9 +6,9 @@
 //!                        ^  answer(question) -> Answer        next_deadline(), tick(now)
 //!                        book, now, seed
 //! ```
-//! - Each second a host asks a few others ([`members`]) whether their books are equal, group by group, and says what it learnt lately.
+//! - Each second a host asks a few others (`members`) whether their books are equal, group by group, and says what it learnt lately.
 //!   Where something differs, both get it. This alone makes all books equal in the end.
-//! - News does not wait for that: it is offered to a few hosts at once, and by those who lacked it to a few more ([`news`]).
+//! - News does not wait for that: it is offered to a few hosts at once, and by those who lacked it to a few more (`news`).
 //! - Who is there travels along as a beat for each host of the own domain, and is not stored.
 //!
 //! No sockets, clock or threads: a driver carries messages ([`message`]), proves records and puts them into the book. Numbers: [`limits`].
@@ -119,7 +119,7 @@ impl Engine {
         if self.round_at <= now {
             self.round_at = now + if self.members.is_small() { DIRECT_PERIOD / 4 } else { PERIOD };
             self.round += 1;
-            self.news.expire(now);
+            self.news.expire(now, self.members.is_small());
             for to in self.members.next(now, self.round, &mut self.chance) {
                 let salt = self.chance.any();
                 let beats = self.members.beats(now, &mut self.chance);
@@ -172,9 +172,9 @@ impl Engine {
                 let offers = self.news.mention(&mut self.chance).into_iter().filter(|offer| !told.contains(offer)).collect();
                 Answer::Round { marks, beats: self.members.beats(now, &mut self.chance), offers, wants }
             }
-            Question::Marks(theirs) => Answer::Records(self.lacking(now, book, &theirs)),
+            Question::Marks(theirs) => Answer::Records(self.lacking(now, book, &from, &theirs)),
             Question::Offers(offers) => Answer::Wants(self.news.want(now, book, &offers)),
-            Question::Wants(wants) => Answer::Records(Parcel::alone(self.news.serve(now, book, &wants))),
+            Question::Wants(wants) => Answer::Records(Parcel::alone(self.news.serve(now, book, &from, &wants))),
             Question::Records(parcel) => {
                 self.take_in(parcel);
                 Answer::Taken
@@ -196,7 +196,7 @@ impl Engine {
                     self.ask(from, Question::Wants(wants));
                 }
                 for theirs in marks {
-                    let parcel = self.lacking(now, book, &theirs);
+                    let parcel = self.lacking(now, book, &from, &theirs);
                     if !parcel.is_empty() {
                         self.ask(from, Question::Records(parcel));
                     }
@@ -238,15 +238,15 @@ impl Engine {
         fits.map(|(_, marks)| marks).collect()
     }
 
-    fn lacking(&mut self, now: Duration, book: &Book, theirs: &Marks) -> Parcel {
+    fn lacking(&mut self, now: Duration, book: &Book, to: &Key, theirs: &Marks) -> Parcel {
         let (news, chance) = (&mut self.news, self.chance.any());
-        let has_room = |writer: &Key, bytes| news.has_room(now, writer, bytes);
+        let has_room = |writer: &Key, bytes| news.has_room(now, to, writer, bytes);
         let (in_turn, alone) = book.above_in(theirs.group, &theirs.marks, RECORDS_BYTES, chance, has_room);
         Parcel { in_turn, alone }
     }
 
     fn give(&mut self, now: Duration, book: &Book, to: Key, wants: &[Offer]) {
-        let records = self.news.serve(now, book, wants);
+        let records = self.news.serve(now, book, &to, wants);
         if !records.is_empty() {
             self.ask(to, Question::Records(Parcel::alone(records)));
         }

@@ -33,16 +33,20 @@ pub struct News {
     items: BTreeMap<Offer, Item>,
     wanted: BTreeMap<Offer, Duration>,
     /// What may be passed on of each writer, where that is not all.
-    buckets: BTreeMap<Key, Bucket>,
+    of_writers: BTreeMap<Key, Bucket>,
+    /// What may be given to each host, where that is not all.
+    to_hosts: BTreeMap<Key, Bucket>,
     /// When news is offered next, if there is any.
     offer_at: Option<Duration>,
+    /// By which the limits are greater than in a large pool.
+    times: u64,
 }
 
 impl News {
     /// None yet.
     pub fn new(own: Key) -> Self {
-        let (items, wanted, buckets) = Default::default();
-        Self { own, items, wanted, buckets, offer_at: None }
+        let (items, wanted, of_writers, to_hosts) = Default::default();
+        Self { own, items, wanted, of_writers, to_hosts, offer_at: None, times: 1 }
     }
 
     /// A record is news here.
@@ -59,10 +63,13 @@ impl News {
     }
 
     /// Forgets what is old.
-    pub fn expire(&mut self, now: Duration) {
+    pub fn expire(&mut self, now: Duration, is_small: bool) {
+        self.times = if is_small { DIRECT_TIMES } else { 1 };
+        let (of_writer, to_host) = self.limits();
         self.items.retain(|_, item| now.saturating_sub(item.learnt) <= NEWS_FOR);
         self.wanted.retain(|_, until| *until > now);
-        self.buckets.retain(|_, bucket| bucket.now(now) < WRITER_BURST_BYTES);
+        self.of_writers.retain(|_, bucket| bucket.has(now, of_writer) < of_writer.burst);
+        self.to_hosts.retain(|_, bucket| bucket.has(now, to_host) < to_host.burst);
     }
 
     /// When there is something to offer.
@@ -108,43 +115,66 @@ impl News {
     }
 
     /// The records that somebody wants, as far as there is room for their writers.
-    pub fn serve(&mut self, now: Duration, book: &Book, wants: &[Offer]) -> Vec<Signed> {
+    pub fn serve(&mut self, now: Duration, book: &Book, to: &Key, wants: &[Offer]) -> Vec<Signed> {
         let mut bytes = 0;
         let found = wants.iter().take(OFFERS_MAX).filter_map(|want| {
             let writer = book.writer(want.writer)?;
             Some((writer, book.numbered(&writer, want.seq)?))
         });
-        let fits = found.filter(|(writer, signed)| {
-            let fits = bytes + signed.bytes() <= RECORDS_BYTES && has_room(&mut self.buckets, self.own, now, writer, signed.bytes());
+        let fits = found.filter(|(_, signed)| {
+            let fits = bytes + signed.bytes() <= RECORDS_BYTES;
             bytes += if fits { signed.bytes() } else { 0 };
             fits
         });
+        let found: Vec<(Key, &Signed)> = fits.collect();
+        let fits = found.into_iter().filter(|(writer, signed)| self.has_room(now, to, writer, signed.bytes()));
         fits.map(|(_, signed)| signed.clone()).collect()
     }
 
-    /// Takes room for bytes of a writer, if there is any. Of its own a host tells all.
-    pub fn has_room(&mut self, now: Duration, writer: &Key, bytes: usize) -> bool {
-        has_room(&mut self.buckets, self.own, now, writer, bytes)
+    /// Takes room for a writer's bytes that are given to a host, if there is any. Of its own a host tells all.
+    pub fn has_room(&mut self, now: Duration, to: &Key, writer: &Key, bytes: usize) -> bool {
+        if *writer == self.own {
+            return true;
+        }
+        let (limit, limit_to) = self.limits();
+        let of_writer = self.of_writers.entry(*writer).or_insert(limit.full(now));
+        let to_host = self.to_hosts.entry(*to).or_insert(limit_to.full(now));
+        let fits = of_writer.has(now, limit).min(to_host.has(now, limit_to)) >= bytes as u64;
+        if fits {
+            of_writer.take(now, limit, bytes);
+            to_host.take(now, limit_to, bytes);
+        }
+        fits
+    }
+
+    fn limits(&self) -> (Limit, Limit) {
+        let times = |burst: u64, bytes_s: u64| Limit { burst: burst * self.times, bytes_s: bytes_s * self.times };
+        (times(WRITER_BURST_BYTES, WRITER_BYTES_S), times(HOST_BURST_BYTES, HOST_BYTES_S))
+    }
+}
+
+/// How much at a time, and how much in a second from there on.
+#[derive(Debug, Clone, Copy)]
+struct Limit {
+    burst: u64,
+    bytes_s: u64,
+}
+
+impl Limit {
+    fn full(self, now: Duration) -> Bucket {
+        Bucket { bytes: self.burst, filled: now }
     }
 }
 
 impl Bucket {
-    fn now(&self, now: Duration) -> u64 {
+    fn has(&self, now: Duration, limit: Limit) -> u64 {
         let since = now.saturating_sub(self.filled).as_millis() as u64;
-        WRITER_BURST_BYTES.min(self.bytes + since * WRITER_BYTES_S / 1000)
+        limit.burst.min(self.bytes + since * limit.bytes_s / 1000)
     }
-}
 
-fn has_room(buckets: &mut BTreeMap<Key, Bucket>, own: Key, now: Duration, writer: &Key, bytes: usize) -> bool {
-    if *writer == own {
-        return true;
+    fn take(&mut self, now: Duration, limit: Limit, bytes: usize) {
+        *self = Self { bytes: self.has(now, limit).saturating_sub(bytes as u64), filled: now };
     }
-    let full = Bucket { bytes: WRITER_BURST_BYTES, filled: now };
-    let bucket = buckets.entry(*writer).or_insert(full);
-    let has = bucket.now(now);
-    let fits = has >= bytes as u64;
-    *bucket = Bucket { bytes: if fits { has - bytes as u64 } else { has }, filled: now };
-    fits
 }
 
 /// As many as a message has room for, by chance, not too many of one writer.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ed25519_dalek::SigningKey;
 
-use super::*;
+use super::{message::Beats, *};
 use crate::{
     Body, Record,
     book::ShortMark,
@@ -224,7 +224,10 @@ fn lie(book: &Book, chance: &mut Chance) -> Answer {
         2 => Answer::Taken,
         _ => Answer::Round {
             marks: vec![Marks { group: tag_of(&key(10_000)), marks }],
-            beats: writers.iter().map(|writer| message::Beat { host: *writer, number: u64::MAX, age: 0 }).take(BEATS_MAX).collect(),
+            beats: Beats {
+                own: u64::MAX,
+                others: writers.iter().map(|writer| message::Beat { host: *writer, beside: 0, age: 0 }).take(BEATS_MAX).collect(),
+            },
             offers: vec![Offer { writer, seq: chance.any() }],
             wants: vec![Offer { writer, seq: 1 }],
         },
@@ -279,14 +282,26 @@ fn beats_of_another_domain_are_not_believed() {
     let book = founded(60, 4);
     let mut members = Members::new(key(1), 5);
     members.refresh(Duration::ZERO, &book);
-    let beat = |host, number| message::Beat { host: tag_of(&key(host)), number, age: 0 };
-    members.take_beats(PERIOD, &key(2), &[beat(5, 9), beat(6, 9)]);
+    let says = |of, number: i64| Beats { own: 100, others: vec![message::Beat { host: tag_of(&key(of)), beside: number - 100, age: 0 }] };
+    members.take_beats(PERIOD, &key(2), &says(5, 9));
+    members.take_beats(PERIOD, &key(2), &says(6, 9));
     assert_eq!(members.silence(PERIOD, &key(5)), Some(PERIOD));
     assert_eq!(members.silence(PERIOD, &key(6)), None);
-    members.take_beats(PERIOD, &key(6), &[beat(6, 3)]);
-    members.take_beats(PERIOD * 2, &key(2), &[beat(6, u64::MAX)]);
-    members.take_beats(PERIOD * 40, &key(10), &[beat(6, 4)]);
+    // What a host says of itself goes before what its fellows say, and they cannot carry it away.
+    members.take_beats(PERIOD, &key(6), &Beats { own: 3, others: vec![] });
+    members.take_beats(PERIOD * 2, &key(2), &says(6, i64::MAX));
+    members.take_beats(PERIOD * 40, &key(10), &says(6, 4));
     assert_eq!(members.silence(PERIOD * 40, &key(6)), None);
+}
+
+#[test]
+fn in_a_large_pool_a_small_domain_waits_no_longer() {
+    let book = founded(300, 20);
+    let mut members = Members::new(key(1), 5);
+    members.refresh(Duration::ZERO, &book);
+    members.take_beats(PERIOD, &key(21), &Beats { own: 9, others: vec![] });
+    assert_eq!(members.silence(PERIOD + SILENT_AFTER, &key(21)), None);
+    assert!(members.silence(PERIOD * 2 + SILENT_AFTER, &key(21)).is_some());
 }
 
 #[test]
