@@ -151,7 +151,8 @@ fn hosts_of_one_name_are_told_apart_and_one_without_kvm_says_why() -> Result<()>
     ensure!(names.len() == 3 && names[0].starts_with("a1~") && names[1].starts_with("a1~") && names[0] != names[1], "{names:?}");
     let run = ["vm", "run", "web", "--image", "bench", "--memory", "16M", "--host"];
     let on = |host: &'static str| run.into_iter().chain([host]).collect::<Vec<_>>();
-    refuses(a1, &on("a1"), "a1")?;
+    let (code, said) = a1.refused(&on("a1"))?;
+    ensure!(code == 1 && said.contains("means several") && names[..2].iter().all(|name| said.contains(name)), "{said}");
     let twin = names[1].to_owned();
     same("web's host", &a1.must(&[&run[..], &[&twin]].concat())?["host"], twin.as_str())?;
     let (code, said) = a1.refused(&["vm", "run", "other", "--image", "bench", "--memory", "16M", "--host", "a3"])?;
