@@ -113,7 +113,7 @@ pub async fn prepare(agent: &Arc<Agent>, granted: Granted, reporter: &Reporter) 
     match wait_for(agent, &vm).await {
         Ok(process) => {
             watch::spawn(agent, &vm, process);
-            tokio::spawn(expire(vm));
+            tokio::spawn(expire(agent.clone(), vm));
             Ok(())
         }
         Err(error) => {
@@ -124,16 +124,23 @@ pub async fn prepare(agent: &Arc<Agent>, granted: Granted, reporter: &Reporter) 
 }
 
 /// Ends the wait for a VM that was offered and does not come. One that is prepared has a right to hear what became of it, and is kept.
-async fn expire(vm: Arc<LocalVm>) {
+async fn expire(agent: Arc<Agent>, vm: Arc<LocalVm>) {
     while vm.want() == Want::Arriving {
-        let is_prepared = !matches!(ledger::last(&vm.folder), Ok(None | Some(Right::Released)));
-        if !is_prepared && lock(&vm.arrival).is_stale() {
-            log::warn!("vm {}: it was offered and does not come: its room is given back", vm.name());
-            if let Err(error) = vm.talk(|control| control.tell(Command::Stop)).await {
-                log::warn!("vm {}: {error:#}", vm.name());
-            }
-        }
         tokio::time::sleep(OFFER_LOOK).await;
+        // Whoever offers it anew meanwhile either is heard before, or waits until this one has gone.
+        let _admission = agent.admission.lock().await;
+        let is_prepared = !matches!(ledger::last(&vm.folder), Ok(None | Some(Right::Released)));
+        if vm.want() != Want::Arriving || is_prepared || !lock(&vm.arrival).is_stale() {
+            continue;
+        }
+        log::warn!("vm {}: it was offered and does not come: its room is given back", vm.name());
+        let ended = match vm.keep(|kept| kept.want = Want::Gone) {
+            Ok(()) => vm.talk(|control| control.tell(Command::Stop)).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
+            log::warn!("vm {}: {error:#}", vm.name());
+        }
     }
 }
 
