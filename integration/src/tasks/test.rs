@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! tests of the lab ── provision ── programs for machines and guests ── groups that wait ──┐
-//!                 └── idle: units and fuzz targets are compiled ──────────────────────────┴── units ── the other groups ── fuzz
+//!                 └── idle: units and fuzz targets are compiled ──────────────────────────┴── units ── what goes alone
+//!                                                                                          ── the other groups, two at a time ── fuzz
 //! ```
 //! Groups named `local_*` use the namespace lab, the others the QEMU lab. One that fails does not hide the next one. What may overlap and
 //! why is told in docs/notes/ci.md.
@@ -12,6 +13,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::{Mutex, PoisonError},
     thread,
 };
 
@@ -34,6 +36,10 @@ use crate::{
 /// Groups that wait most of their time (leases to run out, links to be missed, slow clients to be sent away), and how many of their tests may
 /// do so at once. They go while others are compiled for.
 const WAITING: [(&str, &str); 3] = [("local_pool_keeper", "3"), ("local_pool_faults", "2"), ("local_pool_refusals", "1")];
+/// Groups that judge silences and fractions of seconds: nothing goes beside them.
+const ALONE: [&str; 6] = ["local_boot", "local_handover", "local_lan", "local_lease", "local_move", "qemu_demo"];
+/// How many of the others go at a time. None of them keeps two processors busy.
+const OTHERS_AT_ONCE: usize = 2;
 /// How the names of groups begin that want the appliance's program.
 const OF_REBEC: [&str; 4] = ["local_pool", "local_service", "qemu_firmware", "qemu_pool"];
 /// Cargo's words for every unit test but the lab's, whose features are the lab's own.
@@ -94,18 +100,44 @@ fn groups(options: &Options, steps: &Steps) -> Result<Vec<String>> {
         let of_lab = cargo().args(["test", "--quiet", "--package", "rebec-lab", "--lib", "--bins"]);
         wrong.add("units of the lab", steps.run("units of the lab", of_lab));
     }
-    let waited = |name: &str| WAITING.iter().any(|(waiting, _)| *waiting == name);
-    let mut others: Vec<_> = tests.iter().filter(|(name, _)| !waited(name)).collect();
-    // The namespace lab's first: they take seconds.
-    others.sort_by_key(|(name, _)| !name.starts_with("local_"));
-    for (name, program) in others {
-        // Labs share this machine's cores: one test at a time keeps their deadlines honest.
+    let (alone, others): (Vec<_>, Vec<_>) = tests
+        .iter()
+        .filter(|(name, _)| !is_one_of(name, WAITING.map(|(waiting, _)| waiting)))
+        .partition(|(name, _)| is_one_of(name, ALONE));
+    for (name, program) in alone {
         wrong.add(name, steps.run(name, test(program, "1")));
+    }
+    for (name, done) in two_at_a_time(&others, steps) {
+        wrong.add(&name, done);
     }
     if options.wants("fuzz") {
         wrong.add("fuzz", steps.take("fuzz", || fuzz::run_all(options.fuzz_seconds)));
     }
     Ok(wrong.0)
+}
+
+fn is_one_of<const N: usize>(name: &str, groups: [&str; N]) -> bool {
+    groups.contains(&name)
+}
+
+/// Runs groups of which none asks for the machine alone. Machines come first: they take minutes, and what takes seconds fills the end.
+fn two_at_a_time(groups: &[(&String, &PathBuf)], steps: &Steps) -> Vec<(String, Result<()>)> {
+    let mut waiting = groups.to_vec();
+    waiting.sort_by_key(|(name, _)| name.starts_with("qemu_"));
+    let (waiting, done) = (Mutex::new(waiting), Mutex::new(Vec::new()));
+    let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let work = || {
+        while let Some((name, program)) = next() {
+            let how = steps.run(name, test(program, "1"));
+            done.lock().unwrap_or_else(PoisonError::into_inner).push((name.clone(), how));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..OTHERS_AT_ONCE {
+            scope.spawn(work);
+        }
+    });
+    done.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Builds the wanted tests of the lab and returns their programs: groups start those without cargo, whose lock others may hold.
