@@ -184,20 +184,8 @@ pub enum Command {
 
 impl Command {
     /// What each is called on a line.
-    const NAMES: [&str; 12] = [
-        "status",
-        "arrival",
-        "pause",
-        "resume",
-        "power-button",
-        "stop",
-        "cancel",
-        "fdb-add",
-        "fdb-remove",
-        "migrate",
-        "lease",
-        "donate",
-    ];
+    const NAMES: [&str; 12] =
+        ["status", "arrival", "pause", "resume", "power-button", "stop", "cancel", "fdb-add", "fdb-remove", "migrate", "lease", "donate"];
 }
 
 /// The limits of one move.

@@ -32,8 +32,8 @@ mod vm;
 
 use std::process::ExitCode;
 
-pub use crate::later::{Later, play};
 use crate::cli::{Command, NoCommand};
+pub use crate::later::{Later, play};
 
 /// Something went wrong; the chain of causes was printed.
 const FAILED: u8 = 1;
