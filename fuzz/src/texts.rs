@@ -76,7 +76,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     };
     let error = ControlError { code: ErrorCode::Busy, message: "a move is under way".to_owned() };
     let json = |choice: u8, text: serde_json::Result<String>| [&[choice][..], text.expect("seeds can be written").as_bytes()].concat();
-    let mut seeds: Vec<_> = commands.map(|command| json(0, serde_json::to_string(&Request { id: 1, command }))).into();
+    let mut seeds: Vec<_> = commands.map(|command| json(0, serde_json::to_string(&Request::new(1, command)))).into();
     for body in [ResponseBody::Error(error), ResponseBody::Progress(progress)] {
         seeds.push(json(1, serde_json::to_string(&Response { id: 1, body })));
     }

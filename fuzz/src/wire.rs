@@ -9,7 +9,7 @@ use std::{cell::RefCell, fmt::Debug, net::SocketAddrV4};
 use rebec_migrate::{
     MoveId, RUN_UNITS, Record, Space, UNIT_BYTES, VmId,
     base::BaseName,
-    frame::{Content, FRAME_BYTES_MAX, FrameHead, HEAD_BYTES, PREAMBLE_BYTES, Preamble, RawHead, Role},
+    frame::{Content, FRAME_BYTES_MAX, FrameHead, HEAD_BYTES, PREAMBLE_BYTES, Preamble, RawHead, Role, VERSIONS},
     ledger::Right,
     message::{DiskShape, FromSource, FromTarget, MESSAGE_HEAD_BYTES, Message, MessageHead, NetShape, Shape},
     page::{self, Form, Key, Packer, Unpacker, Verdict},
@@ -103,7 +103,7 @@ fn message<M: Message + PartialEq + Debug>(bytes: &[u8]) {
 pub fn seeds() -> Vec<Vec<u8>> {
     let mut seeds: Vec<Vec<u8>> = frames().into_iter().map(|frame| [&[0, 0, 0][..], &frame].concat()).collect();
     seeds.push([&[1][..], &frames()[0]].concat());
-    let role = Preamble { role: Role::Stream(1), streams: 2, move_id: MoveId([8; 16]) };
+    let role = Preamble { speaks: VERSIONS, role: Role::Stream(1), streams: 2, move_id: MoveId([8; 16]) };
     seeds.push([&[2][..], &role.to_bytes()].concat());
     let offer = source_messages().swap_remove(0).to_frame();
     seeds.push([&[5][..], &offer].concat());

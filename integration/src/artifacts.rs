@@ -27,6 +27,8 @@ pub enum Artifact {
     Workload,
     /// The agent and its command line; `/init` of the appliance.
     Rebec,
+    /// Agent and VMM that play a later version.
+    Later,
 }
 
 impl Artifact {
@@ -36,6 +38,7 @@ impl Artifact {
             Self::Agent => "rebec-lab-agent",
             Self::Workload => "rebec-workload",
             Self::Rebec => "rebec-cli",
+            Self::Later => "rebec-lab-later",
         }
     }
 
@@ -46,12 +49,14 @@ impl Artifact {
             Self::Agent => "lab-agent",
             Self::Workload => "rebec-workload",
             Self::Rebec => "rebec",
+            Self::Later => "rebec-later",
         }
     }
 
     fn profile(self) -> &'static str {
         match self {
-            Self::Rebec => "image",
+            // The libraries of the agent are built once for both.
+            Self::Rebec | Self::Later => "image",
             Self::Vmm | Self::Agent | Self::Workload => "release",
         }
     }

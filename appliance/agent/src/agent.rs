@@ -17,6 +17,7 @@ use rebec_book::{
     view,
 };
 use rebec_host::{forward::Forwards, limits::Limits};
+use rebec_vmm_api::Versions;
 use tokio::sync::watch;
 
 pub use crate::chance::{now_s, random};
@@ -88,7 +89,7 @@ impl Agent {
     pub fn new(options: Options, identity: Identity, store: Store, mesh: Mesh, depot: Depot) -> Result<Arc<Self>> {
         let store = Arc::new(store);
         let audit = Audit::open(&options.state)?;
-        let knowledge = Knowledge::open(identity.key(), store.clone())?;
+        let knowledge = Knowledge::open(identity.key(), store.clone(), options.later)?;
         let jobs = Jobs::new(identity.key().short());
         Ok(Arc::new_cyclic(|own| Self {
             options,
@@ -155,6 +156,25 @@ impl Agent {
             exchange::spread(&own, records);
         }
         Ok(())
+    }
+
+    /// The same of a body that this version does not understand.
+    pub fn publish_bytes(&self, kind: Kind, id: Id, body: &[u8]) -> Result<()> {
+        let records = self.knowledge.write_bytes(kind, id, body, self.identity.host().as_signing_key())?;
+        if let Some(own) = self.own.upgrade() {
+            exchange::spread(&own, records);
+        }
+        Ok(())
+    }
+
+    /// Version of Rebec that this host is of.
+    pub fn rebec(&self) -> &'static str {
+        self.options.later.map_or(env!("CARGO_PKG_VERSION"), |later| later.rebec)
+    }
+
+    /// What it speaks in moves: its VMMs are of its own version.
+    pub fn moves(&self) -> Versions {
+        self.options.later.map_or(rebec_migrate::frame::VERSIONS, |later| later.moves)
     }
 
     /// Wakes those who wait for a change of what this host knows or has.

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use crate::{
     chance::now_s,
+    later::Later,
     store::{Durable, Store},
 };
 
@@ -28,6 +29,7 @@ pub const NO_POOL: &str = "this host belongs to no pool yet; make one with `rebe
 /// The book and what keeps it.
 pub struct Knowledge {
     own: Key,
+    later: Option<Later>,
     store: Arc<Store>,
     book: Mutex<Option<Book>>,
     /// Held by whoever numbers a record, until that is on the disk and in the book: so no number is used twice.
@@ -38,9 +40,9 @@ pub struct Knowledge {
 
 impl Knowledge {
     /// What was left on the disk.
-    pub fn open(own: Key, store: Arc<Store>) -> Result<Self> {
+    pub fn open(own: Key, store: Arc<Store>, later: Option<Later>) -> Result<Self> {
         let book = store.book()?.map(|book| book.of_host(own));
-        Ok(Self { own, store, book: Mutex::new(book), numbering: Mutex::default(), changed: watch::Sender::new(0) })
+        Ok(Self { own, later, store, book: Mutex::new(book), numbering: Mutex::default(), changed: watch::Sender::new(0) })
     }
 
     /// Reads the book; none where this host belongs to no pool. The book is locked meanwhile: `read` asks nobody that reads it too.
@@ -115,10 +117,30 @@ impl Knowledge {
         let gone = self.read(|book| book.gone(&writer)).ok_or_else(|| anyhow!(NO_POOL))?;
         let mut records = if gone < GONE_MAX { vec![] } else { self.make_room(&writer, secret)? };
         let head = self.read(|book| book.head(&writer)).unwrap_or_default();
-        let signed = sign(kind, id, head + 1, body.as_ref(), secret)?;
+        let signed = self.sign(kind, id, head + 1, body.as_ref(), secret)?;
         self.believe(std::slice::from_ref(&signed))?;
         records.push(signed);
         Ok(records)
+    }
+
+    /// The same of a body that this version does not understand.
+    pub fn write_bytes(&self, kind: Kind, id: Id, body: &[u8], secret: &SigningKey) -> Result<Vec<Signed>> {
+        let _numbering = lock(&self.numbering);
+        let head = self.read(|book| book.head(&public(secret))).ok_or_else(|| anyhow!(NO_POOL))?;
+        let signed = Record::sign_bytes(kind, id, head + 1, Some(body), secret)?;
+        self.believe(std::slice::from_ref(&signed))?;
+        Ok(vec![signed])
+    }
+
+    /// What nobody would believe is not signed.
+    fn sign(&self, kind: Kind, id: Id, seq: u64, body: Option<&Body>, secret: &SigningKey) -> Result<Signed> {
+        let grown = self.later.zip(body).and_then(|(later, body)| Some((later.body)(body, body.to_bytes()?)));
+        let signed = match grown {
+            Some(body) => Record::sign_bytes(kind, id, seq, Some(&body), secret)?,
+            None => Record::sign(kind, id, seq, body, secret)?,
+        };
+        ensure!(signed.read()?.body != Some(Body::Unknown), "{kind:?} record: a name, a text or a list in it is longer than it may be");
+        Ok(signed)
     }
 
     /// Everything that a writer says, said anew above a floor that voids the rest: the things that are gone.
@@ -127,7 +149,7 @@ impl Knowledge {
         let known = living.into_iter().filter(|(_, _, body)| *body != Body::Unknown);
         let floor = (Kind::FLOOR, Name([0; 16]), Body::Floor(FloorBody { floor: head }));
         let again = (head + 1..).zip(known.chain([floor]));
-        let records = again.map(|(seq, (kind, id, body))| sign(kind, id, seq, Some(&body), secret)).collect::<Result<Vec<_>>>()?;
+        let records = again.map(|(seq, (kind, id, body))| self.sign(kind, id, seq, Some(&body), secret)).collect::<Result<Vec<_>>>()?;
         self.believe(&records)?;
         Ok(records)
     }
@@ -152,11 +174,4 @@ impl Knowledge {
     pub fn watch(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
-}
-
-/// What nobody would believe is not signed.
-fn sign(kind: Kind, id: Id, seq: u64, body: Option<&Body>, secret: &SigningKey) -> Result<Signed> {
-    let signed = Record::sign(kind, id, seq, body, secret)?;
-    ensure!(signed.read()?.body != Some(Body::Unknown), "{kind:?} record: a name, a text or a list in it is longer than it may be");
-    Ok(signed)
 }

@@ -19,6 +19,7 @@ mod identity;
 mod invitations;
 mod jobs;
 mod knowledge;
+mod later;
 mod logs;
 mod machine;
 mod pool;
@@ -32,5 +33,6 @@ mod vm;
 use rebec_host::{depot, derived, facts};
 use rebec_peer as mesh;
 
+pub use later::Later;
 pub use rebec_links::Addressing;
 pub use run::{MESH_PORT, Options, run};

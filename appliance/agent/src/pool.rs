@@ -15,9 +15,10 @@ use rebec_book::{
     authority::Granted,
     book::Came,
     key::public,
-    record::{AuditHead, DomainBody, HostBody, Kind, MemberBody, PARTS_MAX, PartsBody, PoolBody, id_of_key},
+    record::{AuditHead, DomainBody, HostBody, Kind, MemberBody, PARTS_MAX, PartsBody, PoolBody, Speaks, id_of_key},
     view,
 };
+use rebec_vmm_api::{Versions, control::PROTOCOL};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -375,9 +376,14 @@ pub fn host_body(agent: &Agent) -> Option<HostBody> {
         disk_used_bytes: (disk_bytes - free) / step * step,
         draining: agent.store.fact("draining").ok().flatten().unwrap_or(false),
         durable: agent.options.durable,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: agent.rebec().to_owned(),
         audit: agent.audit.told().map(|head| AuditHead { seq: head.seq, hash: head.hash }),
+        speaks: Some(Speaks { peer: pair(agent.mesh.speaks()), moves: pair(agent.moves()), control: pair(PROTOCOL) }),
     })
+}
+
+fn pair(versions: Versions) -> (u16, u16) {
+    (versions.lowest, versions.highest)
 }
 
 /// The parts of this host, as the pool is told: as many records as they need.

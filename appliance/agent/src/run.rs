@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use rebec_book::{
     Body, Key,
-    key::Id,
+    key::{Id, Name},
     record::{Kind, id_of_key},
     view::{self, parts_id},
 };
@@ -18,8 +18,12 @@ use crate::{
     descriptors, exchange, facts,
     http::{self, Caller, serve, tls},
     identity::Identity,
+    later::Later,
     logs, machine,
-    mesh::{Door, Mesh, bulk},
+    mesh::{
+        Door, Mesh, bulk,
+        versions::{self, Answerer},
+    },
     pool, screen,
     store::Store,
     upkeep,
@@ -63,6 +67,8 @@ pub struct Options {
     pub time: Option<Vec<IpAddr>>,
     /// A ticket to join with when this host belongs to no pool.
     pub ticket: Option<String>,
+    /// What is otherwise in the version that the lab plays.
+    pub later: Option<Later>,
 }
 
 /// Runs until a signal ends it.
@@ -87,6 +93,10 @@ async fn serve(options: Options) -> Result<()> {
     let identity = Identity::open(&options.state)?;
     let depot = Depot::open(&options.state)?;
     let mesh = Mesh::open(identity.host().clone(), options.port).await?;
+    let mesh = match options.later {
+        Some(later) => mesh.speaking(later.peer),
+        None => mesh,
+    };
     let agent = Agent::new(options, identity, store, mesh, depot)?;
     log::info!("host {} ({}), state in {}", agent.own_name(), agent.key().short(), agent.options.state.display());
     // Before the pool is told of anything else.
@@ -100,7 +110,9 @@ async fn serve(options: Options) -> Result<()> {
     let asked = agent.clone();
     // Who is let in and has not said so yet is a member too: it is about to.
     let is_member = move |key: &Key| asked.book(|book| book.dead(key).is_none() && book.claims(key).next().is_some());
-    let door = Door::new(router.clone(), Caller::Host, move |key| is_member(key) == Some(true));
+    let named = agent.clone();
+    let answerer = Answerer { speaks: agent.mesh.speaks(), rebec: agent.rebec(), name: Arc::new(move || named.own_name()) };
+    let door = Door::new(versions::between_hosts(router.clone(), answerer), Caller::Host, move |key| is_member(key) == Some(true));
     let (accepting, mesh_door) = (agent.clone(), door.clone());
     tokio::spawn(async move { accepting.mesh.accept(mesh_door).await });
     let listener = bulk::listen(agent.mesh.port())?;
@@ -118,6 +130,9 @@ async fn serve(options: Options) -> Result<()> {
     tokio::spawn(upkeep::run(agent.clone()));
     let audited = agent.clone();
     tokio::spawn(async move { audited.audit.keep().await });
+    if let Some(later) = agent.options.later {
+        tokio::spawn(play(agent.clone(), later));
+    }
     if let Some(path) = agent.options.screen.clone() {
         tokio::spawn(screen::run(agent.clone(), path));
     }
@@ -188,6 +203,22 @@ async fn obey(agent: &Arc<Agent>) {
             log::error!("vm {}: ended, because this host was declared dead: {reason}", vm.name());
             if let Err(error) = stop::stop(agent, &vm, Duration::ZERO, None).await {
                 log::error!("{error}");
+            }
+        }
+    }
+}
+
+/// Plays a later version: writes its record, and asks its question again and again.
+async fn play(agent: Arc<Agent>, later: Later) {
+    let mut written = false;
+    loop {
+        tokio::time::sleep(FACTS_PERIOD).await;
+        let (kind, body) = later.kind;
+        written = written || agent.publish_bytes(kind, Name([0; 16]), body).is_ok();
+        for peer in agent.peers() {
+            match agent.mesh.ask::<_, serde_json::Value>(&peer, later.question, &()).await {
+                Ok(answer) => log::info!("later: host {} answers {answer}", peer.name),
+                Err(error) => log::info!("later: {:?}: {error}", error.code),
             }
         }
     }

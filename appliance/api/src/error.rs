@@ -34,10 +34,13 @@ pub enum ErrorCode {
     TooLarge,
     /// 422: the request is well formed and cannot be met: no host has room, no such image.
     Refused,
-    /// 500: the machine refused; the message says which part.
-    Failed,
+    /// 501: one of two hosts is of an older version and has to be upgraded; nothing is wrong with what was asked about.
+    OtherVersion,
     /// 502: another host was needed and did not answer.
     Unreachable,
+    /// 500: the machine refused; the message says which part. Also what a newer host calls otherwise.
+    #[serde(other)]
+    Failed,
 }
 
 impl ErrorCode {
@@ -52,6 +55,7 @@ impl ErrorCode {
             Self::TooLarge => 413,
             Self::Refused => 422,
             Self::Failed => 500,
+            Self::OtherVersion => 501,
             Self::Unreachable => 502,
         }
     }

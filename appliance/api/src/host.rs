@@ -42,11 +42,25 @@ pub struct HostInfo {
     pub durable: bool,
     /// Version of Rebec.
     pub version: String,
+    /// What it speaks; none of one that is older than this is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocols: Option<Protocols>,
     /// The last row of its audit log of which it told the pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<AuditMark>,
     /// Whether it is the host that answers this request.
     pub this: bool,
+}
+
+/// Versions of protocols that a host speaks, each a number or from the oldest to the newest as in `1-2`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Protocols {
+    /// With other hosts.
+    pub peer: String,
+    /// In moves of VMs.
+    pub moves: String,
+    /// With its VMMs.
+    pub control: String,
 }
 
 /// Whether a host answers.

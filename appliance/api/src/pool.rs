@@ -42,6 +42,9 @@ pub struct PoolStatus {
     pub vms: u32,
     /// How far this host is with its pool, in words.
     pub join: String,
+    /// Where hosts are of several versions: which, and which of them are to be upgraded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub versions: Option<String>,
 }
 
 /// A domain: `GET /v1/domains` is a list of these.

@@ -35,6 +35,12 @@ pub const PARTS_MAX: usize = 1024;
 /// Hosts that may have a part of a LAN's range.
 const RANGE_LEASES_MAX: usize = 1024;
 
+/// Words of [`VmBody::must`] that this version knows: none needs one.
+const KNOWN: [&str; 0] = [];
+/// Words of one VM, and bytes of one.
+const MUST_MAX: usize = 8;
+const WORD_BYTES_MAX: usize = 64;
+
 /// What a record says.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Body {
@@ -158,6 +164,23 @@ pub struct HostBody {
     /// How far its audit log was: whoever has this record knows if that log is written anew.
     #[n(12)]
     pub audit: Option<AuditHead>,
+    /// What it speaks.
+    #[n(13)]
+    pub speaks: Option<Speaks>,
+}
+
+/// Versions of protocols, each from the oldest to the newest that a host speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
+pub struct Speaks {
+    /// With other hosts.
+    #[n(0)]
+    pub peer: (u16, u16),
+    /// In moves.
+    #[n(1)]
+    pub moves: (u16, u16),
+    /// With its VMMs.
+    #[n(2)]
+    pub control: (u16, u16),
 }
 
 /// The last row of a host's audit log.
@@ -269,6 +292,9 @@ pub struct VmBody {
     /// When it was created, in seconds since 1970.
     #[n(10)]
     pub created: u64,
+    /// What a host has to know that runs it: fields that an older one skips, and may not. See [`VmBody::not_known`].
+    #[n(11)]
+    pub must: Option<Vec<String>>,
 }
 
 /// What of a VM is told only to hosts that run it, are to, or keep it: it travels with orders, not with records.
@@ -402,8 +428,8 @@ impl Body {
         })
     }
 
-    /// As it stands in a record.
-    pub(crate) fn to_bytes(&self) -> Option<Vec<u8>> {
+    /// As it stands in a record; none of what is not known.
+    pub fn to_bytes(&self) -> Option<Vec<u8>> {
         let bytes = match self {
             Self::Floor(body) => minicbor::to_vec(body),
             Self::Pool(body) => minicbor::to_vec(body),
@@ -502,7 +528,15 @@ impl ImageBody {
 impl VmBody {
     fn is_sound(&self) -> bool {
         let names = is_name(&self.name) && is_name(&self.image_name);
-        names && self.image.is_sound() && self.nics.len() <= NICS_MAX
+        let must = self.must.iter().flatten();
+        let words =
+            must.clone().count() <= MUST_MAX && must.clone().all(|word| (1..=WORD_BYTES_MAX).contains(&word.len()) && is_name(word));
+        names && words && self.image.is_sound() && self.nics.len() <= NICS_MAX
+    }
+
+    /// What a host of this version would have to know so as to run it, and does not.
+    pub fn not_known(&self) -> Option<&str> {
+        self.must.iter().flatten().map(String::as_str).find(|word| !KNOWN.contains(word))
     }
 }
 

@@ -90,7 +90,12 @@ impl Record {
     /// Signs it; the writer is whoever signs.
     pub fn sign(kind: Kind, id: Id, seq: u64, body: Option<&Body>, secret: &SigningKey) -> Result<Signed, Unbelievable> {
         let body = body.map(|body| body.to_bytes().ok_or(Unbelievable::Malformed)).transpose()?;
-        let content = Content { writer: public(secret), seq, kind: kind.0, id, body: body.as_deref().map(Into::into) };
+        Self::sign_bytes(kind, id, seq, body.as_deref(), secret)
+    }
+
+    /// The same of a body that is written already, maybe by a version that says more.
+    pub fn sign_bytes(kind: Kind, id: Id, seq: u64, body: Option<&[u8]>, secret: &SigningKey) -> Result<Signed, Unbelievable> {
+        let content = Content { writer: public(secret), seq, kind: kind.0, id, body: body.map(Into::into) };
         let content = minicbor::to_vec(&content).map_err(|_| Unbelievable::Malformed)?;
         if content.len() > BYTES_MAX {
             return Err(Unbelievable::TooLong(content.len()));

@@ -9,7 +9,7 @@ use rebec_book::{
     key::{Digest, Id, Name, bound_id, id_of_key, public},
     record::{
         Assigned, AuditHead, DiskRef, DomainBody, FloorBody, HelperBody, HostBody, ImageBody, Kind, LanBody, MemberBody, NicBody, PartRef,
-        PartsBody, PoolBody, RangeLease, SeenBody, SeenState, VmBody, VmPrivate,
+        PartsBody, PoolBody, RangeLease, SeenBody, SeenState, Speaks, VmBody, VmPrivate,
     },
 };
 
@@ -58,6 +58,7 @@ fn vm() -> VmBody {
         nics: vec![nic],
         keeper: Some(key(4)),
         created: 1_800_000_001,
+        must: None,
     }
 }
 
@@ -76,6 +77,7 @@ fn host() -> HostBody {
         durable: true,
         version: "0.1.0".into(),
         audit: Some(AuditHead { seq: 3, hash: Name([4; 32]) }),
+        speaks: None,
     }
 }
 
@@ -105,6 +107,7 @@ fn records() -> Vec<(&'static str, Signed)> {
         grants: vec![Grant::sign(&vm_id, key(4), 2, &secret(3))],
         to: Some(key(6)),
     };
+    let speaks = Speaks { peer: (1, 1), moves: (3, 3), control: (1, 1) };
     let member = MemberBody { host: key(3), domain: key(2), name: "a1".into(), dead: Some("burnt".into()) };
     vec![
         ("floor", sign(Kind::FLOOR, Name([0; 16]), Body::Floor(FloorBody { floor: 6 }), 3)),
@@ -118,6 +121,8 @@ fn records() -> Vec<(&'static str, Signed)> {
         ("image", sign(Kind::IMAGE, bound_id(&key(3), &Name([1; 16])), Body::Image(image().into()), 3)),
         ("vm", sign(Kind::VM, vm_id, Body::Vm(vm().into()), 3)),
         ("seen", sign(Kind::SEEN, vm_id, Body::Seen(seen.into()), 4)),
+        ("host-speaks", sign(Kind::HOST, id_of_key(&key(3)), Body::Host(HostBody { speaks: Some(speaks), ..host() }.into()), 3)),
+        ("vm-must", sign(Kind::VM, vm_id, Body::Vm(VmBody { must: Some(vec!["firmware".into()]), ..vm() }.into()), 3)),
         ("gone", Record::sign(Kind::VM, vm_id, 8, None, &secret(3)).expect("a record of this size is signed")),
     ]
 }
@@ -165,4 +170,19 @@ fn a_field_that_is_not_known_is_skipped() {
     let later = Signed::of(minicbor::to_vec(content).unwrap(), &secret(1));
     assert_eq!(later.open().unwrap().body, Some(Body::Pool(PoolBody { name: "lab".into() })));
     let _: Digest = private().digest();
+}
+
+/// A VM that needs what its reader does not know is read as far as it goes, and says so.
+#[test]
+fn what_a_vm_must_have_known_is_named() {
+    let of = |must: &[&str]| VmBody { must: Some(must.iter().map(|word| (*word).to_owned()).collect()), ..vm() };
+    assert_eq!((vm().not_known(), of(&[]).not_known(), of(&["firmware"]).not_known()), (None, None, Some("firmware")));
+    let read = |body: VmBody| {
+        let id = bound_id(&key(3), &body.nonce);
+        Record::sign(Kind::VM, id, 7, Some(&Body::Vm(body.into())), &secret(3)).unwrap().open().unwrap().body
+    };
+    assert!(matches!(read(of(&["firmware"])), Some(Body::Vm(body)) if body.must.is_some()));
+    for unsound in [vec!["a word"; 1], vec!["w"; 9], vec![""; 1]] {
+        assert_eq!(read(of(&unsound)), Some(Body::Unknown), "{unsound:?}");
+    }
 }

@@ -17,6 +17,8 @@ use std::{
     process::ExitCode,
 };
 
+use rebec_agent::Later;
+
 use self::{
     args::{Command, NoCommand},
     client::Target,
@@ -25,6 +27,11 @@ use self::{
 
 /// Carries out one command line and says how it ended.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    main_as(arguments, None)
+}
+
+/// The same, whose agent plays a later version: the lab's.
+pub fn main_as(arguments: impl IntoIterator<Item = OsString>, later: Option<Later>) -> ExitCode {
     let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let parsed = args::parse_from(arguments).and_then(|cli| {
         let target = Target::choose(&cli.agent, environment).map_err(NoCommand::Usage)?;
@@ -40,7 +47,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Exit::Usage
         }
         Ok((cli, target)) => match cli.command {
-            Command::Agent(options) => run::serve::agent(*options, cli.agent.socket),
+            Command::Agent(options) => run::serve::agent(*options, cli.agent.socket, later),
             Command::Completion(shell) => run::offline::completion(shell.shell),
             Command::Man(folder) => run::offline::man(&folder.folder),
             command => run::with_agent(command, target, cli.json),

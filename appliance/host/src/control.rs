@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use rebec_vmm_api::{
     MoveReport,
-    control::{Answer, Command, Hello, LINE_BYTES_MAX, PROTOCOL, Progress, Request, Response, ResponseBody, Status},
+    control::{Answer, Command, Hello, LINE_BYTES_MAX, Progress, Request, Response, ResponseBody, Status},
 };
 
 use crate::handover;
@@ -33,9 +33,7 @@ impl Control {
         stream.set_write_timeout(Some(ANSWER_TIME))?;
         let mut control = Self { stream, read: vec![], last_id: 0 };
         let hello: Hello = serde_json::from_slice(&control.line()?).context("the VMM's hello")?;
-        if hello.protocol != PROTOCOL {
-            bail!("the VMM speaks control protocol {}, this agent {PROTOCOL}", hello.protocol);
-        }
+        hello.agree()?;
         Ok(control)
     }
 
@@ -84,7 +82,7 @@ impl Control {
 
     fn ask(&mut self, command: Command, descriptors: &[BorrowedFd<'_>], mut heard: impl FnMut(&Progress)) -> Result<Answer> {
         self.last_id += 1;
-        let mut line = serde_json::to_vec(&Request { id: self.last_id, command })?;
+        let mut line = serde_json::to_vec(&Request::new(self.last_id, command))?;
         line.push(b'\n');
         self.send(&line, descriptors).context("send to the VMM")?;
         loop {

@@ -3,7 +3,7 @@
 //! asked are the agent's. Modules in the order a request travels:
 //!
 //! ```text
-//! question (asks) -> mesh (QUIC by key) or bulk (TCP)  ~~ network ~~  handshakes -> visitor (streams of one connection) -> door -> serve -> router
+//! question (asks, in the words of versions) -> mesh (QUIC by key) or bulk (TCP)  ~~ network ~~  handshakes -> visitor (streams of one connection) -> door -> serve -> router
 //!                                                                     accept (TCP, Unix socket) -> serve::tls -> bulk -> door
 //! ```
 //!
@@ -19,6 +19,7 @@ pub mod accept;
 pub mod bulk;
 pub mod listen;
 pub mod serve;
+pub mod versions;
 
 mod body;
 mod door;

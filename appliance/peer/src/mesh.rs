@@ -18,6 +18,7 @@ use iroh::{
     endpoint::{BindOpts, Connection, IdleTimeout, QuicTransportConfig, RecvStream, SendStream, presets},
 };
 use rebec_book::{Key, key::Name};
+use rebec_vmm_api::Versions;
 
 use crate::{
     Door, Peer,
@@ -26,10 +27,11 @@ use crate::{
     kept::{IN_ALL, Kept, Link, PER_KEY},
     lock,
     peer::CONNECT_TIME,
+    versions::PROTOCOL,
     visitor::{Goodbye, STRANGER_STREAMS_MAX, STRANGER_WINDOW_BYTES, Visitor},
 };
 
-/// What agents speak.
+/// HTTP/1.1 on each stream. Which version of the questions is spoken is said with each of them: `versions`.
 const ALPN: &[u8] = b"rebec/1";
 /// A connection without a sign of life ends; live ones are kept so by pings.
 const IDLE_TIME: Duration = Duration::from_secs(8);
@@ -47,6 +49,8 @@ type Dial = Shared<BoxFuture<'static, Result<Connection, String>>>;
 pub struct Mesh {
     /// Connections for many bytes.
     pub bulk: Bulk,
+    /// What this side speaks.
+    pub(crate) speaks: Versions,
     pub(crate) endpoint: Endpoint,
     connections: Arc<Connections>,
     dials: Arc<Mutex<HashMap<Key, Dial>>>,
@@ -85,7 +89,17 @@ impl Mesh {
             .await
             .with_context(|| format!("mesh: listen on UDP port {port}; is another agent running?"))?;
         let connections = Connections { kept: Mutex::new(Kept::new(IN_ALL)), door: OnceLock::new() };
-        Ok(Self { bulk, endpoint, connections: Arc::new(connections), dials: Arc::default() })
+        Ok(Self { bulk, speaks: PROTOCOL, endpoint, connections: Arc::new(connections), dials: Arc::default() })
+    }
+
+    /// In other versions than this program's.
+    pub fn speaking(self, speaks: Versions) -> Self {
+        Self { speaks, ..self }
+    }
+
+    /// What this side speaks with other hosts.
+    pub fn speaks(&self) -> Versions {
+        self.speaks
     }
 
     /// The port that others reach this host at.

@@ -12,7 +12,7 @@ use rebec_api::{ApiError, ErrorCode};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::{mesh::Mesh, peer::Peer};
+use crate::{mesh::Mesh, peer::Peer, versions};
 
 /// How long a host may take to answer a short question.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
@@ -35,15 +35,21 @@ impl Mesh {
     /// Makes any request. An upgrade of the response upgrades the stream.
     pub async fn request(&self, peer: &Peer, request: Request<Body>) -> Result<Response<Body>, ApiError> {
         let stream = self.stream(peer).await.map_err(|error| peer.silent(&format!("{error:#}")))?;
-        request_over(stream, peer, request).await
+        request_over(stream, peer, self.said(request)).await
     }
 
     /// The same for what brings many bytes: over TCP where that reaches the host.
     pub async fn request_bulk(&self, peer: &Peer, request: Request<Body>) -> Result<Response<Body>, ApiError> {
         match self.bulk.connect(peer).await {
-            Some(stream) => request_over(stream, peer, request).await,
+            Some(stream) => request_over(stream, peer, self.said(request)).await,
             None => self.request(peer, request).await,
         }
+    }
+
+    /// With what this side speaks.
+    fn said(&self, mut request: Request<Body>) -> Request<Body> {
+        request.headers_mut().insert(versions::SPEAKS, versions::said(self.speaks));
+        request
     }
 }
 

@@ -1,7 +1,7 @@
 //! The control socket: one JSON object a line, each way.
 //!
 //! ```text
-//! server  {"rebec":"0.1.0","protocol":1}                        the hello, first line of every connection
+//! server  {"rebec":"0.1.0","protocol":1,"from":1}               the hello, first line of every connection
 //! client  {"id":1,"do":"status"}
 //! server  {"id":1,"ok":{...}}            or  {"id":1,"error":{"code":"not_running","message":"..."}}
 //! client  {"id":2,"do":"migrate","streams":4}                   with one descriptor per connection, by SCM_RIGHTS
@@ -13,10 +13,12 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{mac::MacAddr, report::MoveReport};
+use crate::{mac::MacAddr, report::MoveReport, versions::Versions};
 
-/// The version both sides must speak.
-pub const PROTOCOL: u32 = 1;
+/// What this program speaks, at either end.
+pub const PROTOCOL: Versions = Versions::only(1);
+/// Words of [`Request::must`] that this program knows.
+const KNOWN: [&str; 0] = [];
 /// Longest line either side accepts.
 pub const LINE_BYTES_MAX: usize = 64 * 1024;
 /// Most descriptors one request carries: a control connection and sixteen streams.
@@ -27,15 +29,46 @@ pub const DESCRIPTORS_MAX: usize = 17;
 pub struct Hello {
     /// Version of the program.
     pub rebec: String,
-    /// Version of this protocol.
-    pub protocol: u32,
+    /// Newest version of this protocol that the VMM speaks.
+    pub protocol: u16,
+    /// The oldest; left out, the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<u16>,
 }
 
 impl Hello {
     /// The hello of this version.
     pub fn current() -> Self {
-        Self { rebec: env!("CARGO_PKG_VERSION").to_owned(), protocol: PROTOCOL }
+        Self::of(env!("CARGO_PKG_VERSION"), PROTOCOL)
     }
+
+    /// The hello of a program that speaks these.
+    pub fn of(rebec: &str, speaks: Versions) -> Self {
+        Self { rebec: rebec.to_owned(), protocol: speaks.highest, from: Some(speaks.lowest) }
+    }
+
+    /// The version that a client of this program speaks with this VMM.
+    ///
+    /// # Errors
+    /// Where there is none that both have.
+    pub fn agree(&self) -> Result<u16, OtherVersion> {
+        let theirs = Versions::new(self.from.unwrap_or(self.protocol), self.protocol);
+        PROTOCOL.common(theirs).ok_or_else(|| OtherVersion { rebec: self.rebec.clone(), theirs })
+    }
+}
+
+/// A VMM that was started by a program too old or too new for this one. Nothing is wrong with its VM.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the VMM (Rebec {rebec}) speaks version {theirs} of the control protocol, this program (Rebec {own}) {PROTOCOL}: the VM runs on; use a \
+     program of a version between them, or start the VM anew",
+    own = env!("CARGO_PKG_VERSION")
+)]
+pub struct OtherVersion {
+    /// Version of the VMM.
+    pub rebec: String,
+    /// What it speaks.
+    pub theirs: Versions,
 }
 
 /// One request.
@@ -46,6 +79,63 @@ pub struct Request {
     /// What to do.
     #[serde(flatten)]
     pub command: Command,
+    /// What the VMM has to know so as to do that: fields that it would skip otherwise, and may not. None of this version needs a word.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub must: Vec<String>,
+}
+
+/// Why a line is not carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unread {
+    /// The request's, where it has one; or 0.
+    pub id: u64,
+    /// What to answer.
+    pub error: ControlError,
+}
+
+impl Request {
+    /// A command alone.
+    pub fn new(id: u64, command: Command) -> Self {
+        Self { id, command, must: vec![] }
+    }
+
+    /// Reads a line. What a newer program asks and this one does not know is refused as such.
+    ///
+    /// # Errors
+    /// What the client is to be told.
+    pub fn read(line: &[u8]) -> Result<Self, Unread> {
+        let refused = |id, code, message| Unread { id, error: ControlError { code, message } };
+        let older = |what: &str| {
+            let own = env!("CARGO_PKG_VERSION");
+            format!("this VMM (Rebec {own}) is older than who asks and does not know {what}; start the VM anew with the program of today")
+        };
+        let request: Self = serde_json::from_slice(line).map_err(|error| {
+            let asked: Asked = serde_json::from_slice(line).unwrap_or_default();
+            match asked.command {
+                Some(command) if !Command::NAMES.contains(&command.as_str()) => {
+                    let name: String = command.chars().filter(|letter| !letter.is_control()).take(64).collect();
+                    refused(asked.id, ErrorCode::NotKnown, older(&format!("`{name}`")))
+                }
+                _ => refused(0, ErrorCode::BadRequest, format!("not a request of this protocol: {error}")),
+            }
+        })?;
+        match request.must.iter().find(|word| !KNOWN.contains(&word.as_str())) {
+            None => Ok(request),
+            Some(word) => {
+                let word: String = word.chars().filter(|letter| !letter.is_control()).take(64).collect();
+                Err(refused(request.id, ErrorCode::NotKnown, older(&format!("`{word}`"))))
+            }
+        }
+    }
+}
+
+/// What can be said of a request that is not understood.
+#[derive(Default, Deserialize)]
+struct Asked {
+    #[serde(default)]
+    id: u64,
+    #[serde(rename = "do")]
+    command: Option<String>,
 }
 
 /// What a VMM can be asked to do.
@@ -90,6 +180,12 @@ pub enum Command {
     },
     /// Turn this connection into a donor connection.
     Donate,
+}
+
+impl Command {
+    /// What each is called on a line.
+    const NAMES: [&str; 12] =
+        ["status", "arrival", "pause", "resume", "power-button", "stop", "cancel", "fdb-add", "fdb-remove", "migrate", "lease", "donate"];
 }
 
 /// The limits of one move.
@@ -169,7 +265,10 @@ pub enum ErrorCode {
     WrongState,
     /// Another move is under way.
     Busy,
-    /// The machine refused.
+    /// The VMM is older than who asks and does not know what is asked.
+    NotKnown,
+    /// The machine refused; also what a newer VMM calls otherwise.
+    #[serde(other)]
     Failed,
 }
 
@@ -189,6 +288,9 @@ pub enum VmState {
     Waiting,
     /// It runs elsewhere; this process forwards late frames for a moment.
     Moved,
+    /// What a newer VMM calls by a word that this program does not know.
+    #[serde(other)]
+    Other,
 }
 
 /// Answer to `status`.
@@ -258,8 +360,8 @@ mod tests {
     fn lines_read_as_documented() {
         let line = |request: &Request| serde_json::to_string(request).unwrap();
         let migrate = Command::Migrate(MigrateOptions { streams: 2, downtime_ms_max: 300, bandwidth_mbit_max: None });
-        assert_eq!(line(&Request { id: 1, command: Command::Status }), r#"{"id":1,"do":"status"}"#);
-        assert_eq!(line(&Request { id: 2, command: migrate.clone() }), r#"{"id":2,"do":"migrate","streams":2,"downtime_ms_max":300}"#);
+        assert_eq!(line(&Request::new(1, Command::Status)), r#"{"id":1,"do":"status"}"#);
+        assert_eq!(line(&Request::new(2, migrate.clone())), r#"{"id":2,"do":"migrate","streams":2,"downtime_ms_max":300}"#);
         let parsed: Request = serde_json::from_str(r#"{"id":2,"do":"migrate","streams":2}"#).unwrap();
         assert_eq!(parsed.command, migrate);
         let fdb: Request = serde_json::from_str(r#"{"id":3,"do":"fdb-add","mac":"52:54:00:00:00:01","endpoint":"10.0.0.2:4789"}"#).unwrap();
@@ -274,5 +376,42 @@ mod tests {
         let error =
             Response { id: 4, body: ResponseBody::Error(ControlError { code: ErrorCode::Busy, message: "a move is under way".into() }) };
         assert_eq!(serde_json::to_string(&error).unwrap(), r#"{"id":4,"error":{"code":"busy","message":"a move is under way"}}"#);
+    }
+
+    #[test]
+    fn what_a_newer_program_says_is_skipped_or_refused_in_words() {
+        let request = Request::read(br#"{"id":1,"do":"pause","softly":true}"#).unwrap();
+        assert_eq!(request, Request::new(1, Command::Pause));
+        let request = Request::read(br#"{"id":1,"do":"migrate","streams":2,"colour":"red"}"#).unwrap();
+        assert!(matches!(request.command, Command::Migrate(options) if options.streams == 2));
+
+        for line in [&br#"{"id":7,"do":"shrink","to":5}"#[..], br#"{"id":7,"do":"pause","softly":true,"must":["softly"]}"#] {
+            let Unread { id, error } = Request::read(line).unwrap_err();
+            assert_eq!((id, error.code), (7, ErrorCode::NotKnown));
+            assert!(error.message.contains("is older than who asks"), "{error}");
+        }
+        for line in [&b"{}"[..], b"7", br#"{"id":7,"do":"fdb-add"}"#, br#"{"id":-1,"do":"shrink"}"#] {
+            assert_eq!(Request::read(line).unwrap_err().error.code, ErrorCode::BadRequest);
+        }
+        for name in Command::NAMES {
+            let told = Request::read(format!(r#"{{"id":7,"do":"{name}"}}"#).as_bytes());
+            assert!(told.is_ok_and(|request| request.id == 7) || ["fdb-add", "fdb-remove", "migrate", "lease"].contains(&name), "{name}");
+        }
+
+        let status = r#"{"id":1,"ok":{"status":{"state":"hibernating","epoch":1,"vm":"00","memory_bytes":1,"vcpus":1,"disk_bytes":[],"nets":[],"heat":3}}}"#;
+        let status: Response = serde_json::from_str(status).unwrap();
+        assert!(matches!(status.body, ResponseBody::Ok(Answer::Status(Status { state: VmState::Other, .. }))));
+        let error: Response = serde_json::from_str(r#"{"id":1,"error":{"code":"too_hot","message":"it is"}}"#).unwrap();
+        assert!(matches!(error.body, ResponseBody::Error(ControlError { code: ErrorCode::Failed, .. })));
+    }
+
+    #[test]
+    fn a_client_speaks_with_vmms_of_the_version_before_and_after() {
+        let agree = |line: &str| serde_json::from_str::<Hello>(line).unwrap().agree();
+        let own = PROTOCOL.highest;
+        assert_eq!(agree(r#"{"rebec":"0.0.9","protocol":1}"#), Ok(1));
+        assert_eq!(agree(&format!(r#"{{"rebec":"9.9","protocol":{},"from":{own}}}"#, own + 1)), Ok(own));
+        let told = agree(&format!(r#"{{"rebec":"9.9","protocol":{},"from":{}}}"#, own + 2, own + 1)).unwrap_err().to_string();
+        assert!(told.contains("9.9") && told.contains("start the VM anew"), "{told}");
     }
 }

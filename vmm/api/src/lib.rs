@@ -1,7 +1,7 @@
 //! What callers say to a VMM, and what it answers.
 //!
 //! Words only: the values a user writes on the command line (`NetConfig`, `DiskConfig`, `SerialConfig`, `MemorySize`, `DhcpLease`, `Handle`),
-//! the lines of the control socket (`control`), and the report that ends a move (`report`). Nothing here opens, runs or
+//! the lines of the control socket (`control`), the report that ends a move (`report`), and numbers of protocols (`versions`). Nothing here opens, runs or
 //! decides; `docs/formats/control.md` is the prose of the same contract.
 
 pub mod config;
@@ -10,9 +10,11 @@ pub mod dhcp_lease;
 pub mod handle;
 pub mod mac;
 pub mod report;
+pub mod versions;
 
 pub use config::{DiskConfig, MemorySize, NetConfig, Peer, SerialConfig};
 pub use dhcp_lease::{DhcpLease, DhcpLeaseError};
 pub use handle::Handle;
 pub use mac::MacAddr;
 pub use report::{MoveReport, Outcome, UnitCounts};
+pub use versions::Versions;

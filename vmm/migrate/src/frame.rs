@@ -1,12 +1,16 @@
 //! Frames of the data connections, and the preamble that opens every connection. Bytes in, checked values out; no I/O.
 //!
 //! ```text
-//! preamble  "RBMV" version:u16 role:u8 streams:u8 move:[16]                 role: stream number, 255 is control
+//! preamble  "RBMV" highest:u8 lowest:u8 role:u8 streams:u8 move:[16]        role: stream number, 255 is control
 //! frame     "RBF1" space:u16 entries:u8 flags:u8 round:u32 sequence:u64 body_bytes:u32 crc32:u32   entry* body
 //! entry     kind:u8 count:u8 unit:u48 digest:[16]                           kind: 0 zero range, 1 held, 2 bytes
 //! ```
 //! All little endian. The CRC covers head and entries (it guards numbers; contents are guarded by their digests). The body
 //! is the bytes of the entries of kind 2 in their order, as one zstd frame if flag 1 is set.
+
+use std::cmp::Ordering;
+
+use rebec_vmm_api::Versions;
 
 use crate::{
     bytes::array,
@@ -15,8 +19,8 @@ use crate::{
     unit::{BATCH_BYTES, RUN_UNITS, STREAMS_MAX, Space, UNIT_BYTES, stream_of},
 };
 
-/// Version of the whole protocol of a move. Both sides must speak the same one.
-pub const VERSION: u16 = 2;
+/// What this program speaks of the protocol of a move: preamble, messages, frames, saved state, all under one number.
+pub const VERSIONS: Versions = Versions::only(3);
 /// Bytes of a preamble.
 pub const PREAMBLE_BYTES: usize = 24;
 /// Bytes of a frame's head.
@@ -38,9 +42,14 @@ pub enum FrameError {
     /// Not this protocol at all.
     #[error("the peer does not speak Rebec's move protocol")]
     Foreign,
-    /// Another version of it.
-    #[error("the peer speaks version {0} of the move protocol, this program speaks {VERSION}: use the same program on both sides")]
-    Version(u16),
+    /// Versions of it of which none is this program's.
+    #[error("the other side's VMM speaks version {theirs} of the move protocol, this one {ours}: {}", next_step(*theirs, *ours))]
+    Version {
+        /// What the other side speaks.
+        theirs: Versions,
+        /// What this side does.
+        ours: Versions,
+    },
     /// A head or entries that make no sense.
     #[error("a frame is malformed: {0}")]
     Malformed(&'static str),
@@ -52,6 +61,14 @@ pub enum FrameError {
     Digest(u64),
 }
 
+/// Which side is behind.
+fn next_step(theirs: Versions, ours: Versions) -> &'static str {
+    match ours.age(theirs) {
+        Ordering::Less => "upgrade this host, start the VM anew and move it then",
+        Ordering::Equal | Ordering::Greater => "upgrade the other host, and move the VM then",
+    }
+}
+
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -61,9 +78,12 @@ pub enum Role {
     Stream(u8),
 }
 
-/// The first bytes on every connection, from the source; on the control connection the target answers with its own.
+/// The first bytes on every connection, from the source; on the control connection the target answers with its own, in which it has chosen
+/// a version. These bytes are the same in every version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Preamble {
+    /// What its sender speaks; of an answer, the one version that was chosen, or, where none is common, what the target speaks.
+    pub speaks: Versions,
     /// What the connection is for.
     pub role: Role,
     /// How many data connections there are in all.
@@ -77,7 +97,9 @@ impl Preamble {
     pub fn to_bytes(&self) -> [u8; PREAMBLE_BYTES] {
         let mut bytes = [0; PREAMBLE_BYTES];
         bytes[..4].copy_from_slice(&PREAMBLE_MAGIC);
-        bytes[4..6].copy_from_slice(&VERSION.to_le_bytes());
+        // There are no 255 versions: each program speaks two at most.
+        bytes[4] = self.speaks.highest as u8;
+        bytes[5] = self.speaks.lowest as u8;
         bytes[6] = match self.role {
             Role::Control => ROLE_CONTROL,
             Role::Stream(number) => number,
@@ -90,14 +112,14 @@ impl Preamble {
     /// Reads what travelled.
     ///
     /// # Errors
-    /// For another protocol, another version, or numbers out of range.
+    /// For another protocol, or numbers out of range.
     pub fn from_bytes(bytes: &[u8; PREAMBLE_BYTES]) -> Result<Self, FrameError> {
         if bytes[..4] != PREAMBLE_MAGIC {
             return Err(FrameError::Foreign);
         }
-        let version = u16::from_le_bytes(array(bytes, 4));
-        if version != VERSION {
-            return Err(FrameError::Version(version));
+        let speaks = Versions::new(bytes[5].into(), bytes[4].into());
+        if !speaks.is_sound() {
+            return Err(FrameError::Malformed("versions from the greatest to the least"));
         }
         let streams = bytes[7];
         if !(1..=STREAMS_MAX).contains(&usize::from(streams)) {
@@ -108,7 +130,15 @@ impl Preamble {
             number if number < streams => Role::Stream(number),
             _ => return Err(FrameError::Malformed("stream number out of range")),
         };
-        Ok(Self { role, streams, move_id: MoveId(array(bytes, 8)) })
+        Ok(Self { speaks, role, streams, move_id: MoveId(array(bytes, 8)) })
+    }
+
+    /// The version that both sides speak.
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn agree(&self, ours: Versions) -> Result<u16, FrameError> {
+        ours.common(self.speaks).ok_or(FrameError::Version { theirs: self.speaks, ours })
     }
 }
 

@@ -13,6 +13,7 @@ use rebec_migrate::{
     },
     page::{self, Form, Key, Packer, Unpacker, Verdict},
 };
+use rebec_vmm_api::Versions;
 
 const KEY: Key = Key([1; 32]);
 
@@ -74,13 +75,13 @@ fn golden_messages_of_the_target() {
 
 #[test]
 fn golden_preamble_and_frame() {
-    let preamble = Preamble { role: Role::Stream(1), streams: 2, move_id: MoveId([8; 16]) };
-    let expected = [&b"RBMV\x02\x00\x01\x02"[..], &[8; 16]].concat();
+    let preamble = Preamble { speaks: Versions::new(3, 4), role: Role::Stream(1), streams: 2, move_id: MoveId([8; 16]) };
+    let expected = [&b"RBMV\x04\x03\x01\x02"[..], &[8; 16]].concat();
     assert_eq!(preamble.to_bytes()[..], expected);
     assert_eq!(Preamble::from_bytes(&preamble.to_bytes()), Ok(preamble));
-    let mut newer = preamble.to_bytes();
-    newer[4] = 3;
-    assert_eq!(Preamble::from_bytes(&newer), Err(FrameError::Version(3)));
+    let mut turned = preamble.to_bytes();
+    turned[5] = 5;
+    assert!(matches!(Preamble::from_bytes(&turned), Err(FrameError::Malformed(_))));
 
     let units = [7; UNIT_BYTES];
     let digest = page::digest(&KEY, &units);
@@ -103,6 +104,16 @@ fn golden_preamble_and_frame() {
     assert_eq!((raw.head, raw.compressed, raw.frame_bytes()), (head, false, bytes.len()));
     assert_eq!(raw.entries(&bytes[HEAD_BYTES..HEAD_BYTES + 72], 0, 1), Ok(entries.to_vec()));
     assert!(raw.entries(&bytes[HEAD_BYTES..HEAD_BYTES + 72], 1, 3).is_err(), "its run belongs to stream 2");
+}
+
+#[test]
+fn two_sides_agree_on_a_version_or_say_which_is_behind() {
+    let of = |speaks| Preamble { speaks, role: Role::Control, streams: 1, move_id: MoveId([8; 16]) };
+    assert_eq!(of(Versions::new(3, 4)).agree(Versions::only(3)), Ok(3));
+    assert_eq!(of(Versions::only(3)).agree(Versions::new(3, 4)), Ok(3));
+    let refusal = |theirs: &str, ours: &str| of(theirs.parse().unwrap()).agree(ours.parse().unwrap()).unwrap_err().to_string();
+    assert!(refusal("5-6", "3-4").contains("version 5-6 of the move protocol, this one 3-4: upgrade this host"));
+    assert!(refusal("3", "4-5").contains("version 3 of the move protocol, this one 4-5: upgrade the other host"));
 }
 
 #[test]

@@ -63,7 +63,7 @@ impl MovingMachine for Still {
     fn resume(&self, _epoch: u64) -> Result<()> {
         Ok(())
     }
-    fn save(&self) -> Result<Vec<u8>> {
+    fn save(&self, _version: u16) -> Result<Vec<u8>> {
         Ok(vec![])
     }
     fn restore(&self, _saved: &[u8]) -> Result<()> {

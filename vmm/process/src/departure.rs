@@ -20,6 +20,7 @@ use crate::{
     control::Reply,
     held::Held,
     lan::Lan,
+    later,
     moving::Outgoing,
     threads::{ServiceThreads, WorkThreads},
 };
@@ -51,14 +52,15 @@ pub fn outgoing(held: &Held, options: MigrateOptions) -> Result<Box<Outgoing>> {
     let (mut move_id, mut key) = ([0; 16], [0; 32]);
     move_id.copy_from_slice(&random[..16]);
     key.copy_from_slice(&random[16..]);
-    Ok(Box::new(Outgoing::new(SourceConfig {
+    let outgoing = Outgoing::new(SourceConfig {
         move_id: MoveId(move_id),
         key: Key(key),
         shape: held.move_shape(),
         streams: usize::from(options.streams),
         downtime_max: Duration::from_millis(options.downtime_ms_max.into()),
         bytes_per_second_max: options.bandwidth_mbit_max.map(|mbit| u64::from(mbit) * 1_000_000 / 8),
-    })))
+    });
+    Ok(Box::new(outgoing.speaking(later::moves())))
 }
 
 /// A thread that waits for a VM to move; it gives it to `back`. Made before the VM is given away: a machine out of threads must not cost the VM.

@@ -22,6 +22,7 @@ use rebec_vmm_saved::SavedMachine;
 use crate::{
     boot_plan::BootPlan,
     lan::Lan,
+    later,
     ledger::LedgerFile,
     moving::{BaseDigests, MovingMachine, Populate},
     vm::{self, Host, MachineSize, Vm},
@@ -145,12 +146,13 @@ impl MovingMachine for Held {
         self.vm.resume()
     }
 
-    fn save(&self) -> Result<Vec<u8>> {
-        Ok(self.vm.save()?.to_bytes())
+    /// There is one version: each part has the form of it. A later program writes the parts of the version that it is asked for.
+    fn save(&self, version: u16) -> Result<Vec<u8>> {
+        Ok(later::saved(version, self.vm.save()?.to_bytes()))
     }
 
     fn restore(&self, saved: &[u8]) -> Result<()> {
-        self.vm.restore(SavedMachine::from_bytes(saved).context("read what the source saved")?)
+        self.vm.restore(SavedMachine::from_bytes(&later::understood(saved)).context("read what the source saved")?)
     }
 
     fn populator(&self) -> Option<Populate> {

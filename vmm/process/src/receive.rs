@@ -20,6 +20,7 @@ use crate::{
     event::{self, EVENTS_MAX, Event},
     held::Held,
     lan::Lan,
+    later,
     lease::Lease,
     ledger::LedgerFile,
     moving::{Arrived, Incoming},
@@ -39,6 +40,7 @@ pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
     let (sender, events) = sync_channel(EVENTS_MAX);
     let mut ledger = LedgerFile::open(opened.ledger)?;
     let incoming = Incoming::new(doors.listener, doors.donors, Arc::new(WorkThreads)).remembering(ledger.last().copied());
+    let incoming = incoming.speaking(later::moves());
     let (decision, reason) = ledger::may_run(ledger.last());
     let released = match decision {
         Decision::Run { .. } => bail!("ledger: {reason}; start it with `rebec-vmm run`"),

@@ -62,6 +62,8 @@ struct Guest {
     writes: Arc<AtomicU64>,
     ledger: Mutex<Vec<Record>>,
     restored: Mutex<Vec<u8>>,
+    /// The version of the move protocol that it was last saved for.
+    saved_for: AtomicU64,
     period: Duration,
     /// Connections that break when a record is written.
     breaks: Mutex<Option<(Right, Vec<TcpStream>)>>,
@@ -80,6 +82,7 @@ impl Guest {
             writes: Arc::default(),
             ledger: Mutex::default(),
             restored: Mutex::default(),
+            saved_for: AtomicU64::default(),
             period,
             breaks: Mutex::default(),
         }
@@ -169,7 +172,8 @@ impl MovingMachine for Guest {
         self.run();
         Ok(())
     }
-    fn save(&self) -> anyhow::Result<Vec<u8>> {
+    fn save(&self, version: u16) -> anyhow::Result<Vec<u8>> {
+        self.saved_for.store(version.into(), Ordering::SeqCst);
         Ok(b"state".to_vec())
     }
     fn restore(&self, saved: &[u8]) -> anyhow::Result<()> {
@@ -373,6 +377,38 @@ fn what_does_not_speak_the_protocol_is_dropped() {
     assert_eq!(report.outcome, Outcome::Moved, "{report:?}");
     let Arrived::Running { machine, .. } = receiving.join().unwrap() else { panic!("did not arrive") };
     machine.stand_still();
+}
+
+/// Moves a guest that stands still between programs that speak these; what came of it, and what the source was asked to save for.
+fn between(source_speaks: &str, target_speaks: &str) -> Result<(MoveReport, u16), String> {
+    let source = Guest::filled(Duration::from_micros(200));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let passed = connections(&listener, 1);
+    let stop = listener.try_clone().unwrap();
+    let incoming = Incoming::new(listener, vec![], Arc::new(PlainThreads)).speaking(target_speaks.parse().unwrap());
+    let receiving = std::thread::spawn(move || incoming.run(|_| Ok(Guest::empty(Duration::from_millis(1))), |_| {}));
+    let mut outgoing = outgoing(&source, 1).speaking(source_speaks.parse().unwrap());
+    let moved = outgoing.run(&source, &PlainThreads, passed, |_| {});
+    if moved.is_err() {
+        rustix::net::shutdown(&stop, rustix::net::Shutdown::Both).unwrap();
+    }
+    let arrived = receiving.join().unwrap();
+    if let Ok(Arrived::Running { machine, .. }) = arrived {
+        machine.stand_still();
+    }
+    moved.map(|report| (report, source.saved_for.load(Ordering::SeqCst) as u16)).map_err(|error| format!("{error:#}"))
+}
+
+#[test]
+fn programs_of_neighbouring_versions_move_vms_both_ways_and_others_say_which_is_behind() {
+    for (source, target, spoken) in [("3", "3-4", 3), ("3-4", "3", 3), ("3-4", "3-4", 4), ("3-4", "4-5", 4)] {
+        let (report, saved_for) = between(source, target).unwrap();
+        assert_eq!((report.outcome, saved_for), (Outcome::Moved, spoken), "{source} to {target}: {report:?}");
+    }
+    let refused = between("3", "4-5").unwrap_err();
+    assert!(refused.contains("speaks version 4-5 of the move protocol, this one 3: upgrade this host"), "{refused}");
+    let refused = between("4-5", "3").unwrap_err();
+    assert!(refused.contains("speaks version 3 of the move protocol, this one 4-5: upgrade the other host"), "{refused}");
 }
 
 /// The link breaks when one side writes `right`; both wait, connect again, and the VM has moved.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! saved machine = "RBS1" u32(parts) part*
-//! part          = kind:u16 index:u16 version:u16 length:u32 bytes        all little endian
+//! part          = kind:u16 index:u16 version:u16 length:u32 bytes        all little endian; a kind from 0x8000 on may be left out
 //! ```
 //!
 //! Who saves a part writes its own `saved.rs` beside the thing that runs; running types never derive `Serialize`.
@@ -15,6 +15,8 @@ const MAGIC: [u8; 4] = *b"RBS1";
 const PART_HEADER_BYTES: usize = 10;
 /// Most parts of one machine: 16 vCPUs and every device leave a wide margin.
 pub const PARTS_MAX: usize = 256;
+/// Kinds from here on help who knows them, and are skipped by who does not: without them the machine is the same.
+pub const MAY_BE_LEFT_OUT: u16 = 0x8000;
 /// Largest part. XSAVE areas are the largest thing saved and stay below 16 KiB.
 pub const PART_BYTES_MAX: usize = 256 * 1024;
 
@@ -59,7 +61,7 @@ pub enum SavedError {
         max: usize,
     },
     /// A kind that this version does not know.
-    #[error("saved state: part kind {0} is not known to this version")]
+    #[error("saved state: part kind {0} is not known to this version: upgrade this host, and move the VM then")]
     UnknownKind(u16),
     /// Two parts say the same thing.
     #[error("saved state: part {kind:?} {index} is there twice")]
@@ -78,7 +80,7 @@ pub enum SavedError {
         index: u16,
     },
     /// A part of another version.
-    #[error("saved state: part {kind:?} {index} has version {found}, this program reads {expected}")]
+    #[error("saved state: part {kind:?} {index} has version {found}, this program reads {expected}: upgrade the older of both hosts")]
     Version {
         /// Its kind.
         kind: PartKind,
@@ -201,7 +203,7 @@ impl SavedMachine {
         limit("part count", count, PARTS_MAX)?;
         let mut parts: Vec<Part> = Vec::with_capacity(count.min(bytes.len() / PART_HEADER_BYTES));
         for _ in 0..count {
-            let part = read_part(&mut input)?;
+            let Some(part) = read_part(&mut input)? else { continue };
             let (kind, index) = (part.kind, part.index);
             if parts.iter().any(|p| p.kind == kind && p.index == index) {
                 return Err(SavedError::Doubled { kind, index });
@@ -215,14 +217,19 @@ impl SavedMachine {
     }
 }
 
-fn read_part(input: &mut Input<'_>) -> Result<Part, SavedError> {
+/// None for one that is not known and may be left out.
+fn read_part(input: &mut Input<'_>) -> Result<Option<Part>, SavedError> {
     let number = input.u16()?;
-    let kind = PartKind::ALL.into_iter().find(|k| *k as u16 == number).ok_or(SavedError::UnknownKind(number))?;
     let index = input.u16()?;
     let version = input.u16()?;
     let length = input.u32()? as usize;
     limit("part length", length, PART_BYTES_MAX)?;
-    Ok(Part { kind, index, version, bytes: input.take(length)?.to_vec() })
+    let bytes = input.take(length)?;
+    match PartKind::ALL.into_iter().find(|kind| *kind as u16 == number) {
+        Some(kind) => Ok(Some(Part { kind, index, version, bytes: bytes.to_vec() })),
+        None if number >= MAY_BE_LEFT_OUT => Ok(None),
+        None => Err(SavedError::UnknownKind(number)),
+    }
 }
 
 fn limit(what: &'static str, value: usize, max: usize) -> Result<(), SavedError> {
@@ -281,6 +288,18 @@ mod tests {
     }
 
     #[test]
+    fn a_part_that_is_not_known_is_skipped_only_if_it_may_be() {
+        let with = |kind: u16| {
+            let mut bytes = sample().to_bytes();
+            bytes[4] += 1;
+            bytes.extend([&kind.to_le_bytes()[..], &[0, 0, 1, 0, 2, 0, 0, 0, 9, 9]].concat());
+            SavedMachine::from_bytes(&bytes)
+        };
+        assert_eq!(with(MAY_BE_LEFT_OUT | 5), Ok(sample()));
+        assert_eq!(with(0x7fff), Err(SavedError::UnknownKind(0x7fff)));
+    }
+
+    #[test]
     fn what_nobody_takes_is_an_error() {
         let mut machine = sample();
         let clock = machine.take(PartKind::Clock, 0).unwrap();
@@ -310,7 +329,8 @@ mod tests {
         fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let with_magic = [&MAGIC[..], &bytes].concat();
             if let Ok(machine) = SavedMachine::from_bytes(&with_magic) {
-                prop_assert_eq!(machine.to_bytes(), with_magic);
+                // What was skipped is not there any more.
+                prop_assert!(machine.to_bytes() == with_magic || machine.to_bytes().len() < with_magic.len());
             }
         }
     }

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use axum::{
-    extract::{FromRequest, Request, rejection::JsonRejection},
+    extract::{Extension, FromRequest, Request, rejection::JsonRejection},
     http::{StatusCode, Uri},
     response::{IntoResponse, Response},
 };
 use rebec_api::{ApiError, ErrorCode};
 use serde::de::DeserializeOwned;
+
+use crate::mesh::versions::Spoken;
 
 /// How long a client may take for the body of its request.
 const BODY_TIME: Duration = Duration::from_secs(10);
@@ -45,9 +47,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = Failure;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        let spoken = request.extensions().get::<Spoken>().cloned();
         match tokio::time::timeout(BODY_TIME, axum::Json::from_request(request, state)).await {
             Ok(Ok(axum::Json(value))) => Ok(Self(value)),
-            Ok(Err(rejection)) => Err(refuse(&rejection)),
+            Ok(Err(rejection)) => Err(refuse(&rejection, spoken.as_ref())),
             Err(_) => {
                 let message = format!("the body of the request did not come within {} s", BODY_TIME.as_secs());
                 Err(ApiError::new(ErrorCode::BadRequest, message).into())
@@ -56,20 +59,33 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     }
 }
 
-fn refuse(rejection: &JsonRejection) -> Failure {
+/// What another host sends on for a user may have a field that only its own version knows.
+fn refuse(rejection: &JsonRejection, spoken: Option<&Spoken>) -> Failure {
     let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
     let text = rejection.body_text();
     let text = text.strip_prefix("Failed to deserialize the JSON body into the target type: ").unwrap_or(&text);
-    Failure(ApiError::new(code, format!("the body of the request: {text}")))
+    match (spoken, text.split_once("unknown field")) {
+        (Some(spoken), Some((_, named))) => {
+            let field = named.split(',').next().unwrap_or_default().trim();
+            Failure(spoken.not_known(&format!("the field {field}")))
+        }
+        _ => Failure(ApiError::new(code, format!("the body of the request: {text}"))),
+    }
 }
 
-/// No such path.
-pub async fn no_route(uri: Uri) -> Failure {
+/// No such path. What another host asks, some version knows.
+pub async fn no_route(spoken: Option<Extension<Spoken>>, uri: Uri) -> Failure {
+    if let Some(Extension(spoken)) = spoken {
+        return Failure(spoken.not_known(&format!("`{}`", uri.path())));
+    }
     Failure(ApiError::new(ErrorCode::NotFound, format!("this API has no {}; GET /v1/openapi.json lists what it has", uri.path())))
 }
 
 /// No such method on this path.
-pub async fn no_method(uri: Uri) -> Failure {
+pub async fn no_method(spoken: Option<Extension<Spoken>>, uri: Uri) -> Failure {
+    if let Some(Extension(spoken)) = spoken {
+        return Failure(spoken.not_known(&format!("this way of asking `{}`", uri.path())));
+    }
     Failure(ApiError::new(
         ErrorCode::BadRequest,
         format!("{} does not take this method; GET /v1/openapi.json lists what it takes", uri.path()),

@@ -48,9 +48,12 @@ pub fn pool_status(agent: &Agent) -> PoolStatus {
             hosts_reachable: reachable,
             vms: view::vms(book).len() as u32,
             join: join.clone(),
+            versions: shown::versions(book),
         }
     });
-    known.unwrap_or(PoolStatus { pool: None, key: None, host, domain: None, domains: 0, hosts: 0, hosts_reachable: 0, vms: 0, join })
+    let alone =
+        || PoolStatus { pool: None, key: None, host, domain: None, domains: 0, hosts: 0, hosts_reachable: 0, vms: 0, join, versions: None };
+    known.unwrap_or_else(alone)
 }
 
 /// `POST /v1/pool`

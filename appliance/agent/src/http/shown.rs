@@ -7,7 +7,7 @@ use std::{
 
 use rebec_api::{
     audit::AuditMark,
-    host::{HostInfo, HostState},
+    host::{HostInfo, HostState, Protocols},
     image::{ImageInfo, Part},
     lan::{LanInfo, PortInfo},
     pool::DomainInfo,
@@ -19,7 +19,7 @@ use rebec_book::{
     record::{Kind, PartRef, SeenState, VmBody},
     view,
 };
-use rebec_vmm_api::MacAddr;
+use rebec_vmm_api::{MacAddr, Versions};
 
 use crate::agent::Agent;
 
@@ -95,12 +95,39 @@ pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
             vms: load.vms,
             durable: body.durable,
             version: body.version.clone(),
+            protocols: body.speaks.map(|speaks| {
+                let text = |(lowest, highest)| Versions::new(lowest, highest).to_string();
+                Protocols { peer: text(speaks.peer), moves: text(speaks.moves), control: text(speaks.control) }
+            }),
             audit: body.audit.map(|head| AuditMark { seq: head.seq, hash: head.hash.to_string() }),
             this: host.key == agent.key(),
             name: host.name,
         }
     });
     shown.collect()
+}
+
+/// Where hosts are of several versions: which there are, and which hosts are to be upgraded.
+pub fn versions(book: &Book) -> Option<String> {
+    let mut of: BTreeMap<(Vec<u64>, String), Vec<String>> = BTreeMap::new();
+    for host in view::hosts(book).into_iter().filter(|host| host.member.dead.is_none()) {
+        let numbers = host.body.version.split(['.', '-', '+']).map_while(|number| number.parse().ok()).collect();
+        of.entry((numbers, host.body.version.clone())).or_default().push(host.name);
+    }
+    let ((_, newest), hosts) = of.pop_last()?;
+    let behind: Vec<String> = of.into_iter().map(|((_, version), hosts)| format!("{version} on {}", some(&hosts))).collect();
+    if behind.is_empty() {
+        return None;
+    }
+    Some(format!("{newest} on {}; to be upgraded: {}", some(&hosts), behind.join(", ")))
+}
+
+/// The first of some names, and how many more there are.
+fn some(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let more = names.len().saturating_sub(SHOWN);
+    let shown = names[..names.len().min(SHOWN)].join(" ");
+    if more == 0 { shown } else { format!("{shown} and {more} more") }
 }
 
 /// The images.

@@ -6,6 +6,7 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use rebec_book::record::SeenState;
 use rebec_host::folders;
+use rebec_vmm_api::control::OtherVersion;
 
 use super::{Kept, LocalVm, Want, process::Process, stop, watch};
 use crate::{
@@ -47,6 +48,15 @@ async fn one(agent: &Arc<Agent>, folder: &Path, kept: Kept) {
             if kept.want == Want::Stopped {
                 stop::go_on(agent, &vm);
             }
+        }
+        Err(error) if error.is::<OtherVersion>() => {
+            log::error!("vm {}: {error}", kept.body.name);
+            let reason = error.to_string();
+            vm.say(agent, |seen| {
+                seen.state = SeenState::Other;
+                seen.epoch = kept.epoch;
+                seen.reason = Some(reason);
+            });
         }
         Err(_) => {
             let (agent, vm) = (agent.clone(), vm.clone());

@@ -81,6 +81,7 @@ pub async fn prepare(agent: &Arc<Agent>, granted: Granted, reporter: &Reporter) 
         return Err(ApiError::new(ErrorCode::Forbidden, "no arrival was granted"));
     };
     let (home, body) = start::desired(agent, id)?;
+    start::require_known(agent, &body)?;
     let (name, epoch) = (body.name.clone(), epoch.saturating_add(1));
     start::gather(agent, &body.image, Some(from), reporter).await?;
     let gone = || agent.local_vm(&id).is_none_or(|vm| vm.want() != Want::Gone);

@@ -85,6 +85,7 @@ pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, Choice), Api
         nics,
         keeper: None,
         created: now_s(),
+        must: None,
     };
     let chosen = place(agent, &body, new.host.as_deref(), new.domain.as_deref(), None)?;
     if new.on_host_loss == OnHostLoss::Restart {

@@ -69,7 +69,6 @@ pub enum Verdict {
 
 /// `POST /internal/restarts`: a VM that is stopped, or counts as such, on a host that is lost is to run.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Wish {
     /// The VM.
     pub vm: Id,

@@ -45,7 +45,7 @@ pub fn answer_for_the_dead(mut control: UnixStream) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use rebec_migrate::{
-        frame::{Preamble, Role},
+        frame::{Preamble, Role, VERSIONS},
         ledger::{MoveId, Record, VmId},
     };
 
@@ -54,7 +54,7 @@ mod tests {
     fn ask(right: Right) -> (Result<()>, Vec<u8>) {
         let (mut near, far) = UnixStream::pair().unwrap();
         let answering = std::thread::spawn(move || answer_for_the_dead(far));
-        let preamble = Preamble { role: Role::Control, streams: 1, move_id: MoveId([7; 16]) }.to_bytes();
+        let preamble = Preamble { speaks: VERSIONS, role: Role::Control, streams: 1, move_id: MoveId([7; 16]) }.to_bytes();
         near.write_all(&preamble).unwrap();
         let record = Record { right, vm: VmId([9; 16]), epoch: 5, move_id: MoveId([7; 16]) };
         near.write_all(&FromSource::Resume { record }.to_frame()).unwrap();

@@ -39,6 +39,7 @@ const LEFT_TIME: Duration = Duration::from_secs(30);
 /// declared dead, or its keeper's grant.
 pub async fn start(agent: &Arc<Agent>, id: Id, order: Order, reporter: &Reporter) -> Result<(), ApiError> {
     let (home, body) = desired(agent, id)?;
+    require_known(agent, &body)?;
     require_assigned(agent, id, &body.name, order.epoch)?;
     gather(agent, &body.image, None, reporter).await?;
     let here = agent.local_vm(&id).map(|vm| vm.kept());
@@ -76,6 +77,15 @@ fn require_assigned(agent: &Agent, id: Id, name: &str, epoch: u64) -> Result<(),
     }
     let holder = at.map_or_else(|| "nobody".to_owned(), |at| format!("host {} at epoch {}", agent.name_of(&at.host), at.epoch));
     Err(ApiError::new(ErrorCode::Conflict, format!("VM {name} is for {holder} to start, not for this host at epoch {epoch}")))
+}
+
+/// Refuses a VM that is more than this version can make of it.
+pub fn require_known(agent: &Agent, body: &VmBody) -> Result<(), ApiError> {
+    let Some(word) = body.not_known() else { return Ok(()) };
+    let (name, host, rebec) = (&body.name, agent.own_name(), agent.rebec());
+    let message =
+        format!("VM {name} needs `{word}`, which host {host} (Rebec {rebec}) does not know: upgrade that host, or choose another");
+    Err(ApiError::new(ErrorCode::OtherVersion, message))
 }
 
 /// The desired record of a VM.

@@ -92,6 +92,8 @@ pub async fn look(agent: &Agent, vm: &Arc<LocalVm>) {
         VmState::Paused => SeenState::Paused,
         VmState::Moving => SeenState::Moving,
         VmState::Waiting => SeenState::Waiting,
+        // A newer VMM's word, which a newer agent began it with.
+        VmState::Other => SeenState::Other,
         // It has not run here: whoever sends it says how it is.
         VmState::Incoming => return,
         VmState::Moved => {

@@ -79,6 +79,7 @@ impl Writer {
             durable: true,
             version: "1".into(),
             audit: None,
+            speaks: None,
         };
         self.write(Kind::HOST, id_of_key(&key(host)), host, Body::Host(body.into()));
     }
@@ -107,6 +108,7 @@ impl Writer {
             nics: vec![],
             keeper: keeper.map(key),
             created: 0,
+            must: None,
         };
         self.write(Kind::VM, vm_id(number, home), home, Body::Vm(body.into()));
         vm_id(number, home)

@@ -47,6 +47,7 @@ fn says(seq: u64, host: u8, domain: u8) -> Signed {
         durable: true,
         version: "1".into(),
         audit: None,
+        speaks: None,
     };
     Record::sign(Kind::HOST, id_of_key(&key(host)), seq, Some(&Body::Host(body.into())), &secret(host)).unwrap()
 }

@@ -74,6 +74,7 @@ fn founded(hosts: u32, domains: u32) -> Book {
             durable: true,
             version: "1".into(),
             audit: None,
+            speaks: None,
         };
         put(sign(Kind::HOST, id_of_key(&key(host)), 1, &Body::Host(body.into()), host));
     }

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use rebec_agent::Options;
+use rebec_agent::{Later, Options};
 
 use crate::{
     args::agent::ServeOptions,
@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Runs the agent until a signal ends it.
-pub fn agent(options: ServeOptions, socket: Option<PathBuf>) -> Exit {
+pub fn agent(options: ServeOptions, socket: Option<PathBuf>, later: Option<Later>) -> Exit {
     let ticket = match options.join_file.as_ref().map(fs::read_to_string) {
         None => None,
         Some(Ok(text)) => Some(text),
@@ -34,6 +34,7 @@ pub fn agent(options: ServeOptions, socket: Option<PathBuf>) -> Exit {
         links: options.bring_up_links.then(|| options.ip.unwrap_or(rebec_agent::Addressing::Dhcp)),
         time: options.keep_time.then_some(options.ntp),
         ticket,
+        later,
     });
     match run {
         Ok(()) => Exit::Done,

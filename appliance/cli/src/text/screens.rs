@@ -3,7 +3,7 @@
 use rebec_api::{
     ApiError, ErrorCode,
     audit::AuditRow,
-    host::{HostInfo, HostState},
+    host::{HostInfo, HostState, Protocols},
     image::{ImageInfo, Part},
     job::{Job, JobProgress, JobState},
     lan::{LanInfo, PortInfo},
@@ -57,6 +57,7 @@ fn host() -> HostInfo {
         vms: 1,
         durable: true,
         version: "0.1.0".into(),
+        protocols: Some(Protocols { peer: "1".into(), moves: "3-4".into(), control: "1".into() }),
         audit: None,
         this: true,
     }
@@ -140,6 +141,7 @@ fn hosts_and_domains() {
              memory for VMs  512 MiB of 6 GiB used\n\
              disk            1.5 GiB of 20 GiB used\n\
              state survives  a reboot\n\
+             protocols       hosts 1, moves 3-4, VMMs 1\n\
              clock           by 10.0.0.3, was off by less than 1ms\n\
              addresses       10.0.0.1:7118\n\
              \x20               [fe80::1]:7118\n",
@@ -162,6 +164,7 @@ fn the_pool_and_its_invitations() {
         hosts_reachable: 0,
         vms: 0,
         join: "belongs to no pool".into(),
+        versions: None,
     };
     assert_eq!(shows::pool(&alone), "host  a1\npool  none\njoin  belongs to no pool\n");
     let member = PoolStatus {
@@ -172,11 +175,12 @@ fn the_pool_and_its_invitations() {
         hosts: 3,
         hosts_reachable: 2,
         join: "member".into(),
+        versions: Some("0.2.0 on a2; to be upgraded: 0.1.0 on a1 b1".into()),
         ..alone
     };
     assert_eq!(
         shows::pool(&member),
-        "host     a1 (domain alpha)\npool     lab\nkey      ab\ndomains  2\nhosts    3 known, 2 answering\nvms      0\njoin     member\n"
+        "host      a1 (domain alpha)\npool      lab\nkey       ab\ndomains   2\nhosts     3 known, 2 answering\nvms       0\njoin      member\nversions  0.2.0 on a2; to be upgraded: 0.1.0 on a1 b1\n"
     );
     let open =
         |id: &str, founds: Option<&str>, expires| Invitation { id: id.into(), founds: founds.map(str::to_owned), expires, uses_left: 1 };

@@ -73,6 +73,8 @@ pub fn host(host: &HostInfo) -> String {
         ("disk", used(host.disk_used_bytes, host.disk_bytes)),
         ("state survives", if host.durable { "a reboot".to_owned() } else { "until the next reboot only".to_owned() }),
     ];
+    let protocols = host.protocols.iter();
+    lines.extend(protocols.map(|speaks| ("protocols", format!("hosts {}, moves {}, VMMs {}", speaks.peer, speaks.moves, speaks.control))));
     lines.extend(host.audit.iter().map(|mark| ("audit log", mark.to_string())));
     lines.extend(host.clock.iter().map(|clock| ("clock", clock.clone())));
     let addresses = host.addresses.iter().enumerate();
@@ -95,6 +97,7 @@ pub fn pool(status: &PoolStatus) -> String {
         None => lines.push(("pool", "none".to_owned())),
     }
     lines.push(("join", status.join.clone()));
+    lines.extend(status.versions.iter().map(|versions| ("versions", versions.clone())));
     pairs(&lines)
 }
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{
     POLL, SOON,
     cli::{self, Answer, Asked},
-    processes, program,
+    later, processes, program,
 };
 use crate::netlab::{
     Machine,
@@ -47,6 +47,8 @@ pub struct Host {
     pub called: String,
     /// Memory that its VMs may have, as in `512M`.
     pub memory: String,
+    /// Whether its agent and the VMMs that this starts are of a later version.
+    pub later: bool,
     /// Runs instead of the agent, which it is told to run as its last arguments.
     pub wrapper: Vec<String>,
 }
@@ -63,6 +65,7 @@ impl Host {
             address: Some(machine.address().into()),
             called: name.clone(),
             memory: "1G".into(),
+            later: false,
             wrapper: vec![],
             name,
         }
@@ -92,14 +95,15 @@ impl Host {
     pub fn start(&mut self, machine: &Machine) -> Result<()> {
         let log = File::options().create(true).append(true).open(&self.log).with_context(|| format!("open {}", self.log.display()))?;
         let mut words = self.wrapper.clone();
-        words.push(program()?.display().to_string());
+        let (agent, vmm) = if self.later { later()? } else { (program()?, vmm::program()?) };
+        words.push(agent.display().to_string());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).arg("agent").arg("--state").arg(&self.state).arg("--socket").arg(&self.socket);
         command.args(["--port", &MESH_PORT.to_string()]);
         if let Some(address) = self.address {
             command.args(["--address", &address.to_string()]);
         }
-        command.args(["--name", &self.called, "--memory", &self.memory]).arg("--vmm").arg(vmm::program()?);
+        command.args(["--name", &self.called, "--memory", &self.memory]).arg("--vmm").arg(vmm);
         command.env("RUST_LOG", "debug,iroh=warn,noq=warn,tracing=warn,rustls=info,hyper=info,netlink_proto=info,portmapper=warn");
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut agent = machine.spawn(command)?;

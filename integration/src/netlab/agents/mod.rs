@@ -14,7 +14,7 @@ mod processes;
 mod seat;
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::{
         Mutex, PoisonError,
@@ -59,6 +59,20 @@ pub fn program() -> Result<PathBuf> {
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
     if built.is_none() {
         *built = Some(artifacts::build(Artifact::Rebec)?);
+    }
+    built.clone().context("invariant: built above")
+}
+
+/// Agent and VMM of a later version, built statically; once per process.
+pub fn later() -> Result<(PathBuf, PathBuf)> {
+    static BUILT: Mutex<Option<(PathBuf, PathBuf)>> = Mutex::new(None);
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if built.is_none() {
+        let agent = artifacts::build(Artifact::Later)?;
+        let vmm = agent.with_file_name("vmm-later");
+        fs::remove_file(&vmm).or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })?;
+        std::os::unix::fs::symlink(&agent, &vmm).with_context(|| format!("make {}", vmm.display()))?;
+        *built = Some((agent, vmm));
     }
     built.clone().context("invariant: built above")
 }

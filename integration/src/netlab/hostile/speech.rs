@@ -113,6 +113,7 @@ impl Writer {
             durable: true,
             version: "0".to_owned(),
             audit: None,
+            speaks: None,
         };
         self.say(Kind::HOST, id_of_key(&self.key()), &Body::Host(body.into()))
     }
@@ -176,6 +177,7 @@ impl Vm {
             nics: vec![],
             keeper: None,
             created: 0,
+            must: None,
         };
         Self { id: writer.own_id(nonce), home: writer.key(), body }
     }

@@ -6,7 +6,7 @@ use std::{
     sync::mpsc::{SyncSender, TrySendError},
 };
 
-use rebec_vmm_api::control::{Command, ControlError, ErrorCode, Hello, MigrateOptions, Request, Response, ResponseBody};
+use rebec_vmm_api::control::{Command, ControlError, ErrorCode, MigrateOptions, Request, Response, ResponseBody, Unread};
 use rustix::net::{SocketType, sockopt::socket_type};
 
 use super::{
@@ -15,6 +15,7 @@ use super::{
     reply::{Donation, Heard, reply},
     wire::{Line, LineReader, WireError, send_line},
 };
+use crate::later;
 
 /// What goes on after a request.
 enum Next {
@@ -39,7 +40,7 @@ pub fn serve<E: From<ControlRequest>>(seat: &Seat, owner: &SyncSender<E>) {
 
 fn converse<E: From<ControlRequest>>(seat: &Seat, owner: &SyncSender<E>) -> Result<(), WireError> {
     let stream = seat.stream();
-    send_line(stream, &Hello::current(), &[])?;
+    send_line(stream, &later::hello(), &[])?;
     let mut reader = LineReader::default();
     while let Some(line) = reader.next_line(stream)? {
         if !seat.begin() {
@@ -60,10 +61,10 @@ fn carry_out<E: From<ControlRequest>>(
     stream: &UnixStream,
     owner: &SyncSender<E>,
 ) -> Result<Next, WireError> {
-    let (id, command) = match parse(&line) {
-        Ok(Request { id, command }) => (id, command),
-        Err(message) => {
-            send_line(stream, &Response { id: 0, body: refusal(message) }, &[])?;
+    let (id, command) = match Request::read(&line.bytes) {
+        Ok(Request { id, command, .. }) => (id, command),
+        Err(Unread { id, error }) => {
+            send_line(stream, &Response { id, body: ResponseBody::Error(error) }, &[])?;
             return Ok(Next::Listen);
         }
     };
@@ -97,10 +98,6 @@ fn carry_out<E: From<ControlRequest>>(
             Heard::HandedOver => return Ok(Next::HandedOver),
         }
     }
-}
-
-fn parse(line: &Line) -> Result<Request, String> {
-    serde_json::from_slice(&line.bytes).map_err(|error| format!("not a request of this protocol: {error}"))
 }
 
 /// What the types cannot say: the numbers of a move, and that its descriptors are the connections it needs.

@@ -60,7 +60,7 @@ fn connect(fixture: &Fixture) -> Caller {
 /// Connected, hello read.
 fn greeted(fixture: &Fixture) -> Caller {
     let mut caller = connect(fixture);
-    assert_eq!(caller.line(), format!("{{\"rebec\":\"{}\",\"protocol\":1}}", env!("CARGO_PKG_VERSION")));
+    assert_eq!(caller.line(), format!("{{\"rebec\":\"{}\",\"protocol\":1,\"from\":1}}", env!("CARGO_PKG_VERSION")));
     caller
 }
 
@@ -152,12 +152,18 @@ fn a_broken_line_is_refused_and_the_next_one_is_heard() {
     let fixture = serve_willing();
     let mut caller = greeted(&fixture);
     let deep = "[".repeat(10_000);
-    for bad in ["", "null", "{", "{\"id\":1}", "{\"id\":-1,\"do\":\"status\"}", "{\"id\":1,\"do\":\"fly\"}", "\u{0}\u{1}", deep.as_str()] {
+    for bad in ["", "null", "{", "{\"id\":1}", "{\"id\":-1,\"do\":\"status\"}", "\u{0}\u{1}", deep.as_str()] {
         caller.say(format!("{bad}\n"));
         let line = caller.line();
         assert!(line.starts_with(r#"{"id":0,"error":{"code":"bad_request""#), "{bad:.20}: {line}");
     }
-    caller.say("\n{\"id\":7,\"do\":\"status\"}\n");
+    // A newer program's request, and one that says that more than its words is meant.
+    for unknown in ["{\"id\":5,\"do\":\"fly\"}", "{\"id\":5,\"do\":\"pause\",\"height\":3,\"must\":[\"height\"]}"] {
+        caller.say(format!("{unknown}\n"));
+        let line = caller.line();
+        assert!(line.starts_with(r#"{"id":5,"error":{"code":"not_known""#), "{unknown}: {line}");
+    }
+    caller.say("\n{\"id\":7,\"do\":\"status\",\"height\":3}\n");
     caller.line();
     assert_eq!(caller.line(), r#"{"id":7,"ok":"done"}"#);
 }

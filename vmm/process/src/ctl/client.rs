@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use rebec_vmm_api::control::{Answer, Command, Hello, PROTOCOL, Progress, Request, Response, ResponseBody, Status};
+use rebec_vmm_api::control::{Answer, Command, Hello, Progress, Request, Response, ResponseBody, Status};
 
 use super::CtlError;
 use crate::control::wire::{LineReader, WireError, send_line};
@@ -14,7 +14,7 @@ use crate::control::wire::{LineReader, WireError, send_line};
 /// How long a VMM may take for anything but a move: it pauses a machine in milliseconds.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 
-/// A connection to a VMM of the same protocol version.
+/// A connection to a VMM that speaks a version of the protocol that this program does too.
 pub struct Client {
     stream: UnixStream,
     reader: LineReader,
@@ -42,10 +42,8 @@ impl Client {
         if let Ok(Response { body: ResponseBody::Error(source), .. }) = serde_json::from_slice(&line.bytes) {
             return Err(Some(CtlError::Refused { what: "hello", source }));
         }
-        let Hello { rebec, protocol } = serde_json::from_slice(&line.bytes).map_err(|_| None)?;
-        if protocol != PROTOCOL {
-            return Err(Some(CtlError::Version { rebec, protocol }));
-        }
+        let hello: Hello = serde_json::from_slice(&line.bytes).map_err(|_| None)?;
+        hello.agree().map_err(|other| Some(CtlError::Version(other)))?;
         Ok(Self { stream, reader, last_id: 0 })
     }
 
@@ -93,7 +91,7 @@ impl Client {
         let no_answer = |source| CtlError::NoAnswer { what, source };
         self.last_id += 1;
         let id = self.last_id;
-        send_line(&self.stream, &Request { id, command }, descriptors).map_err(no_answer)?;
+        send_line(&self.stream, &Request::new(id, command), descriptors).map_err(no_answer)?;
         loop {
             let line = self.reader.next_line(&self.stream).and_then(|line| line.ok_or(WireError::CutShort)).map_err(no_answer)?;
             let response: Response = serde_json::from_slice(&line.bytes).map_err(|_| CtlError::Unexpected { what })?;

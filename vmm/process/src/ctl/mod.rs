@@ -13,7 +13,7 @@ use std::{
     process::ExitCode,
 };
 
-use rebec_vmm_api::control::{Answer, Command, ControlError, PROTOCOL, Status};
+use rebec_vmm_api::control::{Answer, Command, ControlError, OtherVersion, Status};
 
 use self::client::Client;
 use crate::{
@@ -37,13 +37,8 @@ pub enum CtlError {
     #[error("control socket `{0}`: what listens there is not rebec-vmm")]
     NotRebec(PathBuf),
     /// A VMM of another version.
-    #[error("control socket: the VMM ({rebec}) speaks protocol {protocol}, this ctl speaks {PROTOCOL}; use the ctl of its version")]
-    Version {
-        /// Version of the VMM.
-        rebec: String,
-        /// Its protocol.
-        protocol: u32,
-    },
+    #[error("control socket")]
+    Version(#[source] OtherVersion),
     /// The VMM said no.
     #[error("{what}")]
     Refused {

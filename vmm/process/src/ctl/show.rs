@@ -36,6 +36,7 @@ fn state(state: VmState) -> &'static str {
         VmState::Moving => "moving: it still runs here",
         VmState::Waiting => "waiting: the right to run it was granted away and not yet confirmed",
         VmState::Moved => "moved: it runs elsewhere",
+        VmState::Other => "in a state that this program does not know: use the ctl of the VMM's version",
     }
 }
 

@@ -208,14 +208,15 @@ fn who_is_not_a_vmm_of_this_protocol_is_named() {
     for (hello, wanted) in [
         ("", "no hello"),
         ("SSH-2.0-OpenSSH_9.2\r\n", "no hello"),
-        ("{\"rebec\":\"9.0.0\",\"protocol\":9}\n", "speaks protocol 9"),
+        ("{\"rebec\":\"9.0.0\",\"protocol\":9,\"from\":8}\n", "Rebec 9.0.0) speaks version 8-9 of the control protocol"),
+        ("{\"rebec\":\"9.0.0\",\"protocol\":2,\"from\":1,\"colour\":\"red\"}\n", "greeted"),
         ("{\"id\":0,\"error\":{\"code\":\"busy\",\"message\":\"8 connections\"}}\n", "hello"),
     ] {
         let (near, mut far) = UnixStream::pair().unwrap();
         far.write_all(hello.as_bytes()).unwrap();
         drop(far);
         let said = match Client::greet(near) {
-            Err(Some(error)) => error.to_string(),
+            Err(Some(error)) => format!("{error}: {}", std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default()),
             Err(None) => "no hello".into(),
             Ok(_) => "greeted".into(),
         };

@@ -100,12 +100,13 @@ pub fn read_messages<M: Message>(stream: &TcpStream, mut heard: impl FnMut(M) ->
     }
 }
 
-/// The target's preamble must name the same move.
-pub fn check_answer(ours: &Preamble, theirs: &Preamble) -> Result<()> {
+/// The version that the target has chosen; its preamble must name the same move.
+pub fn check_answer(ours: &Preamble, theirs: &Preamble) -> Result<u16> {
+    let version = theirs.agree(ours.speaks)?;
     if theirs.move_id != ours.move_id {
         bail!("the target is busy with move {}", theirs.move_id);
     }
-    Ok(())
+    Ok(version)
 }
 
 /// Writes framed messages. A connection that cannot be written is noticed by its reader, which is woken here.

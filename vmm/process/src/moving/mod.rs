@@ -58,8 +58,8 @@ pub trait MovingMachine {
     fn pause(&self) -> anyhow::Result<Instant>;
     /// Lets them run (on) at an epoch.
     fn resume(&self, epoch: u64) -> anyhow::Result<()>;
-    /// `SavedMachine` bytes of the paused machine.
-    fn save(&self) -> anyhow::Result<Vec<u8>>;
+    /// `SavedMachine` bytes of the paused machine, for a target of this version of the move protocol.
+    fn save(&self, version: u16) -> anyhow::Result<Vec<u8>>;
     /// Takes what `save` said into a machine that has not run.
     fn restore(&self, saved: &[u8]) -> anyhow::Result<()>;
     /// How memory is mapped ahead, in a machine that has not run; `None` if it cannot be.

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use rebec_devices::Threads;
 use rebec_migrate::{
     Record, Source, SourceInput, SourceOutput,
-    frame::{Preamble, Role},
+    frame::{Preamble, Role, VERSIONS},
     message::FromTarget,
 };
 use rebec_vmm_api::report::MoveReport;
@@ -53,8 +53,9 @@ pub fn settle_source(
     let control = TcpStream::from(connections.into_iter().next().context("no connection was passed")?);
     watch(&control)?;
     let mut engine = Source::restarted(record, Duration::ZERO);
-    write_preamble(&control, &Preamble { role: Role::Control, streams, move_id: engine.move_id() }).context("greet the target")?;
-    read_preamble(&control).context("the target did not greet")?;
+    let preamble = Preamble { speaks: VERSIONS, role: Role::Control, streams, move_id: engine.move_id() };
+    write_preamble(&control, &preamble).context("greet the target")?;
+    read_preamble(&control).context("the target did not greet")?.agree(VERSIONS)?;
     let (sender, events) = sync_channel(16);
     let reading = control.try_clone()?;
     let body = move || {

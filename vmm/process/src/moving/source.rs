@@ -16,12 +16,12 @@ use rebec_bits::BitSet;
 use rebec_devices::Threads;
 use rebec_migrate::{
     Source, SourceConfig, SourceInput, SourceOutput,
-    frame::{Preamble, Role},
+    frame::{Preamble, Role, VERSIONS},
     message::FromTarget,
     page::Key,
     source::LANE_BATCHES_MAX,
 };
-use rebec_vmm_api::{control::Progress, report::MoveReport};
+use rebec_vmm_api::{Versions, control::Progress, report::MoveReport};
 
 use super::{
     MovingMachine,
@@ -60,6 +60,7 @@ impl Canceller {
 pub struct Outgoing {
     engine: Source,
     key: Key,
+    speaks: Versions,
     streams: usize,
     origin: Instant,
     canceller: Canceller,
@@ -69,6 +70,8 @@ pub struct Outgoing {
 
 /// The connections of one attempt and the threads on them.
 struct Link {
+    /// What both sides speak.
+    version: u16,
     control: TcpStream,
     sockets: Vec<TcpStream>,
     work: Vec<SyncSender<Work>>,
@@ -80,7 +83,13 @@ impl Outgoing {
     pub fn new(config: SourceConfig) -> Self {
         let (key, streams) = (config.key, config.streams);
         let origin = Instant::now();
-        Self { engine: Source::new(config, Duration::ZERO), key, streams, origin, canceller: Canceller::default(), began: false }
+        let (engine, canceller) = (Source::new(config, Duration::ZERO), Canceller::default());
+        Self { engine, key, speaks: VERSIONS, streams, origin, canceller, began: false }
+    }
+
+    /// In other versions than this program's.
+    pub fn speaking(self, speaks: Versions) -> Self {
+        Self { speaks, ..self }
     }
 
     /// Calls it off.
@@ -136,16 +145,18 @@ impl Outgoing {
     fn connect(&self, spaces: &Spaces, threads: &dyn Threads, connections: Vec<OwnedFd>, events: &SyncSender<SourceInput>) -> Result<Link> {
         let mut sockets: Vec<TcpStream> = connections.into_iter().map(TcpStream::from).collect();
         let roles = std::iter::once(Role::Control).chain((0..).map(Role::Stream));
-        let preamble = |role| Preamble { role, streams: sockets.len().saturating_sub(1) as u8, move_id: self.engine.move_id() };
+        let (streams, move_id) = (sockets.len().saturating_sub(1) as u8, self.engine.move_id());
+        let preamble = |role| Preamble { speaks: self.speaks, role, streams, move_id };
         for (socket, role) in sockets.iter().zip(roles) {
             watch(socket).and_then(|()| write_preamble(socket, &preamble(role))).context("greet the target")?;
         }
         let ours = preamble(Role::Control);
         let control = sockets.first().context("no connection was passed")?.try_clone()?;
-        check_answer(&ours, &read_preamble(&control).context("the target did not greet")?)?;
+        let version = check_answer(&ours, &read_preamble(&control).context("the target did not greet")?)?;
+        log::debug!("move {move_id}: version {version}");
         control.set_write_timeout(Some(Duration::from_secs(30)))?;
         let sockets = sockets.split_off(1);
-        let mut link = Link { control, sockets, work: vec![], threads: vec![] };
+        let mut link = Link { version, control, sockets, work: vec![], threads: vec![] };
         let reading = link.control.try_clone()?;
         let told = events.clone();
         let body = move || {
@@ -232,7 +243,7 @@ impl Outgoing {
                 let stopped = machine.pause()?;
                 SourceInput::Paused { stopped: stopped.saturating_duration_since(self.origin) }
             }
-            SourceOutput::Save => SourceInput::Saved(machine.save()?),
+            SourceOutput::Save => SourceInput::Saved(machine.save(link.version)?),
             SourceOutput::Resume { epoch } => {
                 // The engine has said its last word about this VM; the user hears of it here and in its status.
                 if let Err(error) = machine.resume(epoch) {

@@ -16,9 +16,10 @@ use anyhow::{Context, Result};
 use rebec_devices::Threads;
 use rebec_migrate::{
     Record, Target, TargetInput, TargetOutput,
-    frame::{Preamble, Role},
+    frame::{Preamble, Role, VERSIONS},
     message::{FromSource, Shape},
 };
+use rebec_vmm_api::Versions;
 
 use super::{
     MovingMachine,
@@ -56,6 +57,7 @@ pub struct Incoming {
     threads: Arc<dyn Threads>,
     origin: Instant,
     last: Option<Record>,
+    speaks: Versions,
 }
 
 /// The connections of one attempt and the threads on them.
@@ -69,7 +71,12 @@ impl Incoming {
     /// `listener` is a socket that listens, TCP or Unix; `donors` are connections that `donate` has turned.
     pub fn new(listener: impl Into<OwnedFd>, donors: Vec<UnixStream>, threads: Arc<dyn Threads>) -> Self {
         let listener = Listener(listener.into());
-        Self { listener, donors, threads, origin: Instant::now(), last: None }
+        Self { listener, donors, threads, origin: Instant::now(), last: None, speaks: VERSIONS }
+    }
+
+    /// In other versions than this program's.
+    pub fn speaking(self, speaks: Versions) -> Self {
+        Self { speaks, ..self }
     }
 
     /// Knows the ledger's last record: a source that never heard of a release is told again.
@@ -185,6 +192,14 @@ impl Incoming {
     fn accept(&self) -> Result<Option<(Preamble, TcpStream)>> {
         let (stream, from) = self.listener.accept().context("accept a connection")?;
         let greeted = watch(&stream).map_err(anyhow::Error::from).and_then(|()| read_preamble(&stream));
+        let greeted = greeted.and_then(|preamble| {
+            let spoken = preamble.agree(self.speaks);
+            if spoken.is_err() && preamble.role == Role::Control {
+                // So that the source can say which side is behind; it may be gone already.
+                write_preamble(&stream, &Preamble { speaks: self.speaks, ..preamble }).ok();
+            }
+            spoken.map(|_| preamble).map_err(anyhow::Error::from)
+        });
         match greeted {
             Ok(preamble) => Ok(Some((preamble, stream))),
             Err(error) => {
@@ -196,8 +211,9 @@ impl Incoming {
     }
 
     fn open(&self, preamble: Preamble, control: TcpStream, sockets: Vec<TcpStream>, events: &SyncSender<TargetInput>) -> Result<Link> {
+        let version = preamble.agree(self.speaks)?;
         // The source may be gone already; its reader then says so.
-        if let Err(error) = write_preamble(&control, &preamble) {
+        if let Err(error) = write_preamble(&control, &Preamble { speaks: Versions::only(version), ..preamble }) {
             log::debug!("receive: greet the source: {error}");
         }
         control.set_write_timeout(Some(Duration::from_secs(30)))?;

@@ -7,6 +7,7 @@ mod bundle;
 mod leases;
 mod openapi;
 mod tls;
+mod versions;
 
 use std::sync::Arc;
 
@@ -49,6 +50,7 @@ impl Bench {
             links: None,
             time: None,
             ticket: None,
+            later: None,
             state: state.clone(),
         };
         let identity = Identity::open(&state).unwrap();
@@ -122,6 +124,7 @@ pub fn vm_body(bench: &Bench) -> VmBody {
         nics: vec![],
         keeper: None,
         created: 0,
+        must: None,
     }
 }
 
