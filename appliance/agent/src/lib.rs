@@ -22,6 +22,7 @@ mod knowledge;
 mod logs;
 mod machine;
 mod pool;
+mod roles;
 mod run;
 mod screen;
 mod store;

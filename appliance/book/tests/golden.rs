@@ -105,7 +105,7 @@ fn records() -> Vec<(&'static str, Signed)> {
         grants: vec![Grant::sign(&vm_id, key(4), 2, &secret(3))],
         to: Some(key(6)),
     };
-    let member = MemberBody { host: key(3), domain: key(2), name: "a1".into(), dead: Some("burnt".into()) };
+    let member = MemberBody { host: key(3), domain: key(2), name: "a1".into(), dead: Some("burnt".into()), role: None };
     vec![
         ("floor", sign(Kind::FLOOR, Name([0; 16]), Body::Floor(FloorBody { floor: 6 }), 3)),
         ("pool", sign(Kind::POOL, id_of_key(&key(1)), Body::Pool(PoolBody { name: "lab".into() }), 1)),

@@ -42,6 +42,7 @@ pub fn pool_status(agent: &Agent) -> PoolStatus {
             pool: view::pool_name(book).map(str::to_owned),
             key: Some(book.pool().to_string()),
             host: host.clone(),
+            host_key: agent.key().to_string(),
             domain: domains.iter().find(|domain| Some(domain.body.key) == own).map(|domain| domain.name.clone()),
             domains: domains.len() as u32,
             hosts: hosts.len() as u32,
@@ -50,7 +51,19 @@ pub fn pool_status(agent: &Agent) -> PoolStatus {
             join: join.clone(),
         }
     });
-    known.unwrap_or(PoolStatus { pool: None, key: None, host, domain: None, domains: 0, hosts: 0, hosts_reachable: 0, vms: 0, join })
+    let host_key = agent.key().to_string();
+    known.unwrap_or(PoolStatus {
+        pool: None,
+        key: None,
+        host,
+        host_key,
+        domain: None,
+        domains: 0,
+        hosts: 0,
+        hosts_reachable: 0,
+        vms: 0,
+        join,
+    })
 }
 
 /// `POST /v1/pool`
