@@ -105,7 +105,7 @@ fn beginning(key: impl Fn(u8) -> Key) -> [Signed; 3] {
             Kind::MEMBER,
             id_of_key(&key(2)),
             1,
-            Body::Member(MemberBody { host: key(2), domain: key(1), name: "a1".into(), dead: None }),
+            Body::Member(MemberBody { host: key(2), domain: key(1), name: "a1".into(), dead: None, role: None }),
             1,
         ),
     ]

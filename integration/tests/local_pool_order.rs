@@ -1,5 +1,5 @@
-//! Orders that cross each other, hosts that come back, hosts that leave: what ordinary use must not bring about. A hostile member is here only to read
-//! books.
+//! Orders that cross each other, hosts that come back, hosts that leave: what ordinary use must not bring about. A hostile host of the same domain reads
+//! books, and tries what root at a host that may only look must not be able to.
 
 use std::{fs, thread, time::Duration};
 
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use rebec_lab::netlab::{
     NetLab,
     agents::{Agents, Host, SOON, eventually},
-    hostile::{Findings, Hostile, Question, speech},
+    hostile::{Findings, Hostile, Question, Writer, speech},
 };
 
 /// Rate of a link over which an image takes seconds.
@@ -61,6 +61,63 @@ fn difference(reader: &Hostile, hosts: [&str; 2]) -> Result<Vec<String>> {
     Ok(names.cloned().collect())
 }
 
+/// What a host that may only look cannot do at others, neither by itself nor with what a user said to it. `id` is of a VM that runs at a2.
+fn looks_and_no_more(agents: &Agents, reader: &Hostile, id: &str, findings: &mut Findings) -> Result<()> {
+    let a1 = &agents.hosts[0];
+    let vm = format!("~{id}");
+    let by_root = |question: &Question| Ok::<_, anyhow::Error>(question.clone().with(&reader.host.signs(reader.host.key(), question)?));
+    let stop = Question::stop(&vm);
+    findings.of("a VM is stopped by the key of a host", reader.is_refused("a2", &stop));
+    findings.of("a VM is stopped by root at a host that may look", reader.is_refused("a2", &by_root(&stop)?));
+    findings.of("a ticket is made by root at a host that may look", reader.is_refused("a1", &by_root(&Question::invite_host())?));
+    let looks = reader.asks("a2", &by_root(&Question::User("GET", format!("/v1/vms/{vm}"), serde_json::Value::Null))?)?;
+    ensure!(looks.status == 200, "it may not even look: {} {}", looks.status, looks.text());
+
+    // A user gives the hostile host a command to carry, by the name that the VM has.
+    let anna = Writer::new()?;
+    let key = anna.key().to_string();
+    a1.must(&["user", "add", "anna", "--key", &key, "--role", "user", "--valid", "1h"])?;
+    eventually("anna is known", SOON, || Ok(agents.hosts[1].must(&["user", "ls"])?.as_array().is_some_and(|users| !users.is_empty())))?;
+    let said = anna.signs(reader.host.key(), &Question::logs("crossed"))?;
+    findings.of("a user's word is used for another command", reader.is_refused("a2", &stop.clone().with(&said)));
+    let more = Question::User("GET", format!("/v1/vms/{vm}/logs?tail=9"), serde_json::Value::Null);
+    findings.of("a user's command is changed", reader.is_refused("a2", &more.with(&said)));
+    let elsewhere = anna.signs(a1_key(reader)?, &Question::logs("crossed"))?;
+    findings.of("what a user said to another host is carried", reader.is_refused("a2", &Question::logs(&vm).with(&elsewhere)));
+    let forged = reader.host.signs(reader.host.key(), &stop)?;
+    let forged = format!("{}{}", &said[..86], &forged[86..]);
+    findings.of("a user's signature is put under another command", reader.is_refused("a2", &stop.with(&forged)));
+    let carried = reader.asks("a2", &Question::logs(&vm).with(&said))?;
+    ensure!(carried.status == 200, "what anna said is not carried out: {} {}", carried.status, carried.text());
+    findings.of("a user's command is carried out twice", reader.is_refused("a2", &Question::logs(&vm).with(&said)));
+    Ok(())
+}
+
+fn a1_key(reader: &Hostile) -> Result<speech::Key> {
+    Ok(reader.known()?.host("a1")?.0)
+}
+
+/// A user's key signs at a1 what is carried out at a2, where it is written down with the user's name.
+fn a_user_signs(agents: &Agents) -> Result<()> {
+    let file = agents.lab.evidence().join("user.key").display().to_string();
+    let [a1, a2] = &agents.hosts[..2] else { unreachable!("there are more") };
+    let signed = |words: &[&str]| a1.ask(&[&["--user-key", &file], words].concat());
+    let unknown = signed(&["vm", "stop", "crossed"])?;
+    let secret: speech::Name<32> = fs::read_to_string(&file)?.trim().parse()?;
+    let key = speech::public_of(&secret.0);
+    ensure!(unknown.code == 1 && unknown.stderr.contains(&format!("--key {key} --role user")), "{unknown:?}");
+    a1.must(&["user", "add", "bert", "--key", &key.to_string(), "--role", "user"])?;
+    eventually("bert is known", SOON, || Ok(a2.must(&["user", "ls"])?.as_array().is_some_and(|users| users.len() == 2)))?;
+    signed(&["vm", "stop", "crossed", "--timeout", "0"])?.value()?;
+    let refused = signed(&["lan", "create", "his"])?;
+    ensure!(refused.code == 1 && refused.stderr.contains("needs the role operator; bert has user"), "{refused:?}");
+    let rows = a2.must(&["audit"])?;
+    let row = rows.as_array().and_then(|rows| rows.iter().find(|row| row["asked"] == "VmStop" && row["refused"].is_null()));
+    let row = row.context("a2 has no row of the stop")?;
+    ensure!(row["user"] == "bert" && row["role"] == "user" && row["via"].is_string(), "{row}");
+    Ok(())
+}
+
 #[test]
 fn orders_that_cross_and_hosts_that_come_and_go_leave_one_of_everything() -> Result<()> {
     let lab = NetLab::start("local-pool-order", &["a1", "a2", "a3", "late", "reader"])?;
@@ -71,7 +128,7 @@ fn orders_that_cross_and_hosts_that_come_and_go_leave_one_of_everything() -> Res
     agents.hosts.push(late);
     let mut findings = Findings::default();
     let mut reader = Hostile::new(&agents.lab.machines[READER])?;
-    reader.joins(&agents.hosts[0].ticket(&["host", "invite"])?, "reader")?;
+    reader.joins(&agents.hosts[0].ticket(&["host", "invite", "--role", "viewer"])?, "reader")?;
     reader.says_where(&["a1"])?;
     reader.reads("a1")?;
 
@@ -106,6 +163,9 @@ fn orders_that_cross_and_hosts_that_come_and_go_leave_one_of_everything() -> Res
     ensure!(answer.is_done() || began.is_done(), "neither was obeyed: {answer:?} {began:?}");
     let id = a1.vm("crossed")?["id"].as_str().context("no id")?.to_owned();
     findings.of("a VM runs twice by two commands that cross", beats_once(&agents, &id));
+    looks_and_no_more(&agents, &reader, &id, &mut findings)?;
+    beats_once(&agents, &id)?;
+    a_user_signs(&agents)?;
 
     // Two VMs of an image that their host has to fetch.
     let both = ["one", "two"].map(|name| run(name, "shared"));

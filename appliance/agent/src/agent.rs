@@ -25,6 +25,7 @@ use crate::{
     audit::Audit,
     depot::Depot,
     exchange,
+    http::warrants::Came,
     identity::Identity,
     jobs::Jobs,
     knowledge::{Knowledge, NO_POOL},
@@ -48,6 +49,8 @@ pub struct Agent {
     pub store: Arc<Store>,
     /// What was decided.
     pub audit: Audit,
+    /// Signed commands that came.
+    pub warrants: Came,
     /// Of the pool.
     pub knowledge: Knowledge,
     /// Other agents.
@@ -96,6 +99,7 @@ impl Agent {
             identity,
             store,
             audit,
+            warrants: Came::default(),
             knowledge,
             mesh,
             jobs,
@@ -132,7 +136,7 @@ impl Agent {
 
     /// Whether somebody may ask something here.
     pub fn may(&self, asker: Asker, question: Question) -> Result<Granted, Refused> {
-        self.knowledge.look(|book| authority::may(book, self.key(), asker, question))
+        self.knowledge.look(|book| authority::may(book, self.key(), now_s(), asker, question))
     }
 
     /// Forgets the pool.

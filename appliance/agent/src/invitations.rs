@@ -1,7 +1,7 @@
 //! Open invitations: kept by the hash of their secret, used up one by one, revocable. The check of a joiner is here.
 
 use anyhow::Result;
-use rebec_api::{ApiError, ErrorCode, pool::Invitation};
+use rebec_api::{ApiError, ErrorCode, host::HostRole, pool::Invitation};
 use rebec_book::{Ticket, key::Digest};
 use serde::{Deserialize, Serialize};
 
@@ -22,12 +22,20 @@ pub struct Kept {
     expires: u64,
     uses_left: u32,
     revoked: bool,
+    /// What root at a host that joins may do in the domain.
+    #[serde(default)]
+    pub role: HostRole,
 }
 
 impl Kept {
     /// A new one for this secret.
     pub fn new(secret: &[u8; 16], founds: Option<String>, expires: u64, uses: u32) -> Self {
-        Self { hash: Ticket::hash(secret), founds, expires, uses_left: uses, revoked: false }
+        Self { hash: Ticket::hash(secret), founds, expires, uses_left: uses, revoked: false, role: HostRole::default() }
+    }
+
+    /// The same for hosts whose root is to have another role than most.
+    pub fn with_role(self, role: HostRole) -> Self {
+        Self { role, ..self }
     }
 
     /// Its name.

@@ -23,6 +23,7 @@ mod later;
 mod logs;
 mod machine;
 mod pool;
+mod roles;
 mod run;
 mod screen;
 mod store;

@@ -12,10 +12,10 @@ use rebec_api::{
 };
 use rebec_book::{
     Body, Book, Key, Record, Signed, Ticket,
-    authority::Granted,
+    authority::{self, Granted},
     book::Came,
     key::public,
-    record::{AuditHead, DomainBody, HostBody, Kind, MemberBody, PARTS_MAX, PartsBody, PoolBody, Speaks, id_of_key},
+    record::{AuditHead, DomainBody, HostBody, Kind, MemberBody, PARTS_MAX, PartsBody, PoolBody, Speaks, UserBody, id_of_key},
     view,
 };
 use rebec_vmm_api::{Versions, control::PROTOCOL};
@@ -28,7 +28,7 @@ use crate::{
     identity::Role,
     invitations,
     mesh::Peer,
-    run,
+    roles, run,
     vm::failed,
 };
 
@@ -92,9 +92,10 @@ pub fn init(agent: &Arc<Agent>, new: &InitPool) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// The first record of a domain's key: that its founder belongs to it.
+/// The first record of a domain's key: that its founder belongs to it, and that root there is its admin.
 fn first_member(agent: &Agent, domain: &SigningKey) -> Result<Signed> {
-    let member = MemberBody { host: agent.key(), domain: public(domain), name: agent.own_name(), dead: None };
+    let member =
+        MemberBody { host: agent.key(), domain: public(domain), name: agent.own_name(), dead: None, role: Some(authority::Role::Admin) };
     Ok(Record::sign(Kind::MEMBER, id_of_key(&agent.key()), 1, Some(&Body::Member(member)), domain)?)
 }
 
@@ -145,7 +146,7 @@ pub fn invite(agent: &Agent, invite: &Invite, founds: Option<String>) -> Result<
         return Err(ApiError::new(ErrorCode::Conflict, "this host has no address that others could reach; connect it to a network first"));
     }
     let (secret, expires) = (random::<16>(), now_s() + invite.valid_s);
-    let kept = invitations::Kept::new(&secret, founds, expires, invite.uses);
+    let kept = invitations::Kept::new(&secret, founds, expires, invite.uses).with_role(invite.role);
     let id = kept.id();
     invitations::add(&agent.store, kept, now_s()).map_err(|error| failed(&error))?;
     let ticket = Ticket { pool, issuer: agent.key(), addresses, secret, expires };
@@ -192,7 +193,8 @@ fn admit_new(agent: &Arc<Agent>, joiner: Key, question: &JoinQuestion) -> Result
         }
         None => {
             let domain = public(secret);
-            let body = MemberBody { host: joiner, domain, name: question.name.clone(), dead: None };
+            let role = roles::meant_for_host(kept.role);
+            let body = MemberBody { host: joiner, domain, name: question.name.clone(), dead: None, role };
             agent.publish_as(Kind::MEMBER, id_of_key(&joiner), Some(Body::Member(body)), secret)?;
             domain
         }
@@ -342,14 +344,41 @@ pub fn declare_dead(agent: &Arc<Agent>, host: Key, reason: &str) -> Result<(), A
             format!("host {} answers; only a host that is silent can be declared dead", agent.name_of(&host)),
         ));
     }
+    say_anew(agent, host, |member| MemberBody { dead: Some(format!("{reason} (at {})", now_s())), ..member })
+}
+
+/// Gives root at a host another role in the domain, or none.
+pub fn set_role(agent: &Agent, host: Key, role: Option<authority::Role>) -> Result<(), ApiError> {
+    if host == agent.key() && role != Some(authority::Role::Admin) {
+        let message = "root at this host has the domain's root key, and can be no less than admin";
+        return Err(ApiError::new(ErrorCode::Conflict, message));
+    }
+    say_anew(agent, host, |member| MemberBody { role, ..member })
+}
+
+/// Changes what the domain says of a host of its own.
+fn say_anew(agent: &Agent, host: Key, change: impl FnOnce(MemberBody) -> MemberBody) -> Result<(), ApiError> {
     let secret = domain_secret(agent)?;
     let known = agent.pool(|book| book.membership(&host).map(|(domain, member)| (domain, member.clone())))?;
     let (domain, member) = known.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "no such host"))?;
     if domain != public(secret.as_signing_key()) {
-        return Err(ApiError::new(ErrorCode::Forbidden, "the host belongs to another domain; its administrator declares it dead"));
+        return Err(ApiError::new(ErrorCode::Forbidden, "the host belongs to another domain; that is for its administrator to say"));
     }
-    let dead = MemberBody { dead: Some(format!("{reason} (at {})", now_s())), ..member };
-    agent.publish_as(Kind::MEMBER, id_of_key(&host), Some(Body::Member(dead)), secret.as_signing_key())
+    agent.publish_as(Kind::MEMBER, id_of_key(&host), Some(Body::Member(change(member))), secret.as_signing_key())
+}
+
+/// Gives a key a role in the own domain.
+pub fn set_user(agent: &Agent, key: Key, name: &str, role: authority::Role, until: Option<u64>) -> Result<UserBody, ApiError> {
+    let secret = domain_secret(agent)?;
+    let domain = public(secret.as_signing_key());
+    let user = UserBody { key, domain, name: name.to_owned(), role, until };
+    agent.publish_as(Kind::USER, id_of_key(&key), Some(Body::User(user.clone())), secret.as_signing_key())?;
+    Ok(user)
+}
+
+/// Takes it back.
+pub fn remove_user(agent: &Agent, key: Key) -> Result<(), ApiError> {
+    agent.publish_as(Kind::USER, id_of_key(&key), None, domain_secret(agent)?.as_signing_key())
 }
 
 fn domain_secret(agent: &Agent) -> Result<iroh::SecretKey, ApiError> {
@@ -398,12 +427,14 @@ pub fn export_key(agent: &Agent) -> Result<[u8; 32], ApiError> {
     Ok(secret.to_bytes())
 }
 
-/// Takes a copy of the domain's root key: from here on this host can let others in.
+/// Takes a copy of the domain's root key: from here on this host can let others in, and its root is the domain's admin.
 pub fn import_key(agent: &Agent, bytes: &[u8; 32]) -> Result<(), ApiError> {
     let secret = iroh::SecretKey::from_bytes(bytes);
     let own = agent.pool(Book::own_domain)?;
     if own != Some(public(secret.as_signing_key())) {
         return Err(ApiError::new(ErrorCode::Conflict, "the key is another domain's than this host's"));
     }
-    agent.identity.keep(Role::Domain, &secret).map_err(|error| failed(&error))
+    agent.identity.keep(Role::Domain, &secret).map_err(|error| failed(&error))?;
+    // Who has the key is the domain.
+    set_role(agent, agent.key(), Some(authority::Role::Admin))
 }

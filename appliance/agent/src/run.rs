@@ -141,7 +141,7 @@ async fn serve(options: Options) -> Result<()> {
     }
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::select! {
-        ended = serve::unix(&agent.options.socket, router) => ended?,
+        ended = serve::unix(&agent.options.socket, router, agent.key()) => ended?,
         _ = term.recv() => {}
         _ = int.recv() => {}
     }

@@ -1,5 +1,6 @@
 //! Tokens: what lets a client in over TCP, in a role and until a time. 256 random bits that are shown once; kept by their hash. They
-//! belong to this host alone and go when it leaves its pool.
+//! belong to this host alone and go when it leaves its pool. What their holders ask of other hosts this host signs for, with the token's
+//! name and role, and never for more than it may itself.
 
 use anyhow::Result;
 use rebec_api::{
@@ -12,7 +13,7 @@ use rebec_book::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{chance::random, store::Store};
+use crate::{chance::random, roles::meant, store::Store};
 
 const FACT: &str = "tokens";
 /// Tokens at a time: each request over TCP is compared with all of them.
@@ -98,16 +99,6 @@ pub fn holder(store: &Store, text: &str, now_s: u64) -> Result<Holder> {
         Some(kept) if kept.expires.is_some_and(|expires| expires <= now_s) => Holder::Expired(kept.name),
         Some(kept) => Holder::Of(kept.name, meant(kept.role)),
     })
-}
-
-/// The role that a judgement knows.
-fn meant(role: Role) -> authority::Role {
-    match role {
-        Role::Viewer => authority::Role::Viewer,
-        Role::User => authority::Role::User,
-        Role::Operator => authority::Role::Operator,
-        Role::Admin => authority::Role::Admin,
-    }
 }
 
 #[cfg(test)]

@@ -18,12 +18,18 @@ pub struct AuditRow {
     /// The key of the host that asked, if it was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
-    /// The role of the user who asked, if it was one.
+    /// The role of who gave the command, if it was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
-    /// The token that the user showed; none at the host's socket.
+    /// The token that was shown; none with a user's own signature and for root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    /// Who gave the command: a user by name, `root@HOST`, or a key that has no name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The key of the host through which a signed command came, if it was not given here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
     /// The question or command, as docs/formats/authority.md names it; `Enter` where a token was not good, `dropped` where decisions found
     /// no place; `changed` where the log was not what it should be when the agent started.
     pub asked: String,

@@ -1,4 +1,4 @@
-//! Hosts: `GET /v1/hosts` and `GET /v1/hosts/{name}`; `POST /v1/hosts/{name}/drain` and `/declare-dead`.
+//! Hosts: `GET /v1/hosts` and `GET /v1/hosts/{name}`; `POST /v1/hosts/{name}/drain`, `/role` and `/declare-dead`.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -14,6 +14,9 @@ pub struct HostInfo {
     pub domain: String,
     /// Its key, 64 hexadecimal digits.
     pub key: String,
+    /// What root at its socket may do in its domain.
+    #[serde(default = "HostRole::none")]
+    pub role: HostRole,
     /// Whether it answers.
     pub state: HostState,
     /// Since when it has not been heard, in seconds; 0 when it answers.
@@ -61,6 +64,43 @@ pub struct Protocols {
     pub moves: String,
     /// With its VMMs.
     pub control: String,
+}
+
+/// What root at a host's socket may do in the host's domain, the least first: each may do what those before it may.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostRole {
+    /// What is about that machine alone.
+    None,
+    /// Looks.
+    Viewer,
+    /// Runs VMs.
+    User,
+    /// Looks after hosts, images and LANs.
+    #[default]
+    Operator,
+    /// Decides who belongs to the domain.
+    Admin,
+}
+
+impl HostRole {
+    /// Whether a host has it unless somebody says otherwise.
+    pub fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What a host has that was given none.
+    pub fn none() -> Self {
+        Self::None
+    }
+}
+
+/// `POST /v1/hosts/{name}/role`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetRole {
+    /// What root at its socket may do from now on.
+    pub role: HostRole,
 }
 
 /// Whether a host answers.

@@ -13,6 +13,7 @@ pub mod lan;
 pub mod pool;
 pub mod screen;
 pub mod token;
+pub mod user;
 pub mod vm;
 
 pub use error::{ApiError, ErrorCode};

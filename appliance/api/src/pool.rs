@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::host::HostRole;
+
 /// `POST /v1/pool`: this host founds a pool and its first domain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -30,6 +32,9 @@ pub struct PoolStatus {
     pub key: Option<String>,
     /// This host's name.
     pub host: String,
+    /// This host's key, 64 hexadecimal digits: who signs a command says which host it is for.
+    #[serde(default)]
+    pub host_key: String,
     /// This host's domain.
     pub domain: Option<String>,
     /// Domains known here.
@@ -73,6 +78,9 @@ pub struct Invite {
     /// For how long, in seconds.
     #[serde(default = "Invite::default_valid_s")]
     pub valid_s: u64,
+    /// What root at a host that joins may do in the domain; not for a domain's invitation, whose founder is its admin.
+    #[serde(default, skip_serializing_if = "HostRole::is_usual")]
+    pub role: HostRole,
 }
 
 impl Invite {

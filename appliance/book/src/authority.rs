@@ -1,55 +1,32 @@
 //! Who may ask what: one function over a closed list of questions. A handler takes the [`Granted`] that it returns, and nothing else
 //! can make one. `docs/formats/authority.md` is the same as a table, and a test walks both.
 //!
-//! What a host asks is judged by proofs that are in the book, never by what it says of itself.
+//! What a host asks is judged by proofs that are in the book, never by what it says of itself. A command is judged by the role that a
+//! domain gave to whoever signed it (`signers`), the same at every host that it comes to.
+
+mod signers;
 
 use std::fmt;
 
+pub use self::signers::{called, domains_of, needs_role, role_of};
+pub use crate::role::Role;
 use crate::{
     book::Book,
     key::{Digest, Id, Key},
     record::{Body, ImageBody, Kind, Signed, VmBody},
     view,
+    warrant::Signer,
 };
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asker {
-    /// A person or a program at this host's socket, or with a token.
-    User(Role),
+    /// Who gives a command: a user, or root at some host, or who showed a token there. By its signature; at the own socket by the socket.
+    Signer(Signer),
     /// Whoever holds this key: what it is in the pool is for the book to say.
     Host(Key),
     /// Somebody who has shown neither.
     Nobody,
-}
-
-/// What a user may do, the least first: each may do what those before it may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    /// Looks.
-    Viewer,
-    /// Runs VMs.
-    User,
-    /// Looks after hosts, images and LANs.
-    Operator,
-    /// Decides who belongs to the domain.
-    Admin,
-}
-
-impl Role {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Viewer, Self::User, Self::Operator, Self::Admin];
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Viewer => "viewer",
-            Self::User => "user",
-            Self::Operator => "operator",
-            Self::Admin => "admin",
-        })
-    }
 }
 
 /// A question between hosts, or a user's command.
@@ -101,7 +78,7 @@ impl Question {
 }
 
 macro_rules! commands {
-    ($($name:ident $role:ident $reach:ident $words:literal,)*) => {
+    ($($name:ident $role:ident $reach:ident $words:literal $($own:ident)?,)*) => {
         /// What users ask for.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Command {
@@ -117,9 +94,15 @@ macro_rules! commands {
                 match self { $(Self::$name => Role::$role),* }
             }
 
-            /// Whether another host may ask it for a user of its own.
+            /// Whether it may come through another host.
             fn reach(self) -> Reach {
                 match self { $(Self::$name => Reach::$reach),* }
+            }
+
+            /// Whether it is about the asked machine alone: root there needs no role for it.
+            fn is_own(self) -> bool {
+                const OWN: &[Command] = &[$($(Command::$own,)?)*];
+                OWN.contains(&self)
             }
         }
 
@@ -134,25 +117,25 @@ macro_rules! commands {
 /// How far a command may come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reach {
-    /// From this host's own users.
+    /// It is said to the asked host itself.
     Here,
-    /// From hosts of its domain.
+    /// Through any host, by who has a role in the asked host's domain.
     Domain,
-    /// From hosts of its domain, and of the domain that the VM is at home in.
+    /// The same, and by who has a role in the domain that the VM is at home in.
     Home,
-    /// From whoever began it.
+    /// Through any host, by who has a role in some domain; whose job it is is looked at later.
     Job,
 }
 
 commands! {
-    PoolShow Viewer Here "show the pool",
-    PoolInit Admin Here "found a pool",
-    PoolJoin Admin Here "join a pool",
-    PoolLeave Admin Here "leave the pool",
+    PoolShow Viewer Here "show the pool" PoolShow,
+    PoolInit Admin Here "found a pool" PoolInit,
+    PoolJoin Admin Here "join a pool" PoolJoin,
+    PoolLeave Admin Here "leave the pool" PoolLeave,
     DomainList Viewer Here "list domains",
     DomainInvite Admin Here "invite a domain",
     DomainKeyExport Admin Here "export the domain's root key",
-    DomainKeyImport Admin Here "import the domain's root key",
+    DomainKeyImport Admin Here "import the domain's root key" DomainKeyImport,
     InvitationList Operator Here "list invitations",
     InvitationRevoke Admin Here "revoke an invitation",
     HostList Viewer Here "list hosts",
@@ -160,6 +143,7 @@ commands! {
     HostShow Viewer Here "show a host",
     HostDrain Operator Domain "drain a host",
     HostDeclareDead Admin Here "declare a host dead",
+    HostSetRole Admin Here "give a host a role",
     PartPut Operator Here "import a part",
     ImageList Viewer Here "list images",
     ImageCreate Operator Here "make an image",
@@ -178,16 +162,19 @@ commands! {
     VmLogs User Home "read a VM's console",
     VmConsole User Home "type at a VM's console",
     VmForward User Home "reach into a VM",
-    TokenList Admin Here "list tokens",
-    TokenCreate Admin Here "make a token",
-    TokenRemove Admin Here "remove a token",
-    JobList Viewer Here "list jobs",
-    JobShow Viewer Job "show a job",
-    JobFollow Viewer Job "follow a job",
-    SupportBundle Operator Domain "make a support bundle",
-    AuditShow Operator Here "read the audit log",
-    AuditVerify Operator Here "verify the audit log",
-    ApiShow Viewer Here "describe the API",
+    UserList Viewer Here "list users",
+    UserAdd Admin Here "give a user a role",
+    UserRemove Admin Here "take a user's role back",
+    TokenList Admin Here "list tokens" TokenList,
+    TokenCreate Admin Here "make a token" TokenCreate,
+    TokenRemove Admin Here "remove a token" TokenRemove,
+    JobList Viewer Here "list jobs" JobList,
+    JobShow Viewer Job "show a job" JobShow,
+    JobFollow Viewer Job "follow a job" JobFollow,
+    SupportBundle Operator Domain "make a support bundle" SupportBundle,
+    AuditShow Operator Here "read the audit log" AuditShow,
+    AuditVerify Operator Here "verify the audit log" AuditVerify,
+    ApiShow Viewer Here "describe the API" ApiShow,
 }
 
 /// The right to what was asked. Only [`may`] makes one.
@@ -247,18 +234,18 @@ enum Standing {
     Own(Key),
 }
 
-/// Whether somebody may ask something of the host `own`. Without a book it belongs to no pool, and only its users ask.
+/// Whether somebody may ask something of the host `own`. Without a book it belongs to no pool, and only its root and who has its tokens ask.
 ///
 /// # Errors
 /// Why not.
-pub fn may(book: Option<&Book>, own: Key, asker: Asker, question: Question) -> Result<Granted, Refused> {
+pub fn may(book: Option<&Book>, own: Key, now_s: u64, asker: Asker, question: Question) -> Result<Granted, Refused> {
     match (asker, question) {
-        (Asker::Nobody, _) => return Err(Refused::because("nobody asks: show a token or a key")),
-        (Asker::User(role), Question::Command(command, _)) if role >= command.role() => {}
-        (Asker::User(role), Question::Command(command, _)) => {
-            return Err(Refused::because(format!("to {command} needs the role {}; this is {role}", command.role())));
+        (Asker::Nobody, _) => return Err(Refused::because("nobody asks: sign the command, or show a token or a key")),
+        (Asker::Signer(signer), Question::Command(command, about)) => signers::may(book, own, now_s, &signer, command, about)?,
+        (Asker::Signer(_), _) => return Err(Refused::because("/internal is for agents")),
+        (Asker::Host(_), Question::Command(..)) if book.is_some() => {
+            return Err(Refused::because("a command needs a signature: of a user, or of a host for root at its socket"));
         }
-        (Asker::User(_), _) => return Err(Refused::because("/internal is for agents")),
         (Asker::Host(key), question) => {
             let book = book.ok_or_else(|| Refused::because("this host belongs to no pool"))?;
             host_may(book, own, key, question)?;
@@ -318,15 +305,8 @@ fn host_may(book: &Book, own: Key, asker: Key, question: Question) -> Result<(),
             true
         }
         Question::Part(digest) => is_own || needs_part(book, domain, &digest),
-        Question::Command(command, about) => match command.reach() {
-            Reach::Here => return refuse("that is asked by a host's own users, on that host"),
-            Reach::Domain => is_own,
-            Reach::Job => true,
-            Reach::Home => match about {
-                Some((Kind::VM, vm)) => is_own || home_domain(vm) == Some(domain),
-                _ => is_own,
-            },
-        },
+        // Commands are signed.
+        Question::Command(..) => false,
     };
     if allowed { Ok(()) } else { refuse("the asking host belongs to another domain: it may ask about its own VMs only") }
 }

@@ -18,6 +18,7 @@ use crate::{
     kind::{Kind, RecordKey},
     lan,
     name::is_name,
+    role::Role,
 };
 
 /// Most addresses of a host that anybody dials.
@@ -54,6 +55,8 @@ pub enum Body {
     Member(MemberBody),
     /// See [`Kind::HELPER`].
     Helper(HelperBody),
+    /// See [`Kind::USER`].
+    User(UserBody),
     /// See [`Kind::HOST`].
     Host(Box<HostBody>),
     /// See [`Kind::PARTS`].
@@ -112,6 +115,9 @@ pub struct MemberBody {
     /// Set when an operator declared it dead: why, and when.
     #[n(3)]
     pub dead: Option<String>,
+    /// What root at its socket may do in the domain; none where that is nothing.
+    #[n(4)]
+    pub role: Option<Role>,
 }
 
 /// A key that lets hosts in for a domain, and declares them dead, so that the root key can lie in a drawer.
@@ -120,6 +126,26 @@ pub struct HelperBody {
     /// A host's key.
     #[n(0)]
     pub key: Key,
+}
+
+/// A person or a program that a domain gave a role.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct UserBody {
+    /// Signs what it asks.
+    #[n(0)]
+    pub key: Key,
+    /// The domain: its key writes the record, or a key that it made a helper.
+    #[n(1)]
+    pub domain: Key,
+    /// What it is called there.
+    #[n(2)]
+    pub name: String,
+    /// What it may do there.
+    #[n(3)]
+    pub role: Role,
+    /// When that ends, in seconds since 1970; none where it does when it is taken back.
+    #[n(4)]
+    pub until: Option<u64>,
 }
 
 /// What a host is and where.
@@ -418,6 +444,7 @@ impl Body {
             Self::Domain(_) => Kind::DOMAIN,
             Self::Member(_) => Kind::MEMBER,
             Self::Helper(_) => Kind::HELPER,
+            Self::User(_) => Kind::USER,
             Self::Host(_) => Kind::HOST,
             Self::Parts(_) => Kind::PARTS,
             Self::Lan(_) => Kind::LAN,
@@ -436,6 +463,7 @@ impl Body {
             Self::Domain(body) => minicbor::to_vec(body),
             Self::Member(body) => minicbor::to_vec(body),
             Self::Helper(body) => minicbor::to_vec(body),
+            Self::User(body) => minicbor::to_vec(body),
             Self::Host(body) => minicbor::to_vec(body),
             Self::Parts(body) => minicbor::to_vec(body),
             Self::Lan(body) => minicbor::to_vec(body),
@@ -455,6 +483,7 @@ impl Body {
             Kind::DOMAIN => minicbor::decode(bytes).map(Self::Domain),
             Kind::MEMBER => minicbor::decode(bytes).map(Self::Member),
             Kind::HELPER => minicbor::decode(bytes).map(Self::Helper),
+            Kind::USER => minicbor::decode(bytes).map(Self::User),
             Kind::HOST => minicbor::decode(bytes).map(Self::Host),
             Kind::PARTS => minicbor::decode(bytes).map(Self::Parts),
             Kind::LAN => minicbor::decode(bytes).map(Self::Lan),
@@ -492,6 +521,7 @@ impl Body {
             Self::Domain(domain) => is_name(&domain.name) && *id == id_of_key(&domain.key),
             Self::Member(member) => is_name(&member.name) && *id == id_of_key(&member.host) && text(&member.dead),
             Self::Helper(helper) => *id == id_of_key(&helper.key),
+            Self::User(user) => is_name(&user.name) && *id == id_of_key(&user.key),
             Self::Host(host) => {
                 *id == id_of_key(writer) && host.addresses.len() <= ADDRESSES_MAX && host.version.len() <= 64 && text(&host.no_kvm)
             }

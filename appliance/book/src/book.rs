@@ -24,7 +24,7 @@ pub use groups::{GroupMark, ShortMark, Tag, tag_of};
 
 use crate::{
     key::{Digest, Id, Key, Name, id_of_key},
-    record::{Body, DomainBody, HostBody, Kind, MemberBody, Record, RecordKey, Signed, Unbelievable},
+    record::{Body, DomainBody, HostBody, Kind, MemberBody, Record, RecordKey, Signed, Unbelievable, UserBody},
 };
 
 /// What one writer may have in everybody's book: records, and their bytes.

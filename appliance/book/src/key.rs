@@ -119,6 +119,11 @@ pub fn sign(secret: &SigningKey, bytes: &[u8]) -> [u8; 64] {
     secret.sign(bytes).to_bytes()
 }
 
+/// Whether something can be signed with this key.
+pub fn is_key(key: &Key) -> bool {
+    VerifyingKey::from_bytes(&key.0).is_ok_and(|key| !key.is_weak())
+}
+
 /// Whether `signature` is that of `key` over `bytes`. Weak keys sign nothing.
 pub fn has_signed(key: &Key, bytes: &[u8], signature: &[u8; 64]) -> bool {
     VerifyingKey::from_bytes(&key.0).is_ok_and(|key| key.verify_strict(bytes, &Signature::from_bytes(signature)).is_ok())

@@ -20,6 +20,8 @@ impl Kind {
     pub const MEMBER: Self = Self(3);
     /// A key that acts for a domain.
     pub const HELPER: Self = Self(4);
+    /// A user of a domain.
+    pub const USER: Self = Self(5);
     /// A host's facts.
     pub const HOST: Self = Self(8);
     /// A host's parts.

@@ -2,7 +2,7 @@
 //!
 //! A pool's knowledge is a [`book::Book`] of [`record`]s. Each record has one writer who signs it and numbers its versions;
 //! nothing needs more than two hosts that talk to each other now and then. [`view`] reads the book as people see it: hosts,
-//! LANs, images and VMs by name. [`authority`] answers who may ask what, [`grant`] who holds a VM. [`lan`] says who may use which address, [`ticket`] is the text that lets a host in.
+//! LANs, images and VMs by name. [`authority`] answers who may ask what, [`warrant`] who gave a command, [`grant`] who holds a VM. [`lan`] says who may use which address, [`ticket`] is the text that lets a host in.
 
 pub mod authority;
 mod body;
@@ -15,11 +15,15 @@ pub mod lan;
 mod name;
 pub mod names;
 pub mod record;
+mod role;
 pub mod ticket;
 pub mod view;
+pub mod warrant;
 
 pub use book::Book;
 pub use grant::Grant;
 pub use key::Key;
 pub use record::{Body, Record, Signed};
+pub use role::Role;
 pub use ticket::Ticket;
+pub use warrant::Warrant;

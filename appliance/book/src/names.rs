@@ -3,7 +3,11 @@
 //! id, a letter that no name has; `~` and all digits of an id mean that id.
 
 pub use crate::name::{NAME_BYTES_MAX, is_name};
-use crate::{book::Book, key::Id, kind::Kind};
+use crate::{
+    book::Book,
+    key::{Id, Key},
+    kind::Kind,
+};
 
 /// A thing as a path of the API names it, whatever its name is: by its id.
 pub fn by_id(id: &Id) -> String {
@@ -23,6 +27,11 @@ pub enum Meant {
 
 /// The thing of a kind that a text means, to who belongs to the book's own domain: its own domain's before those of others.
 pub fn find(book: &Book, kind: Kind, text: &str) -> Meant {
+    find_for(book, book.own_domain(), kind, text)
+}
+
+/// The same to who belongs to another domain.
+pub fn find_for(book: &Book, reader: Option<Key>, kind: Kind, text: &str) -> Meant {
     if let Some(id) = text.strip_prefix('~').and_then(|digits| digits.parse().ok()) {
         return if book.thing(kind, id).is_some() { Meant::One(id) } else { Meant::Nothing };
     }
@@ -33,9 +42,8 @@ pub fn find(book: &Book, kind: Kind, text: &str) -> Meant {
     match domain {
         Some(domain) => found.retain(|thing| thing.domain.is_some_and(|key| book.domain_name(&key) == domain)),
         None => {
-            let own = book.own_domain();
-            if found.iter().any(|thing| thing.domain == own) {
-                found.retain(|thing| thing.domain == own);
+            if found.iter().any(|thing| thing.domain == reader) {
+                found.retain(|thing| thing.domain == reader);
             }
         }
     }

@@ -4,6 +4,7 @@
 //! pool key    --signs-->  Pool, Domain         a domain's name and root key
 //! domain key  --signs-->  Member               a host's key and name in that domain
 //!                         Helper               a key that lets hosts in for the domain
+//!                         User                 a user's key and role in that domain
 //! host key    --signs-->  Host                 what it is and where, and the domain that it says it belongs to
 //!                         Parts                what is in its depot
 //!                         Lan, Image           at their home host

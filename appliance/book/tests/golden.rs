@@ -108,7 +108,7 @@ fn records() -> Vec<(&'static str, Signed)> {
         to: Some(key(6)),
     };
     let speaks = Speaks { peer: (1, 1), moves: (3, 3), control: (1, 1) };
-    let member = MemberBody { host: key(3), domain: key(2), name: "a1".into(), dead: Some("burnt".into()) };
+    let member = MemberBody { host: key(3), domain: key(2), name: "a1".into(), dead: Some("burnt".into()), role: None };
     vec![
         ("floor", sign(Kind::FLOOR, Name([0; 16]), Body::Floor(FloorBody { floor: 6 }), 3)),
         ("pool", sign(Kind::POOL, id_of_key(&key(1)), Body::Pool(PoolBody { name: "lab".into() }), 1)),

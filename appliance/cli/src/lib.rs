@@ -7,6 +7,7 @@
 pub mod args;
 pub mod client;
 mod failure;
+mod key;
 mod run;
 mod talk;
 pub mod text;
@@ -20,7 +21,7 @@ use std::{
 use rebec_agent::Later;
 
 use self::{
-    args::{Command, NoCommand},
+    args::{Command, NoCommand, UserCommand},
     client::Target,
     failure::{Exit, Failure},
 };
@@ -35,7 +36,8 @@ pub fn main_as(arguments: impl IntoIterator<Item = OsString>, later: Option<Late
     let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let parsed = args::parse_from(arguments).and_then(|cli| {
         let target = Target::choose(&cli.agent, environment).map_err(NoCommand::Usage)?;
-        Ok((cli, target))
+        let key = key::place(&cli.agent, &target, environment).map_err(NoCommand::Usage)?;
+        Ok((cli, target, key))
     });
     let exit = match parsed {
         Err(NoCommand::Answered(text)) => match io::stdout().write_all(text.as_bytes()) {
@@ -46,11 +48,12 @@ pub fn main_as(arguments: impl IntoIterator<Item = OsString>, later: Option<Late
             talk::say(&format!("rebec: {message}"));
             Exit::Usage
         }
-        Ok((cli, target)) => match cli.command {
+        Ok((cli, target, key)) => match cli.command {
             Command::Agent(options) => run::serve::agent(*options, cli.agent.socket, later),
             Command::Completion(shell) => run::offline::completion(shell.shell),
             Command::Man(folder) => run::offline::man(&folder.folder),
-            command => run::with_agent(command, target, cli.json),
+            Command::User(UserCommand::Key) => run::offline::user_key(key, environment),
+            command => run::with_agent(command, target, key, cli.json),
         },
     };
     ExitCode::from(exit.code())

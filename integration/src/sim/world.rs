@@ -114,7 +114,7 @@ pub fn make(plan: &Plan) -> Result<World> {
     }
     for (number, host) in hosts.iter().enumerate() {
         let domain = &domains[host.domain];
-        let body = MemberBody { host: host.key, domain: public(domain), name: format!("host-{number:04}"), dead: None };
+        let body = MemberBody { host: host.key, domain: public(domain), name: format!("host-{number:04}"), dead: None, role: None };
         let seq = (number / plan.domains) as u64 + 1;
         records.push(Record::sign(Kind::MEMBER, id_of_key(&host.key), seq, Some(&Body::Member(body)), domain)?);
     }

@@ -6,6 +6,7 @@
 use rebec_book::{
     authority::{Asker, Question, Role},
     key::{Digest, Id, Key, Name},
+    warrant::Signer,
 };
 use serde::{Deserialize, Serialize};
 
@@ -22,23 +23,33 @@ pub struct Who {
     /// A host, by its key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<Key>,
-    /// A user's role.
+    /// The role of who gave a command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
-    /// The token that the user showed; none at this host's socket.
+    /// The token that was shown; none with a user's own signature and for root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
+    /// Who gave a command: a user's name, `root@HOST`, or a key that has no name here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The host through which a signed command came, if it was not given here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<Key>,
 }
 
 impl Who {
-    /// As the listener knows it.
+    /// A host, or nobody, or somebody whose token was no good.
     pub fn new(asker: Asker, token: Option<&str>) -> Self {
-        let role = |role: Role| Self { role: Some(role.to_string()), token: token.map(str::to_owned), ..Self::default() };
-        match asker {
-            Asker::Host(key) => Self { host: Some(key), ..Self::default() },
-            Asker::User(of) => role(of),
-            Asker::Nobody => Self { token: token.map(str::to_owned), ..Self::default() },
-        }
+        let host = if let Asker::Host(key) = asker { Some(key) } else { None };
+        Self { host, token: token.map(str::to_owned), ..Self::default() }
+    }
+
+    /// Who gave a command, called so and in this role, to the host `own`.
+    pub fn signer(signer: &Signer, own: Key, name: String, role: Option<Role>, token: Option<&str>) -> Self {
+        let via = Some(signer.at()).filter(|at| *at != own);
+        // Of a token of this host its name says all.
+        let user = (token.is_none() || via.is_some()).then_some(name);
+        Self { host: None, role: role.map(|role| role.to_string()), token: token.map(str::to_owned), user, via }
     }
 }
 
@@ -199,7 +210,9 @@ mod tests {
     fn entry(number: u64) -> Entry {
         let question = Question::Command(Command::VmStop, Some((Kind::VM, VM)));
         let refused = number.is_multiple_of(3).then(|| "to stop a VM needs the role user; this is viewer".to_owned());
-        Entry::new(Who::new(Asker::User(Role::Viewer), Some("eyes")), &question, refused)
+        let own = Name([5; 32]);
+        let who = Who::signer(&Signer::token(own, Role::Viewer), own, "root@a1".into(), Some(Role::Viewer), Some("eyes"));
+        Entry::new(who, &question, refused)
     }
 
     fn log(rows: u64) -> (Vec<Vec<u8>>, Head) {

@@ -39,6 +39,8 @@ fn shown(row: Row) -> AuditRow {
         host: entry.who.host.map(|key| key.to_string()),
         role: entry.who.role,
         token: entry.who.token,
+        user: entry.who.user,
+        via: entry.who.via.map(|key| key.to_string()),
         asked: entry.asked,
         about: entry.about.map(|id| id.to_string()),
         refused: entry.refused,

@@ -1,5 +1,5 @@
-//! Requests about what is elsewhere go to the host that has it, over the mesh, and their answers come back as they are:
-//! bodies that stream and connections that upgrade too.
+//! Requests about what is elsewhere go to the host that has it, over the mesh, with the signature of who gave them, and their answers come
+//! back as they are: bodies that stream and connections that upgrade too.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use hyper_util::rt::TokioIo;
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{Key, key::Id, names};
 
-use super::answer::Failure;
+use super::{answer::Failure, warrants};
 use crate::agent::Agent;
 
 /// Marks a request that was forwarded: it is not forwarded again.
@@ -32,12 +32,13 @@ pub async fn about(agent: &Arc<Agent>, host: &Key, thing: Id, mut request: Reque
 }
 
 /// Sends a request on to the host that it is about.
-pub async fn to(agent: &Arc<Agent>, host: &Key, mut request: Request<Body>) -> Result<Response<Body>, Failure> {
+pub async fn to(agent: &Arc<Agent>, host: &Key, request: Request<Body>) -> Result<Response<Body>, Failure> {
     if request.headers().contains_key(FORWARDED) {
         let message = "what this is about has just gone to another host; try again";
         return Err(ApiError::new(ErrorCode::Conflict, message).into());
     }
     let peer = agent.peer(host).ok_or_else(|| ApiError::new(ErrorCode::Unreachable, "its host is not known here yet; try again"))?;
+    let mut request = warrants::sign(agent, request).await?;
     request.headers_mut().insert(FORWARDED, HeaderValue::from_static("1"));
     let upgrades = request.headers().contains_key(header::UPGRADE);
     let (parts, body) = request.into_parts();

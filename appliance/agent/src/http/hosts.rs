@@ -10,7 +10,7 @@ use axum::{
 };
 use rebec_api::{
     ApiError, ErrorCode,
-    host::{DeclareDead, HostInfo},
+    host::{DeclareDead, HostInfo, SetRole},
     vm::MoveVm,
 };
 use rebec_book::{
@@ -27,7 +27,7 @@ use super::{
 use crate::{
     agent::Agent,
     jobs::Reporter,
-    pool, run,
+    pool, roles, run,
     vm::{Want, create, depart},
 };
 
@@ -111,5 +111,17 @@ pub async fn declare_dead(
     let host = key(&agent, &granted)?;
     log::warn!("host {} is declared dead: {}", agent.name_of(&host), wish.reason);
     pool::declare_dead(&agent, host, &wish.reason)?;
+    Ok(axum::Json(info(&agent, host)?))
+}
+
+/// `POST /v1/hosts/{name}/role`
+pub async fn set_role(
+    State(agent): State<Arc<Agent>>,
+    Extension(granted): Extension<Granted>,
+    Json(wish): Json<SetRole>,
+) -> Answer<HostInfo> {
+    let host = key(&agent, &granted)?;
+    pool::set_role(&agent, host, roles::meant_for_host(wish.role))?;
+    log::info!("root at host {} has another role in the domain now", agent.name_of(&host));
     Ok(axum::Json(info(&agent, host)?))
 }

@@ -17,7 +17,7 @@ use rebec_api::{
 };
 use rebec_book::{
     Book, Key,
-    authority::{Asker, Granted},
+    authority::{self, Asker, Granted},
     view,
 };
 use serde::Serialize;
@@ -64,15 +64,26 @@ pub async fn show(
     }
 }
 
-/// A job of this host, if it is the asker's to see: a host sees those that hosts of its domain began.
+/// A job of this host, if it is the asker's to see: who has a role in this host's domain sees all, others those that somebody of a domain of
+/// theirs began.
 pub fn find(agent: &Agent, asker: Asker, id: &str) -> Result<Option<watch::Receiver<Job>>, ApiError> {
     let Some((by, job)) = agent.jobs.get(id) else { return Ok(None) };
-    let domain = |asker| match asker {
-        Asker::Host(host) => agent.book(|book| book.domain_of(&host)).flatten(),
-        Asker::User(_) | Asker::Nobody => agent.book(Book::own_domain).flatten(),
+    let is_root = matches!(asker, Asker::Signer(signer) if signer.key() == agent.key());
+    let concerns = |book: &Book| {
+        let (own, theirs) = (book.own_domain(), domains(book, asker));
+        let is_ours = matches!(asker, Asker::Signer(_)) && own.is_some_and(|own| theirs.contains(&own));
+        is_ours || domains(book, by).iter().any(|domain| theirs.contains(domain))
     };
-    let may = matches!(asker, Asker::User(_)) || by == asker || domain(by) == domain(asker);
+    let may = is_root || by == asker || agent.book(concerns) == Some(true);
     if may { Ok(Some(job)) } else { Err(ApiError::not_found("job", id, "rebec job ls")) }
+}
+
+fn domains(book: &Book, asker: Asker) -> Vec<Key> {
+    match asker {
+        Asker::Host(host) => book.domain_of(&host).into_iter().collect(),
+        Asker::Signer(signer) => authority::domains_of(book, &signer.key()),
+        Asker::Nobody => vec![],
+    }
 }
 
 fn elsewhere(agent: &Agent, id: &str) -> Result<Key, ApiError> {

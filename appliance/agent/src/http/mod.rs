@@ -20,7 +20,9 @@ pub mod streams;
 pub mod table;
 pub mod tls;
 pub mod tokens;
+pub mod users;
 pub mod vms;
+pub mod warrants;
 
 #[cfg(test)]
 mod tests;

@@ -209,7 +209,8 @@ fn document(rows: &[Row]) -> OpenApi {
         }
     }
     let paths = items.into_iter().fold(PathsBuilder::new(), |paths, (path, item)| paths.path(path, item));
-    let about = "On the host's Unix socket, and on TCP with TLS 1.3 under the host's key, where each request carries a token.";
+    let about = "On the host's Unix socket, and on TCP with TLS 1.3 under the host's key, where each request carries a token, or a user's signature \
+                 in the header `rebec-warrant` (docs/formats/authority.md).";
     let bearer = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
     OpenApiBuilder::new()
         .info(InfoBuilder::new().title("Rebec").version(env!("CARGO_PKG_VERSION")).description(Some(about)).build())

@@ -42,6 +42,7 @@ pub fn pool_status(agent: &Agent) -> PoolStatus {
             pool: view::pool_name(book).map(str::to_owned),
             key: Some(book.pool().to_string()),
             host: host.clone(),
+            host_key: agent.key().to_string(),
             domain: domains.iter().find(|domain| Some(domain.body.key) == own).map(|domain| domain.name.clone()),
             domains: domains.len() as u32,
             hosts: hosts.len() as u32,
@@ -51,8 +52,20 @@ pub fn pool_status(agent: &Agent) -> PoolStatus {
             versions: shown::versions(book),
         }
     });
-    let alone =
-        || PoolStatus { pool: None, key: None, host, domain: None, domains: 0, hosts: 0, hosts_reachable: 0, vms: 0, join, versions: None };
+    let host_key = agent.key().to_string();
+    let alone = || PoolStatus {
+        pool: None,
+        key: None,
+        host,
+        host_key,
+        domain: None,
+        domains: 0,
+        hosts: 0,
+        hosts_reachable: 0,
+        vms: 0,
+        join,
+        versions: None,
+    };
     known.unwrap_or_else(alone)
 }
 

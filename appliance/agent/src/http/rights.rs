@@ -1,5 +1,5 @@
-//! Who asks, and whether they may: every request is judged before its handler hears of it. The judgement itself is
-//! `rebec_book::authority`; what it grants is an extension of the request. Each judgement is a row of the audit log, as far as
+//! Who asks, and whether they may: every request is judged before its handler hears of it, a command by who signed it. The judgement itself
+//! is `rebec_book::authority`; what it grants is an extension of the request. Each judgement is a row of the audit log, as far as
 //! `audit::weight` says so.
 
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use axum::{
 };
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
-    authority::{Asker, Command, Granted, Question, Refused},
+    authority::{self, Asker, Command, Granted, Question, Refused},
     record::Kind,
 };
 
-use super::{answer::Failure, names, tls::TokenName};
+use super::{answer::Failure, names, tls::TokenName, warrants};
 use crate::{
-    agent::Agent,
+    agent::{Agent, now_s},
     audit::{self, Entry, Weight, Who},
     exchange,
 };
@@ -40,7 +40,7 @@ pub enum About {
 /// The right to ask an agent's question, or the refusal.
 pub async fn ask(agent: &Agent, caller: Caller, question: Question) -> Result<Granted, ApiError> {
     let judged = agent.may(caller, question).map_err(|refused| forbidden(&refused));
-    note(agent, Who::new(caller, None), question, judged.as_ref().err()).await;
+    note(agent, who(agent, caller, None), question, judged.as_ref().err()).await;
     judged
 }
 
@@ -54,12 +54,22 @@ pub async fn note(agent: &Agent, who: Who, question: Question, refused: Option<&
     }
 }
 
+/// Who asks, as the audit log has it.
+pub fn who(agent: &Agent, caller: Caller, token: Option<&str>) -> Who {
+    let Asker::Signer(signer) = caller else { return Who::new(caller, token) };
+    agent.knowledge.look(|book| {
+        let role = authority::role_of(book, agent.key(), now_s(), &signer);
+        Who::signer(&signer, agent.key(), authority::called(book, &signer), role, token)
+    })
+}
+
 /// A refusal as the API says it.
 pub fn forbidden(refused: &Refused) -> ApiError {
     ApiError::new(ErrorCode::Forbidden, refused.to_string())
 }
 
-/// Lets a user's command through to its handler if the caller may give it, about that thing, with the right to it as an extension.
+/// Lets a command through to its handler if who gives it may, about that thing, with the right to it as an extension. Who gives it is known
+/// from the socket or the token, or by the warrant that came with it.
 pub async fn commands(
     State((agent, command, about)): State<(Arc<Agent>, Command, About)>,
     params: RawPathParams,
@@ -67,21 +77,42 @@ pub async fn commands(
     next: Next,
 ) -> Response {
     let caller = request.extensions().get::<Caller>().copied().unwrap_or(Asker::Nobody);
+    let (caller, proven) = match warrants::read(&agent, caller, &request) {
+        Ok(None) => (caller, None),
+        Ok(Some((proven, signer))) => {
+            request.extensions_mut().insert(signer);
+            match warrants::token_of(&proven) {
+                Some(token) => drop(request.extensions_mut().insert(token)),
+                None => drop(request.extensions_mut().remove::<TokenName>()),
+            }
+            (signer, Some(proven))
+        }
+        Err(error) => {
+            note(&agent, who(&agent, caller, None), Question::Command(command, None), Some(&error)).await;
+            return Failure(error).into_response();
+        }
+    };
     let token = request.extensions().get::<TokenName>().map(|name| name.0.clone());
     let question = match about {
         About::Nothing => Ok(Question::Command(command, None)),
         About::Thing(kind) => about_thing(&agent, caller, command, kind, &params),
     };
-    let judged = match question {
-        Ok(question) => {
-            let judged = agent.may(caller, question).map_err(|refused| forbidden(&refused));
-            note(&agent, Who::new(caller, token.as_deref()), question, judged.as_ref().err()).await;
-            judged
-        }
-        Err(error) => Err(error),
+    let question = match question {
+        Ok(question) => question,
+        Err(error) => return Failure(error).into_response(),
     };
-    match judged {
-        Ok(granted) => {
+    let judged = agent.may(caller, question).map_err(|refused| forbidden(&refused));
+    let held = match (judged, proven) {
+        (Ok(granted), None) => Ok((granted, request)),
+        (Ok(granted), Some(proven)) => {
+            let about = if let Question::Command(_, about) = question { about } else { None };
+            warrants::hold(&agent, &proven, command, about, request).await.map(|request| (granted, request))
+        }
+        (Err(error), _) => Err(error),
+    };
+    note(&agent, who(&agent, caller, token.as_deref()), question, held.as_ref().err()).await;
+    match held {
+        Ok((granted, mut request)) => {
             request.extensions_mut().insert(granted);
             next.run(request).await
         }
@@ -94,13 +125,18 @@ pub async fn commands(
 fn about_thing(agent: &Agent, caller: Caller, command: Command, kind: Kind, params: &RawPathParams) -> Result<Question, ApiError> {
     let alone = Question::Command(command, None);
     let someone = agent.may(caller, alone);
-    if let (Asker::User(_) | Asker::Nobody, Err(_)) = (caller, &someone) {
+    // Whoever is somebody in a domain may have to do with a VM of that domain.
+    let is_somebody = match caller {
+        Asker::Signer(signer) => agent.book(|book| !authority::domains_of(book, &signer.key()).is_empty()) == Some(true),
+        Asker::Host(_) | Asker::Nobody => false,
+    };
+    if someone.is_err() && !is_somebody {
         return Ok(alone);
     }
     let name = params.iter().next().map(|(_, value)| value.to_owned()).unwrap_or_default();
     match names::find(agent, kind, &name) {
         Ok(id) => Ok(Question::Command(command, Some((kind, id)))),
-        Err(_) if matches!(caller, Asker::Host(_)) && someone.is_err() => Ok(alone),
+        Err(_) if someone.is_err() => Ok(alone),
         Err(error) => Err(error),
     }
 }
@@ -118,7 +154,7 @@ pub async fn agents(State(agent): State<Arc<Agent>>, request: Request, next: Nex
         }
         Err(refused) => {
             let error = forbidden(&refused);
-            note(&agent, Who::new(caller, None), Question::Exchange, Some(&error)).await;
+            note(&agent, who(&agent, caller, None), Question::Exchange, Some(&error)).await;
             match refused {
                 Refused { proof: Some(proof), .. } if request.uri().path() == EXCHANGE => axum::Json(exchange::dead(proof)).into_response(),
                 _ => Failure(error).into_response(),

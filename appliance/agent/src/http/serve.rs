@@ -1,4 +1,4 @@
-//! The Unix socket, where requests of the host's own users come in. Those over TLS and the mesh: `rebec_peer::serve`.
+//! The Unix socket, where requests of root at this host come in: who may open it is root, in the role that the domain gave this host. Those over TLS and the mesh: `rebec_peer::serve`.
 
 use std::{os::unix::fs::PermissionsExt, path::Path};
 
@@ -8,17 +8,17 @@ use rebec_peer::accept;
 pub use rebec_peer::serve::{LIMITS, Limits, connection, tls};
 use tokio::net::{UnixListener, UnixStream};
 
-use rebec_book::authority::Role;
+use rebec_book::{Key, warrant::Signer};
 
 use super::Caller;
 
-/// Takes requests on a Unix socket until the task is dropped.
-pub async fn unix(path: &Path, router: Router) -> Result<()> {
+/// Takes requests of root on a Unix socket until the task is dropped.
+pub async fn unix(path: &Path, router: Router, own: Key) -> Result<()> {
     let listener = listen(path).await?;
     accept::each("API socket", (LIMITS.connections, LIMITS.per_address), listener, |stream, place| {
         let router = router.clone();
         tokio::spawn(async move {
-            connection(stream, router, Caller::User(Role::Admin), LIMITS.head).await;
+            connection(stream, router, Caller::Signer(Signer::root(own)), LIMITS.head).await;
             drop(place);
         });
     })

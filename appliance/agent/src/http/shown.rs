@@ -21,7 +21,7 @@ use rebec_book::{
 };
 use rebec_vmm_api::{MacAddr, Versions};
 
-use crate::agent::Agent;
+use crate::{agent::Agent, roles};
 
 /// Names of keys and ids, looked up once for a whole list.
 struct Names {
@@ -77,6 +77,7 @@ pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
         HostInfo {
             domain: names.domains.get(&host.domain).cloned().unwrap_or_default(),
             key: host.key.to_string(),
+            role: roles::said_of_host(host.member.role),
             state: match (&host.member.dead, silence, body.draining) {
                 (Some(_), _, _) => HostState::Dead,
                 (None, Some(_), _) => HostState::Silent,

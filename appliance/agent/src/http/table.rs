@@ -2,12 +2,13 @@
 
 use rebec_api::{
     audit::{AuditRow, AuditVerdict},
-    host::{DeclareDead, HostInfo},
+    host::{DeclareDead, HostInfo, SetRole},
     image::{ImageInfo, NewImage, Part},
     job::Job,
     lan::{LanInfo, NewLan},
     pool::{DomainInfo, DomainKey, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus},
     token::{CreatedToken, NewToken, Token},
+    user::{NewUser, User},
     vm::{MoveVm, NewVm, StopVm, VmInfo},
 };
 use rebec_book::{authority::Command, record::Kind};
@@ -19,7 +20,7 @@ use utoipa::openapi::{
 use super::{
     audit, bundle, hosts, images, jobs, lans,
     openapi::{self, Row, row},
-    pools, streams, tokens, vms,
+    pools, streams, tokens, users, vms,
 };
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -78,6 +79,10 @@ fn host_rows() -> Vec<Row> {
         .about(Kind::MEMBER)
         .takes::<DeclareDead>()
         .answers::<HostInfo>(),
+        row(Command::HostSetRole, Post, "/v1/hosts/{name}/role", "Say what root at a host may do in its domain", hosts::set_role)
+            .about(Kind::MEMBER)
+            .takes::<SetRole>()
+            .answers::<HostInfo>(),
     ]
 }
 
@@ -129,6 +134,11 @@ fn vm_rows() -> Vec<Row> {
 
 fn own_rows() -> Vec<Row> {
     vec![
+        row(Command::UserList, Get, "/v1/users", "Users of this host's domain", users::list).lists::<User>(),
+        row(Command::UserAdd, Post, "/v1/users", "Give a key a role in this host's domain", users::add)
+            .takes::<NewUser>()
+            .answers::<User>(),
+        row(Command::UserRemove, Delete, "/v1/users/{name}", "Take a user's role back", users::remove),
         row(Command::TokenList, Get, "/v1/tokens", "Tokens of this host", tokens::list).lists::<Token>(),
         row(Command::TokenCreate, Post, "/v1/tokens", "Make a token, which is shown once", tokens::create)
             .takes::<NewToken>()

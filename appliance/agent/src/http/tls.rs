@@ -1,6 +1,6 @@
 //! Requests of users over TCP: TLS 1.3 under the host's Ed25519 key. Clients pin that key, whose digits
-//! are on the status screen; no name, date or authority counts. Who shows a token is a user in the token's role, who does not is told so
-//! and hears no more.
+//! are on the status screen; no name, date or authority counts. Who shows a token gives commands in the token's role, which the host signs
+//! for; a user signs them itself (`warrants`). Who does neither is told so and hears no more.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -13,6 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use rebec_api::{ApiError, ErrorCode};
+use rebec_book::warrant::{self, Signer};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -20,6 +21,7 @@ use super::{
     Caller,
     answer::Failure,
     serve::{self, Limits},
+    warrants,
 };
 use crate::{
     agent::{Agent, now_s},
@@ -48,7 +50,7 @@ pub fn acceptor(agent: &Agent) -> Result<TlsAcceptor> {
 
 /// Takes requests until the task is dropped.
 pub async fn run(agent: Arc<Agent>, listener: TcpListener, acceptor: TlsAcceptor, router: Router, limits: Limits) {
-    let router = router.layer(middleware::from_fn_with_state(agent, token_holders_only));
+    let router = router.layer(middleware::from_fn_with_state(agent, who_asks));
     serve::tls(listener, acceptor, limits, move |stream, place| {
         let router = router.clone();
         async move {
@@ -63,10 +65,13 @@ pub async fn run(agent: Arc<Agent>, listener: TcpListener, acceptor: TlsAcceptor
 #[derive(Debug, Clone)]
 pub struct TokenName(pub Arc<str>);
 
-/// Makes a user of who shows a token, and takes the token away: requests that are forwarded do not carry it to other hosts.
-async fn token_holders_only(State(agent): State<Arc<Agent>>, mut request: Request, next: Next) -> Response {
+/// Lets through what is signed, makes a signer of who shows a token, and takes the token away: requests that are forwarded do not carry it to other hosts.
+async fn who_asks(State(agent): State<Arc<Agent>>, mut request: Request, next: Next) -> Response {
+    // A signature opens no other door than that of commands; what it is worth is judged there.
+    let is_signed = request.uri().path().starts_with("/v1/") && matches!(warrants::read(&agent, Caller::Nobody, &request), Ok(Some(_)));
     let known = match bearer(request.headers()) {
-        None => Err(refused("no token: send `Authorization: Bearer TOKEN`")),
+        None if is_signed => return next.run(request).await,
+        None => Err(refused("no token and no signature: send `Authorization: Bearer TOKEN`")),
         Some(text) => match tokens::holder(&agent.store, text, now_s()) {
             Ok(Holder::Of(name, role)) => Ok((name, role)),
             Ok(Holder::Expired(name)) => Err(shut_out(&agent, Some(&name), &format!("the token `{name}` has expired"))),
@@ -83,7 +88,8 @@ async fn token_holders_only(State(agent): State<Arc<Agent>>, mut request: Reques
         }
     };
     request.headers_mut().remove(header::AUTHORIZATION);
-    request.extensions_mut().insert(Caller::User(role));
+    request.headers_mut().remove(warrant::HEADER);
+    request.extensions_mut().insert(Caller::Signer(Signer::token(agent.key(), role)));
     request.extensions_mut().insert(TokenName(name.into()));
     next.run(request).await
 }

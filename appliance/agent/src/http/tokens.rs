@@ -7,6 +7,7 @@ use rebec_api::{
     ApiError, ErrorCode,
     token::{CreatedToken, NewToken, Token},
 };
+use rebec_book::{authority, warrant::Signer};
 
 use super::{
     answer::{Answer, Failure, Json},
@@ -14,7 +15,7 @@ use super::{
 };
 use crate::{
     agent::{Agent, now_s},
-    tokens,
+    roles, tokens,
 };
 
 /// `GET /v1/tokens`
@@ -27,6 +28,15 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewToken>) 
     names::check("token", &new.name)?;
     if new.valid_s == Some(0) {
         return Err(ApiError::new(ErrorCode::BadRequest, "`valid_s` is 0: give a time of at least a second, or none").into());
+    }
+    // A token is worth no more than its host.
+    let (root, role) = (Signer::root(agent.key()), roles::meant(new.role));
+    let lacks = agent.knowledge.look(|book| {
+        let is_enough = authority::role_of(book, agent.key(), now_s(), &root) >= Some(role);
+        (!is_enough).then(|| authority::needs_role(book, agent.key(), now_s(), &root, "make a token of that role", role))
+    });
+    if let Some(why) = lacks {
+        return Err(ApiError::new(ErrorCode::Forbidden, format!("{why}; or choose a lower --role")).into());
     }
     log::info!("token {} is made", new.name);
     Ok(axum::Json(tokens::create(&agent.store, &new, now_s())?))

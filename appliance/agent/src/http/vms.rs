@@ -14,7 +14,7 @@ use rebec_api::{
 };
 use rebec_book::{
     Book, Key,
-    authority::{Asker, Granted, Role},
+    authority::{Asker, Granted},
     key::Id,
     record::{Kind, SeenState},
     view,
@@ -156,7 +156,7 @@ fn start_elsewhere(agent: &Arc<Agent>, id: Id, name: String) -> Result<Response,
     // One of several who ask at the same time assigns it; the others find it assigned to a living host.
     let epoch = create::assign(agent, id, chosen.key)?;
     let what = format!("start VM {name} from its image on host {}: its disk is lost with the host that was declared dead", chosen.name);
-    Ok(jobs::begin(agent, Asker::User(Role::User), what, async move |agent, reporter| {
+    Ok(jobs::begin(agent, Asker::Host(agent.key()), what, async move |agent, reporter| {
         create::start_at(&agent, id, Order { epoch, reason: None }, &chosen, &reporter).await?;
         info(&agent, id)
     }))
@@ -165,7 +165,7 @@ fn start_elsewhere(agent: &Arc<Agent>, id: Id, name: String) -> Result<Response,
 /// Who may run it is for its keeper to say, which starts it elsewhere by itself unless it was stopped.
 fn start_by_keeper(agent: &Arc<Agent>, id: Id, name: String, keeper: Key) -> Response {
     let what = format!("have VM {name} started by its keeper, host {}", agent.name_of(&keeper));
-    jobs::begin(agent, Asker::User(Role::User), what, async move |agent, _| {
+    jobs::begin(agent, Asker::Host(agent.key()), what, async move |agent, _| {
         if keeper == agent.key() {
             keeper::wish(&agent, id)?;
         } else {

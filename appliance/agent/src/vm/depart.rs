@@ -20,11 +20,7 @@ use rebec_api::{
     job::{Job, JobState},
     vm::{MoveVm, STREAM_UPGRADE},
 };
-use rebec_book::{
-    authority::{Asker, Role},
-    record::SeenState,
-    view,
-};
+use rebec_book::{authority::Asker, record::SeenState, view};
 use rebec_pool::lease::Stance;
 use rebec_vmm_api::{
     MoveReport, Outcome,
@@ -229,7 +225,7 @@ pub async fn insist(agent: Arc<Agent>, vm: Arc<LocalVm>) {
     let _change = vm.change.lock().await;
     let to = vm.kept().to.and_then(|to| agent.peer(&to));
     if let Some(to) = to {
-        let (_, reporter) = agent.jobs.begin(Asker::User(Role::Operator), format!("bring VM {} to host {}", vm.name(), to.name));
+        let (_, reporter) = agent.jobs.begin(Asker::Host(agent.key()), format!("bring VM {} to host {}", vm.name(), to.name));
         while vm.want() == Want::Running && vm.seen().state == SeenState::Waiting && !resolved(&agent, &vm, &to, &reporter).await {
             tokio::time::sleep(RETRY).await;
         }

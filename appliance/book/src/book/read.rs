@@ -37,6 +37,28 @@ impl Book {
         })
     }
 
+    /// A user of a domain. Of several who speak for the domain, its own word counts before its helpers'.
+    pub fn user(&self, domain: &Key, key: &Key) -> Option<&UserBody> {
+        let records = self.about(Kind::USER, id_of_key(key)).filter(|record| self.speaks_for(&record.key.writer, domain));
+        let bodies = records.filter_map(|record| match &record.body {
+            Some(Body::User(user)) if user.key == *key && user.domain == *domain => Some((record.key.writer == *domain, user)),
+            _ => None,
+        });
+        bodies.max_by_key(|(is_own, _)| *is_own).map(|(_, user)| user)
+    }
+
+    /// The users of a domain, by name.
+    pub fn users(&self, domain: &Key) -> Vec<&UserBody> {
+        let users = self.of_kind(Kind::USER).filter_map(|record| match &record.body {
+            Some(Body::User(body)) if body.domain == *domain => self.user(domain, &body.key),
+            _ => None,
+        });
+        let mut all: Vec<&UserBody> = users.collect();
+        all.sort_by(|a, b| (&a.name, a.key).cmp(&(&b.name, b.key)));
+        all.dedup_by_key(|user| user.key);
+        all
+    }
+
     /// What a host says of itself.
     pub fn host(&self, host: &Key) -> Option<&HostBody> {
         match self.get(Kind::HOST, id_of_key(host), *host) {

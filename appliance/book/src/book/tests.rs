@@ -28,7 +28,7 @@ fn domain(seq: u64, number: u8, name: &str, by: u8) -> Signed {
 }
 
 fn member(seq: u64, host: u8, name: &str, by: u8) -> Signed {
-    let body = Body::Member(MemberBody { host: key(host), domain: key(by), name: name.into(), dead: None });
+    let body = Body::Member(MemberBody { host: key(host), domain: key(by), name: name.into(), dead: None, role: None });
     Record::sign(Kind::MEMBER, id_of_key(&key(host)), seq, Some(&body), &secret(by)).unwrap()
 }
 
@@ -137,7 +137,7 @@ fn what_a_writer_has_no_right_to_is_kept_and_counts_for_nothing() {
 #[test]
 fn a_host_belongs_where_it_says_and_is_let_in() {
     let mut book = founded();
-    let died = MemberBody { host: key(4), domain: key(5), name: "mine".into(), dead: Some("gone".into()) };
+    let died = MemberBody { host: key(4), domain: key(5), name: "mine".into(), dead: Some("gone".into()), role: None };
     let claim = Record::sign(Kind::MEMBER, id_of_key(&key(4)), 2, Some(&Body::Member(died)), &secret(5)).unwrap();
     assert_eq!(book.merge(claim), Ok(true));
     assert_eq!((book.domain_of(&key(4)), book.dead(&key(4))), (Some(key(2)), None));
@@ -151,7 +151,7 @@ fn a_host_belongs_where_it_says_and_is_let_in() {
 fn a_helper_lets_hosts_in_until_the_domain_takes_that_back() {
     let mut book = founded();
     let by_helper = |seq| {
-        let body = MemberBody { host: key(8), domain: key(2), name: "a3".into(), dead: None };
+        let body = MemberBody { host: key(8), domain: key(2), name: "a3".into(), dead: None, role: None };
         Record::sign(Kind::MEMBER, id_of_key(&key(8)), seq, Some(&Body::Member(body)), &secret(4)).unwrap()
     };
     book.merge(by_helper(2)).unwrap();

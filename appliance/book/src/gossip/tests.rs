@@ -44,7 +44,7 @@ fn image(number: u32, seq: u64, by: u32) -> Signed {
 }
 
 fn member(host: u32, domain: u32, seq: u64, dead: Option<&str>) -> Signed {
-    let body = MemberBody { host: key(host), domain: key(domain), name: format!("h{host}"), dead: dead.map(str::to_owned) };
+    let body = MemberBody { host: key(host), domain: key(domain), name: format!("h{host}"), dead: dead.map(str::to_owned), role: None };
     sign(Kind::MEMBER, id_of_key(&key(host)), seq, &Body::Member(body), domain)
 }
 

@@ -18,9 +18,10 @@ pub use self::{nouns::*, vm::*};
 const ABOUT: &str = "Runs virtual machines on a pool of hosts, and moves them while they run.";
 
 const AFTER: &str = "\
-The agent of this host is asked, on its Unix socket. With --host-url, --fingerprint and --token-file an agent elsewhere
-is asked, over TLS 1.3 pinned to its host's key; the environment may say the same: REBEC_SOCKET, or REBEC_URL,
-REBEC_FINGERPRINT and REBEC_TOKEN.
+The agent of this host is asked, on its Unix socket, as root. With --host-url and --fingerprint an agent elsewhere is
+asked, over TLS 1.3 pinned to its host's key: commands are signed with your key (`rebec user key`), to which an admin gives
+a role with `rebec user add`, or carry the token in --token-file. The environment may say the same: REBEC_SOCKET, or
+REBEC_URL and REBEC_FINGERPRINT, and REBEC_USER_KEY or REBEC_TOKEN.
 
 From nothing to a VM that moved:
   a1$ rebec pool init lab --domain alpha        a1$ rebec host invite           (prints a ticket)
@@ -60,9 +61,12 @@ pub struct AgentOptions {
     /// Key of that agent's host, as its status screen shows it
     #[arg(long, global = true, value_name = "HEX")]
     pub fingerprint: Option<HostKey>,
-    /// File with the token that agent wants, made by `rebec token create`
+    /// File with a token of that agent, made by `rebec token create`
     #[arg(long, global = true, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// File with your key, which signs what you ask; made at first need [default: ~/.config/rebec/user.key, for an agent elsewhere]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub user_key: Option<PathBuf>,
 }
 
 /// The nouns of the command line.
@@ -89,6 +93,9 @@ pub enum Command {
     /// Virtual machines
     #[command(subcommand, arg_required_else_help = false)]
     Vm(VmCommand),
+    /// Users of the domain: keys that sign commands
+    #[command(subcommand, arg_required_else_help = false)]
+    User(UserCommand),
     /// Tokens that let a client in over TCP
     #[command(subcommand, arg_required_else_help = false)]
     Token(TokenCommand),

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use rebec_api::{audit::AuditMark, token::Role};
+use rebec_api::{audit::AuditMark, host::HostRole, token::Role};
 
-use super::values::{Span, TextFrom};
+use super::values::{HostKey, Span, TextFrom};
 
 /// `rebec pool ...`
 #[derive(Subcommand, Debug)]
@@ -90,6 +90,18 @@ pub enum HostCommand {
         /// What the ticket admits
         #[command(flatten)]
         terms: InviteOptions,
+        /// What root at a host that joins may do in the domain, also at other hosts
+        #[arg(long, value_enum, default_value_t = HostRoleName::Operator)]
+        role: HostRoleName,
+    },
+    /// Say what root at a host may do in the domain, also at other hosts
+    SetRole {
+        /// The host
+        name: String,
+        /// What it may from now on: nothing but what is about that machine alone, look, run VMs too, look after hosts, images and LANs
+        /// too, or everything
+        #[arg(value_enum)]
+        role: HostRoleName,
     },
     /// Move all VMs away from a host, and give it no new ones
     Drain {
@@ -189,7 +201,9 @@ pub enum LanCommand {
 #[derive(Subcommand, Debug)]
 pub enum TokenCommand {
     /// Print a new token; it is shown this once
-    #[command(after_help = "Without --role the token lets its holder do everything that root at this host may: give one that is enough.")]
+    #[command(
+        after_help = "Without --role the token lets its holder do everything that an admin may, at a host whose root may as much: give one that is enough.\nA token is good at this host; who has a key of their own is a user (`rebec user add`)."
+    )]
     Create {
         /// The token's name, to remove it by
         name: String,
@@ -209,7 +223,63 @@ pub enum TokenCommand {
     },
 }
 
-/// What a token's holder may do, the least first.
+/// `rebec user ...`
+#[derive(Subcommand, Debug)]
+pub enum UserCommand {
+    /// Print your key, for whoever is to give it a role; it is made if there is none
+    Key,
+    /// Give a key a role in this host's domain, or another name, role or end
+    #[command(after_help = "Asked on a host that has the domain's root key. A user of another domain is added by its key in the same way.")]
+    Add {
+        /// The user's name, unique in the domain
+        name: String,
+        /// The user's key, as `rebec user key` prints it
+        #[arg(long, value_name = "HEX")]
+        key: HostKey,
+        /// What the user may do: look, run VMs too, look after hosts, images and LANs too, or everything
+        #[arg(long, value_enum, default_value_t = RoleName::User)]
+        role: RoleName,
+        /// For how long, as in 12h or 30d [default: until the user is removed]
+        #[arg(long, value_name = "TIME")]
+        valid: Option<Span>,
+    },
+    /// List the users of the domain
+    Ls,
+    /// Take a user's role back
+    Rm {
+        /// The user
+        name: String,
+    },
+}
+
+/// What root at a host may do in its domain, the least first.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostRoleName {
+    /// What is about that machine alone
+    None,
+    /// Looks
+    Viewer,
+    /// Runs VMs
+    User,
+    /// Looks after hosts, images and LANs
+    Operator,
+    /// Decides who belongs to the domain
+    Admin,
+}
+
+impl From<HostRoleName> for HostRole {
+    fn from(name: HostRoleName) -> Self {
+        match name {
+            HostRoleName::None => Self::None,
+            HostRoleName::Viewer => Self::Viewer,
+            HostRoleName::User => Self::User,
+            HostRoleName::Operator => Self::Operator,
+            HostRoleName::Admin => Self::Admin,
+        }
+    }
+}
+
+/// What a user, or the holder of a token, may do, the least first.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RoleName {
     /// Looks

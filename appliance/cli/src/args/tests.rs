@@ -40,6 +40,8 @@ fn every_command_line_is_understood() {
         "host ls",
         "host show a1",
         "host invite --uses 3 --valid 7d",
+        "host invite --role viewer",
+        "host set-role a2 none",
         "host drain a1",
         "host declare-dead a1 --reason unplugged",
         "invitation ls",
@@ -67,6 +69,11 @@ fn every_command_line_is_understood() {
         "vm move web --domain beta -d",
         "vm forward web 22",
         "vm forward web 80 --listen [::1]:8080",
+        "user key",
+        "user add anna --key 0707070707070707070707070707070707070707070707070707070707070707 --role operator --valid 30d",
+        "user ls",
+        "user rm anna",
+        "vm ls --user-key /k",
         "token create laptop",
         "token create guest --role viewer --valid 30d",
         "token ls",
@@ -103,7 +110,9 @@ fn what_is_left_out_has_a_default() {
     let Command::Vm(VmCommand::Run(run)) = parse("rebec vm run web --image debian").command else { panic!("not a run") };
     assert_eq!((run.memory.bytes(), run.vcpus, run.patience.detach), (512 << 20, 1, false));
     assert_eq!(OnHostLoss::from(run.on_host_loss), OnHostLoss::Hold);
-    let Command::Host(HostCommand::Invite { terms }) = parse("rebec host invite").command else { panic!("not an invitation") };
+    let Command::Host(HostCommand::Invite { terms, role: HostRoleName::Operator }) = parse("rebec host invite").command else {
+        panic!("not an invitation")
+    };
     assert_eq!((terms.uses, terms.valid.0), (1, 86_400));
     let Command::Token(TokenCommand::Create { role, valid, .. }) = parse("rebec token create me").command else { panic!("not a token") };
     assert_eq!((role, valid), (RoleName::Admin, None));

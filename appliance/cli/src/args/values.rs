@@ -49,7 +49,7 @@ fn whole(digits: &str) -> Option<u64> {
     digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten()
 }
 
-/// The key of a host: what its status screen shows as fingerprint.
+/// The key of a host, what its status screen shows as fingerprint, or of a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HostKey(pub [u8; 32]);
 
@@ -57,7 +57,7 @@ impl FromStr for HostKey {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "expected the 64 hexadecimal digits that the host's status screen shows".to_owned();
+        let wrong = || "expected the 64 hexadecimal digits that the host's status screen shows, or `rebec user key`".to_owned();
         // Screens and people group the digits.
         let digits: Vec<u8> = text.bytes().filter(|byte| !matches!(byte, b' ' | b':' | b'-')).collect();
         if digits.len() != 64 {

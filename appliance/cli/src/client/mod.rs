@@ -1,7 +1,7 @@
 //! Requests to an agent: HTTP/1.1 on its Unix socket, or on TCP with TLS 1.3 pinned to the key of its host.
 //!
 //! ```text
-//! Target (which agent) -> connect (socket, TLS) -> one HTTP connection per request -> JSON, a stream, or raw bytes both ways
+//! Target (which agent) -> connect (socket, TLS) -> signed, if a user signs -> one HTTP connection per request -> JSON, a stream, or raw bytes both ways
 //! ```
 //!
 //! Every answer has a limit, and every failure a place: which agent, and whether it was reached at all ([`ClientError`]).
@@ -15,8 +15,13 @@ mod upload;
 #[cfg(test)]
 mod tests;
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
+use ed25519_dalek::SigningKey;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited, combinators::UnsyncBoxBody};
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -24,7 +29,8 @@ use hyper::{
     header,
 };
 use hyper_util::rt::TokioIo;
-use rebec_api::{ApiError, job::Job, vm::STREAM_UPGRADE};
+use rebec_api::{ApiError, job::Job, pool::PoolStatus, vm::STREAM_UPGRADE};
+use rebec_book::{Key, Warrant, key::Name, warrant};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 
@@ -33,6 +39,7 @@ pub use self::{
     target::{Remote, Target},
     upload::Upload,
 };
+use crate::key;
 
 /// Largest answer that is read whole: ten thousand VMs, and then some.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
@@ -45,9 +52,23 @@ type Body = UnsyncBoxBody<Bytes, io::Error>;
 pub type Raw = TokioIo<hyper::upgrade::Upgraded>;
 
 /// One agent that can be asked.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Client {
     target: Target,
+    signer: Option<Arc<Signer>>,
+}
+
+/// Who signs what is asked, and for which host.
+struct Signer {
+    secret: SigningKey,
+    at: Key,
+}
+
+/// The key stays out of messages.
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("target", &self.target).finish_non_exhaustive()
+    }
 }
 
 /// What an agent answers to a request that changes something.
@@ -62,40 +83,53 @@ pub enum Answer {
 impl Client {
     /// A client of this agent. Nothing is connected yet.
     pub fn new(target: Target) -> Self {
-        Self { target }
+        Self { target, signer: None }
+    }
+
+    /// The same, whose requests a user signs.
+    pub async fn signed_by(self, secret: SigningKey) -> Result<Self, ClientError> {
+        let at = match &self.target {
+            Target::Remote(remote) => Name(remote.key.0),
+            Target::Socket(_) => {
+                let path = path(&["pool"]);
+                let status: PoolStatus = self.get(&path).await?;
+                status.host_key.parse().map_err(|_| self.strange(&path, "no key of its host"))?
+            }
+        };
+        Ok(Self { signer: Some(Arc::new(Signer { secret, at })), ..self })
     }
 
     /// Asks for something.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let (_, bytes) = self.whole(Method::GET, path, empty()).await?;
+        let (_, bytes) = self.whole(Method::GET, path, &[]).await?;
         self.parse(path, &bytes)
     }
 
     /// Asks for a change, described by `body`.
     pub async fn post(&self, path: &str, body: &impl Serialize) -> Result<Answer, ClientError> {
         let text = serde_json::to_vec(body).expect("invariant: the API's types have string keys only");
-        self.change(Method::POST, path, Full::from(text).map_err(|never| match never {}).boxed_unsync()).await
+        self.change(Method::POST, path, &text).await
     }
 
     /// Asks for a change that its path says all about.
     pub async fn post_empty(&self, path: &str) -> Result<Answer, ClientError> {
-        self.change(Method::POST, path, empty()).await
+        self.change(Method::POST, path, &[]).await
     }
 
     /// Asks to remove something.
     pub async fn delete(&self, path: &str) -> Result<Answer, ClientError> {
-        self.change(Method::DELETE, path, empty()).await
+        self.change(Method::DELETE, path, &[]).await
     }
 
     /// Opens a body that is read as it comes.
     pub async fn open(&self, path: &str) -> Result<Incoming, ClientError> {
-        let request = self.request(Method::GET, path, empty())?;
+        let request = self.request(Method::GET, path, text(&[]), Some(&[]))?;
         Ok(self.refuse(self.in_time(self.send(request)).await?).await?.into_body())
     }
 
     /// Turns a request into a connection of raw bytes.
     pub async fn upgrade(&self, path: &str) -> Result<Raw, ClientError> {
-        let mut request = self.request(Method::GET, path, empty())?;
+        let mut request = self.request(Method::GET, path, text(&[]), Some(&[]))?;
         request.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
         request.headers_mut().insert(header::UPGRADE, header::HeaderValue::from_static(STREAM_UPGRADE));
         let response = self.refuse(self.in_time(self.send(request)).await?).await?;
@@ -108,7 +142,7 @@ impl Client {
     /// Puts a file; `watch` hears now and then how many bytes have left.
     pub async fn put<T: DeserializeOwned>(&self, path: &str, upload: Upload, watch: impl FnMut(u64)) -> Result<T, ClientError> {
         let sent = upload.sent();
-        let request = self.request(Method::PUT, path, upload.boxed_unsync())?;
+        let request = self.request(Method::PUT, path, upload.boxed_unsync(), None)?;
         let work = async {
             let response = self.refuse(self.send(request).await?).await?;
             self.collect(path, response.into_body()).await
@@ -127,7 +161,7 @@ impl Client {
         Ok(None)
     }
 
-    async fn change(&self, method: Method, path: &str, body: Body) -> Result<Answer, ClientError> {
+    async fn change(&self, method: Method, path: &str, body: &[u8]) -> Result<Answer, ClientError> {
         let (status, bytes) = self.whole(method, path, body).await?;
         if status == StatusCode::ACCEPTED {
             return Ok(Answer::Job(self.parse(path, &bytes)?));
@@ -135,8 +169,8 @@ impl Client {
         Ok(Answer::Done(if bytes.is_empty() { serde_json::Value::Null } else { self.parse(path, &bytes)? }))
     }
 
-    async fn whole(&self, method: Method, path: &str, body: Body) -> Result<(StatusCode, Bytes), ClientError> {
-        let request = self.request(method, path, body)?;
+    async fn whole(&self, method: Method, path: &str, body: &[u8]) -> Result<(StatusCode, Bytes), ClientError> {
+        let request = self.request(method, path, text(body), Some(body))?;
         self.in_time(async {
             let response = self.refuse(self.send(request).await?).await?;
             Ok((response.status(), self.collect(path, response.into_body()).await?))
@@ -144,8 +178,13 @@ impl Client {
         .await
     }
 
-    fn request(&self, method: Method, path: &str, body: Body) -> Result<Request<Body>, ClientError> {
+    /// `signed` is the whole body, where it is known before it is sent.
+    fn request(&self, method: Method, path: &str, body: Body, signed: Option<&[u8]>) -> Result<Request<Body>, ClientError> {
+        let warrant = self.signer.as_ref().map(|signer| signer.warrant(&method, path, signed)).transpose()?;
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, self.target.authority());
+        if let Some(warrant) = warrant {
+            request = request.header(warrant::HEADER, warrant);
+        }
         if let Some(token) = self.target.token() {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
@@ -208,6 +247,27 @@ impl Client {
     }
 }
 
+impl Signer {
+    fn warrant(&self, method: &Method, path: &str, body: Option<&[u8]>) -> Result<String, ClientError> {
+        let nonce = key::random().map_err(|error| ClientError::File(format!("random bytes: {error}")))?;
+        let warrant = Warrant {
+            signer: key::known_as(&self.secret),
+            at: self.at,
+            method: method.to_string(),
+            path: path.to_owned(),
+            body: body.map(warrant::body_digest),
+            until: now() + warrant::LIFE_S,
+            nonce: Name(nonce),
+            token: None,
+        };
+        warrant.sign(&self.secret).map_err(|_| ClientError::File("what is asked is too long to be signed".to_owned()))
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 /// hyper wraps what matters in several layers.
 fn root_cause(mut error: &(dyn std::error::Error + 'static)) -> String {
     while let Some(source) = error.source() {
@@ -216,8 +276,8 @@ fn root_cause(mut error: &(dyn std::error::Error + 'static)) -> String {
     error.to_string()
 }
 
-fn empty() -> Body {
-    Full::default().map_err(|never| match never {}).boxed_unsync()
+fn text(body: &[u8]) -> Body {
+    Full::from(Bytes::copy_from_slice(body)).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// A path below `/v1`; names may hold anything.

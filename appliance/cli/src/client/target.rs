@@ -23,8 +23,8 @@ pub struct Remote {
     pub authority: String,
     /// The key of its host.
     pub key: HostKey,
-    /// What lets this client in.
-    pub token: String,
+    /// What lets this client in; none where commands are signed.
+    pub token: Option<String>,
 }
 
 impl fmt::Debug for Remote {
@@ -71,12 +71,12 @@ impl Target {
                 .map_err(|error| format!("REBEC_FINGERPRINT: {error}"))?,
         };
         let token = match &options.token_file {
-            Some(file) => TextFrom::File(file.clone()).read("--token-file")?,
-            None => environment("REBEC_TOKEN")
-                .map(|token| token.trim().to_owned())
-                .ok_or("--token-file is missing; `rebec token create NAME` on that host makes a token")?,
+            Some(file) => Some(TextFrom::File(file.clone()).read("--token-file")?),
+            // A key that is named is to sign.
+            None if options.user_key.is_some() => None,
+            None => environment("REBEC_TOKEN").map(|token| token.trim().to_owned()),
         };
-        if token.bytes().any(|byte| !byte.is_ascii_graphic()) {
+        if token.iter().flat_map(|token| token.bytes()).any(|byte| !byte.is_ascii_graphic()) {
             return Err("the token is not one: it holds spaces or the like; is it the right file?".to_owned());
         }
         Ok(Self::Remote(Remote { authority, key, token }))
@@ -94,7 +94,7 @@ impl Target {
     pub fn token(&self) -> Option<&str> {
         match self {
             Self::Socket(_) => None,
-            Self::Remote(remote) => Some(&remote.token),
+            Self::Remote(remote) => remote.token.as_deref(),
         }
     }
 }
@@ -132,7 +132,7 @@ mod tests {
     fn an_agent_elsewhere_by_options_or_environment() {
         let fingerprint = "07".repeat(32);
         let said = [("REBEC_URL", "https://10.0.0.1:7000"), ("REBEC_FINGERPRINT", fingerprint.as_str()), ("REBEC_TOKEN", "t1\n")];
-        let expected = Remote { authority: "10.0.0.1:7000".into(), key: HostKey([7; 32]), token: "t1".into() };
+        let expected = Remote { authority: "10.0.0.1:7000".into(), key: HostKey([7; 32]), token: Some("t1".into()) };
         assert_eq!(choose(&AgentOptions::default(), &said), Ok(Target::Remote(expected.clone())));
         assert_eq!(
             choose(&remote("https://10.0.0.1:7000/"), &[("REBEC_SOCKET", "/a"), ("REBEC_TOKEN", "t1")]),
@@ -153,7 +153,10 @@ mod tests {
         let keyless = AgentOptions { fingerprint: None, ..remote("https://a") };
         assert!(choose(&keyless, &token).unwrap_err().contains("--fingerprint is missing"));
         assert!(choose(&keyless, &[("REBEC_FINGERPRINT", "7")]).unwrap_err().contains("64 hexadecimal digits"));
-        assert!(choose(&remote("https://a"), &[]).unwrap_err().contains("--token-file is missing"));
+        let Ok(Target::Remote(signing)) = choose(&remote("https://a"), &[]) else { panic!("refused") };
+        assert_eq!(signing.token, None);
+        let named = AgentOptions { user_key: Some("/k".into()), ..remote("https://a") };
+        assert_eq!(choose(&named, &token).unwrap().token(), None);
         assert!(choose(&remote("https://a"), &[("REBEC_TOKEN", "a b")]).unwrap_err().contains("token"));
         let both = AgentOptions { socket: Some("/a".into()), ..remote("https://a") };
         assert!(choose(&both, &token).unwrap_err().contains("two agents"));

@@ -286,7 +286,7 @@ async fn agent_behind_tls(honest: bool) -> Target {
             });
         }
     });
-    Target::Remote(Remote { authority, key, token: "t1".to_owned() })
+    Target::Remote(Remote { authority, key, token: Some("t1".to_owned()) })
 }
 
 #[tokio::test]
@@ -324,10 +324,47 @@ async fn a_port_without_tls_or_with_nobody_is_told() {
         stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
         drop(stream.read(&mut [0; 512]).await);
     });
-    let client = Client::new(Target::Remote(Remote { authority: authority.clone(), key: HostKey([0; 32]), token: "t".to_owned() }));
+    let client = Client::new(Target::Remote(Remote { authority: authority.clone(), key: HostKey([0; 32]), token: Some("t".to_owned()) }));
     let error = client.get::<Option<String>>("/v1/pool").await.unwrap_err();
     assert!(error.unreachable() && error.to_string().contains("is it the port of a Rebec agent?"), "{error}");
     plain.await.unwrap();
     let error = client.get::<Option<String>>("/v1/pool").await.unwrap_err();
     assert!(error.unreachable() && error.to_string().contains(&authority), "{error}");
+}
+
+/// What an agent hears of a client that signs: at the socket it first asks whose socket it is.
+#[tokio::test]
+async fn what_a_user_asks_is_signed_for_the_host_that_is_asked() {
+    let secret = SigningKey::from_bytes(&[5; 32]);
+    let host = rebec_book::key::public(&SigningKey::from_bytes(&[6; 32]));
+    let (_place, client) = agent(move |request| async move {
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let Some(text) = parts.headers.get(warrant::HEADER) else {
+            let status = serde_json::json!({
+                "pool": null, "key": null, "host": "a1", "host_key": host.to_string(), "domain": null, "domains": 0, "hosts": 0,
+                "hosts_reachable": 0, "vms": 0, "join": "",
+            });
+            return reply(200, status.to_string());
+        };
+        let proven = warrant::Proven::open(text.to_str().unwrap()).unwrap();
+        let said = proven.warrant();
+        let covers = proven.covers_body(Some(&body)).is_ok();
+        let same = said.method == parts.method.as_str() && said.path == parts.uri.to_string() && said.at == host;
+        reply(200, serde_json::json!([covers, same, said.nonce, said.signer]).to_string())
+    });
+    let client = client.signed_by(secret.clone()).await.unwrap();
+    let mut nonces = vec![];
+    for answer in [
+        client.get::<serde_json::Value>("/v1/vms/a%20b/logs?tail=7").await.unwrap(),
+        match client.post("/v1/lans", &serde_json::json!({"name": "x"})).await.unwrap() {
+            Answer::Done(value) => value,
+            Answer::Job(job) => panic!("{job:?}"),
+        },
+    ] {
+        let signer = rebec_book::key::public(&secret).to_string();
+        assert_eq!((&answer[0], &answer[1], answer[3].as_str()), (&true.into(), &true.into(), Some(signer.as_str())), "{answer}");
+        nonces.push(answer[2].clone());
+    }
+    assert_ne!(nonces[0], nonces[1]);
 }

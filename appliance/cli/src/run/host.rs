@@ -1,13 +1,13 @@
 //! `rebec host`.
 
-use rebec_api::host::{DeclareDead, HostInfo};
+use rebec_api::host::{DeclareDead, HostInfo, SetRole};
 
 use super::{pool, session::Session};
 use crate::{
     args::HostCommand,
     client::path,
     failure::Failure,
-    text::{lists, shows},
+    text::{lists, shows, word},
 };
 
 /// `rebec host ...`
@@ -23,7 +23,12 @@ pub async fn run(session: &Session, command: HostCommand) -> Result<(), Failure>
             )
         }
         HostCommand::Show { name } => session.show(&client.get::<HostInfo>(&path(&["hosts", &name])).await?, shows::host),
-        HostCommand::Invite { terms } => pool::invite(session, None, terms).await,
+        HostCommand::Invite { terms, role } => pool::invite(session, None, terms, role.into()).await,
+        HostCommand::SetRole { name, role } => {
+            let wish = SetRole { role: role.into() };
+            let done = format!("root at host {name} has the role {} in the domain", word(&wish.role));
+            session.finish(client.post(&path(&["hosts", &name, "role"]), &wish).await?, &done).await
+        }
         HostCommand::Drain { name } => {
             let done = format!("host {name} runs no VMs any more and gets no new ones");
             session.finish(client.post_empty(&path(&["hosts", &name, "drain"])).await?, &done).await

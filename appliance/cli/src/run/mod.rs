@@ -17,7 +17,10 @@ mod support;
 mod terminal;
 mod token;
 mod travel;
+mod user;
 mod vm;
+
+use std::path::PathBuf;
 
 use crate::{
     args::{Command, VmCommand},
@@ -27,13 +30,18 @@ use crate::{
 };
 
 /// Carries out a command that asks an agent.
-pub fn with_agent(command: Command, target: Target, json: bool) -> Exit {
+pub fn with_agent(command: Command, target: Target, key: Option<PathBuf>, json: bool) -> Exit {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return Failure::Here(format!("start: {error}")).tell(),
     };
-    let session = Session { client: Client::new(target), json };
-    let done = runtime.block_on(carry_out(&session, command));
+    let done = runtime.block_on(async {
+        let client = match key {
+            Some(key) => Client::new(target).signed_by(crate::key::open(&key).map_err(Failure::Here)?).await?,
+            None => Client::new(target),
+        };
+        carry_out(&Session { client, json }, command).await
+    });
     // A thread may still read the terminal; the process ends without it.
     runtime.shutdown_background();
     done.map_or_else(|failure| failure.tell(), |()| Exit::Done)
@@ -52,11 +60,12 @@ async fn carry_out(session: &Session, command: Command) -> Result<(), Failure> {
         Command::Vm(VmCommand::Forward { name, port, listen }) => forward::run(session, &name, port, listen).await,
         Command::Vm(VmCommand::Move(options)) => travel::run(session, &options).await,
         Command::Vm(command) => vm::run(session, command).await,
+        Command::User(command) => user::run(session, command).await,
         Command::Token(command) => token::run(session, command).await,
         Command::Audit(options) => audit::run(session, &options).await,
         Command::Job(command) => job::run(session, command).await,
         Command::SupportBundle(options) => support::run(session, &options).await,
-        // These three ask nobody; the caller has carried them out.
+        // These ask nobody; the caller has carried them out.
         Command::Agent(_) | Command::Completion(_) | Command::Man(_) => Ok(()),
     }
 }

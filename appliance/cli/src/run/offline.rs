@@ -1,13 +1,16 @@
-//! What needs no agent: completion scripts and manual pages.
+//! What needs no agent: completion scripts, manual pages, the user's key.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use clap_complete::Shell;
 
 use crate::{
     args,
     failure::{Exit, Failure},
-    talk,
+    key, talk,
 };
 
 /// Prints the completion script of a shell.
@@ -29,5 +32,17 @@ pub fn man(folder: &Path) -> Exit {
             Exit::Done
         }
         Err(error) => Failure::Here(format!("write manual pages into {}: {error}", folder.display())).tell(),
+    }
+}
+
+/// Prints the user's key, which is made if there is none.
+pub fn user_key(place: Option<PathBuf>, environment: impl Fn(&str) -> Option<String>) -> Exit {
+    let key = place.map_or_else(|| key::usual(environment), Ok).and_then(|place| key::open(&place));
+    match key {
+        Ok(key) => match io::Write::write_all(&mut io::stdout(), format!("{}\n", key::known_as(&key)).as_bytes()) {
+            Ok(()) => Exit::Done,
+            Err(error) => Failure::Output(error).tell(),
+        },
+        Err(error) => Failure::Here(error).tell(),
     }
 }

@@ -6,7 +6,10 @@ use std::{
     os::unix::fs::OpenOptionsExt,
 };
 
-use rebec_api::pool::{DomainInfo, DomainKey, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus};
+use rebec_api::{
+    host::HostRole,
+    pool::{DomainInfo, DomainKey, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus},
+};
 
 use super::session::{Session, now, parse};
 use crate::{
@@ -45,7 +48,7 @@ pub async fn pool(session: &Session, command: PoolCommand) -> Result<(), Failure
 /// `rebec domain ...`
 pub async fn domain(session: &Session, command: DomainCommand) -> Result<(), Failure> {
     match command {
-        DomainCommand::Invite { name, terms } => invite(session, Some(name), terms).await,
+        DomainCommand::Invite { name, terms } => invite(session, Some(name), terms, HostRole::default()).await,
         DomainCommand::Ls => {
             let domains: Vec<DomainInfo> = session.client.get(&path(&["domains"])).await?;
             session.list(&domains, "no domains: this host belongs to no pool; `rebec pool init` founds one", lists::domains)
@@ -82,9 +85,9 @@ async fn key(session: &Session, command: KeyCommand) -> Result<(), Failure> {
 }
 
 /// Prints a ticket. The ticket alone goes to standard output, for a file or a pipe.
-pub async fn invite(session: &Session, domain: Option<String>, terms: InviteOptions) -> Result<(), Failure> {
+pub async fn invite(session: &Session, domain: Option<String>, terms: InviteOptions, role: HostRole) -> Result<(), Failure> {
     let noun = if domain.is_some() { "domains" } else { "hosts" };
-    let request = Invite { domain, uses: terms.uses, valid_s: terms.valid.0 };
+    let request = Invite { domain, uses: terms.uses, valid_s: terms.valid.0, role };
     let invited: Invited = parse(session.settle(session.client.post(&path(&[noun, "invite"]), &request).await?).await?)?;
     session.show(&invited, |invited| printable(&invited.ticket) + "\n")?;
     if !session.json {

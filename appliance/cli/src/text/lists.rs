@@ -8,6 +8,7 @@ use rebec_api::{
     lan::{LanInfo, PortInfo},
     pool::{DomainInfo, Invitation},
     token::Token,
+    user::User,
     vm::VmInfo,
 };
 
@@ -108,22 +109,42 @@ pub fn tokens(tokens: &[Token], now: u64) -> String {
     table(["NAME", "ROLE", "EXPIRES", "AGE"], &rows(tokens, row))
 }
 
+/// `user ls`.
+pub fn users(users: &[User], now: u64) -> String {
+    let row = |user: &User| {
+        let expires = user.expires.map_or_else(|| "never".to_owned(), |expires| until(expires, now));
+        [user.name.clone(), word(&user.role), expires, user.key.clone()]
+    };
+    table(["NAME", "ROLE", "EXPIRES", "KEY"], &rows(users, row))
+}
+
 /// `audit`.
 pub fn audit(rows_of: &[AuditRow]) -> String {
     let row = |row: &AuditRow| {
-        let who = match (&row.host, &row.role, &row.token) {
-            (Some(host), _, _) => format!("host {}", host.chars().take(8).collect::<String>()),
-            (None, Some(role), Some(token)) => format!("{role}, token {token}"),
-            (None, Some(role), None) => format!("{role}, socket"),
-            (None, None, Some(token)) => format!("token {token}"),
-            (None, None, None) => String::new(),
-        };
+        let who = who(row);
         let about = row.about.as_ref().map(|id| id.chars().take(8).collect()).unwrap_or_default();
         let decided = row.refused.clone().unwrap_or_else(|| if row.asked == "dropped" { String::new() } else { "granted".to_owned() });
         let times = row.times.map(|times| times.to_string()).unwrap_or_default();
         [row.seq.to_string(), utc(row.time), who, row.asked.clone(), about, times, decided]
     };
     table(["ROW", "TIME", "WHO", "ASKED", "ABOUT", "TIMES", "DECIDED"], &rows(rows_of, row))
+}
+
+/// Who asked: `anna (user)`, `root@a1 (admin)`, `token eyes (viewer)`, a host by the first digits of its key; and through which host.
+fn who(row: &AuditRow) -> String {
+    let short = |key: &String| key.chars().take(8).collect::<String>();
+    if let Some(host) = &row.host {
+        return format!("host {}", short(host));
+    }
+    let token = row.token.as_ref().map(|token| format!("token {token}"));
+    let at = row.user.as_ref().map(|user| user.trim_start_matches("root@"));
+    let name = match (token, at) {
+        (Some(token), Some(at)) => Some(format!("{token} of {at}")),
+        (token, _) => token.or_else(|| row.user.clone()),
+    };
+    let role = row.role.as_ref().map(|role| format!("({role})"));
+    let via = row.via.as_ref().map(|via| format!("via {}", short(via)));
+    [name, role, via].into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
 fn rows<T, const COLUMNS: usize>(things: &[T], row: impl Fn(&T) -> [String; COLUMNS]) -> Vec<[String; COLUMNS]> {

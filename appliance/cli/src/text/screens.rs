@@ -3,7 +3,7 @@
 use rebec_api::{
     ApiError, ErrorCode,
     audit::AuditRow,
-    host::{HostInfo, HostState, Protocols},
+    host::{HostInfo, HostRole, HostState, Protocols},
     image::{ImageInfo, Part},
     job::{Job, JobProgress, JobState},
     lan::{LanInfo, PortInfo},
@@ -44,6 +44,7 @@ fn host() -> HostInfo {
         name: "a1".into(),
         domain: "alpha".into(),
         key: "cd".repeat(32),
+        role: HostRole::Operator,
         state: HostState::Ready,
         silent_s: 0,
         addresses: vec!["10.0.0.1:7118".into(), "[fe80::1]:7118".into()],
@@ -135,6 +136,7 @@ fn hosts_and_domains() {
              domain          alpha\n\
              state           ready, no KVM\n\
              key             {}\n\
+             root's role     operator\n\
              version         0.1.0\n\
              vms             none can run: no /dev/kvm\n\
              cpus            4\n\
@@ -158,6 +160,7 @@ fn the_pool_and_its_invitations() {
         pool: None,
         key: None,
         host: "a1".into(),
+        host_key: String::new(),
         domain: None,
         domains: 0,
         hosts: 0,
@@ -204,6 +207,8 @@ fn an_audit_log() {
         host: None,
         role: Some("viewer".into()),
         token: Some("eyes".into()),
+        user: None,
+        via: None,
         asked: "VmStop".into(),
         about: None,
         refused: Some("to stop a VM needs the role user; this is viewer".into()),
@@ -213,13 +218,19 @@ fn an_audit_log() {
     let id = |text: &str| Some(text.repeat(16));
     let granted =
         AuditRow { seq: 2, role: None, token: None, host: id("abcd"), about: id("07"), refused: None, times: None, ..row.clone() };
+    let signed = AuditRow { seq: 4, host: None, role: Some("user".into()), user: Some("anna".into()), ..granted.clone() };
+    let carried = AuditRow { seq: 5, user: Some("root@a2".into()), via: id("abcd"), ..signed.clone() };
+    let shown = AuditRow { seq: 6, token: Some("eyes".into()), ..carried.clone() };
     let dropped = AuditRow { seq: 3, host: None, about: None, asked: "dropped".into(), times: Some(9), ..granted.clone() };
     assert_eq!(
-        lists::audit(&[row, granted, dropped]),
-        "ROW  TIME                  WHO                 ASKED    ABOUT     TIMES  DECIDED\n\
-         1    2023-11-14T22:13:20Z  viewer, token eyes  VmStop   -         12     to stop a VM needs the role user; this is viewer\n\
-         2    2023-11-14T22:13:20Z  host abcdabcd       VmStop   07070707  -      granted\n\
-         3    2023-11-14T22:13:20Z  -                   dropped  -         9      -\n"
+        lists::audit(&[row, granted, dropped, signed, carried, shown]),
+        "ROW  TIME                  WHO                                   ASKED    ABOUT     TIMES  DECIDED\n\
+         1    2023-11-14T22:13:20Z  token eyes (viewer)                   VmStop   -         12     to stop a VM needs the role user; this is viewer\n\
+         2    2023-11-14T22:13:20Z  host abcdabcd                         VmStop   07070707  -      granted\n\
+         3    2023-11-14T22:13:20Z  -                                     dropped  -         9      -\n\
+         4    2023-11-14T22:13:20Z  anna (user)                           VmStop   07070707  -      granted\n\
+         5    2023-11-14T22:13:20Z  root@a2 (user) via abcdabcd           VmStop   07070707  -      granted\n\
+         6    2023-11-14T22:13:20Z  token eyes of a2 (user) via abcdabcd  VmStop   07070707  -      granted\n"
     );
 }
 

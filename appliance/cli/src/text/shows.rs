@@ -66,6 +66,7 @@ pub fn host(host: &HostInfo) -> String {
         ("domain", host.domain.clone()),
         ("state", host_state(host)),
         ("key", host.key.clone()),
+        ("root's role", word(&host.role)),
         ("version", host.version.clone()),
         ("vms", host.no_kvm.as_ref().map_or_else(|| host.vms.to_string(), |why| format!("none can run: {why}"))),
         ("cpus", host.cpus.to_string()),

@@ -7,18 +7,19 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::atomic::{AtomicU64, Ordering},
+    time::SystemTime,
 };
 
 use anyhow::{Context as _, Result};
 use ed25519_dalek::SigningKey;
 use rebec_book::{
-    Book, Grant, Signed, Ticket,
+    Book, Grant, Signed, Ticket, Warrant,
     key::{bound_id, id_of_key, public},
     record::{
         Assigned, Body, DiskRef, HostBody, ImageBody, Kind, MemberBody, NicBody, PartRef, Record, SeenBody, SeenState, VmBody, VmPrivate,
         as_text,
     },
-    view,
+    view, warrant,
 };
 pub use rebec_book::{
     Key,
@@ -92,7 +93,7 @@ impl Writer {
 
     /// As a domain: this host is a member.
     pub fn member(&self, host: Key, name: &str, dead: Option<&str>) -> Result<Said> {
-        let member = MemberBody { host, domain: self.key(), name: name.to_owned(), dead: dead.map(str::to_owned) };
+        let member = MemberBody { host, domain: self.key(), name: name.to_owned(), dead: dead.map(str::to_owned), role: None };
         self.say(Kind::MEMBER, id_of_key(&host), &Body::Member(member))
     }
 
@@ -116,6 +117,25 @@ impl Writer {
             speaks: None,
         };
         self.say(Kind::HOST, id_of_key(&self.key()), &Body::Host(body.into()))
+    }
+
+    /// As a user, or for root at its own socket: do this, said to a host.
+    pub fn signs(&self, at: Key, question: &Question) -> Result<String> {
+        let request = question.request()?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+        let mut nonce = [0; 16];
+        nonce[8..].copy_from_slice(&self.said.fetch_add(1, Ordering::Relaxed).to_be_bytes());
+        let warrant = Warrant {
+            signer: self.key(),
+            at,
+            method: request.method.to_owned(),
+            path: request.path,
+            body: Some(warrant::body_digest(&request.body)),
+            until: now + warrant::LIFE_S,
+            nonce: Name(nonce),
+            token: None,
+        };
+        Ok(warrant.sign(&self.secret)?)
     }
 
     /// As a host: this VM is at home here.
@@ -244,6 +264,8 @@ pub enum Question {
     User(&'static str, String, Value),
     /// The console of a VM.
     Console(String),
+    /// The same with somebody's signature, which may be of something else.
+    Signed(Box<Self>, String),
 }
 
 impl Question {
@@ -279,11 +301,21 @@ impl Question {
 
     /// Whether it is for agents; users ask the others.
     pub fn is_between_hosts(&self) -> bool {
-        !matches!(self, Self::User(..) | Self::Console(_))
+        !matches!(self, Self::User(..) | Self::Console(_) | Self::Signed(..))
+    }
+
+    /// The same with a signature.
+    pub fn with(self, warrant: &str) -> Self {
+        Self::Signed(Box::new(self), warrant.to_owned())
     }
 
     /// As it is sent.
     pub fn request(&self) -> Result<Request> {
+        if let Self::Signed(question, warrant) = self {
+            let mut request = question.request()?;
+            request.headers.push((warrant::HEADER, warrant.clone()));
+            return Ok(request);
+        }
         let secret = || as_text::serialize(&no_secret(), serde_json::value::Serializer);
         let internal = |what: &str, body: Value| ("POST", format!("/internal/{what}"), body);
         let (method, path, body) = match self {
@@ -299,6 +331,7 @@ impl Question {
             Self::Part(digest) => ("GET", format!("{PART_PATH}{digest}"), Value::Null),
             Self::User(method, path, body) => (*method, path.clone(), body.clone()),
             Self::Console(name) => ("GET", format!("/v1/vms/{name}/console"), Value::Null),
+            Self::Signed(..) => unreachable!("it was sent on above"),
         };
         let body = if body.is_null() { vec![] } else { serde_json::to_vec(&body)? };
         let headers = if matches!(self, Self::Console(_)) { vec![("Upgrade", "rebec-stream".to_owned())] } else { vec![] };
@@ -381,6 +414,11 @@ impl Known {
         let address = found.body.addresses.first().copied();
         Ok((found.key, address.with_context(|| format!("host {name} is nowhere"))?))
     }
+}
+
+/// The public half of a key.
+pub fn public_of(secret: &[u8; 32]) -> Key {
+    public(&SigningKey::from_bytes(secret))
 }
 
 /// What a host's book says, record by record, to be compared with another's.

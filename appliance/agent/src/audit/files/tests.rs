@@ -2,7 +2,7 @@
 
 use std::{process::Command, time::Duration};
 
-use rebec_book::authority::{Asker, Question, Role};
+use rebec_book::authority::{Asker, Question};
 
 use super::{super::row::Who, *};
 
@@ -11,7 +11,7 @@ const WRITER: &str = "REBEC_TEST_AUDIT_WRITER";
 const SMALL: Bounds = Bounds { file_bytes: 1000, files: 3 };
 
 fn entry() -> Entry {
-    Entry::new(Who::new(Asker::User(Role::Viewer), Some("eyes")), &Question::Exchange, Some("no".into()))
+    Entry::new(Who::new(Asker::Nobody, Some("eyes")), &Question::Exchange, Some("no".into()))
 }
 
 fn opened(state: &Path, bounds: Bounds) -> Files {

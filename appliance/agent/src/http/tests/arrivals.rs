@@ -34,7 +34,7 @@ async fn only_the_host_that_sends_a_vm_reaches_the_vmm_that_waits_for_it() {
         assert_eq!((status, refusal(&body).code), (403, ErrorCode::Forbidden), "{from:?}");
     }
     add(Some(own));
-    assert_eq!(ask(&bench, USER).await.0, 403);
+    assert_eq!(ask(&bench, bench.root()).await.0, 403);
     assert_eq!(ask(&bench, Caller::Host(own)).await.0, 101);
     waiting.set_nonblocking(true).unwrap();
     assert!(waiting.accept().is_ok(), "it was let through, but to nobody");

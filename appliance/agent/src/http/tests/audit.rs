@@ -7,13 +7,13 @@ use rebec_api::audit::{AuditRow, AuditVerdict};
 use super::*;
 
 async fn rows(bench: &Bench) -> Vec<AuditRow> {
-    let (status, body) = bench.ask(USER, "GET", "/v1/audit?tail=1000", "").await;
+    let (status, body) = bench.ask(bench.root(), "GET", "/v1/audit?tail=1000", "").await;
     assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
     serde_json::from_slice(&body).unwrap()
 }
 
 async fn verdict(bench: &Bench) -> AuditVerdict {
-    let (status, body) = bench.ask(USER, "GET", "/v1/audit/verify", "").await;
+    let (status, body) = bench.ask(bench.root(), "GET", "/v1/audit/verify", "").await;
     assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
     serde_json::from_slice(&body).unwrap()
 }
@@ -21,11 +21,11 @@ async fn verdict(bench: &Bench) -> AuditVerdict {
 #[tokio::test]
 async fn what_was_granted_and_refused_is_in_the_log_and_looks_are_not() {
     let bench = Bench::founded().await;
-    let viewer = Caller::User(Role::Viewer);
+    let viewer = bench.holder(Role::Viewer);
     assert_eq!(bench.ask(viewer, "GET", "/v1/vms", "").await.0, 200);
     assert_eq!(bench.ask(viewer, "POST", "/v1/lans", r#"{"name":"office"}"#).await.0, 403);
-    assert_eq!(bench.ask(USER, "POST", "/v1/lans", r#"{"name":"office"}"#).await.0, 200);
-    assert_eq!(bench.ask(USER, "DELETE", "/v1/lans/office", "").await.0, 200);
+    assert_eq!(bench.ask(bench.root(), "POST", "/v1/lans", r#"{"name":"office"}"#).await.0, 200);
+    assert_eq!(bench.ask(bench.root(), "DELETE", "/v1/lans/office", "").await.0, 200);
     let stranger = Name([3; 32]);
     assert_eq!(bench.ask(Caller::Host(stranger), "POST", "/internal/starts", "{}").await.0, 403);
     assert_eq!(bench.ask(Caller::Nobody, "GET", "/v1/vms", "").await.0, 403);
@@ -43,16 +43,19 @@ async fn what_was_granted_and_refused_is_in_the_log_and_looks_are_not() {
     ];
     let expected = expected.map(|(asked, role, about, refused)| (asked.to_owned(), role.to_owned(), about, refused));
     assert_eq!(rows.iter().map(said).collect::<Vec<_>>(), expected);
-    assert_eq!(rows[0].refused.as_deref(), Some("to make a LAN needs the role operator; this is viewer"));
+    assert_eq!(
+        rows[0].refused.as_deref(),
+        Some("to make a LAN needs the role operator; this token has viewer: `rebec token create NAME --role operator` makes one that may")
+    );
     assert_eq!(rows[3].host, Some(stranger.to_string()));
-    assert_eq!(bench.ask(USER, "GET", "/v1/audit?tail=1000000", "").await.0, 400);
+    assert_eq!(bench.ask(bench.root(), "GET", "/v1/audit?tail=1000000", "").await.0, 400);
 }
 
 #[tokio::test]
 async fn a_flood_of_refusals_does_not_fill_the_log() {
     let bench = Bench::founded().await;
     for _ in 0..200 {
-        assert_eq!(bench.ask(Caller::User(Role::Viewer), "POST", "/v1/lans", r#"{"name":"x"}"#).await.0, 403);
+        assert_eq!(bench.ask(bench.holder(Role::Viewer), "POST", "/v1/lans", r#"{"name":"x"}"#).await.0, 403);
     }
     let rows = rows(&bench).await;
     assert!(rows.len() < 10, "{} rows", rows.len());
@@ -62,7 +65,7 @@ async fn a_flood_of_refusals_does_not_fill_the_log() {
 async fn a_log_that_was_changed_is_found_by_what_the_pool_was_told() {
     let bench = Bench::founded().await;
     for name in ["a", "b", "c"] {
-        assert_eq!(bench.ask(USER, "POST", "/v1/lans", format!(r#"{{"name":"{name}"}}"#)).await.0, 200);
+        assert_eq!(bench.ask(bench.root(), "POST", "/v1/lans", format!(r#"{{"name":"{name}"}}"#)).await.0, 200);
     }
     let whole = verdict(&bench).await;
     let last = whole.last.clone().unwrap();
@@ -73,7 +76,7 @@ async fn a_log_that_was_changed_is_found_by_what_the_pool_was_told() {
     assert_eq!(told, last);
     // What somebody noted earlier.
     let ask = async |known: String| {
-        let (status, body) = bench.ask(USER, "GET", &format!("/v1/audit/verify?known={known}"), "").await;
+        let (status, body) = bench.ask(bench.root(), "GET", &format!("/v1/audit/verify?known={known}"), "").await;
         (status, json(&body)["wrong"].as_str().map(str::to_owned))
     };
     assert_eq!(ask(last.to_string()).await, (200, None));

@@ -42,14 +42,14 @@ fn unpack(bytes: &[u8]) -> BTreeMap<String, String> {
 #[tokio::test]
 async fn the_bundle_tells_what_is_asked_and_no_secret() {
     let bench = Bench::founded().await;
-    let (_, invited) = bench.ask(USER, "POST", "/v1/hosts/invite", "{}").await;
+    let (_, invited) = bench.ask(bench.root(), "POST", "/v1/hosts/invite", "{}").await;
     let ticket = json(&invited)["ticket"].as_str().unwrap().to_owned();
-    let (_, made) = bench.ask(USER, "POST", "/v1/tokens", r#"{"name":"laptop"}"#).await;
+    let (_, made) = bench.ask(bench.root(), "POST", "/v1/tokens", r#"{"name":"laptop"}"#).await;
     let token = json(&made)["token"].as_str().unwrap().to_owned();
     bench.agent.publish(Kind::IMAGE, vm_id(&bench), Some(Record::Image(vm_body(&bench).image.into()))).unwrap();
     add_vm(&bench, bench.agent.key(), &format!("join with {ticket}, Bearer {token}; rebec.ticket={}", ticket.to_uppercase()));
     logs::keep(&format!("a line of this test: ticket={ticket} and more"));
-    let (status, body) = bench.ask(USER, "GET", "/v1/support-bundle", "").await;
+    let (status, body) = bench.ask(bench.root(), "GET", "/v1/support-bundle", "").await;
     assert_eq!(status, 200);
 
     let files = unpack(&body);

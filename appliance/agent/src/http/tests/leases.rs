@@ -51,7 +51,7 @@ async fn a_keeper_promises_what_it_keeps_and_remembers_it() {
     grant_elsewhere(&bench);
     let (status, body) = ask(&bench, 1, "runs").await;
     assert_eq!((status, json(&body)), (200, json!({ "superseded": { "host": ELSEWHERE, "epoch": 4 } })));
-    assert_eq!(bench.ask(USER, "POST", "/internal/promises", "{}").await.0, 403);
+    assert_eq!(bench.ask(bench.root(), "POST", "/internal/promises", "{}").await.0, 403);
 }
 
 /// A VM that this host keeps, on this host.
@@ -73,7 +73,7 @@ async fn an_order_that_is_not_the_keepers_removes_nothing() {
     let (agent, vm) = (&bench.agent, own(&bench));
     std::fs::write(agent.depot.path(&vm.kept().body.image.kernel.digest), b"7 bytes").unwrap();
     holder::renew(agent.clone(), vm.clone()).await;
-    let (_, reporter) = agent.jobs.begin(USER, "start".into());
+    let (_, reporter) = agent.jobs.begin(bench.root(), "start".into());
     let refused = start::start(agent, vm_id(&bench), create::Order { epoch: 9, reason: None }, &reporter).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::Conflict, "{refused}");
     assert!(agent.local_vm(&vm_id(&bench)).is_some() && vm.folder.exists(), "what was here has gone");

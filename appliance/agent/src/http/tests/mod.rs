@@ -8,6 +8,7 @@ mod leases;
 mod openapi;
 mod tls;
 mod versions;
+mod warrants;
 
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ use rebec_book::{
     authority::Role,
     key::{Id, Name, Nonce, bound_id},
     record::{Assigned, ImageBody, PartRef, VmBody, VmPrivate},
+    warrant::{self, Signer},
 };
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -66,11 +68,29 @@ impl Bench {
         bench
     }
 
+    /// Root at its socket.
+    pub fn root(&self) -> Caller {
+        Caller::Signer(Signer::root(self.agent.key()))
+    }
+
+    /// Who showed it a token.
+    pub fn holder(&self, role: Role) -> Caller {
+        Caller::Signer(Signer::token(self.agent.key(), role))
+    }
+
     /// Asks as somebody whom a listener has let in.
     pub async fn ask(&self, caller: Caller, method: &str, path: &str, body: impl Into<Body>) -> (u16, Vec<u8>) {
+        self.ask_with(caller, method, path, body, None).await
+    }
+
+    /// The same with a warrant.
+    pub async fn ask_with(&self, caller: Caller, method: &str, path: &str, body: impl Into<Body>, warrant: Option<&str>) -> (u16, Vec<u8>) {
         let (near, far) = tokio::io::duplex(64 << 10);
         tokio::spawn(serve::connection(far, router(self.agent.clone()), caller, serve::LIMITS.head));
-        let request = Request::builder().method(method).uri(path).header("content-type", "application/json").header("host", "a1");
+        let mut request = Request::builder().method(method).uri(path).header("content-type", "application/json").header("host", "a1");
+        if let Some(warrant) = warrant {
+            request = request.header(warrant::HEADER, warrant);
+        }
         exchange(near, request.body(body.into()).unwrap()).await.unwrap()
     }
 }
@@ -94,9 +114,6 @@ pub fn refusal(body: &[u8]) -> ApiError {
 pub fn json(body: &[u8]) -> Value {
     serde_json::from_slice(body).unwrap()
 }
-
-/// Whoever may do everything.
-pub const USER: Caller = Caller::User(Role::Admin);
 
 /// Of which the bench's ids are made.
 const NONCE: Nonce = Name([9; 16]);

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{super::table, *};
 
 async fn document(bench: &Bench) -> Value {
-    let (status, body) = bench.ask(USER, "GET", "/v1/openapi.json", "").await;
+    let (status, body) = bench.ask(bench.root(), "GET", "/v1/openapi.json", "").await;
     assert_eq!(status, 200);
     json(&body)
 }
@@ -36,7 +36,7 @@ async fn the_document_has_every_route_and_no_other() {
             if (method, path.as_str()) == ("POST", "/v1/pool/leave") {
                 continue;
             }
-            let (_, body) = bench.ask(USER, method, &asked, "").await;
+            let (_, body) = bench.ask(bench.root(), method, &asked, "").await;
             let body = String::from_utf8_lossy(&body);
             let taken = !body.contains("does not take this method") && !body.contains("this API has no");
             assert_eq!(taken, documented.contains(&(method.to_owned(), path.clone())), "{method} {path}: {body}");

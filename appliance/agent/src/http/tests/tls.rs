@@ -55,7 +55,7 @@ async fn token(bench: &Bench) -> String {
 }
 
 async fn token_of(bench: &Bench, wish: &'static str) -> String {
-    let (status, body) = bench.ask(USER, "POST", "/v1/tokens", wish).await;
+    let (status, body) = bench.ask(bench.root(), "POST", "/v1/tokens", wish).await;
     assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
     serde_json::from_slice::<CreatedToken>(&body).unwrap().token
 }
@@ -84,7 +84,7 @@ async fn a_token_lets_in_and_nothing_else_does() {
     let (status, body) = get_with(address, key, "/v1/hosts", Some(&right)).await;
     assert_eq!((status, json(&body)[0]["name"].as_str()), (200, Some("a1")));
     assert_eq!(get_with(address, key, "/internal/exchange", Some(&right)).await.0, 400);
-    assert_eq!(bench.ask(USER, "DELETE", "/v1/tokens/laptop", "").await.0, 200);
+    assert_eq!(bench.ask(bench.root(), "DELETE", "/v1/tokens/laptop", "").await.0, 200);
     assert_eq!(get_with(address, key, "/v1/hosts", Some(&right)).await.0, 401);
 }
 
@@ -96,15 +96,50 @@ async fn a_token_lets_its_holder_do_what_its_role_may() {
     assert_eq!(get_with(address, key, "/v1/vms", Some(&viewer)).await.0, 200);
     let (status, body) = post_with(address, key, "/v1/vms/web/stop", "{}", &viewer).await;
     let told = refusal(&body);
-    assert_eq!((status, told.code, told.message.as_str()), (403, ErrorCode::Forbidden, "to stop a VM needs the role user; this is viewer"));
+    let why = "to stop a VM needs the role user; this token has viewer: `rebec token create NAME --role user` makes one that may";
+    assert_eq!((status, told.code, told.message.as_str()), (403, ErrorCode::Forbidden, why));
     let user = format!("Bearer {}", token_of(&bench, r#"{"name":"hands","role":"user","valid_s":3600}"#).await);
     // Granted, and there is no such VM.
     assert_eq!(post_with(address, key, "/v1/vms/web/stop", "{}", &user).await.0, 404);
     let (status, body) = get_with(address, key, "/v1/tokens", Some(&user)).await;
-    assert_eq!((status, refusal(&body).message.as_str()), (403, "to list tokens needs the role admin; this is user"));
-    let (status, body) = bench.ask(USER, "POST", "/v1/tokens", r#"{"name":"x","valid_s":0}"#).await;
+    assert!(status == 403 && refusal(&body).message.starts_with("to list tokens needs the role admin; this token has user"));
+    let (status, body) = bench.ask(bench.root(), "POST", "/v1/tokens", r#"{"name":"x","valid_s":0}"#).await;
     assert_eq!((status, refusal(&body).code), (400, ErrorCode::BadRequest));
-    assert_eq!(bench.ask(USER, "POST", "/v1/tokens", r#"{"name":"x","role":"king"}"#).await.0, 400);
+    assert_eq!(bench.ask(bench.root(), "POST", "/v1/tokens", r#"{"name":"x","role":"king"}"#).await.0, 400);
+}
+
+#[tokio::test]
+async fn a_users_signature_lets_in_to_commands_and_to_nothing_else() {
+    let bench = Bench::founded().await;
+    let (address, own) = (listen(&bench, router(bench.agent.clone()), LIMITS).await, bench.agent.key());
+    let secret = ed25519_dalek::SigningKey::from_bytes(&[20; 32]);
+    let user = format!(r#"{{"name":"anna","key":"{}","role":"viewer"}}"#, rebec_book::key::public(&secret));
+    assert_eq!(bench.ask(bench.root(), "POST", "/v1/users", user).await.0, 200);
+    let signed = |path: &str, at| {
+        let warrant = rebec_book::Warrant {
+            signer: rebec_book::key::public(&secret),
+            at,
+            method: "GET".into(),
+            path: path.into(),
+            body: Some(warrant::body_digest(b"")),
+            until: now_s() + warrant::LIFE_S,
+            nonce: Name(crate::agent::random()),
+            token: None,
+        };
+        warrant.sign(&secret).unwrap()
+    };
+    for (path, warrant, expected) in [
+        ("/v1/hosts", signed("/v1/hosts", own), 200),
+        ("/v1/audit", signed("/v1/audit", own), 403),
+        ("/v1/hosts", signed("/v1/hosts", Name([1; 32])), 401),
+        ("/v1/hosts", "x".to_owned(), 401),
+        ("/internal/exchange", signed("/internal/exchange", own), 401),
+        ("/nothing", signed("/nothing", own), 401),
+    ] {
+        let request = Request::get(path).header("host", "a1").header(warrant::HEADER, warrant).body(Body::empty()).unwrap();
+        let (status, body) = exchange(connect(address, own.0).await.unwrap(), request).await.unwrap();
+        assert_eq!(status, expected, "{path}: {}", String::from_utf8_lossy(&body));
+    }
 }
 
 #[tokio::test]
