@@ -88,8 +88,13 @@ fn hosts_of_two_versions_are_one_pool_and_move_vms_both_ways() -> Result<()> {
     let before = process(a2, "web")?;
     agents.hosts[1].kill()?;
     agents.restart(2)?;
-    let records = agents.host("a3").state().join("records.redb");
-    eventually("a record that a1 does not know came from it to a3", SOON, || {
+    let a3 = agents.host("a3");
+    eventually("what a2 said last came from a1 to a3", SOON, || Ok(hosts(a3)?.contains(&"a2 silent 0.2.0".to_owned())))?;
+    let records = a3.state().join("records.redb");
+    eventually("and with it the record that neither of them knows", SOON, || {
+        // Records of others wait for the next write that does not.
+        a3.must(&["token", "create", "flush"])?;
+        a3.must(&["token", "rm", "flush"])?;
         Ok(fs::read(&records)?.windows(SAYING.len()).any(|bytes| bytes == SAYING))
     })?;
     agents.hosts[1].later = false;
