@@ -38,6 +38,17 @@ pub struct Start {
     pub cmdline: String,
     /// Where that was found, as a clause: which entry of what.
     pub from: String,
+    /// What is to be written when it starts.
+    pub forget: Option<Forget>,
+}
+
+/// Bytes by which a boot loader forgets a choice that was for one start (GRUB's `next_entry`): they replace as many on the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forget {
+    /// Where.
+    pub offset: u64,
+    /// What.
+    pub bytes: Vec<u8>,
 }
 
 /// Why nothing starts from a disk. Each is a clause about the disk.
@@ -94,13 +105,18 @@ fn of_grub(volumes: &[Volume], notes: &mut Vec<String>) -> Option<Start> {
             };
             let folder = path.trim_end_matches("/grub.cfg");
             let place = format!("{path} on {}", volume.name());
-            let chosen = grub::read(volumes, at, folder, &crate::text(bytes)).map(|mut grub| grub::choose(&mut grub));
-            match chosen {
-                Err(why) => notes.push(format!("{place}: {why}")),
-                Ok(None) => notes.push(format!("{place}: no entry of it starts a kernel that is there")),
-                Ok(Some(entry)) => {
+            let mut grub = match grub::read(volumes, at, folder, &crate::text(bytes)) {
+                Ok(grub) => grub,
+                Err(why) => {
+                    notes.push(format!("{place}: {why}"));
+                    continue;
+                }
+            };
+            match grub::choose(&mut grub) {
+                None => notes.push(format!("{place}: no entry of it starts a kernel that is there")),
+                Some(entry) => {
                     if let Some(start) = load(volumes, entry, &place, notes) {
-                        return Some(start);
+                        return Some(Start { forget: grub.forget, ..start });
                     }
                 }
             }
@@ -151,7 +167,7 @@ fn of_unified(volume: &Volume, default: Option<&str>, notes: &mut Vec<String>) -
         return None;
     };
     let initramfs = Some(parts.initramfs).filter(|bytes| !bytes.is_empty());
-    Some(Start { kernel: parts.kernel, initramfs, cmdline: parts.cmdline, from: place })
+    Some(Start { kernel: parts.kernel, initramfs, cmdline: parts.cmdline, from: place, forget: None })
 }
 
 fn of_syslinux(volumes: &[Volume], notes: &mut Vec<String>) -> Option<Start> {
@@ -177,7 +193,7 @@ fn load(volumes: &[Volume], entry: Entry, place: &str, notes: &mut Vec<String>) 
     match read(volumes, &entry) {
         Ok((kernel, initramfs)) => {
             let from = format!("`{title}` of {place}");
-            Some(Start { kernel, initramfs, cmdline: entry.cmdline, from })
+            Some(Start { kernel, initramfs, cmdline: entry.cmdline, from, forget: None })
         }
         Err(why) => {
             notes.push(format!("`{title}` of {place}: {why}"));

@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     io::{self, Read, Seek, SeekFrom, Write},
+    ops::Range,
     rc::Rc,
 };
 
@@ -15,6 +16,9 @@ const READS_MAX: u64 = 1 << 20;
 const PIECE_BYTES: u64 = 16 << 10;
 /// ...of which so many are kept.
 const PIECES_MAX: usize = 32;
+
+/// Reads that are remembered while a file is looked for.
+const WATCHED_MAX: usize = 256;
 
 /// A disk, by position.
 pub trait ReadAt {
@@ -47,19 +51,33 @@ pub struct Disk {
     bytes_left: Cell<u64>,
     reads_left: Cell<u64>,
     pieces: RefCell<VecDeque<(u64, Vec<u8>)>>,
+    /// What is read, while somebody wants to know.
+    watched: RefCell<Option<Vec<Range<u64>>>>,
 }
 
 impl Disk {
     pub fn new(source: Rc<dyn ReadAt>) -> Self {
         let (bytes_left, reads_left) = (Cell::new(BYTES_MAX), Cell::new(READS_MAX));
-        Self { source, bytes_left, reads_left, pieces: RefCell::default() }
+        Self { source, bytes_left, reads_left, pieces: RefCell::default(), watched: RefCell::default() }
     }
 
     pub fn bytes(&self) -> u64 {
         self.source.bytes()
     }
 
+    /// Does the work, and says what it read: a small file that was read lies in one of these.
+    pub fn watch<T>(&self, work: impl FnOnce() -> T) -> (T, Vec<Range<u64>>) {
+        self.watched.replace(Some(vec![]));
+        let done = work();
+        (done, self.watched.take().unwrap_or_default())
+    }
+
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        if let Some(watched) = &mut *self.watched.borrow_mut()
+            && watched.len() < WATCHED_MAX
+        {
+            watched.push(offset..offset.saturating_add(buffer.len() as u64));
+        }
         let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= self.bytes());
         let end = end.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "past the end of the disk"))?;
         take(&self.reads_left, 1)?;

@@ -4,8 +4,8 @@
 //! be read; `grub`, `entries` (Boot Loader Specification), `unified` (kernel images of EFI) and `syslinux` read what their boot loaders
 //! read; `plain` looks for a kernel where distributions put one; `choice` asks them in the order in which a machine would.
 //!
-//! Nothing is run and nothing is written: a choice that a boot loader would take back after one start (`next_entry`) or count (tries that
-//! are left) is read as it stands. Every byte of a disk is hostile: nothing panics, and tables, files, entries, depth and bytes read are
+//! Nothing is run and nothing is written: what a boot loader would write so that a choice counts once ([`Forget`]) is for whoever starts
+//! the kernel, and tries that are left are not counted. Every byte of a disk is hostile: nothing panics, and tables, files, entries, depth and bytes read are
 //! limited. No KVM and no file of the host is known here; whoever calls brings a [`ReadAt`].
 
 mod disk;
@@ -24,7 +24,7 @@ mod choice;
 #[cfg(test)]
 mod tests;
 
-pub use choice::{Refusal, Start, find};
+pub use choice::{Forget, Refusal, Start, find};
 pub use disk::ReadAt;
 
 /// Largest kernel: stock ones are at 8 to 16 MB.

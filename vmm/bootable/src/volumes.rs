@@ -20,6 +20,8 @@ const VOLUMES_MAX: usize = 32;
 /// Longest path that is followed.
 const PATH_BYTES_MAX: usize = 4096;
 const CHUNK_BYTES: usize = 256 << 10;
+/// Of ext4.
+const SMALLEST_BLOCK_BYTES: usize = 1024;
 /// What is known and not read: place, first bytes, and what to call it.
 const NAMED: [(u64, &[u8], &str); 9] = [
     (0, b"XFSB", "XFS"),
@@ -40,6 +42,7 @@ pub struct Volume {
     /// As `search --fs-uuid` of GRUB compares them.
     pub uuid: String,
     pub label: String,
+    disk: Rc<Disk>,
     files: Files,
 }
 
@@ -83,7 +86,7 @@ fn open_one(disk: &Rc<Disk>, partition: Partition) -> Result<Option<Volume>, Str
     if is_at(0x438, &[0x53, 0xef]) {
         let fs = Ext4::load(Box::new(window())).map_err(|error| format!("holds ext4 that cannot be read: {error}"))?;
         let (uuid, label) = (fs.uuid().to_string(), fs.label().display().to_string());
-        return Ok(Some(Volume { partition, kind: "ext4", uuid, label, files: Files::Ext4(fs) }));
+        return Ok(Some(Volume { partition, kind: "ext4", uuid, label, disk: disk.clone(), files: Files::Ext4(fs) }));
     }
     if let Some((_, _, name)) = NAMED.iter().find(|(at, magic, _)| is_at(*at, magic)) {
         return Err(format!("holds {name}, which is not read"));
@@ -94,7 +97,7 @@ fn open_one(disk: &Rc<Disk>, partition: Partition) -> Result<Option<Volume>, Str
     let fs = FileSystem::new(window(), FsOptions::new()).map_err(|error| format!("holds FAT that cannot be read: {error}"))?;
     let (id, label) = (fs.volume_id(), fs.volume_label());
     let uuid = format!("{:04X}-{:04X}", id >> 16, id & 0xffff);
-    Ok(Some(Volume { partition, kind: "FAT", uuid, label, files: Files::Fat(Box::new(fs)) }))
+    Ok(Some(Volume { partition, kind: "FAT", uuid, label, disk: disk.clone(), files: Files::Fat(Box::new(fs)) }))
 }
 
 impl Volume {
@@ -130,6 +133,35 @@ impl Volume {
                 read_all(&path, bytes_max, &mut read)
             }
         }
+    }
+
+    /// A file that fits into a block, and where on the disk it lies, if that can be told.
+    pub fn read_placed(&self, path: &str, bytes_max: u64) -> Result<(Vec<u8>, Option<u64>), FileError> {
+        // A file system that has read nothing yet: what it keeps of earlier reads would leave the file's own out.
+        let (read, ranges) = self.disk.watch(|| match open_one(&self.disk, self.partition) {
+            Ok(Some(fresh)) => fresh.read(path, bytes_max),
+            _ => self.read(path, bytes_max),
+        });
+        let bytes = read?;
+        let lies_at = |offset: u64| {
+            let mut there = vec![0; bytes.len()];
+            self.disk.read_at(offset, &mut there).is_ok() && there == bytes
+        };
+        if bytes.is_empty() {
+            return Ok((bytes, None));
+        }
+        // Libraries read several blocks at a time, from the one that is wanted on: the last that begins so is it. One that came along with an earlier
+        // block is it only if there is no other like it.
+        let began = ranges.iter().rev().map(|range| range.start).find(|start| lies_at(*start));
+        let inside = || {
+            let all = ranges.iter().flat_map(|range| range.clone().step_by(SMALLEST_BLOCK_BYTES)).filter(|at| lies_at(*at));
+            let mut places: Vec<u64> = all.collect();
+            places.sort_unstable();
+            places.dedup();
+            if let [place] = places[..] { Some(place) } else { None }
+        };
+        let place = began.or_else(inside);
+        Ok((bytes, place))
     }
 
     /// A file of words; none, where there is none or it cannot be read.

@@ -1,5 +1,7 @@
 //! `grubenv`, the file in which GRUB keeps variables from one start to the next, and the conditions of `test`.
 
+/// GRUB's own size of the file, which lies in one piece.
+const FILE_BYTES: usize = 1024;
 /// Variables of one file.
 const VARIABLES_MAX: usize = 256;
 
@@ -11,6 +13,17 @@ pub fn parse(text: &str) -> Vec<(String, String)> {
     }
     let pairs = lines.filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('='));
     pairs.take(VARIABLES_MAX).map(|(name, value)| (name.to_owned(), value.replace("\\\\", "\\"))).collect()
+}
+
+/// The file without a variable, as large as before; none, if it is not such a file or has no such variable.
+pub fn without(text: &str, name: &str) -> Option<Vec<u8>> {
+    let is_it = |line: &&str| line.split_once('=').is_some_and(|(key, _)| key == name);
+    if text.len() != FILE_BYTES || parse(text).is_empty() || !text.lines().any(|line| is_it(&line)) {
+        return None;
+    }
+    let mut left: String = text.trim_end_matches('#').split_inclusive('\n').filter(|line| !is_it(&line.trim_end())).collect();
+    left.extend(std::iter::repeat_n('#', FILE_BYTES.saturating_sub(left.len())));
+    Some(left.into_bytes()).filter(|bytes| bytes.len() == FILE_BYTES)
 }
 
 /// What `test` says of words. `is_file` answers `-f`, `-e`, `-s` and `-d`.
@@ -67,5 +80,12 @@ mod tests {
         let text = "# GRUB Environment Block\n# WARNING: Do not edit\nsaved_entry=a>b\nx=c\\\\d\n######";
         assert_eq!(parse(text), [("saved_entry".to_owned(), "a>b".to_owned()), ("x".to_owned(), "c\\d".to_owned())]);
         assert_eq!(parse("saved_entry=1\n"), []);
+        let whole = |lines: &str| format!("{:#<1024}", format!("# GRUB Environment Block\n{lines}"));
+        let both = whole("next_entry=1>2\nsaved_entry=next_entry=\n");
+        assert_eq!(without(&both, "next_entry"), Some(whole("saved_entry=next_entry=\n").into_bytes()));
+        assert_eq!(
+            (without(&both, "gone"), without(&both[..1000], "next_entry"), without("next_entry=1\n", "next_entry")),
+            (None, None, None)
+        );
     }
 }

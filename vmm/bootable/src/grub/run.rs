@@ -8,7 +8,7 @@ use super::{
     menu::{Action, Item},
     script::{self, Command, Piece, Script, Word},
 };
-use crate::{Entry, entries, volumes::Volume};
+use crate::{Entry, Forget, TEXT_BYTES_MAX, entries, text, volumes::Volume};
 
 /// Commands that are carried out.
 const STEPS_MAX: usize = 200_000;
@@ -22,7 +22,7 @@ const VARIABLES_BYTES_MAX: usize = 4 << 20;
 const ITEMS_MAX: usize = 1024;
 
 /// Commands that load, show or ask for something that makes no difference here.
-const DONE: [&str; 24] = [
+const DONE: [&str; 23] = [
     "insmod",
     "echo",
     "export",
@@ -33,7 +33,6 @@ const DONE: [&str; 24] = [
     "loadfont",
     "gfxmode",
     "gfxpayload",
-    "save_env",
     "play",
     "sleep",
     "true",
@@ -48,6 +47,8 @@ const DONE: [&str; 24] = [
     "nativedisk",
     "acpi",
 ];
+/// The variable that names an entry for one start.
+const ONCE: &str = "next_entry";
 /// What a GRUB of today says of itself.
 const FEATURES: [&str; 8] = [
     "feature_default_font_path",
@@ -68,6 +69,10 @@ pub struct Grub<'a> {
     pub menu: Vec<Item>,
     /// What `linux` and `initrd` have named.
     pub loaded: Option<Entry>,
+    /// `grubenv` without what was to count once, and where it lies.
+    pub forget: Option<Forget>,
+    /// `grubenv` as it was read.
+    environment: Option<(u64, String)>,
     items: usize,
     steps: usize,
     depth: usize,
@@ -90,7 +95,19 @@ impl<'a> Grub<'a> {
         ];
         variables.extend(said.map(|(name, value)| (name.to_owned(), value)));
         let (functions, menu) = (BTreeMap::new(), vec![]);
-        Self { volumes, variables, functions, menu, loaded: None, items: 0, steps: 0, depth: 0, is_returning: false }
+        Self {
+            volumes,
+            variables,
+            functions,
+            menu,
+            loaded: None,
+            forget: None,
+            environment: None,
+            items: 0,
+            steps: 0,
+            depth: 0,
+            is_returning: false,
+        }
     }
 
     pub fn value(&self, name: &str) -> &str {
@@ -208,6 +225,7 @@ impl<'a> Grub<'a> {
             "eval" => script::parse(&rest.join(" ")).is_ok_and(|script| self.run(&script)),
             "source" | "." | "configfile" => self.file(name == "configfile", rest),
             "load_env" => self.load_env(rest),
+            "save_env" => self.save_env(rest),
             "search" => self.search(rest),
             "search.fs_uuid" => self.found("-u", rest),
             "search.fs_label" => self.found("-l", rest),
@@ -315,11 +333,23 @@ impl<'a> Grub<'a> {
             }
         }
         let Some((volume, path)) = self.place(&file) else { return false };
-        let Some(text) = self.volumes.get(volume).and_then(|volume| volume.text(&path)) else { return false };
+        let read = self.volumes.get(volume).and_then(|volume| volume.read_placed(&path, TEXT_BYTES_MAX).ok());
+        let Some((bytes, place)) = read else { return false };
+        let text = text(bytes);
+        self.environment = place.map(|place| (place, text.clone()));
         for (name, value) in environment::parse(&text) {
             if names.is_empty() || names.contains(&&name) {
                 self.set(&name, &value);
             }
+        }
+        true
+    }
+
+    /// Of what GRUB would write one thing matters: that a choice for one start is forgotten.
+    fn save_env(&mut self, words: &[String]) -> bool {
+        let is_forgotten = words.iter().any(|name| name == ONCE) && self.value(ONCE).is_empty();
+        if let (true, Some((offset, text))) = (is_forgotten, &self.environment) {
+            self.forget = environment::without(text, ONCE).map(|bytes| Forget { offset: *offset, bytes });
         }
         true
     }

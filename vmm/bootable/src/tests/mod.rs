@@ -50,8 +50,15 @@ fn grub_starts_the_first_entry_and_the_saved_one_where_there_is_one() {
         assert_eq!(saved.from, "`Debian GNU/Linux, with Linux 6.12.6+deb13-cloud-amd64` of /boot/grub/grub.cfg on partition 1 (ext4)");
     }
     // What is asked for once goes before it, and what is not there, or starts nothing, leaves the first.
-    let next = start(debian("saved_entry=0\nnext_entry=1>1\n", &kernels));
+    let mut disk = debian("saved_entry=0\nnext_entry=1>1\n", &kernels);
+    let next = start(disk.clone());
     assert_eq!(next.kernel, b"vmlinuz 6.12.6+deb13-cloud-amd64");
+    // It is for one start: who writes what is to be forgotten has the saved one afterwards, as with GRUB.
+    let forget = next.forget.unwrap();
+    assert_eq!(forget.bytes, grubenv("saved_entry=0\n"));
+    disk[forget.offset as usize..][..forget.bytes.len()].copy_from_slice(&forget.bytes);
+    let after = start(disk);
+    assert_eq!((after.kernel, after.forget), (newest.kernel.clone(), None));
     for gone in ["7", "uefi-firmware", "gnulinux-gone"] {
         assert_eq!(start(debian(&format!("saved_entry={gone}\n"), &kernels)).kernel, newest.kernel, "{gone}");
     }
