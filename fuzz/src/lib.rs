@@ -12,10 +12,12 @@
 //! frames    rebec-overlay   frames of a guest, datagrams of the network, the relay
 //! kernel    rebec-boot      kernel files, loaded into a small machine
 //! disk      rebec-devices   disk images
+//! bootable  rebec-bootable  what starts from a disk: partitions, file systems, words of boot loaders
 //! pool      rebec-book      tickets, records of a pool and how books take them in
 //! texts     rebec-vmm-api   lines of the control socket, values of options
 //! ```
 
+pub mod bootable;
 pub mod disk;
 pub mod frames;
 pub mod input;

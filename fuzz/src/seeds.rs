@@ -32,7 +32,7 @@ mod tests {
     /// A target, by its name: what it does with an input, and where it begins.
     type Case = (&'static str, fn(&[u8]), fn() -> Vec<Vec<u8>>);
 
-    const TARGETS: [Case; 9] = [
+    const TARGETS: [Case; 10] = [
         ("wire", wire::run, wire::seeds),
         ("pool", pool::run, pool::seeds),
         ("records", records::run, records::seeds),
@@ -40,6 +40,7 @@ mod tests {
         ("rings", rings::run, rings::seeds),
         ("frames", frames::run, frames::seeds),
         ("kernel", kernel::run, kernel::seeds),
+        ("bootable", bootable::run, bootable::seeds),
         ("disk", disk::run, disk::seeds),
         ("texts", texts::run, texts::seeds),
     ];

@@ -7,10 +7,13 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use rebec_lab::netlab::{
-    NetLab, Vmm, guest,
-    pattern::{self, BLOCK_MAGIC},
-    vmm::SHORT,
+use rebec_lab::{
+    netlab::{
+        NetLab, Vmm, VmmConfig, guest,
+        pattern::{self, BLOCK_MAGIC},
+        vmm::SHORT,
+    },
+    standin::{self, Installed},
 };
 use rebec_vmm_api::control::VmState;
 
@@ -85,6 +88,48 @@ fn a_guest_that_resets_boots_again() -> Result<()> {
         vmm.console.wait_after(mark, "rebec-bench 1", SHORT)?;
         vmm.console.wait_after(mark, "ready", SHORT)?;
     }
+    vmm.console.send(b"q")?;
+    assert!(vmm.wait(SHORT)?.success());
+    lab.succeeded();
+    Ok(())
+}
+
+/// The disk's own boot loader says what starts, and is asked again at each reset: a kernel that was installed meanwhile is what starts next.
+#[test]
+fn a_guest_starts_from_its_disk_and_from_what_was_installed_there_meanwhile() -> Result<()> {
+    let mut lab = NetLab::start("local-disk-boot", &["a"])?;
+    let machine = &lab.machines[0];
+    let (bench, path) = (guest::build()?, |name: &str| machine.evidence().join(name));
+    let kernel = |version, cmdline| Installed { version, kernel: &bench, initramfs: None, cmdline };
+    let (old, new) = (kernel("6.12.6", "fill=text:1 stats_ms=0"), kernel("6.12.9", "fill=text:1 stats_ms=0 rng=1"));
+    standin::debian(&path("disk.raw"), None, 16 << 20, &[old], "")?;
+    standin::debian(&path("next.raw"), None, 16 << 20, &[new, old], "")?;
+    let disks = vec![path("disk.raw").display().to_string()];
+    let config = VmmConfig { cmdline: "heartbeat_ms=5".into(), memory: "64M".into(), disks, ..VmmConfig::default() };
+    let mut vmm = Vmm::run(machine, "vm", &config)?;
+    vmm.console.wait_after(vmm.console.mark(), "hb ", SHORT)?;
+    assert!(vmm.console.last("rng ").is_none(), "the first kernel was not told to show random bytes");
+    // As a guest that installs a kernel writes its disk.
+    fs::OpenOptions::new().write(true).open(path("disk.raw"))?.write_all_at(&fs::read(path("next.raw"))?, 0)?;
+    let mark = vmm.console.mark();
+    vmm.console.send(b"r")?;
+    vmm.console.wait_after(mark, "rng [", SHORT)?;
+    vmm.console.wait_after(mark, "hb ", SHORT)?;
+    // One that does not boot any more ends with what is wrong.
+    fs::OpenOptions::new().write(true).open(path("disk.raw"))?.write_all_at(&vec![0; 1 << 20], 0)?;
+    let last = fs::metadata(path("disk.raw"))?.len() - (1 << 20);
+    fs::OpenOptions::new().write(true).open(path("disk.raw"))?.write_all_at(&vec![0; 1 << 20], last)?;
+    vmm.console.send(b"r")?;
+    assert_eq!(vmm.wait(SHORT)?.code(), Some(1));
+    let said = vmm.said();
+    assert!(said.contains("it has neither partitions nor a file system that is known; give --kernel"), "{said}");
+
+    // Entries of the Boot Loader Specification on a /boot of its own, one of them saved.
+    standin::fedora(&path("fedora.raw"), &[new, old], "saved_entry=0123-6.12.6\n")?;
+    let disks = vec![path("fedora.raw").display().to_string()];
+    let mut vmm = Vmm::run(machine, "fedora", &VmmConfig { disks, ..config })?;
+    vmm.console.wait("hb 5 ", SHORT)?;
+    assert!(vmm.console.last("rng ").is_none(), "the entry that is saved starts, not the newest");
     vmm.console.send(b"q")?;
     assert!(vmm.wait(SHORT)?.success());
     lab.succeeded();

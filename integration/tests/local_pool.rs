@@ -9,7 +9,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use rebec_lab::netlab::agents::{Agents, Beats, Host, SOON, Seat, eventually, plain, same};
+use rebec_lab::{
+    command::Program,
+    netlab::agents::{Agents, Beats, Host, SOON, Seat, eventually, plain, same},
+    standin::{self, Installed},
+};
 
 /// The first addresses of the LAN that its home host gives out.
 const WEB_IP: &str = "10.7.0.8";
@@ -32,6 +36,68 @@ fn stream(web: &Seat) -> Result<u64> {
     let wrong = [net.number("bad")?, net.number("csum_bad")?, net.number("accepted")? - 1];
     ensure!(wrong == [0, 0, 0], "the stream: {}", net.text);
     net.number("received")
+}
+
+/// A distribution's disk image needs no kernel beside it, and each start asks the VM's own disk.
+#[test]
+fn a_cloud_image_starts_by_itself_and_then_what_was_installed_in_it() -> Result<()> {
+    let mut agents = Agents::start("local-pool-cloud", &["a1"])?;
+    agents.found(&["alpha"])?;
+    let a1 = agents.host("a1");
+    let bench = rebec_lab::netlab::guest::build()?;
+    let path = |name: &str| agents.lab.evidence().join(name);
+    let text = |name: &str| path(name).display().to_string();
+    let kernel = |version, cmdline| Installed { version, kernel: &bench, initramfs: None, cmdline };
+    let (old, new) = (kernel("6.12.6", "stats_ms=0"), kernel("6.12.9", "stats_ms=0 rng=1"));
+    standin::debian(&path("debian.raw"), None, 16 << 20, &[old], "")?;
+    standin::debian(&path("next.raw"), None, 16 << 20, &[new, old], "")?;
+
+    // Packed as it may come from a mirror; what is empty in it stays so.
+    Program::new("xz").args(["-1", "-k", &text("debian.raw")]).quiet()?;
+    a1.must(&["image", "import", "debian", &text("debian.raw.xz")])?;
+    let shown = a1.must(&["image", "show", "debian"])?;
+    same("what starts", &shown["starts"], "`Debian GNU/Linux` of /boot/grub/grub.cfg on partition 1 (ext4)")?;
+    let part = a1.state().join("parts").join(shown["disk"]["digest"].as_str().context("the image has a disk")?);
+    let (stored, raw) = (fs::metadata(&part)?, fs::metadata(path("debian.raw"))?);
+    ensure!(stored.len() == raw.len() && stored.blocks() <= raw.blocks() + 64, "{} blocks of {}", stored.blocks(), raw.blocks());
+
+    let vm = a1.must(&["vm", "run", "web", "--image", "debian", "--memory", "64M", "--cmdline", "vm=3 button=off"])?;
+    let console = a1.state().join("vms").join(vm["id"].as_str().context("the VM has an id")?).join("console.log");
+    let said = || Ok::<_, anyhow::Error>(String::from_utf8_lossy(&fs::read(&console)?).into_owned());
+    eventually("it beats", SOON, || Ok(said()?.contains("hb 5 ")))?;
+    ensure!(!said()?.contains("rng ["), "{}", said()?);
+    a1.must(&["vm", "stop", "web"])?;
+
+    // What a guest that installs a kernel leaves in its layer.
+    let layer = console.with_file_name("disk.qcow2");
+    let convert = ["convert", "-O", "qcow2", "-F", "raw", "-B", &part.display().to_string(), &text("next.raw"), &text("layer.qcow2")];
+    Program::new("qemu-img").args(convert).quiet()?;
+    fs::copy(path("layer.qcow2"), &layer)?;
+    a1.must(&["vm", "start", "web"])?;
+    eventually("the kernel that was installed meanwhile starts", SOON, || Ok(said()?.contains("rng [")))?;
+    a1.must(&["vm", "stop", "web"])?;
+
+    // What cannot start, or is no disk, is said at its import, with what helps.
+    let mut locked = fs::read(path("debian.raw"))?;
+    let ext4 =
+        (0..locked.len()).step_by(512).rfind(|at| locked.get(at + 0x438..at + 0x43a) == Some(&[0x53, 0xef])).context("there is an ext4")?;
+    locked[ext4 + 0x438] = 0;
+    locked[ext4..ext4 + 6].copy_from_slice(b"LUKS\xba\xbe");
+    fs::write(path("locked.raw"), locked)?;
+    Program::new("qemu-img").args(["convert", "-O", "vdi", &text("debian.raw"), &text("debian.vdi")]).quiet()?;
+    Program::new("qemu-img")
+        .args(["convert", "-c", "-O", "qcow2", "-o", "compression_type=zstd", &text("debian.raw"), &text("zstd.qcow2")])
+        .quiet()?;
+    for (file, words) in [
+        ("locked.raw", ["partition 1 holds a LUKS volume, which is not read", "give --kernel"]),
+        ("debian.vdi", ["it is a VDI image", "qemu-img convert -O qcow2"]),
+        ("zstd.qcow2", ["its qcow2 has zstd compression", "compression_type=zlib"]),
+    ] {
+        let (code, said) = a1.refused(&["image", "import", "x", &text(file)])?;
+        ensure!(code == 1 && words.iter().all(|words| said.contains(words)) && !said.contains("/parts/"), "{file}: {code} {said}");
+    }
+    agents.succeeded();
+    Ok(())
 }
 
 #[test]

@@ -88,7 +88,7 @@ fn what_cannot_be_is_refused_by_each_host_with_its_figures() -> Result<()> {
     let kernel = rebec_lab::netlab::guest::build()?.display().to_string();
     let (text, torn) = (file("text", b"this is no kernel")?, file("torn", &[7; 1000])?);
     let over = file("over.qcow2", &[b"QFI\xfb\0\0\0\x03\0\0\0\0\0\0\x10\0".as_slice(), &[1; 100]].concat())?;
-    refuses(a1, &["image", "import", "x", "--kernel", &text], "neither a Linux bzImage nor an ELF file")?;
+    refuses(a1, &["image", "import", "x", "--kernel", &text], "neither a bzImage nor an ELF file")?;
     refuses(a1, &["image", "import", "x", "--kernel", &kernel, "--disk", &torn], "was the file cut off?")?;
     refuses(a1, &["image", "import", "x", "--kernel", &kernel, "--disk", &over], "backing file")?;
     refuses(a1, &["image", "import", "bench", "--kernel", &kernel], "exists already")?;

@@ -21,12 +21,13 @@ pub struct Part {
 pub struct NewImage {
     /// Its name.
     pub name: String,
-    /// Kernel: a bzImage, or an ELF with a PVH entry.
-    pub kernel: Part,
+    /// Kernel: a bzImage, or an ELF with a PVH entry. Without one, what the boot loader on the disk says is started, read again at each start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<Part>,
     /// Initial RAM disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initramfs: Option<Part>,
-    /// Kernel command line.
+    /// Kernel command line; without a kernel, what is added to the disk's own.
     #[serde(default)]
     pub cmdline: String,
     /// Disk, raw or qcow2 without a backing file: each VM gets a copy-on-write layer over it.
@@ -42,8 +43,12 @@ pub struct NewImage {
 pub struct ImageInfo {
     /// Its name.
     pub name: String,
-    /// Kernel.
-    pub kernel: Part,
+    /// Kernel; none, where the disk's own boot loader says what starts.
+    #[serde(default)]
+    pub kernel: Option<Part>,
+    /// What would start from the disk, as it was imported.
+    #[serde(default)]
+    pub starts: Option<String>,
     /// Initial RAM disk.
     pub initramfs: Option<Part>,
     /// Kernel command line.

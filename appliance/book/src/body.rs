@@ -248,13 +248,13 @@ pub struct ImageBody {
     /// Its name.
     #[n(1)]
     pub name: String,
-    /// Kernel.
+    /// Kernel; none, where the disk's own boot loader says what starts.
     #[n(2)]
-    pub kernel: PartRef,
+    pub kernel: Option<PartRef>,
     /// Initial RAM disk.
     #[n(3)]
     pub initramfs: Option<PartRef>,
-    /// Kernel command line.
+    /// Kernel command line; without a kernel, what is added to the disk's own.
     #[n(4)]
     pub cmdline: String,
     /// Disk.
@@ -266,6 +266,9 @@ pub struct ImageBody {
     /// Other domains whose VMs may start from it.
     #[n(7)]
     pub domains: Vec<Key>,
+    /// What would start from its disk, as it was imported: for people.
+    #[n(8)]
+    pub starts: Option<String>,
 }
 
 /// An image's disk.
@@ -546,12 +549,14 @@ impl Body {
 
 impl ImageBody {
     fn is_sound(&self) -> bool {
-        is_name(&self.name) && self.cmdline.len() <= CMDLINE_BYTES_MAX && self.domains.len() <= RANGE_LEASES_MAX
+        let has_start = self.kernel.is_some() || self.disk.is_some();
+        let starts = self.starts.as_ref().is_none_or(|starts| starts.len() <= REASON_BYTES_MAX);
+        has_start && starts && is_name(&self.name) && self.cmdline.len() <= CMDLINE_BYTES_MAX && self.domains.len() <= RANGE_LEASES_MAX
     }
 
     /// The parts that it is made of.
     pub fn parts(&self) -> impl Iterator<Item = PartRef> {
-        [Some(self.kernel), self.initramfs, self.disk.map(|disk| disk.part)].into_iter().flatten()
+        [self.kernel, self.initramfs, self.disk.map(|disk| disk.part)].into_iter().flatten()
     }
 }
 

@@ -31,12 +31,13 @@ fn image() -> ImageBody {
     ImageBody {
         nonce: Name([1; 16]),
         name: "debian".into(),
-        kernel: part(1),
+        kernel: Some(part(1)),
         initramfs: Some(part(2)),
         cmdline: "console=ttyS0".into(),
         disk: Some(DiskRef { part: part(3), qcow2: true, virtual_bytes: 4 << 30 }),
         created: 1_800_000_000,
         domains: vec![key(5)],
+        starts: None,
     }
 }
 

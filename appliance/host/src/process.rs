@@ -101,7 +101,7 @@ pub fn kill(pid: u32, folder: &Path) -> Result<bool> {
 
 /// How a VMM is to begin.
 pub enum Beginning {
-    /// From its kernel.
+    /// From its kernel, or what its disk says.
     Boot,
     /// By arriving.
     Arrive {
@@ -153,10 +153,13 @@ fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Resul
         }
     }
     let image = &body.image;
-    let kernel = Derived::Kernel.of(depot, &image.kernel.digest).unwrap_or_else(|| depot.path(&image.kernel.digest));
-    command.arg("--kernel").arg(handover.open(&kernel)?);
-    if let Some(initramfs) = &image.initramfs {
-        command.arg("--initramfs").arg(handover.open(&depot.path(&initramfs.digest))?);
+    // Without a kernel the VMM reads what starts out of the VM's disk, sealed, at each start.
+    if let Some(kernel) = &image.kernel {
+        let kernel = Derived::Kernel.of(depot, &kernel.digest).unwrap_or_else(|| depot.path(&kernel.digest));
+        command.arg("--kernel").arg(handover.open(&kernel)?);
+        if let Some(initramfs) = &image.initramfs {
+            command.arg("--initramfs").arg(handover.open(&depot.path(&initramfs.digest))?);
+        }
     }
     command.arg("--cmdline").arg(&private.cmdline);
     if let Some(disk) = &image.disk {

@@ -27,7 +27,7 @@ pub const LONG: Duration = Duration::from_secs(180);
 /// What a VM consists of: options of `rebec-vmm`, in its words.
 #[derive(Debug, Clone, Default)]
 pub struct VmmConfig {
-    /// What boots; `receive` starts from it should the guest reset, and needs none.
+    /// What boots; without one, what the first disk says. `receive` starts from it should the guest reset.
     pub kernel: PathBuf,
     /// Its command line.
     pub cmdline: String,
@@ -91,7 +91,10 @@ impl Vmm {
     /// `rebec-vmm run` on a machine. `name` names its files in the evidence.
     pub fn run(machine: &Machine, name: &str, config: &VmmConfig) -> Result<Self> {
         let mut command = Command::new(program()?);
-        command.arg("run").arg("--kernel").arg(&config.kernel).args(["--cmdline", &config.cmdline, "--memory", &config.memory]);
+        command.args(["run", "--cmdline", &config.cmdline, "--memory", &config.memory]);
+        if !config.kernel.as_os_str().is_empty() {
+            command.arg("--kernel").arg(&config.kernel);
+        }
         Self::start(machine, name, command, config)
     }
 

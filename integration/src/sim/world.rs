@@ -188,12 +188,13 @@ fn image(number: usize) -> ImageBody {
     ImageBody {
         nonce: nonce("image", number),
         name: format!("debian-13-{number}"),
-        kernel: part(3 * number),
+        kernel: Some(part(3 * number)),
         initramfs: Some(part(3 * number + 1)),
         cmdline: "console=ttyS0 root=/dev/vda1 ro".into(),
         disk: Some(DiskRef { part: part(3 * number + 2), qcow2: true, virtual_bytes: 4 << 30 }),
         created: CREATED,
         domains: vec![],
+        starts: None,
     }
 }
 

@@ -46,7 +46,7 @@ const fn target(name: &'static str, input_bytes_max: usize, memory_mib_max: usiz
     Target { name, input_bytes_max, memory_mib_max }
 }
 
-const TARGETS: [Target; 9] = [
+const TARGETS: [Target; 10] = [
     target("wire", 16 << 10, 512),
     target("records", 8 << 10, 256),
     target("saved", 8 << 10, 256),
@@ -54,6 +54,8 @@ const TARGETS: [Target; 9] = [
     target("frames", 4 << 10, 256),
     // A kernel may unpack to 512 MiB.
     target("kernel", 8 << 10, 1024),
+    // A small ext4 whole.
+    target("bootable", 80 << 10, 2048),
     target("disk", 4 << 10, 512),
     target("pool", 8 << 10, 256),
     target("texts", 4 << 10, 256),
@@ -62,7 +64,7 @@ const TARGETS: [Target; 9] = [
 /// Options of `cargo lab fuzz`.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// One target only: wire, records, saved, rings, frames, kernel, disk, pool or texts.
+    /// One target only: wire, records, saved, rings, frames, kernel, bootable, disk, pool or texts.
     target: Option<String>,
     /// How long each target runs.
     #[arg(long, default_value_t = 60, value_name = "N")]

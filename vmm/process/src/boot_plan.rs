@@ -1,32 +1,94 @@
-//! How a machine starts, and starts again after a guest reset: its kernel, initramfs and command line.
+//! How a machine starts, and starts again after a guest reset: from a kernel that was handed over, or from what its own disk says then.
 
-use anyhow::{Context, Result};
+use std::{io, rc::Rc, sync::Arc};
+
+use anyhow::{Context, Result, anyhow};
 use rebec_boot::{Content, KernelImage};
+use rebec_bootable::{ReadAt, Start};
+use rebec_devices::disk::Disk;
 
 use crate::{
     open::{BootFiles, Named},
     vm::Vm,
 };
 
-/// Open files and a command line.
+/// The machine's only console that shows anything: whoever starts from a disk that names another still sees what its kernel says.
+const CONSOLE: &str = "console=ttyS0";
+
+/// Open files, or the VM's disk, and a command line.
 pub struct BootPlan {
-    files: BootFiles,
+    /// None: the disk's own word counts, as it is at each start.
+    files: Option<BootFiles>,
     cmdline: String,
 }
 
 impl BootPlan {
-    /// A plan from open files.
-    pub fn new(files: BootFiles, cmdline: &str) -> Self {
+    /// A plan from open files, or from the VM's first disk.
+    pub fn new(files: Option<BootFiles>, cmdline: &str) -> Self {
         Self { files, cmdline: cmdline.to_owned() }
     }
 
     /// Loads the kernel into a machine that has not run. The kernel's image is dropped afterwards: it is as large as the
     /// rest of this process many times over.
     pub fn boot(&self, vm: &Vm) -> Result<()> {
-        let BootFiles { kernel, initramfs } = &self.files;
+        let Some(BootFiles { kernel, initramfs }) = &self.files else { return self.boot_disk(vm) };
         let image = KernelImage::from_file(&kernel.file).with_context(|| format!("kernel {}", kernel.path.display()))?;
         let open = |named: &Named| Content::from_file(&named.file).with_context(|| format!("initramfs {}", named.path.display()));
         let initramfs = initramfs.as_ref().map(open).transpose()?;
         vm.boot(&image, initramfs.as_ref(), &self.cmdline).with_context(|| format!("boot {}", kernel.path.display()))
+    }
+
+    fn boot_disk(&self, vm: &Vm) -> Result<()> {
+        let disk = vm.disks().first().context("there is neither a kernel nor a disk to start from")?;
+        let Start { kernel, initramfs, cmdline, from, forget } = start_of(disk)?;
+        let place = || format!("disk {}: the kernel of {from}", disk.name());
+        let image = KernelImage::from_bytes(kernel).with_context(place)?;
+        let cmdline = with_console(&cmdline, &self.cmdline);
+        log::info!("disk {}: starts {from}: {cmdline}", disk.name());
+        vm.boot(&image, initramfs.map(Content::from_bytes).as_ref(), &cmdline).with_context(place)?;
+        if let Some(forget) = forget.filter(|_| !disk.read_only()) {
+            let written = disk.write_at(forget.offset, &forget.bytes).and_then(|()| disk.flush());
+            written.with_context(|| format!("disk {}: forget that {from} was to start once", disk.name()))?;
+        }
+        Ok(())
+    }
+}
+
+/// What a disk says would start from it.
+pub fn start_of(disk: &Arc<Disk>) -> Result<Start> {
+    let reader = Rc::new(OfDisk(disk.clone()));
+    rebec_bootable::find(reader).map_err(|refusal| anyhow!("disk {}: {refusal}; give --kernel", disk.name()))
+}
+
+/// A disk's own command line with what was added, and a console that is seen.
+fn with_console(own: &str, added: &str) -> String {
+    let is_console = |word: &str| word == CONSOLE || word.strip_prefix(CONSOLE).is_some_and(|rest| rest.starts_with(','));
+    let is_there = own.split_whitespace().chain(added.split_whitespace()).any(is_console);
+    let words = [own, if is_there { "" } else { CONSOLE }, added];
+    words.into_iter().map(str::trim).filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+struct OfDisk(Arc<Disk>);
+
+impl ReadAt for OfDisk {
+    fn bytes(&self) -> u64 {
+        self.0.size_bytes()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_console_is_added_where_there_is_none() {
+        assert_eq!(with_console("root=/dev/vda1 ro quiet", ""), "root=/dev/vda1 ro quiet console=ttyS0");
+        assert_eq!(with_console("console=tty0 console=ttyS0,115200 ro", "single"), "console=tty0 console=ttyS0,115200 ro single");
+        assert_eq!(with_console("console=ttyS01", "console=ttyS0"), "console=ttyS01 console=ttyS0");
+        assert_eq!(with_console("", ""), "console=ttyS0");
     }
 }

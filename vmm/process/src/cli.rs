@@ -72,6 +72,8 @@ The connection is plain TCP: unprotected, neither encrypted nor authenticated. L
 Given at both sides of a move, they save reading the base, and what the VM never wrote over it is not spoken of.
 Take them again when the base changes; they are worth nothing if it does so afterwards.")]
     Digests(DigestsOptions),
+    /// Say whether a kernel or a disk can be used, and what would start from the disk, as one line of JSON
+    Judge(JudgeOptions),
     /// Seals itself and says what it can still reach, for the tests of the sandbox
     #[command(hide = true)]
     SealSelfTest(SealSelfTest),
@@ -80,9 +82,9 @@ Take them again when the base changes; they are worth nothing if it does so afte
 /// Options of `run`.
 #[derive(Args, Debug)]
 pub struct RunOptions {
-    /// Kernel: a Linux bzImage, or an ELF with a PVH entry
+    /// Kernel: a Linux bzImage, or an ELF with a PVH entry; without one, what the boot loader on the first disk would start, read again at each reset
     #[arg(long, value_name = "FILE")]
-    pub kernel: Handle,
+    pub kernel: Option<Handle>,
     /// What goes with the kernel
     #[command(flatten)]
     pub boot: BootOptions,
@@ -106,8 +108,8 @@ pub struct BootOptions {
     /// Initial RAM disk handed to the kernel
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub initramfs: Option<Handle>,
-    /// Kernel command line
-    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, requires = "kernel")]
+    /// Kernel command line; without --kernel, what is added to the disk's own
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub cmdline: String,
 }
 
@@ -127,6 +129,18 @@ pub struct DigestsOptions {
     pub base: Handle,
 }
 
+/// Options of `judge`.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = true)]
+pub struct JudgeOptions {
+    /// A kernel: whether a VM can be started from it
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<Handle>,
+    /// A disk image that stands alone: whether a VM can use it and, without --kernel, what would start from it
+    #[arg(long, value_name = "FILE")]
+    pub disk: Option<Handle>,
+}
+
 /// Options of `receive`.
 #[derive(Args, Debug)]
 pub struct ReceiveOptions {
@@ -137,7 +151,7 @@ pub struct ReceiveOptions {
     /// was turned by `donate`
     #[arg(long = "donor", value_name = "SOCKET")]
     pub donors: Vec<Handle>,
-    /// Kernel to start from when the guest resets; without one, a guest reset ends the VM
+    /// Kernel to start from when the guest resets; without one, what its first disk says, and without a disk a guest reset ends the VM
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<Handle>,
     /// What goes with the kernel
@@ -303,9 +317,9 @@ pub fn parse() -> Result<Command, NoCommand> {
 fn parse_from(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Command, NoCommand> {
     let command = Cli::try_parse_from(arguments).map_err(no_command)?.command;
     let checked = match &command {
-        Command::Run(options) => options.shared.check(),
+        Command::Run(options) => options.check(),
         Command::Receive(options) => options.shared.check().and_then(|()| check_donors(&options.donors)),
-        Command::Ctl(_) | Command::Unpack(_) | Command::Digests(_) | Command::SealSelfTest(_) => Ok(()),
+        Command::Ctl(_) | Command::Unpack(_) | Command::Digests(_) | Command::Judge(_) | Command::SealSelfTest(_) => Ok(()),
     };
     checked.map(|()| command).map_err(NoCommand::Usage)
 }
@@ -321,6 +335,15 @@ fn no_command(error: clap::Error) -> NoCommand {
     // clap lists hidden commands when none is given.
     let sentence = words.join(" ").replace(", seal-self-test", "");
     NoCommand::Usage(format!("{}; see --help", sentence.strip_prefix("error: ").unwrap_or(&sentence)))
+}
+
+impl RunOptions {
+    fn check(&self) -> Result<(), String> {
+        if self.kernel.is_none() && self.shared.disks.is_empty() {
+            return Err("nothing to start from: give --kernel, or a --disk whose boot loader says what starts; see --help".into());
+        }
+        self.shared.check()
+    }
 }
 
 impl Shared {
@@ -475,6 +498,8 @@ mod tests {
             ("rebec-vmm", "run, receive, ctl, unpack, digests]"),
             ("rebec-vmm fly", "fly"),
             ("rebec-vmm run", "--kernel"),
+            ("rebec-vmm run --disk d --initramfs i", "--kernel"),
+            ("rebec-vmm judge", "--disk"),
             ("rebec-vmm run --kernel k --colour blue", "--colour"),
             ("rebec-vmm run --kernel k --vcpus 0", "--vcpus"),
             ("rebec-vmm run --kernel k --vcpus 17", "17"),

@@ -10,6 +10,7 @@ mod departure;
 mod digests;
 mod event;
 mod held;
+mod judge;
 mod lan;
 mod later;
 mod lease;
@@ -67,6 +68,7 @@ fn carry_out(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Ctl(options) => Ok(ctl::run(options)?),
         Command::Unpack(options) => unpack::run(options),
         Command::Digests(options) => digests::run(options),
+        Command::Judge(options) => judge::run(options),
         Command::SealSelfTest(options) => seal::self_test::run(options),
     }
 }

@@ -53,7 +53,7 @@ pub struct Owner {
     last: Status,
     lans: Vec<Lan>,
     services: Arc<Services>,
-    /// Missing when the VM arrived from elsewhere and its user named no kernel for it here.
+    /// Missing when the VM arrived from elsewhere without a disk, and its user named no kernel for it here.
     plan: Option<BootPlan>,
     lending: Lending,
     lease: Lease,
@@ -217,7 +217,9 @@ impl Owner {
 
     fn restart(&mut self) -> Result<()> {
         let Some(plan) = &self.plan else {
-            bail!("the guest asked for a reset, and `receive` was given no --kernel to start again from: start it with `rebec-vmm run`");
+            bail!(
+                "the guest asked for a reset, and `receive` was given neither --kernel nor --disk to start again from: start it with `rebec-vmm run`"
+            );
         };
         if let Place::Here(held, stand) = &mut self.place {
             held.start_again(plan)?;

@@ -15,7 +15,7 @@ use rebec_book::{
     Body as Record,
     authority::Granted,
     key::{Digest, Name, bound_id},
-    record::{DiskRef, ImageBody, Kind, PartRef},
+    record::{DiskRef, ImageBody, Kind, PartRef, REASON_BYTES_MAX},
     view,
 };
 
@@ -25,13 +25,14 @@ use super::{
 };
 use crate::{
     agent::{Agent, now_s, random},
+    depot::judge,
     derived, run,
 };
 
 /// The first bytes of a qcow2 image.
 const QCOW2_MAGIC: &[u8; 4] = b"QFI\xfb";
-/// Where its header says how large the disk is, and where the name of a backing file would be.
-const QCOW2_HEADER_BYTES: usize = 72;
+/// Where its header says where the name of a backing file would be.
+const QCOW2_HEADER_BYTES: usize = 16;
 /// Longest kernel command line.
 const CMDLINE_BYTES_MAX: usize = 2048;
 
@@ -50,26 +51,25 @@ pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<ImageInfo>> {
 /// `POST /v1/images`
 pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewImage>) -> Answer<ImageInfo> {
     names::check("image", &new.name)?;
-    let _alone = agent.naming.lock().await;
-    if names::taken(&agent, Kind::IMAGE, &new.name)? {
-        return Err(ApiError::new(ErrorCode::Conflict, format!("image `{}` exists already; choose another name", new.name)).into());
-    }
-    if new.cmdline.len() > CMDLINE_BYTES_MAX {
-        return Err(ApiError::new(ErrorCode::BadRequest, format!("cmdline: longer than {CMDLINE_BYTES_MAX} bytes")).into());
-    }
-    let body = match body(&agent, &new) {
+    let body = match body(&agent, &new).await {
         Ok(body) => body,
         Err(error) => {
             // What was sent for an image that there will not be goes again.
-            let sent = [Some(&new.kernel), new.initramfs.as_ref(), new.disk.as_ref()].into_iter().flatten();
+            let sent = [new.kernel.as_ref(), new.initramfs.as_ref(), new.disk.as_ref()].into_iter().flatten();
             let needed = agent.pool(needed)?;
             let sent = sent.filter_map(|part| part.digest.parse().ok());
             agent.depot.remove(sent.filter(|digest| agent.depot.has(digest) && !needed.contains(digest)));
             return Err(error.into());
         }
     };
-    let id = bound_id(&agent.key(), &body.nonce);
-    agent.publish(Kind::IMAGE, id, Some(Record::Image(body.clone().into())))?;
+    {
+        let _alone = agent.naming.lock().await;
+        if names::taken(&agent, Kind::IMAGE, &new.name)? {
+            return Err(ApiError::new(ErrorCode::Conflict, format!("image `{}` exists already; choose another name", new.name)).into());
+        }
+        let id = bound_id(&agent.key(), &body.nonce);
+        agent.publish(Kind::IMAGE, id, Some(Record::Image(body.clone().into())))?;
+    }
     run::publish_host(&agent);
     // Nobody waits for it but the first VM.
     let maker = agent.clone();
@@ -78,17 +78,46 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewImage>) 
     Ok(axum::Json(shown.ok_or_else(|| ApiError::not_found("image", &new.name, "rebec image ls"))?))
 }
 
-fn body(agent: &Agent, new: &NewImage) -> Result<ImageBody, ApiError> {
+/// What an image is to be, of parts that were judged as a start would judge them.
+async fn body(agent: &Agent, new: &NewImage) -> Result<ImageBody, ApiError> {
+    let bad = |what: String| ApiError::new(ErrorCode::BadRequest, what);
+    if new.cmdline.len() > CMDLINE_BYTES_MAX {
+        return Err(bad(format!("cmdline: longer than {CMDLINE_BYTES_MAX} bytes")));
+    }
+    if new.kernel.is_none() && new.disk.is_none() {
+        return Err(bad("an image needs a kernel, or a disk whose boot loader says what starts".into()));
+    }
+    if new.kernel.is_none() && new.initramfs.is_some() {
+        return Err(bad("initramfs: it goes with a kernel; give both, or neither to start what the disk says".into()));
+    }
+    let domains = new.domains.iter().map(|name| names::domain(agent, name)).collect::<Result<_, _>>()?;
+    let kernel = new.kernel.as_ref().map(|part| held(agent, "kernel", part)).transpose()?;
+    let initramfs = new.initramfs.as_ref().map(|part| held(agent, "initramfs", part)).transpose()?;
+    let disk = new.disk.as_ref().map(|part| held(agent, "disk", part)).transpose()?;
+    if let Some(disk) = &disk {
+        require_alone(agent, disk)?;
+    }
+    let digest = |part: &Option<PartRef>| part.map(|part| part.digest);
+    let judgement = judge::judge(&agent.options.vmm, &agent.depot, digest(&kernel).as_ref(), digest(&disk).as_ref()).await?;
+    let disk = disk.zip(judgement.disk).map(|(part, disk)| DiskRef { part, qcow2: disk.format == "qcow2", virtual_bytes: disk.bytes });
     Ok(ImageBody {
         nonce: Name(random()),
         name: new.name.clone(),
-        kernel: kernel(agent, new)?,
-        initramfs: new.initramfs.as_ref().map(|part| held(agent, "initramfs", part)).transpose()?,
+        kernel,
+        initramfs,
         cmdline: new.cmdline.clone(),
-        disk: new.disk.as_ref().map(|part| disk(agent, part)).transpose()?,
+        disk,
         created: now_s(),
-        domains: new.domains.iter().map(|name| names::domain(agent, name)).collect::<Result<_, _>>()?,
+        domains,
+        starts: judgement.start.map(|start| cut(start.from)),
     })
+}
+
+/// What people read fits into a record.
+fn cut(mut text: String) -> String {
+    let end = (0..=REASON_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    text.truncate(end);
+    text
 }
 
 fn held(agent: &Agent, what: &str, part: &Part) -> Result<PartRef, ApiError> {
@@ -103,44 +132,17 @@ fn held(agent: &Agent, what: &str, part: &Part) -> Result<PartRef, ApiError> {
     }
 }
 
-/// A kernel is a bzImage or an ELF; its first bytes say so. What else is wrong with it the VMM says.
-fn kernel(agent: &Agent, new: &NewImage) -> Result<PartRef, ApiError> {
-    let part = held(agent, "kernel", &new.kernel)?;
-    let head = head(agent, &part.digest, 0x206)?;
-    let elf = head.starts_with(b"\x7fELF");
-    let bzimage = head.get(0x202..0x206) == Some(b"HdrS");
-    if elf || bzimage {
-        return Ok(part);
+/// A disk stands alone: what others have in their depots is this one file.
+fn require_alone(agent: &Agent, disk: &PartRef) -> Result<(), ApiError> {
+    let mut header = vec![];
+    let read = File::open(agent.depot.path(&disk.digest)).and_then(|file| file.take(QCOW2_HEADER_BYTES as u64).read_to_end(&mut header));
+    read.map_err(|error| ApiError::new(ErrorCode::Failed, format!("depot: read part {}: {error}", disk.digest.short())))?;
+    let backing = header.get(8..16).is_some_and(|offset| offset != [0; 8]);
+    if header.starts_with(QCOW2_MAGIC) && backing {
+        let what = "disk: this qcow2 image has a backing file; flatten it first with `qemu-img convert -O qcow2`";
+        return Err(ApiError::new(ErrorCode::BadRequest, what));
     }
-    Err(ApiError::new(ErrorCode::BadRequest, "kernel: neither a Linux bzImage nor an ELF file; give a distribution's vmlinuz"))
-}
-
-/// A disk is raw or qcow2 that stands alone.
-fn disk(agent: &Agent, part: &Part) -> Result<DiskRef, ApiError> {
-    let part = held(agent, "disk", part)?;
-    let bad = |what: &str| ApiError::new(ErrorCode::BadRequest, format!("disk: {what}"));
-    let header = head(agent, &part.digest, QCOW2_HEADER_BYTES)?;
-    if !header.starts_with(QCOW2_MAGIC) {
-        if part.bytes == 0 || !part.bytes.is_multiple_of(512) {
-            return Err(bad(&format!("{} bytes are neither qcow2 nor whole sectors of a raw disk; was the file cut off?", part.bytes)));
-        }
-        return Ok(DiskRef { part, qcow2: false, virtual_bytes: part.bytes });
-    }
-    let field = |at: usize| header.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
-    let (Some(backing), Some(virtual_bytes)) = (field(8), field(24)) else { return Err(bad("a qcow2 image that is cut short")) };
-    if backing != 0 {
-        return Err(bad("this qcow2 image has a backing file; flatten it first with `qemu-img convert -O qcow2`"));
-    }
-    if virtual_bytes == 0 || !virtual_bytes.is_multiple_of(512) {
-        return Err(bad("this qcow2 image has no usable size"));
-    }
-    Ok(DiskRef { part, qcow2: true, virtual_bytes })
-}
-
-fn head(agent: &Agent, digest: &Digest, bytes: usize) -> Result<Vec<u8>, ApiError> {
-    let mut head = vec![];
-    let read = File::open(agent.depot.path(digest)).and_then(|file| file.take(bytes as u64).read_to_end(&mut head));
-    read.map(|_| head).map_err(|error| ApiError::new(ErrorCode::Failed, format!("depot: read part {}: {error}", digest.short())))
+    Ok(())
 }
 
 /// `DELETE /v1/images/{name}`: its parts go where nothing else needs them; VMs that stand on it keep theirs.

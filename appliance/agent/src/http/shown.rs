@@ -139,7 +139,8 @@ pub fn images(book: &Book) -> Vec<ImageInfo> {
     let shown = view::images(book).into_iter().map(|image| {
         let held = hosts.iter().filter(|(_, parts)| image.body.parts().all(|part| parts.contains(&part.digest)));
         ImageInfo {
-            kernel: part(&image.body.kernel),
+            kernel: image.body.kernel.as_ref().map(part),
+            starts: image.body.starts.clone(),
             initramfs: image.body.initramfs.as_ref().map(part),
             cmdline: image.body.cmdline.clone(),
             disk: image.body.disk.as_ref().map(|disk| part(&disk.part)),

@@ -107,12 +107,13 @@ impl Writer {
         let image = ImageBody {
             nonce: nonce(0),
             name: "i".into(),
-            kernel,
+            kernel: Some(kernel),
             initramfs: None,
             cmdline: String::new(),
             disk: None,
             created: 0,
             domains: vec![],
+            starts: None,
         };
         let body = VmBody {
             nonce: nonce(number),

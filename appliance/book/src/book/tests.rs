@@ -59,8 +59,17 @@ fn image_id(number: u8, by: u8) -> Id {
 fn image(number: u8, seq: u64, name: &str, by: u8) -> Signed {
     let kernel = PartRef { digest: Name([7; 32]), bytes: 7 };
     let nonce = Name([number; 16]);
-    let body =
-        ImageBody { nonce, name: name.into(), kernel, initramfs: None, cmdline: String::new(), disk: None, created: 0, domains: vec![] };
+    let body = ImageBody {
+        nonce,
+        name: name.into(),
+        kernel: Some(kernel),
+        initramfs: None,
+        cmdline: String::new(),
+        disk: None,
+        created: 0,
+        domains: vec![],
+        starts: None,
+    };
     Record::sign(Kind::IMAGE, image_id(number, by), seq, Some(&Body::Image(body.into())), &secret(by)).unwrap()
 }
 
@@ -112,12 +121,13 @@ fn what_a_writer_has_no_right_to_is_kept_and_counts_for_nothing() {
         let body = ImageBody {
             nonce,
             name: "aaa".into(),
-            kernel,
+            kernel: Some(kernel),
             initramfs: None,
             cmdline: String::new(),
             disk: None,
             created: 0,
             domains: vec![],
+            starts: None,
         };
         Record::sign(Kind::IMAGE, image_id(1, 3), 9, Some(&Body::Image(body.into())), &secret(6)).unwrap()
     };

@@ -33,12 +33,13 @@ fn image(number: u32, seq: u64, by: u32) -> Signed {
     let body = ImageBody {
         nonce,
         name: format!("i{number}"),
-        kernel,
+        kernel: Some(kernel),
         initramfs: None,
         cmdline: String::new(),
         disk: None,
         created: 0,
         domains: vec![],
+        starts: None,
     };
     sign(Kind::IMAGE, bound_id(&key(by), &nonce), seq, &Body::Image(body.into()), by)
 }

@@ -121,8 +121,17 @@ fn book() -> (Book, [Id; 2]) {
         write(Kind::HOST, id_of_key(&key(host)), host, Body::Host(body.into()));
         let nonce = Name([1; 16]);
         let kernel = PartRef { digest: Name([1; 32]), bytes: 1 };
-        let image =
-            ImageBody { nonce, name: "i".into(), kernel, initramfs: None, cmdline: String::new(), disk: None, created: 0, domains: vec![] };
+        let image = ImageBody {
+            nonce,
+            name: "i".into(),
+            kernel: Some(kernel),
+            initramfs: None,
+            cmdline: String::new(),
+            disk: None,
+            created: 0,
+            domains: vec![],
+            starts: None,
+        };
         let vm = VmBody {
             nonce,
             name: "web".into(),

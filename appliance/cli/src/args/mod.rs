@@ -26,7 +26,7 @@ REBEC_URL and REBEC_FINGERPRINT, and REBEC_USER_KEY or REBEC_TOKEN.
 From nothing to a VM that moved:
   a1$ rebec pool init lab --domain alpha        a1$ rebec host invite           (prints a ticket)
   a2$ rebec pool join TICKET
-  a1$ rebec image import debian --kernel vmlinuz --initramfs initrd.img --disk debian.qcow2
+  a1$ rebec image import debian debian-13-genericcloud-amd64.qcow2
   a1$ rebec lan create office                   a1$ rebec vm run web --image debian --lan office
   a1$ rebec vm console web                      a1$ rebec vm move web --to a2
 

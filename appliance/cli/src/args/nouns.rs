@@ -136,10 +136,21 @@ pub enum InvitationCommand {
 /// `rebec image ...`
 #[derive(Subcommand, Debug)]
 pub enum ImageCommand {
-    /// Make an image out of files
+    /// Make an image out of a distribution's disk image, or out of a kernel and what goes with it
+    #[command(after_help = "\
+Without --kernel a VM starts what the boot loader on its disk says: GRUB, entries of the Boot Loader Specification, unified kernel images,
+extlinux. That is read again at each start, so a kernel that the guest installs is what starts next. File systems that are read: ext2 to ext4, FAT.
+A file packed by gzip, xz, zstd or bzip2 is unpacked while it is sent.
+
+Example: rebec image import debian debian-13-genericcloud-amd64.qcow2")]
     Import(ImportOptions),
     /// List the images
     Ls,
+    /// Show one image, and what starts from it
+    Show {
+        /// The image
+        name: String,
+    },
     /// Remove an image
     Rm {
         /// The image
@@ -152,16 +163,19 @@ pub enum ImageCommand {
 pub struct ImportOptions {
     /// The image's name
     pub name: String,
-    /// Kernel: a Linux bzImage (a distribution's vmlinuz), or an ELF with a PVH entry
+    /// Disk, raw or qcow2 without a backing file; each VM writes to a layer of its own
+    #[arg(value_name = "DISK", required_unless_present_any = ["disk", "kernel"], conflicts_with = "disk")]
+    pub file: Option<PathBuf>,
+    /// Kernel: a Linux bzImage (a distribution's vmlinuz), or an ELF with a PVH entry [default: what the disk says]
     #[arg(long, value_name = "FILE")]
-    pub kernel: PathBuf,
+    pub kernel: Option<PathBuf>,
     /// Initial RAM disk
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "kernel")]
     pub initramfs: Option<PathBuf>,
-    /// Kernel command line
+    /// Kernel command line; without --kernel, what is added to the disk's own
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub cmdline: String,
-    /// Disk, raw or qcow2 without a backing file; each VM writes to a layer of its own
+    /// The disk, by name
     #[arg(long, value_name = "FILE")]
     pub disk: Option<PathBuf>,
     /// Let VMs of this other domain start from it too; may be given several times

@@ -199,6 +199,45 @@ async fn a_file_is_put_whole_and_its_progress_is_heard() {
 }
 
 #[tokio::test]
+async fn a_packed_image_is_sent_unpacked() {
+    use std::io::Write as _;
+
+    let (place, client) = agent(|request| async move {
+        let bytes = request.into_body().collect().await.unwrap().to_bytes();
+        let part = Part { digest: blake3::hash(&bytes).to_hex().to_string(), bytes: bytes.len().try_into().unwrap() };
+        reply(200, serde_json::to_vec(&part).unwrap())
+    });
+    let plain = place.file(3_000_001);
+    let content = std::fs::read(&plain).unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    gzip.write_all(&content).unwrap();
+    let mut bzip2 = bzip2::write::BzEncoder::new(vec![], bzip2::Compression::fast());
+    bzip2.write_all(&content).unwrap();
+    let mut xz = xz2::write::XzEncoder::new(vec![], 1);
+    xz.write_all(&content).unwrap();
+    let packed = [
+        gzip.finish().unwrap(),
+        bzip2.finish().unwrap(),
+        xz.finish().unwrap(),
+        zstd::encode_all(&content[..], 1).unwrap(),
+        content.clone(),
+    ];
+    for packed in packed {
+        let file = plain.with_extension("packed");
+        std::fs::write(&file, &packed).unwrap();
+        let upload = Upload::open_packed(&file).unwrap();
+        let (sent, mut heard) = (upload.sent(), 0);
+        let part: Part = client.put("/v1/parts", upload, |bytes| heard = bytes).await.unwrap();
+        assert_eq!((part.bytes, part.digest), (content.len() as u64, blake3::hash(&content).to_hex().to_string()));
+        assert_eq!((sent.bytes(), heard), (content.len() as u64, packed.len() as u64));
+        // One that is cut short is an error, and not a shorter disk.
+        std::fs::write(&file, &packed[..packed.len() / 2]).unwrap();
+        let cut = Upload::open_packed(&file).unwrap();
+        assert_eq!(client.put::<Part>("/v1/parts", cut, |_| ()).await.is_err(), packed != content);
+    }
+}
+
+#[tokio::test]
 async fn a_file_that_is_refused_before_its_end_tells_why() {
     let (place, client) =
         agent(|_| async { reply(413, r#"{"code":"too-large","message":"the depot of a1 has 10 MiB left, the disk has 64 MiB"}"#) });
@@ -213,7 +252,7 @@ fn a_file_that_cannot_be_sent_is_named() {
     let empty = folder.path().join("empty");
     std::fs::write(&empty, "").unwrap();
     for (path, words) in [(folder.path(), "not a file"), (empty.as_path(), "it is empty"), (&folder.path().join("gone"), "No such file")] {
-        let error = Upload::open(path).unwrap_err().to_string();
+        let error = Upload::open(path).err().unwrap().to_string();
         assert!(error.contains(words) && error.contains(path.to_str().unwrap()), "{error}");
     }
 }

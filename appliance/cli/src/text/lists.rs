@@ -68,7 +68,7 @@ pub fn invitations(invitations: &[Invitation], now: u64) -> String {
 /// `image ls`.
 pub fn images(images: &[ImageInfo]) -> String {
     let row = |image: &ImageInfo| {
-        let parts = [Some(&image.kernel), image.initramfs.as_ref(), image.disk.as_ref()];
+        let parts = [image.kernel.as_ref(), image.initramfs.as_ref(), image.disk.as_ref()];
         let stored: u64 = parts.into_iter().flatten().map(|part| part.bytes).fold(0, u64::saturating_add);
         let disk = image.disk.as_ref().map(|_| size(image.disk_bytes)).unwrap_or_default();
         [image.name.clone(), size(stored), disk, image.vms.to_string(), image.held_by.join(",")]

@@ -239,7 +239,8 @@ fn images_and_lans() {
     let part = |bytes| Part { digest: "00".into(), bytes };
     let image = ImageInfo {
         name: "debian".into(),
-        kernel: part(8 << 20),
+        kernel: Some(part(8 << 20)),
+        starts: None,
         initramfs: Some(part(24 << 20)),
         cmdline: String::new(),
         disk: Some(part(300 << 20)),

@@ -2,6 +2,7 @@
 
 use rebec_api::{
     host::HostInfo,
+    image::{ImageInfo, Part},
     job::Job,
     lan::LanInfo,
     pool::PoolStatus,
@@ -41,6 +42,22 @@ pub fn vm(vm: &VmInfo, now: u64) -> String {
     lines.push(("age", age(vm.created, now)));
     lines.extend((vm.pid != 0).then(|| ("process", vm.pid.to_string())));
     lines.push(("id", vm.id.clone()));
+    pairs(&lines)
+}
+
+/// `image show`.
+pub fn image(image: &ImageInfo) -> String {
+    let part = |part: &Part| format!("{} ({})", part.digest, size(part.bytes));
+    let mut lines = vec![("name", image.name.clone())];
+    lines.extend(image.starts.iter().map(|starts| ("starts", starts.clone())));
+    lines.extend(image.kernel.iter().map(|kernel| ("kernel", part(kernel))));
+    lines.extend(image.initramfs.iter().map(|initramfs| ("initramfs", part(initramfs))));
+    lines.extend(image.disk.iter().map(|disk| ("disk", format!("{}, stored as {}", size(image.disk_bytes), part(disk)))));
+    lines.extend(
+        (!image.cmdline.is_empty()).then(|| (if image.kernel.is_some() { "cmdline" } else { "cmdline, added" }, image.cmdline.clone())),
+    );
+    lines.extend([("held by", image.held_by.join(", ")), ("vms", image.vms.to_string())]);
+    lines.extend((!image.domains.is_empty()).then(|| ("shared with", image.domains.join(", "))));
     pairs(&lines)
 }
 

@@ -106,7 +106,9 @@ impl Derived {
 
 /// Makes all that is made of an image's parts, which are here; `vmm` is the program that does.
 pub async fn ensure(vmm: &Path, depot: &Depot, image: &ImageBody, begins: impl Fn()) {
-    Derived::Kernel.ensure(vmm, depot, &image.kernel.digest, &begins).await;
+    if let Some(kernel) = &image.kernel {
+        Derived::Kernel.ensure(vmm, depot, &kernel.digest, &begins).await;
+    }
     if let Some(disk) = &image.disk {
         Derived::Digests.ensure(vmm, depot, &disk.part.digest, &begins).await;
     }

@@ -10,9 +10,11 @@
 
 pub mod derived;
 mod flight;
+pub mod judge;
 mod pace;
 mod partial;
 mod shelf;
+mod sparse;
 
 #[cfg(test)]
 mod tests;
@@ -20,7 +22,6 @@ mod tests;
 use std::{
     collections::BTreeSet,
     fmt::Display,
-    io::Write,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -137,7 +138,7 @@ impl Depot {
     pub async fn take<E: Display>(&self, pieces: impl Stream<Item = Result<Bytes, E>>, length: Option<u64>) -> Result<Part, ApiError> {
         self.shelf.require_room(length.unwrap_or(0))?;
         let io = |error: std::io::Error| ApiError::new(ErrorCode::Failed, format!("depot: write a part: {error}"));
-        let mut file = self.new_file().map_err(io)?;
+        let file = self.new_file().map_err(io)?;
         let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0u64);
         pin_mut!(pieces);
         let cut_off = |bytes, why: &str| {
@@ -150,7 +151,7 @@ impl Depot {
             self.shelf.require_room(data.len() as u64)?;
             tokio::task::block_in_place(|| {
                 hasher.update(&data);
-                file.write_all(&data)
+                sparse::write_at(file.as_file(), bytes, &data)
             })
             .map_err(io)?;
             bytes += data.len() as u64;
@@ -160,6 +161,7 @@ impl Depot {
         }
         let digest: Digest = Name(*hasher.finalize().as_bytes());
         tokio::task::block_in_place(|| {
+            file.as_file().set_len(bytes)?;
             let (writer, temporary) = file.into_parts();
             self.shelf.name(writer, &digest)?;
             temporary.close()

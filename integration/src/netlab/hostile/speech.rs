@@ -178,12 +178,13 @@ impl Vm {
         let image = ImageBody {
             nonce: nonce_of(nonce),
             name: "own".to_owned(),
-            kernel,
+            kernel: Some(kernel),
             initramfs: None,
             cmdline: String::new(),
             disk: None,
             created: 0,
             domains: vec![],
+            starts: None,
         };
         let body = VmBody {
             nonce: nonce_of(nonce),
@@ -228,7 +229,7 @@ impl Vm {
 
     /// Its kernel.
     pub fn kernel(&self) -> (Digest, u64) {
-        (self.body.image.kernel.digest, self.body.image.kernel.bytes)
+        self.body.image.kernel.map(|part| (part.digest, part.bytes)).unwrap_or((Name([0; 32]), 0))
     }
 
     /// The disk of its image.

@@ -41,6 +41,9 @@ pub(super) fn payload(content: &Content) -> Result<Vec<u8>, KernelError> {
         return Err(KernelError::OldProtocol(version));
     }
     let length = u64::from(payload_length);
+    if length == 0 {
+        return Err(KernelError::NoPayload);
+    }
     if !(PAYLOAD_BYTES_MIN..=PAYLOAD_BYTES_MAX).contains(&length) {
         return Err(KernelError::Size { what: "packed size", bytes: length, min: PAYLOAD_BYTES_MIN, max: PAYLOAD_BYTES_MAX });
     }

@@ -57,6 +57,11 @@ pub enum KernelError {
     /// A bzImage that does not say where its payload is.
     #[error("boot protocol {}.{:02} is older than 2.08; use Linux 2.6.26 or later", .0 >> 8, .0 & 0xff)]
     OldProtocol(u16),
+    /// Made like a Linux kernel for boot loaders, without one inside.
+    #[error(
+        "it has Linux's boot header and no packed kernel inside, as memtest86+ and boot managers have; give a Linux kernel, or an ELF with a PVH entry"
+    )]
+    NoPayload,
     /// Sizes in the header or at the end of the payload are impossible.
     #[error("the payload's {what} of {bytes} bytes is not between {min} and {max}; the file is damaged, copy it again")]
     Size {
@@ -70,7 +75,7 @@ pub enum KernelError {
         max: u64,
     },
     /// A compression that is known and not supported, or an unknown one.
-    #[error("the payload's compression ({0}) is not supported; use a kernel with zstd, lz4 or xz, or its vmlinux")]
+    #[error("the payload's compression ({0}) is not supported; use a kernel with gzip, bzip2, lzma, xz, lz4 or zstd, or its vmlinux")]
     Compression(&'static str),
     /// The payload does not unpack.
     #[error("the {compression} payload is damaged ({reason}); copy the file again")]

@@ -118,6 +118,26 @@ pub(crate) fn xz(bytes: &[u8]) -> Vec<u8> {
     with_size(packed, bytes.len())
 }
 
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(vec![], flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, bytes).unwrap();
+    with_size(encoder.finish().unwrap(), bytes.len())
+}
+
+pub(crate) fn bzip2(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = bzip2::write::BzEncoder::new(vec![], bzip2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, bytes).unwrap();
+    with_size(encoder.finish().unwrap(), bytes.len())
+}
+
+pub(crate) fn lzma(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = Vec::with_capacity(bytes.len() + 1024);
+    let options = xz2::stream::LzmaOptions::new_preset(1).unwrap();
+    let mut encoder = xz2::stream::Stream::new_lzma_encoder(&options).unwrap();
+    assert_eq!(encoder.process_vec(bytes, &mut packed, xz2::stream::Action::Finish).unwrap(), xz2::stream::Status::StreamEnd);
+    with_size(packed, bytes.len())
+}
+
 /// The legacy frame, as `lz4 -l` writes it: 8 MiB to a block.
 pub(crate) fn lz4(bytes: &[u8]) -> Vec<u8> {
     let mut packed = vec![0x02, 0x21, 0x4c, 0x18];

@@ -1,7 +1,7 @@
 //! Unpacks the payload of a bzImage. Input is hostile: output is as large as the payload's last four bytes say, within a limit, and
 //! every decoder writes into that and no more.
 
-use std::fmt;
+use std::{fmt, io::Read};
 
 use xz2::stream::{Action, Status, Stream};
 
@@ -21,9 +21,11 @@ const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 const LZ4_LEGACY_MAGIC: &[u8] = &[0x02, 0x21, 0x4c, 0x18];
 const XZ_MAGIC: &[u8] = &[0xfd, b'7', b'z', b'X', b'Z', 0];
 const ELF_MAGIC: &[u8] = b"\x7fELF";
-/// Compressions that a kernel can be built with and that are refused by name.
-const REFUSED: [(&[u8], &str); 4] =
-    [(&[0x1f, 0x8b], "gzip"), (b"BZh", "bzip2"), (&[0x5d, 0, 0], "lzma"), (&[0x89, b'L', b'Z', b'O'], "lzo")];
+const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
+const BZIP2_MAGIC: &[u8] = b"BZh";
+const LZMA_MAGIC: &[u8] = &[0x5d, 0, 0];
+/// The one compression that a kernel can be built with and that is refused by name.
+const LZO_MAGIC: &[u8] = &[0x89, b'L', b'Z', b'O'];
 
 /// How a payload is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +38,12 @@ pub enum Compression {
     Lz4,
     /// Debian 12, full flavour.
     Xz,
+    /// Upstream's default, and that of Red Hat's kin.
+    Gzip,
+    /// CONFIG_KERNEL_BZIP2.
+    Bzip2,
+    /// CONFIG_KERNEL_LZMA.
+    Lzma,
 }
 
 impl fmt::Display for Compression {
@@ -45,6 +53,9 @@ impl fmt::Display for Compression {
             Self::Zstd => "zstd",
             Self::Lz4 => "lz4",
             Self::Xz => "xz",
+            Self::Gzip => "gzip",
+            Self::Bzip2 => "bzip2",
+            Self::Lzma => "lzma",
         })
     }
 }
@@ -55,12 +66,12 @@ pub(super) fn unpack(payload: &[u8]) -> Result<(Compression, Vec<u8>), KernelErr
         bytes if bytes.starts_with(ZSTD_MAGIC) => Compression::Zstd,
         bytes if bytes.starts_with(LZ4_LEGACY_MAGIC) => Compression::Lz4,
         bytes if bytes.starts_with(XZ_MAGIC) => Compression::Xz,
+        bytes if bytes.starts_with(GZIP_MAGIC) => Compression::Gzip,
+        bytes if bytes.starts_with(BZIP2_MAGIC) => Compression::Bzip2,
+        bytes if bytes.starts_with(LZMA_MAGIC) => Compression::Lzma,
         // Nothing is packed, so there is no size at the end either.
         bytes if bytes.starts_with(ELF_MAGIC) => return Ok((Compression::None, bytes.to_vec())),
-        bytes => {
-            let name = REFUSED.iter().find(|(magic, _)| bytes.starts_with(magic)).map_or("unknown", |(_, name)| name);
-            return Err(KernelError::Compression(name));
-        }
+        bytes => return Err(KernelError::Compression(if bytes.starts_with(LZO_MAGIC) { "lzo" } else { "unknown" })),
     };
     let Some((packed, size)) = payload.split_last_chunk::<SIZE_BYTES>() else {
         return Err(KernelError::Compression("unknown"));
@@ -72,8 +83,15 @@ pub(super) fn unpack(payload: &[u8]) -> Result<(Compression, Vec<u8>), KernelErr
     let size = size as usize;
     let unpacked = match compression {
         Compression::Zstd => zstd(packed, size),
-        Compression::Xz => xz(packed, size),
-        _ => lz4_legacy(&packed[LZ4_LEGACY_MAGIC.len()..], size),
+        Compression::Xz => Stream::new_stream_decoder(XZ_MEMORY_BYTES_MAX, 0)
+            .map_err(|error| error.to_string())
+            .and_then(|decoder| xz(decoder, packed, size)),
+        Compression::Lzma => {
+            Stream::new_lzma_decoder(XZ_MEMORY_BYTES_MAX).map_err(|error| error.to_string()).and_then(|decoder| xz(decoder, packed, size))
+        }
+        Compression::Gzip => read(flate2::bufread::GzDecoder::new(packed), size),
+        Compression::Bzip2 => read(bzip2::bufread::BzDecoder::new(packed), size),
+        Compression::Lz4 | Compression::None => lz4_legacy(&packed[LZ4_LEGACY_MAGIC.len()..], size),
     };
     let unpacked = unpacked.map_err(|reason| KernelError::Unpack { compression, reason })?;
     if unpacked.len() != size {
@@ -92,8 +110,14 @@ fn zstd(packed: &[u8], size: usize) -> Result<Vec<u8>, String> {
     Ok(out)
 }
 
-fn xz(packed: &[u8], size: usize) -> Result<Vec<u8>, String> {
-    let mut decoder = Stream::new_stream_decoder(XZ_MEMORY_BYTES_MAX, 0).map_err(|error| error.to_string())?;
+/// One byte more than was announced is enough to know.
+fn read(decoder: impl Read, size: usize) -> Result<Vec<u8>, String> {
+    let mut out = Vec::with_capacity(size + 1);
+    decoder.take(size as u64 + 1).read_to_end(&mut out).map_err(|error| error.to_string())?;
+    Ok(out)
+}
+
+fn xz(mut decoder: Stream, packed: &[u8], size: usize) -> Result<Vec<u8>, String> {
     let mut out = Vec::with_capacity(size);
     loop {
         let (read, written) = (decoder.total_in(), out.len());

@@ -17,6 +17,8 @@ const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
 /// Other formats by their first bytes: taken for raw, a guest would see the container.
 const FOREIGN: [(&[u8], &str); 5] = [(b"KDMV", "VMDK"), (b"# Di", "VMDK"), (b"vhdx", "VHDX"), (b"cone", "VHD"), (b"QED\0", "QED")];
 const NAME_BYTES_MAX: u32 = 1023;
+/// Incompatible features that are refused by name.
+const FEATURES: [(u64, &str); 3] = [(4, "an external data file"), (8, "zstd compression"), (16, "extended L2 entries")];
 /// QEMU's own limits for these tables.
 const L1_BYTES_MAX: u64 = 32 << 20;
 const REFCOUNT_TABLE_BYTES_MAX: u64 = 8 << 20;
@@ -93,7 +95,7 @@ pub(super) fn check_size(name: &str, bytes: u64) -> Result<(), DiskError> {
     let reason = if bytes == 0 {
         "its size is 0".to_owned()
     } else if !bytes.is_multiple_of(SECTOR_BYTES) {
-        format!("its size of {bytes} bytes is no multiple of {SECTOR_BYTES}; give a raw or qcow2 image")
+        format!("its size of {bytes} bytes is no multiple of {SECTOR_BYTES}, and it is no qcow2 image; was the file cut off?")
     } else if bytes > DISK_BYTES_MAX {
         format!("its size of {bytes} bytes is above the limit of {DISK_BYTES_MAX}")
     } else {
@@ -138,7 +140,12 @@ fn parse(file: &File, start: &[u8]) -> Result<Header, Fault> {
         return fault("it is marked corrupt; look at it with qemu-img check".to_owned());
     }
     if features != 0 {
-        return fault(format!("its qcow2 features {features:#x} (external data, zstd or extended L2) are not supported"));
+        let names: Vec<_> = FEATURES.iter().filter(|(bit, _)| features & bit != 0).map(|(_, name)| *name).collect();
+        let known = FEATURES.iter().map(|(bit, _)| bit).sum::<u64>();
+        let names = if features & !known == 0 { names.join(", ") } else { format!("features {features:#x}") };
+        return fault(format!(
+            "its qcow2 has {names}, which is not supported; convert it with `qemu-img convert -O qcow2 -o compression_type=zlib,extended_l2=off FILE disk.qcow2`"
+        ));
     }
     let cluster_bytes = 1_u64 << cluster_bits;
     if refcount_order > 6 || u64::from(header_bytes) > cluster_bytes {

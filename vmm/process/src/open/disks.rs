@@ -93,10 +93,10 @@ pub fn open(config: &DiskConfig, missing: Missing, handed: &mut Handed) -> Resul
     Ok(DiskFile { name, file, backing, read_only: config.read_only, base })
 }
 
-/// Opens an image that others stand on, to read all of it.
-pub fn base(image: &Handle) -> Result<DiskFile> {
+/// Opens an image to read it.
+pub fn base(image: &Handle, handed: &mut Handed) -> Result<DiskFile> {
     let config = DiskConfig { image: image.clone(), read_only: true, base: None, base_digests: None };
-    open(&config, Missing::Refuse, &mut Handed::default())
+    open(&config, Missing::Refuse, handed)
 }
 
 fn open_backing(handle: &Handle, handed: &mut Handed) -> Result<File> {

@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use rebec_vmm_api::{Handle, NetConfig};
 
 use crate::{
-    cli::{BootOptions, Listen, ReceiveOptions, RunOptions, Shared},
+    cli::{BootOptions, JudgeOptions, Listen, ReceiveOptions, RunOptions, Shared},
     control, ctl,
     lan::Lan,
     listen,
@@ -26,7 +26,7 @@ use crate::{
     vm::MTU,
 };
 
-pub use disks::{DiskFile, base};
+pub use disks::DiskFile;
 pub use files::Named;
 use handed::Handed;
 
@@ -64,15 +64,27 @@ pub struct Doors {
     pub donors: Vec<UnixStream>,
 }
 
+/// Opens an image that others stand on, to read all of it.
+pub fn base(image: &Handle) -> Result<DiskFile> {
+    disks::base(image, &mut Handed::default())
+}
+
 /// Opens a kernel.
 pub fn kernel(handle: &Handle) -> Result<Named> {
     files::open_read("kernel", handle, &mut Handed::default())
 }
 
-/// Opens what `run` names.
-pub fn for_run(options: &RunOptions) -> Result<(Opened, BootFiles)> {
+/// Opens what `judge` names.
+pub fn for_judging(options: &JudgeOptions) -> Result<(Option<Named>, Option<DiskFile>)> {
     let mut handed = Handed::default();
-    let files = boot_files(&options.kernel, &options.boot, &mut handed)?;
+    let kernel = options.kernel.as_ref().map(|kernel| files::open_read("kernel", kernel, &mut handed)).transpose()?;
+    Ok((kernel, options.disk.as_ref().map(|disk| disks::base(disk, &mut handed)).transpose()?))
+}
+
+/// Opens what `run` names.
+pub fn for_run(options: &RunOptions) -> Result<(Opened, Option<BootFiles>)> {
+    let mut handed = Handed::default();
+    let files = options.kernel.as_ref().map(|kernel| boot_files(kernel, &options.boot, &mut handed)).transpose()?;
     Ok((shared(&options.shared, disks::Missing::Refuse, &mut handed)?, files))
 }
 

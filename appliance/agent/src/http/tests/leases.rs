@@ -71,7 +71,7 @@ fn own(bench: &Bench) -> Arc<LocalVm> {
 async fn an_order_that_is_not_the_keepers_removes_nothing() {
     let bench = Bench::founded().await;
     let (agent, vm) = (&bench.agent, own(&bench));
-    std::fs::write(agent.depot.path(&vm.kept().body.image.kernel.digest), b"7 bytes").unwrap();
+    std::fs::write(agent.depot.path(&vm.kept().body.image.kernel.unwrap().digest), b"7 bytes").unwrap();
     holder::renew(agent.clone(), vm.clone()).await;
     let (_, reporter) = agent.jobs.begin(bench.root(), "start".into());
     let refused = start::start(agent, vm_id(&bench), create::Order { epoch: 9, reason: None }, &reporter).await.unwrap_err();

@@ -127,8 +127,17 @@ pub fn vm_id(bench: &Bench) -> Id {
 pub fn vm_body(bench: &Bench) -> VmBody {
     let kernel = PartRef { digest: Name([5; 32]), bytes: 7 };
     let cmdline = "console=ttyS0 password=hunter2".to_owned();
-    let image =
-        ImageBody { nonce: NONCE, name: "debian".into(), kernel, initramfs: None, cmdline, disk: None, created: 0, domains: vec![] };
+    let image = ImageBody {
+        nonce: NONCE,
+        name: "debian".into(),
+        kernel: Some(kernel),
+        initramfs: None,
+        cmdline,
+        disk: None,
+        created: 0,
+        domains: vec![],
+        starts: None,
+    };
     VmBody {
         nonce: NONCE,
         name: "web".into(),

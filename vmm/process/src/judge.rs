@@ -1,0 +1,101 @@
+//! `rebec-vmm judge`: whether a kernel or a disk can be used, and what would start from the disk: the same code that a start runs, sealed, before
+//! anybody relies on it. The answer is one line of JSON on standard output; a refusal is an error like any other.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::unix::fs::FileExt,
+    process::ExitCode,
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, bail};
+use rebec_boot::KernelImage;
+use rebec_vmm_api::judgement::{DiskJudgement, Judgement, StartJudgement};
+
+use crate::{
+    boot_plan::start_of,
+    cli::JudgeOptions,
+    open,
+    seal::{SealOptions, seal},
+};
+
+/// What to do about a format of other programs.
+const CONVERT: &str = "convert it with `qemu-img convert -O qcow2 FILE disk.qcow2`";
+/// Files that hold a disk, or a packed one, in a form that is not read, by first bytes at a place: at an import they are what they look like. A guest
+/// may write the same to a raw disk of its own, so nothing is made of them when a VM starts.
+const CONTAINERS: [(usize, &[u8], &str, &str); 15] = [
+    (0x40, &[0x7f, 0x10, 0xda, 0xbe], "a VDI image", CONVERT),
+    (0, b"KDMV", "a VMDK image", CONVERT),
+    (0, b"# Disk Descriptor", "a VMDK image's description", CONVERT),
+    (0, b"vhdxfile", "a VHDX image", CONVERT),
+    (0, b"conectix", "a VHD image", CONVERT),
+    (0, b"QED\0", "a QED image", CONVERT),
+    (0, b"WithoutFreeSpace", "a Parallels image", CONVERT),
+    (0, b"WithouFreSpacExt", "a Parallels image", CONVERT),
+    (0, b"LUKS\xba\xbe", "encrypted (LUKS)", "decrypt it with `qemu-img convert --image-opts -O qcow2`"),
+    (0, &[0x1f, 0x8b], "packed by gzip", "unpack it with `gzip -d FILE`"),
+    (0, &[0xfd, b'7', b'z', b'X', b'Z', 0], "packed by xz", "unpack it with `xz -d FILE`"),
+    (0, &[0x28, 0xb5, 0x2f, 0xfd], "packed by zstd", "unpack it with `zstd -d FILE`"),
+    (0, b"BZh", "packed by bzip2", "unpack it with `bzip2 -d FILE`"),
+    (0, b"PK\x03\x04", "a ZIP file", "unpack it and give the disk image in it"),
+    (257, b"ustar", "a tar file", "unpack it and give the disk image in it"),
+];
+
+/// Runs the command.
+pub fn run(options: &JudgeOptions) -> Result<ExitCode> {
+    let (kernel, disk) = open::for_judging(options)?;
+    let mut out = io::stdout().lock();
+    let _sealed = seal(SealOptions::default())?;
+    let mut judgement = Judgement::default();
+    if let Some(kernel) = &kernel {
+        let image = KernelImage::from_file(&kernel.file).with_context(|| format!("kernel {}", kernel.path.display()))?;
+        judgement.kernel = Some(image.format().to_string());
+    }
+    if let Some(file) = &disk {
+        refuse_container(&file.name, &file.file)?;
+        let disk = Arc::new(file.parse()?);
+        judgement.disk = Some(DiskJudgement { format: disk.format().to_string(), bytes: disk.size_bytes() });
+        if kernel.is_none() {
+            let start = start_of(&disk)?;
+            let image =
+                KernelImage::from_bytes(start.kernel).with_context(|| format!("disk {}: the kernel of {}", disk.name(), start.from))?;
+            let (kernel, initramfs_bytes) = (image.format().to_string(), start.initramfs.map_or(0, |bytes| bytes.len() as u64));
+            judgement.start = Some(StartJudgement { from: start.from, kernel, initramfs_bytes, cmdline: start.cmdline });
+        }
+    }
+    let line = serde_json::to_string(&judgement).context("write the judgement")?;
+    writeln!(out, "{line}").and_then(|()| out.flush()).context("write to standard output")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Names what is no disk image but could pass for a raw one, or fail for the wrong reason.
+fn refuse_container(name: &str, file: &File) -> Result<()> {
+    for (at, magic, what, remedy) in CONTAINERS {
+        let mut bytes = [0; 32];
+        let bytes = &mut bytes[..magic.len()];
+        if file.read_exact_at(bytes, at as u64).is_ok() && *bytes == *magic {
+            bail!("disk {name}: it is {what}; {remedy}");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_disk_image_is_named_with_what_to_do() {
+        for (at, magic, what, remedy) in CONTAINERS {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(4096).unwrap();
+            file.write_all_at(magic, at as u64).unwrap();
+            assert_eq!(refuse_container("d", &file).unwrap_err().to_string(), format!("disk d: it is {what}; {remedy}"));
+        }
+        let raw = tempfile::tempfile().unwrap();
+        refuse_container("d", &raw).unwrap();
+        raw.set_len(4096).unwrap();
+        refuse_container("d", &raw).unwrap();
+    }
+}
