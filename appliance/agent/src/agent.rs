@@ -89,7 +89,7 @@ impl Agent {
         let store = Arc::new(store);
         let audit = Audit::open(&options.state)?;
         let knowledge = Knowledge::open(identity.key(), store.clone())?;
-        let jobs = Jobs::new(identity.key().short());
+        let jobs = Jobs::open(identity.key().short(), store.clone())?;
         Ok(Arc::new_cyclic(|own| Self {
             options,
             identity,

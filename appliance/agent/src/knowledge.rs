@@ -160,3 +160,6 @@ fn sign(kind: Kind, id: Id, seq: u64, body: Option<&Body>, secret: &SigningKey) 
     ensure!(signed.read()?.body != Some(Body::Unknown), "{kind:?} record: a name, a text or a list in it is longer than it may be");
     Ok(signed)
 }
+
+#[cfg(test)]
+mod power;

@@ -24,6 +24,7 @@ mod machine;
 mod pool;
 mod run;
 mod screen;
+mod stall;
 mod store;
 mod tokens;
 mod upkeep;

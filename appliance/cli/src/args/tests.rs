@@ -41,6 +41,7 @@ fn every_command_line_is_understood() {
         "host show a1",
         "host invite --uses 3 --valid 7d",
         "host drain a1",
+        "host drain a1 --undo",
         "host declare-dead a1 --reason unplugged",
         "invitation ls",
         "invitation revoke i1",
