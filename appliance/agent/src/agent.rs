@@ -93,7 +93,7 @@ impl Agent {
         let store = Arc::new(store);
         let audit = Audit::open(&options.state)?;
         let knowledge = Knowledge::open(identity.key(), store.clone(), options.later)?;
-        let jobs = Jobs::new(identity.key().short());
+        let jobs = Jobs::open(identity.key(), store.clone())?;
         Ok(Arc::new_cyclic(|own| Self {
             options,
             identity,

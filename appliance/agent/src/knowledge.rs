@@ -175,3 +175,6 @@ impl Knowledge {
         self.changed.subscribe()
     }
 }
+
+#[cfg(test)]
+mod power;

@@ -26,6 +26,7 @@ mod pool;
 mod roles;
 mod run;
 mod screen;
+mod stall;
 mod store;
 mod tokens;
 mod upkeep;

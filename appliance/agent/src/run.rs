@@ -128,6 +128,8 @@ async fn serve(options: Options) -> Result<()> {
     tokio::spawn(keeper::run(agent.clone()));
     tokio::spawn(watch_facts(agent.clone()));
     tokio::spawn(upkeep::run(agent.clone()));
+    tokio::spawn(upkeep::watch_room(agent.clone()));
+    tokio::spawn(upkeep::watch_list(agent.clone()));
     let audited = agent.clone();
     tokio::spawn(async move { audited.audit.keep().await });
     if let Some(later) = agent.options.later {

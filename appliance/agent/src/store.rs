@@ -1,7 +1,7 @@
 //! What survives the agent: records, invitations, and which pool this host belongs to. One redb file; it is also the lock that
 //! keeps a second agent away from the same state folder.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::{Context, Result, anyhow};
 use rebec_book::{
@@ -15,14 +15,22 @@ use rebec_pool::lease::Charge;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::stall;
+
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
 const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
 /// Not forgotten with the pool: a keeper that left and came back must know what it has granted.
 const CHARGES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("charges");
 /// What VMs start with that others are not told.
 const PRIVATE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("private");
+/// Orders, and what became of them.
+const JOBS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("jobs");
 const POOL: &str = "pool";
 const DOMAIN: &str = "domain";
+/// Its file in the state folder.
+const FILE: &str = "records.redb";
+/// The same until it is whole.
+const NEW: &str = ".records.redb";
 
 /// When something must be on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,19 +50,28 @@ pub struct Store {
 impl Store {
     /// Opens or makes it.
     pub fn open(state: &Path) -> Result<Self> {
-        let path = state.join("records.redb");
-        let db = Database::create(&path).map_err(|error| match error {
+        let path = state.join(FILE);
+        if !path.exists() {
+            make(state, &path).with_context(|| format!("create {}", path.display()))?;
+        }
+        let db = Database::open(&path).map_err(|error| match error {
             redb::DatabaseError::DatabaseAlreadyOpen => {
                 anyhow!("{}: another agent uses this state folder; stop that one, or give this one its own with --state", path.display())
             }
             other => anyhow!(other).context(format!("open {}", path.display())),
         })?;
-        let store = Self { db, reserve: Reserve::of(state) };
+        Self::of(db, Reserve::of(state))
+    }
+
+    /// Of an open file, with what keeps room for it.
+    pub fn of(db: Database, reserve: Reserve) -> Result<Self> {
+        let store = Self { db, reserve };
         store.write("make its tables", |tx| {
             tx.open_table(RECORDS)?;
             tx.open_table(FACTS)?;
             tx.open_table(CHARGES)?;
             tx.open_table(PRIVATE)?;
+            tx.open_table(JOBS)?;
             Ok(())
         })?;
         Ok(store)
@@ -147,7 +164,7 @@ impl Store {
         let outcome = change(&mut value)?;
         table.insert(name, serde_json::to_vec(&value)?.as_slice())?;
         drop(table);
-        tx.commit().with_context(|| format!("store: change {name}"))?;
+        stall::may(|| tx.commit()).with_context(|| format!("store: change {name}"))?;
         Ok(outcome)
     }
 
@@ -179,7 +196,7 @@ impl Store {
         if before.as_ref() != Some(&after) {
             table.insert(vm.0.as_slice(), serde_json::to_vec(&after)?.as_slice())?;
             drop(table);
-            tx.commit().with_context(what)?;
+            stall::may(|| tx.commit()).with_context(what)?;
         }
         Ok(Ok(after))
     }
@@ -215,6 +232,39 @@ impl Store {
         }
     }
 
+    /// What was ordered of this host. Rows that are none of this version are left out.
+    pub fn jobs<T: DeserializeOwned>(&self) -> Result<Vec<(Id, T)>> {
+        let table = self.db.begin_read()?.open_table(JOBS).context("store: read the jobs")?;
+        let mut jobs = vec![];
+        for entry in table.iter()? {
+            let (key, value) = entry?;
+            let row = key.value().try_into().ok().zip(serde_json::from_slice(value.value()).ok());
+            jobs.extend(row.map(|(order, row)| (Name(order), row)));
+        }
+        Ok(jobs)
+    }
+
+    /// Writes the row of an order; that of an old one goes.
+    pub fn put_job(&self, order: &Id, row: &impl Serialize, old: Option<&Id>) -> Result<()> {
+        let bytes = serde_json::to_vec(row)?;
+        self.write("write down a job", |tx| {
+            let mut table = tx.open_table(JOBS)?;
+            if let Some(old) = old {
+                table.remove(old.0.as_slice())?;
+            }
+            table.insert(order.0.as_slice(), bytes.as_slice())?;
+            Ok(())
+        })
+    }
+
+    /// Nothing came of an order.
+    pub fn forget_job(&self, order: &Id) -> Result<()> {
+        self.write("forget a job", |tx| {
+            tx.open_table(JOBS)?.remove(order.0.as_slice())?;
+            Ok(())
+        })
+    }
+
     /// A VM that this host kept is no more.
     pub fn forget_charge(&self, vm: &Id) -> Result<()> {
         self.write("forget a charge", |tx| {
@@ -225,8 +275,11 @@ impl Store {
 
     /// A write that finds no room leaves the database unusable until it is opened again.
     fn begin(&self) -> Result<redb::WriteTransaction, redb::TransactionError> {
-        self.reserve.make_room();
-        self.db.begin_write()
+        // One at a time: whoever writes may wait for the disk.
+        stall::may(|| {
+            self.reserve.make_room();
+            self.db.begin_write()
+        })
     }
 
     fn write(&self, what: &str, change: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>) -> Result<()> {
@@ -248,8 +301,21 @@ impl Store {
             tx.commit()?;
             Ok(())
         };
-        attempt().with_context(|| format!("store: {what}"))
+        stall::may(attempt).with_context(|| format!("store: {what}"))
     }
+}
+
+/// Makes the file under another name: one whose making a power cut ended could not be opened, and this host would never start again.
+fn make(state: &Path, path: &Path) -> Result<()> {
+    let new = state.join(NEW);
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    Store::of(Database::create(&new)?, Reserve::of(state))?;
+    fs::File::open(&new)?.sync_all()?;
+    fs::rename(&new, path)?;
+    Ok(fs::File::open(state)?.sync_all()?)
 }
 
 type Row = (Vec<u8>, Vec<u8>);

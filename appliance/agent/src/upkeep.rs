@@ -1,15 +1,38 @@
-//! Keeps the disk of this host in order: logs of VMMs are cut, parts that nothing needs go, and room is kept for records.
+//! Keeps the disk of this host in order: logs of VMMs are cut, parts that nothing needs go, room is kept for records, guests that would fill the
+//! rest stand still, and what is here of VMs that their homes do not list goes or is listed again.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, os::unix::fs::MetadataExt as _, sync::Arc, time::Duration};
 
-use rebec_host::{reserve::Reserve, said};
+use rebec_book::{
+    Body,
+    key::Id,
+    record::{Kind, SeenState},
+    view,
+};
+use rebec_host::{
+    facts,
+    growth::{Act, Growth, Guest, Room},
+    reserve::Reserve,
+    said,
+};
+use rebec_vmm_api::control::Command;
 
-use crate::{agent::Agent, http::images};
+use crate::{
+    agent::Agent,
+    http::images,
+    vm::{LocalVm, Want, stop, watch},
+};
 
 /// Between two looks at the logs of VMMs, which a VMM that was taken over may fill.
 const PERIOD: Duration = Duration::from_secs(2);
 /// Looks between two sweeps of the depot.
 const LOOKS_PER_SWEEP: u32 = 300;
+/// Between two looks at the room that guests fill.
+const ROOM_PERIOD: Duration = Duration::from_millis(250);
+/// Between two comparisons of the VMs that are here with those that are listed.
+const LIST_PERIOD: Duration = Duration::from_secs(60);
+/// How long a guest has to power itself off whose VM is not listed any more.
+const END_TIME: Duration = Duration::from_secs(60);
 
 /// Until the agent ends.
 pub async fn run(agent: Arc<Agent>) {
@@ -45,4 +68,113 @@ fn sweep(agent: &Agent) {
     let here = agent.local_vms();
     needed.extend(here.iter().flat_map(|vm| vm.kept().body.image.parts().map(|part| part.digest).collect::<Vec<_>>()));
     agent.depot.sweep(&needed);
+}
+
+/// Has guests stand still that would fill the disk, until the agent ends.
+pub async fn watch_room(agent: Arc<Agent>) {
+    let mut growth = Growth::default();
+    loop {
+        tokio::time::sleep(ROOM_PERIOD).await;
+        let (all_bytes, free_bytes) = facts::disk_bytes(&agent.options.state);
+        let room = Room { all_bytes, free_bytes };
+        let vms = agent.local_vms();
+        if room.is_enough() && !vms.iter().any(|vm| vm.kept().stands_still) {
+            growth = Growth::default();
+            continue;
+        }
+        let guests: Vec<Guest> = vms.iter().filter(|vm| vm.want() == Want::Running).filter_map(|vm| guest(vm)).collect();
+        for act in growth.look(room, &guests) {
+            let (Act::Stand(id) | Act::GoOn(id)) = act;
+            let Some(vm) = agent.local_vm(&id) else { continue };
+            // Who is being started, stopped or moved needs what room there is.
+            let Ok(_change) = vm.change.try_lock() else { continue };
+            let done = match act {
+                Act::Stand(_) => stand_still(&agent, &vm, room).await,
+                Act::GoOn(_) => go_on(&agent, &vm).await,
+            };
+            if let Err(error) = done {
+                log::warn!("vm {}: {error:#}", vm.name());
+            }
+        }
+    }
+}
+
+/// A VM with a disk, as far as its growth goes.
+fn guest(vm: &LocalVm) -> Option<Guest> {
+    let layer = std::fs::metadata(vm.folder.join("disk.qcow2")).ok()?;
+    let stands_still = vm.kept().stands_still && vm.seen().state == SeenState::Paused;
+    Some(Guest { vm: vm.id(), taken_bytes: layer.blocks() * 512, stands_still })
+}
+
+async fn stand_still(agent: &Agent, vm: &LocalVm, room: Room) -> anyhow::Result<()> {
+    // Kept first, so that an agent that starts anew knows whose doing it is.
+    vm.keep(|kept| kept.stands_still = true)?;
+    vm.talk(|control| control.tell(Command::Pause)).await?;
+    let (name, free) = (vm.name(), room.free_bytes >> 20);
+    log::warn!("vm {name}: stands still: its disk grows, and {free} MiB are left on this host");
+    vm.say(agent, |seen| {
+        seen.state = SeenState::Paused;
+        seen.reason = Some(format!(
+            "it stands still: its disk grows, and {free} MiB are left on its host; remove a VM or an image there, or `rebec vm move {name}`"
+        ));
+    });
+    Ok(())
+}
+
+async fn go_on(agent: &Agent, vm: &Arc<LocalVm>) -> anyhow::Result<()> {
+    vm.go_on().await?;
+    log::info!("vm {}: goes on: there is room again", vm.name());
+    watch::look(agent, vm).await;
+    Ok(())
+}
+
+/// Compares the VMs that are here with those that their homes list, at the start and from time to time, until the agent ends.
+pub async fn watch_list(agent: Arc<Agent>) {
+    loop {
+        compare(&agent).await;
+        tokio::time::sleep(LIST_PERIOD).await;
+    }
+}
+
+/// One such comparison.
+pub async fn compare(agent: &Arc<Agent>) {
+    for vm in agent.local_vms() {
+        if agent.book(|book| view::vm_body(book, vm.id()).is_none()) == Some(true) {
+            unlisted(agent, &vm).await;
+        }
+    }
+}
+
+/// A VM that is here and has no record. Its home's word counts: where that withdrew it, it ends and goes; this host lists its own again.
+async fn unlisted(agent: &Arc<Agent>, vm: &Arc<LocalVm>) {
+    let (id, kept) = (vm.id(), vm.kept());
+    if withdrawn(agent).contains(&id) {
+        log::warn!("vm {}: its home has removed it: it is ended, and goes", kept.body.name);
+        match stop::stop(agent, vm, END_TIME, None).await {
+            Ok(()) => watch::remove(agent, vm),
+            Err(error) => log::warn!("{error}"),
+        }
+    } else if kept.home == agent.key() {
+        log::warn!("vm {}: it had no record; it is listed again: `rebec vm show {}`", kept.body.name, kept.body.name);
+        let listed = agent
+            .store
+            .set_private(&id, &kept.private)
+            .map_err(|error| format!("{error:#}"))
+            .and_then(|()| agent.publish(Kind::VM, id, Some(Body::Vm(kept.body.into()))).map_err(|error| error.to_string()));
+        if let Err(error) = listed {
+            log::error!("{error}");
+        }
+        // How it is was said when nobody could believe it.
+        vm.say(agent, |_| ());
+    } else {
+        let home = agent.name_of(&kept.home);
+        log::warn!("vm {}: host {home}, its home, does not list it: it is in `rebec vm ls` again when that host answers", kept.body.name);
+    }
+}
+
+/// VMs that their homes have removed.
+fn withdrawn(agent: &Agent) -> BTreeSet<Id> {
+    let gone =
+        |book: &rebec_book::Book| book.of_kind(Kind::VM).filter(|record| record.body.is_none()).map(|record| record.key.id).collect();
+    agent.book(gone).unwrap_or_default()
 }

@@ -117,6 +117,15 @@ pub enum HostState {
     Dead,
 }
 
+/// `POST /v1/hosts/{name}/drain`; no body is the same as an empty one.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DrainHost {
+    /// The host takes VMs again.
+    #[serde(default)]
+    pub undo: bool,
+}
+
 /// `POST /v1/hosts/{name}/declare-dead`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -25,7 +25,14 @@ pub struct Job {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Object>)]
     pub result: Option<serde_json::Value>,
+    /// Its agent ended while it was at it, and nobody has ordered it again: what it was about tells how far it came.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub interrupted: bool,
 }
+
+/// The header that names an order: 32 hexadecimal digits, chosen at random by whoever gives it. The same order is carried out once, however
+/// often it comes: who did not hear the answer gives it again.
+pub const ORDER: &str = "rebec-order";
 
 /// Where a job is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -12,6 +12,7 @@ pub mod depot;
 pub mod facts;
 pub mod folders;
 pub mod forward;
+pub mod growth;
 pub mod handover;
 pub mod ledger;
 pub mod limits;

@@ -161,9 +161,27 @@ fn kernel_messages() -> String {
     text
 }
 
+/// What is shorter is a word about a secret, or too little of one.
+const SECRET_BYTES_MIN: usize = 16;
+
 /// A text without tickets, tokens and kernel command lines, which kernels print and which may carry either.
 fn without_secrets(text: &str) -> String {
-    text.split_inclusive('\n').map(line_without_secrets).collect()
+    let mut clean = String::with_capacity(text.len());
+    let mut is_broken = false;
+    for line in text.split_inclusive('\n') {
+        // A secret that the end of a line has broken goes on in the next.
+        let goes_on = line.bytes().take_while(u8::is_ascii_alphanumeric).count();
+        let rest = if is_broken && goes_on >= SECRET_BYTES_MIN {
+            clean.push_str(LEFT_OUT);
+            &line[goes_on..]
+        } else {
+            line
+        };
+        let without = line_without_secrets(rest);
+        is_broken = without.trim_end().ends_with(LEFT_OUT) || rest.len() < line.len() && rest.trim_end().is_empty();
+        clean.push_str(&without);
+    }
+    clean
 }
 
 fn line_without_secrets(line: &str) -> String {
@@ -183,7 +201,7 @@ fn line_without_secrets(line: &str) -> String {
         let length = rest.bytes().take_while(u8::is_ascii_alphanumeric).count();
         clean.push_str(&line[at..start]);
         // Shorter ones are words about tickets.
-        clean.push_str(if length >= 16 { LEFT_OUT } else { &line[start..start + prefix + length] });
+        clean.push_str(if length >= SECRET_BYTES_MIN { LEFT_OUT } else { &line[start..start + prefix + length] });
         at = start + prefix + length;
     }
     clean + &line[at..]

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use axum::{
     body::Body,
-    extract::{Extension, State},
+    extract::{Extension, FromRequest, State},
     http::Request,
     response::{IntoResponse, Response},
 };
 use rebec_api::{
     ApiError, ErrorCode,
-    host::{DeclareDead, HostInfo, SetRole},
+    host::{DeclareDead, DrainHost, HostInfo, SetRole},
     vm::MoveVm,
 };
 use rebec_book::{
@@ -28,7 +28,7 @@ use crate::{
     agent::Agent,
     jobs::Reporter,
     pool, roles, run,
-    vm::{Want, create, depart},
+    vm::{Want, create, depart, failed},
 };
 
 /// `GET /v1/hosts`
@@ -56,7 +56,8 @@ fn gone() -> ApiError {
     ApiError::new(ErrorCode::NotFound, "the host has left; `rebec host ls` lists those there are")
 }
 
-/// `POST /v1/hosts/{name}/drain`: a job. The host takes no more VMs, and those that run there move away, one after the other.
+/// `POST /v1/hosts/{name}/drain`: a job. The host takes no more VMs, and those that run there move away, one after the other; or it takes VMs
+/// again.
 pub async fn drain(
     State(agent): State<Arc<Agent>>,
     Extension(granted): Extension<Granted>,
@@ -66,13 +67,18 @@ pub async fn drain(
     if host != agent.key() {
         return Ok(forward::about(&agent, &host, id_of_key(&host), request).await?.into_response());
     }
-    let name = agent.own_name();
-    agent.store.set_fact("draining", &true)?;
-    run::publish_host(&agent);
-    Ok(jobs::begin(&agent, granted.asker(), format!("drain host {name}"), async move |agent, reporter| {
-        empty(&agent, &reporter).await?;
+    let (name, order) = (agent.own_name(), jobs::order(request.headers())?);
+    let says_nothing = hyper::body::Body::is_end_stream(request.body());
+    let DrainHost { undo } = if says_nothing { DrainHost::default() } else { Json::from_request(request, &()).await?.0 };
+    let what = if undo { format!("let host {name} take VMs again") } else { format!("drain host {name}") };
+    Ok(jobs::begin(&agent, granted.asker(), order, what, async move |agent, reporter| {
+        agent.store.set_fact("draining", &!undo).map_err(|error| failed(&error))?;
+        run::publish_host(&agent);
+        if !undo {
+            empty(&agent, &reporter).await?;
+        }
         info(&agent, host)
-    }))
+    })?)
 }
 
 /// Moves every running VM away; those that find no place stay and are named.

@@ -35,6 +35,7 @@ use crate::{
     exchange::{self, News, Private},
     pool::{self, JoinAnswer, JoinQuestion},
     vm::{
+        Want,
         arrive::{self, Offer},
         create::{self, LeaseQuestion, Order, StartOrder},
         keeper::{self, Verdict, Wish},
@@ -119,15 +120,19 @@ pub async fn starts(
     Extension(caller): Extension<Caller>,
     Json(order): Json<StartOrder>,
 ) -> Result<Response, Failure> {
-    let StartOrder { vm, epoch, reason, records, private } = order;
+    let StartOrder { vm, epoch, reason, records, private, order } = order;
     agent.knowledge.take_in(records, Came::Alone);
     rights::ask(&agent, caller, Question::Start(vm, epoch)).await?;
     start::take_private(&agent, vm, &private)?;
     let (_, body) = start::desired(&agent, vm)?;
-    Ok(jobs::begin(&agent, caller, format!("start VM {}", body.name), async move |agent, reporter| {
-        start::start(&agent, vm, Order { epoch, reason }, &reporter).await?;
+    Ok(jobs::begin(&agent, caller, order, format!("start VM {}", body.name), async move |agent, reporter| {
+        // What was ordered is done, whoever did it.
+        let runs = agent.local_vm(&vm).is_some_and(|here| here.want() == Want::Running && here.kept().epoch >= epoch);
+        if !runs {
+            start::start(&agent, vm, Order { epoch, reason }, &reporter).await?;
+        }
         agent.pool(|book| book.select(|key| key.kind == Kind::SEEN && key.id == vm, usize::MAX))
-    }))
+    })?)
 }
 
 /// `POST /internal/removals`
@@ -154,7 +159,7 @@ pub async fn arrivals(
     let granted = rights::ask(&agent, caller, Question::Arrive(offer.vm, offer.epoch)).await?;
     start::take_private(&agent, offer.vm, &offer.private)?;
     let what = format!("make ready for VM {}", offer.vm.short());
-    Ok(jobs::begin(&agent, caller, what, async move |agent, reporter| arrive::prepare(&agent, granted, &reporter).await))
+    Ok(jobs::begin(&agent, caller, offer.order, what, async move |agent, reporter| arrive::prepare(&agent, granted, &reporter).await)?)
 }
 
 /// `POST /internal/jobs/wait`

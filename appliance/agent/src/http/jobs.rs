@@ -5,7 +5,7 @@ use std::{convert::Infallible, sync::Arc};
 use axum::{
     body::{Body, Bytes},
     extract::{Extension, Path, State},
-    http::{Request, StatusCode, header},
+    http::{HeaderMap, Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use futures_util::stream;
@@ -13,11 +13,12 @@ use http_body_util::StreamBody;
 use hyper::body::Frame;
 use rebec_api::{
     ApiError, ErrorCode,
-    job::{Job, JobState},
+    job::{Job, JobState, ORDER},
 };
 use rebec_book::{
     Book, Key,
     authority::{self, Asker, Granted},
+    key::Id,
     view,
 };
 use serde::Serialize;
@@ -27,23 +28,54 @@ use super::{
     answer::{Answer, Failure},
     forward,
 };
-use crate::{agent::Agent, jobs::Reporter};
+use crate::{
+    agent::Agent,
+    jobs::{Begun, Reporter},
+};
 
-/// Begins a job, which goes on without its caller, and answers with it. What the work returns is the job's result.
+/// Begins a job, which goes on without its caller, and answers with it; one that was ordered before is answered with as it is. What the work
+/// returns is the job's result. Work that an earlier agent had begun is done again: it looks first how far that came.
 pub fn begin<T: Serialize, F: Future<Output = Result<T, ApiError>> + Send + 'static>(
     agent: &Arc<Agent>,
     by: Asker,
+    order: Option<Id>,
     what: String,
     work: impl FnOnce(Arc<Agent>, Arc<Reporter>) -> F,
-) -> Response {
-    let (job, reporter) = agent.jobs.begin(by, what);
+) -> Result<Response, ApiError> {
+    Ok(match agent.jobs.begin(by, order, what)? {
+        Begun::Known(job) => accepted(&job),
+        Begun::Taken { job, reporter, .. } => {
+            goes_on(agent, reporter, work);
+            accepted(&job)
+        }
+    })
+}
+
+/// Does the work of a job that has begun.
+pub fn goes_on<T: Serialize, F: Future<Output = Result<T, ApiError>> + Send + 'static>(
+    agent: &Arc<Agent>,
+    reporter: Reporter,
+    work: impl FnOnce(Arc<Agent>, Arc<Reporter>) -> F,
+) {
     let reporter = Arc::new(reporter);
     let work = work(agent.clone(), reporter.clone());
     tokio::spawn(async move {
         let as_json = |result| serde_json::to_value(result).map_err(|error| ApiError::new(ErrorCode::Failed, error.to_string()));
         reporter.end(work.await.and_then(as_json));
     });
+}
+
+/// The answer to an order.
+pub fn accepted(job: &Job) -> Response {
     (StatusCode::ACCEPTED, axum::Json(job)).into_response()
+}
+
+/// The name of an order, where whoever gave it named it.
+pub fn order(headers: &HeaderMap) -> Result<Option<Id>, ApiError> {
+    let Some(text) = headers.get(ORDER) else { return Ok(None) };
+    let named = text.to_str().ok().and_then(|text| text.parse().ok());
+    let bad = || ApiError::new(ErrorCode::BadRequest, format!("header {ORDER}: expected 32 hexadecimal digits"));
+    named.map(Some).ok_or_else(bad)
 }
 
 /// `GET /v1/jobs`

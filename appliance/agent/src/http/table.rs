@@ -2,7 +2,7 @@
 
 use rebec_api::{
     audit::{AuditRow, AuditVerdict},
-    host::{DeclareDead, HostInfo, SetRole},
+    host::{DeclareDead, DrainHost, HostInfo, SetRole},
     image::{ImageInfo, NewImage, Part},
     job::Job,
     lan::{LanInfo, NewLan},
@@ -66,8 +66,9 @@ fn host_rows() -> Vec<Row> {
             .takes::<Invite>()
             .answers::<Invited>(),
         row(Command::HostShow, Get, "/v1/hosts/{name}", "One host", hosts::show).about(Kind::MEMBER).answers::<HostInfo>(),
-        row(Command::HostDrain, Post, "/v1/hosts/{name}/drain", "Let a host take no more VMs", hosts::drain)
+        row(Command::HostDrain, Post, "/v1/hosts/{name}/drain", "Let a host take no more VMs, or take them again", hosts::drain)
             .about(Kind::MEMBER)
+            .takes::<DrainHost>()
             .answers::<HostInfo>(),
         row(
             Command::HostDeclareDead,

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     body::Body,
     extract::{Extension, FromRequest, State},
-    http::{Request, StatusCode},
+    http::{HeaderMap, Request, StatusCode},
     response::{IntoResponse, Response},
 };
 use rebec_api::{
@@ -16,7 +16,7 @@ use rebec_book::{
     Book, Key,
     authority::{Asker, Granted},
     key::Id,
-    record::{Kind, SeenState},
+    record::{Assigned, Kind, SeenState},
     view,
 };
 
@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     agent::Agent,
+    jobs::{Begun, Reporter},
     vm::{
         LocalVm, Want,
         create::{self, Order},
@@ -98,21 +99,38 @@ pub fn local_or_holder(agent: &Agent, granted: &Granted) -> Result<Result<Arc<Lo
 pub async fn create(
     State(agent): State<Arc<Agent>>,
     Extension(granted): Extension<Granted>,
+    headers: HeaderMap,
     Json(new): Json<NewVm>,
 ) -> Result<Response, Failure> {
-    let (id, chosen) = create::record(&agent, &new).await?;
-    let what = format!("run VM {} on host {} ({})", new.name, chosen.name, chosen.reason);
-    Ok(jobs::begin(&agent, granted.asker(), what, async move |agent, reporter| {
+    let (reporter, again) = match agent.jobs.begin(granted.asker(), jobs::order(&headers)?, format!("run VM {}", new.name))? {
+        Begun::Known(job) => return Ok(jobs::accepted(&job)),
+        Begun::Taken { reporter, again, .. } => (reporter, again),
+    };
+    let begun = if again { create::begun(&agent, &new.name) } else { None };
+    let recorded = match begun {
+        Some(begun) => Ok(begun),
+        None => create::record(&agent, &new).await,
+    };
+    let (id, chosen) = match recorded {
+        Ok(recorded) => recorded,
+        Err(error) => {
+            agent.jobs.forget(reporter);
+            return Err(error.into());
+        }
+    };
+    let job = reporter.is_about(format!("run VM {} on host {} ({})", new.name, chosen.name, chosen.reason));
+    jobs::goes_on(&agent, reporter, async move |agent, reporter| {
         let outcome = create::start_at(&agent, id, Order::FIRST, &chosen, &reporter).await;
         // A VM that never ran leaves nothing behind. One whose host did not answer may run.
         if let Err(error) = &outcome
-            && (error.code != ErrorCode::Unreachable || agent.answers(&chosen.key))
+            && error.code != ErrorCode::Unreachable
             && agent.book(|book| view::seen(book, id).is_none()) == Some(true)
         {
             agent.publish(Kind::VM, id, None)?;
         }
         outcome.and_then(|()| info(&agent, id))
-    }))
+    });
+    Ok(jobs::accepted(&job))
 }
 
 /// `POST /v1/vms/{name}/start`: at the host that has it by proof, and after that was declared dead at its home.
@@ -129,13 +147,13 @@ pub async fn start(
         if found.home != agent.key() {
             return Ok(forward::about(&agent, &found.home, found.id, request).await?.into_response());
         }
-        return start_elsewhere(&agent, found.id, found.name);
+        return start_elsewhere(&agent, found, jobs::order(request.headers())?);
     }
-    let order = Order { epoch: found.epoch, reason: None };
-    Ok(jobs::begin(&agent, granted.asker(), format!("start VM {}", found.name), async move |agent, reporter| {
+    let (order, named) = (Order { epoch: found.epoch, reason: None }, jobs::order(request.headers())?);
+    Ok(jobs::begin(&agent, granted.asker(), named, format!("start VM {}", found.name), async move |agent, reporter| {
         start::start(&agent, found.id, order, &reporter).await?;
         info(&agent, found.id)
-    }))
+    })?)
 }
 
 fn is_dead(agent: &Agent, host: &Key) -> bool {
@@ -147,25 +165,25 @@ fn was_declared_dead(book: &Book, host: &Key) -> bool {
 }
 
 /// What a VM had written is lost with its host: it starts from its image, where its home assigns it now.
-fn start_elsewhere(agent: &Arc<Agent>, id: Id, name: String) -> Result<Response, Failure> {
+fn start_elsewhere(agent: &Arc<Agent>, found: Whereabouts, order: Option<Id>) -> Result<Response, Failure> {
+    let Whereabouts { id, name, .. } = found;
     let (_, body) = start::desired(agent, id)?;
     if let Some(keeper) = body.keeper {
-        return Ok(start_by_keeper(agent, id, name, keeper));
+        return Ok(start_by_keeper(agent, id, name, keeper, order)?);
     }
     let chosen = create::place(agent, &body, None, None, None)?;
-    // One of several who ask at the same time assigns it; the others find it assigned to a living host.
-    let epoch = create::assign(agent, id, chosen.key)?;
+    let epoch = create::assign(agent, id, Assigned { host: found.holder, epoch: found.epoch }, chosen.key)?;
     let what = format!("start VM {name} from its image on host {}: its disk is lost with the host that was declared dead", chosen.name);
-    Ok(jobs::begin(agent, Asker::Host(agent.key()), what, async move |agent, reporter| {
+    Ok(jobs::begin(agent, Asker::Host(agent.key()), order, what, async move |agent, reporter| {
         create::start_at(&agent, id, Order { epoch, reason: None }, &chosen, &reporter).await?;
         info(&agent, id)
-    }))
+    })?)
 }
 
 /// Who may run it is for its keeper to say, which starts it elsewhere by itself unless it was stopped.
-fn start_by_keeper(agent: &Arc<Agent>, id: Id, name: String, keeper: Key) -> Response {
+fn start_by_keeper(agent: &Arc<Agent>, id: Id, name: String, keeper: Key, order: Option<Id>) -> Result<Response, ApiError> {
     let what = format!("have VM {name} started by its keeper, host {}", agent.name_of(&keeper));
-    jobs::begin(agent, Asker::Host(agent.key()), what, async move |agent, _| {
+    jobs::begin(agent, Asker::Host(agent.key()), order, what, async move |agent, _| {
         if keeper == agent.key() {
             keeper::wish(&agent, id)?;
         } else {
@@ -195,17 +213,17 @@ pub async fn stop(
         Ok(vm) => vm,
         Err(holder) => return Ok(forward::about(&agent, &holder, granted.about().ok_or_else(gone)?, request).await?.into_response()),
     };
-    let name = vm.name();
+    let (name, order) = (vm.name(), jobs::order(request.headers())?);
     let Json(StopVm { timeout_s }) = Json::<StopVm>::from_request(request, &()).await?;
     if timeout_s > StopVm::TIMEOUT_S_MAX {
         let message = format!("a timeout of {timeout_s} s: expected at most {} s", StopVm::TIMEOUT_S_MAX);
         return Err(ApiError::new(ErrorCode::BadRequest, message).into());
     }
     let patience = Duration::from_secs(timeout_s.into());
-    Ok(jobs::begin(&agent, granted.asker(), format!("stop VM {name}"), async move |agent, reporter| {
+    Ok(jobs::begin(&agent, granted.asker(), order, format!("stop VM {name}"), async move |agent, reporter| {
         stop::stop(&agent, &vm, patience, Some(&reporter)).await?;
         info(&agent, vm.id())
-    }))
+    })?)
 }
 
 /// `DELETE /v1/vms/{name}`: at its home, which has its holder remove what is there.
@@ -250,14 +268,18 @@ pub async fn depart(
         Ok(vm) => vm,
         Err(holder) => return Ok(forward::about(&agent, &holder, granted.about().ok_or_else(gone)?, request).await?.into_response()),
     };
-    let name = vm.name();
+    let (name, order) = (vm.name(), jobs::order(request.headers())?);
     let Json(wish) = Json::<MoveVm>::from_request(request, &()).await?;
     if vm.want() != Want::Running {
         return Err(ApiError::new(ErrorCode::Conflict, format!("VM {name} does not run; only a running VM is moved")).into());
     }
     let kept = vm.kept();
-    let chosen = create::place(&agent, &kept.body, wish.host.as_deref(), wish.domain.as_deref(), Some(&kept))?;
+    // Into another domain only where somebody says so.
+    let stays = if wish.host.is_none() { create::stays_in(&agent, &kept.home) } else { None };
+    let domain = wish.domain.as_deref().or(stays.as_deref());
+    let chosen = create::place(&agent, &kept.body, wish.host.as_deref(), domain, Some(&kept))?;
     let peer = agent.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
     let what = format!("move VM {name} to host {} ({})", chosen.name, chosen.reason);
-    Ok(jobs::begin(&agent, granted.asker(), what, async move |agent, reporter| depart::depart(&agent, &vm, &peer, &wish, &reporter).await))
+    let work = async move |agent: Arc<Agent>, reporter: Arc<Reporter>| depart::depart(&agent, &vm, &peer, &wish, &reporter).await;
+    Ok(jobs::begin(&agent, granted.asker(), order, what, work)?)
 }

@@ -53,6 +53,9 @@ pub struct Offer {
     /// What others are not told of it.
     #[serde(with = "rebec_book::record::as_text")]
     pub private: VmPrivate,
+    /// The order's name.
+    #[serde(default)]
+    pub order: Option<Id>,
 }
 
 /// How far a VM that arrives has come, as far as this agent sees.

@@ -279,9 +279,9 @@ pub async fn start_at(agent: &Arc<Agent>, id: Id, order: Order, chosen: &Choice,
     }
     let peer = agent.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
     let Order { epoch, reason } = order;
-    let order = StartOrder { vm: id, epoch, reason, records: start::records(agent, id)?, private: start::private(agent, id)? };
-    let job = agent.mesh.ask(&peer, "/internal/starts", &order).await?;
-    let seen: serde_json::Value = depart::follow(agent, &peer, job, reporter).await?;
+    let (records, private) = (start::records(agent, id)?, start::private(agent, id)?);
+    let order = StartOrder { vm: id, epoch, reason, records, private, order: Some(Name(random())) };
+    let seen = depart::order(agent, &peer, "/internal/starts", &order, reporter).await?;
     // The chosen host's word on how the VM is comes with its answer, so that whoever asks next is not told less.
     if let Ok(records) = serde_json::from_value(seen) {
         agent.knowledge.take_in(records, Came::Alone);
@@ -289,9 +289,25 @@ pub async fn start_at(agent: &Arc<Agent>, id: Id, order: Order, chosen: &Choice,
     Ok(())
 }
 
-/// As a VM's home, assigns it anew: to a host and an epoch that nobody else's claim comes near.
-pub fn assign(agent: &Agent, id: Id, host: Key) -> Result<u64, ApiError> {
+/// The host that a VM of this home was assigned to, for an order that is taken on again; none where nothing came of the first.
+pub fn begun(agent: &Agent, name: &str) -> Option<(Id, Choice)> {
+    let found = agent.book(|book| {
+        let mine = view::vms(book).into_iter().find(|vm| vm.home == agent.key() && vm.body.name == name)?;
+        Some((mine.id, mine.body.assigned.host))
+    });
+    let (id, key) = found.flatten()?;
+    Some((id, Choice { key, name: agent.name_of(&key), reason: "chosen before".to_owned() }))
+}
+
+/// As a VM's home, assigns it anew: to a host and an epoch that nobody else's claim comes near. Only if it is still where the asker found it: of
+/// several who ask at the same time one assigns it.
+pub fn assign(agent: &Agent, id: Id, found: Assigned, host: Key) -> Result<u64, ApiError> {
+    let _alone = lock(&agent.grants);
     let (_, mut body) = start::desired(agent, id)?;
+    if agent.pool(|book| view::holder(book, id))?.is_some_and(|at| at.epoch != found.epoch) {
+        let message = format!("VM {} is being started already; `rebec vm show {}`", body.name, body.name);
+        return Err(ApiError::new(ErrorCode::Conflict, message));
+    }
     let reached = agent.pool(|book| {
         let at = view::holder(book, id).map_or(0, |at| at.epoch);
         // An unproved claim counts as far as one move, or one that was taken back, could have led.
@@ -332,4 +348,7 @@ pub struct StartOrder {
     /// What others are not told of it.
     #[serde(with = "rebec_book::record::as_text")]
     pub private: VmPrivate,
+    /// The order's name.
+    #[serde(default)]
+    pub order: Option<Id>,
 }

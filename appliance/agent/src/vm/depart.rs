@@ -20,17 +20,18 @@ use rebec_api::{
     job::{Job, JobState},
     vm::{MoveVm, STREAM_UPGRADE},
 };
-use rebec_book::{authority::Asker, record::SeenState, view};
+use rebec_book::{key::Name, record::SeenState, view};
 use rebec_pool::lease::Stance;
 use rebec_vmm_api::{
     MoveReport, Outcome,
     control::{Command, MigrateOptions, Progress},
 };
+use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{LocalVm, Want, arrive::Offer, control::Control, failed, grants, lease, release, start, watch};
 use crate::{
-    agent::Agent,
+    agent::{Agent, random},
     jobs::Reporter,
     mesh::{Peer, read_answer},
 };
@@ -43,6 +44,8 @@ const RELAY_BYTES: usize = 256 << 10;
 const TOLD_TIME: Duration = Duration::from_secs(3);
 /// A host whose job is followed may be silent for so long.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// So often an order is given again whose host ended while it was at it.
+const INTERRUPTED_MAX: u32 = 3;
 /// Between two tries to bring a granted right to the other side.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -56,6 +59,8 @@ pub async fn depart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, wish: &Mov
     if !(1..=MigrateOptions::STREAMS_MAX).contains(&streams) {
         return Err(ApiError::new(ErrorCode::BadRequest, format!("streams {streams}: from 1 to {}", MigrateOptions::STREAMS_MAX)));
     }
+    // On its way it needs room no more than before: it is what makes room.
+    vm.go_on().await.map_err(|error| failed(&error))?;
     // No epoch is passed that the keeper has not promised the one before.
     watch::look(agent, vm).await;
     vm.leased_until(lease::require(agent, &vm.kept(), Stance::Runs).await?);
@@ -105,34 +110,57 @@ pub async fn depart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, wish: &Mov
 /// The other side gathers what the VM needs and starts a VMM that waits.
 async fn make_ready(agent: &Arc<Agent>, vm: &LocalVm, to: &Peer, reporter: &Reporter) -> Result<(), ApiError> {
     reporter.progress(format!("host {} makes ready", to.name), 0, 0);
-    let offer = Offer { vm: vm.id(), epoch: vm.kept().epoch, records: start::records(agent, vm.id())?, private: vm.kept().private };
-    let job: Job = agent.mesh.ask(to, "/internal/arrivals", &offer).await?;
-    follow(agent, to, job, reporter).await.map(|_| ())
+    let (id, kept) = (vm.id(), vm.kept());
+    let offer =
+        Offer { vm: id, epoch: kept.epoch, records: start::records(agent, id)?, private: kept.private, order: Some(Name(random())) };
+    order(agent, to, "/internal/arrivals", &offer, reporter).await.map(|_| ())
 }
 
-/// Waits for a job of another host, whose progress becomes this one's.
-pub async fn follow(agent: &Arc<Agent>, host: &Peer, job: Job, reporter: &Reporter) -> Result<serde_json::Value, ApiError> {
-    let mut job = job;
-    loop {
+/// Orders a job of another host and waits for its end; its progress becomes this one's. A lost answer says nothing about the job, nor does
+/// the end of the agent that was at it: the order, which has a name, is given again and is the same.
+pub async fn order(
+    agent: &Arc<Agent>,
+    host: &Peer,
+    path: &str,
+    order: &impl Serialize,
+    reporter: &Reporter,
+) -> Result<serde_json::Value, ApiError> {
+    for _ in 0..=INTERRUPTED_MAX {
+        let asked = tokio::time::Instant::now();
+        // A host that was silent before has not heard the order.
+        let patient = || asked.elapsed() < SILENCE_MAX && agent.answers(&host.key);
+        let job: Job = again(|| agent.mesh.ask(host, path, order), patient).await?;
+        let job = follow(agent, host, job, reporter).await?;
         match job.state {
-            JobState::Running => {}
             JobState::Done => return Ok(job.result.unwrap_or_default()),
-            JobState::Failed => {
-                return Err(job.error.unwrap_or_else(|| ApiError::new(ErrorCode::Failed, format!("host {}: the job failed", host.name))));
-            }
+            _ if job.interrupted => tokio::time::sleep(RETRY).await,
+            _ => return Err(job.error.unwrap_or_else(|| ApiError::new(ErrorCode::Failed, format!("host {}: the job failed", host.name)))),
         }
+    }
+    Err(ApiError::new(ErrorCode::Unreachable, format!("host {}: its agent ended {INTERRUPTED_MAX} times while it was at it", host.name)))
+}
+
+/// Asks until there is an answer, as long as that is worth the while.
+async fn again<T, F: Future<Output = Result<T, ApiError>>>(ask: impl Fn() -> F, patient: impl Fn() -> bool) -> Result<T, ApiError> {
+    loop {
+        match ask().await {
+            Err(error) if error.code == ErrorCode::Unreachable && patient() => tokio::time::sleep(RETRY).await,
+            answer => return answer,
+        }
+    }
+}
+
+/// Waits for the end of a job of another host.
+async fn follow(agent: &Arc<Agent>, host: &Peer, job: Job, reporter: &Reporter) -> Result<Job, ApiError> {
+    let mut job = job;
+    while job.state == JobState::Running {
         let progress = job.progress.clone();
         reporter.progress(progress.phase, progress.done_bytes, progress.total_bytes);
         let seen = serde_json::json!({ "id": job.id, "seen": job.progress });
-        // An answer that is lost says nothing about the job.
         let asked = tokio::time::Instant::now();
-        job = loop {
-            match agent.mesh.ask(host, "/internal/jobs/wait", &seen).await {
-                Err(error) if error.code == ErrorCode::Unreachable && asked.elapsed() < SILENCE_MAX => tokio::time::sleep(RETRY).await,
-                answer => break answer?,
-            }
-        };
+        job = again(|| agent.mesh.ask(host, "/internal/jobs/wait", &seen), || asked.elapsed() < SILENCE_MAX).await?;
     }
+    Ok(job)
 }
 
 /// One attempt: streams to the other side, the VMM in between.
@@ -225,7 +253,7 @@ pub async fn insist(agent: Arc<Agent>, vm: Arc<LocalVm>) {
     let _change = vm.change.lock().await;
     let to = vm.kept().to.and_then(|to| agent.peer(&to));
     if let Some(to) = to {
-        let (_, reporter) = agent.jobs.begin(Asker::Host(agent.key()), format!("bring VM {} to host {}", vm.name(), to.name));
+        let reporter = agent.jobs.begin_own(format!("bring VM {} to host {}", vm.name(), to.name));
         while vm.want() == Want::Running && vm.seen().state == SeenState::Waiting && !resolved(&agent, &vm, &to, &reporter).await {
             tokio::time::sleep(RETRY).await;
         }

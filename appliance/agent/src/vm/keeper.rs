@@ -10,7 +10,7 @@ use std::{
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
     Book, Key, Signed,
-    authority::{Asker, Granted},
+    authority::Granted,
     key::Id,
     record::{Assigned, Kind},
     view,
@@ -208,8 +208,7 @@ async fn restart(agent: &Arc<Agent>, vm: Id) -> Result<(), ApiError> {
     let lost = granted.lost.map_or_else(String::new, |lost| agent.name_of(&lost));
     let reason = format!("host {lost} was lost; started again from its disk image on host {}", chosen.name);
     log::warn!("vm {}: {reason}, at epoch {}", body.name, granted.floor);
-    let (_, reporter) =
-        agent.jobs.begin(Asker::Host(agent.key()), format!("start VM {} on host {}, because host {lost} was lost", body.name, chosen.name));
+    let reporter = agent.jobs.begin_own(format!("start VM {} on host {}, because host {lost} was lost", body.name, chosen.name));
     grants::as_keeper(agent, vm, Assigned { host: chosen.key, epoch: granted.floor })?;
     let order = create::Order { epoch: granted.floor, reason: Some(reason) };
     let outcome = create::start_at(agent, vm, order, &chosen, &reporter).await;

@@ -40,10 +40,14 @@ use rebec_book::{
 };
 use rebec_host::reserve::{self, Reserve};
 pub use rebec_host::{console, control, failed, ledger, process, seed, sockets};
+use rebec_vmm_api::control::Command;
 use serde::{Deserialize, Serialize};
 
 use self::control::Control;
-use crate::agent::{Agent, lock};
+use crate::{
+    agent::{Agent, lock},
+    stall,
+};
 
 /// What is wanted of a VM here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +95,9 @@ pub struct Kept {
     /// How the right to run it came here, and where it went on, as far as others have not taken notice.
     #[serde(default)]
     pub grants: Vec<Grant>,
+    /// Whether its VMM was told to stand still, because the disk of this host is nearly full.
+    #[serde(default)]
+    pub stands_still: bool,
 }
 
 /// A VM that is here.
@@ -109,6 +116,8 @@ pub struct LocalVm {
     pub arrival: Mutex<arrive::Arrival>,
     /// Held while a word about it is written.
     saying: Mutex<()>,
+    /// Held while what is kept of it is written.
+    keeping: Mutex<()>,
     inner: Mutex<Inner>,
 }
 
@@ -142,6 +151,7 @@ impl LocalVm {
             power_cut: AtomicBool::new(false),
             arrival: Mutex::default(),
             saying: Mutex::default(),
+            keeping: Mutex::default(),
             inner: Mutex::new(Inner { kept, seen, fdb: ports::Stations::new(), lease_ends: Duration::ZERO }),
         }
     }
@@ -166,19 +176,30 @@ impl LocalVm {
         lock(&self.inner).seen.clone()
     }
 
-    /// Changes what is kept, on the disk first.
+    /// Changes what is kept, on the disk first. Who asks meanwhile hears what was kept before, and does not wait for the disk.
     pub fn keep(&self, change: impl FnOnce(&mut Kept)) -> Result<()> {
-        let mut inner = lock(&self.inner);
-        let mut kept = inner.kept.clone();
+        let _keeping = lock(&self.keeping);
+        let mut kept = self.kept();
         change(&mut kept);
-        write_kept(&self.folder, &kept)?;
-        inner.kept = kept;
+        stall::may(|| write_kept(&self.folder, &kept))?;
+        lock(&self.inner).kept = kept;
         Ok(())
     }
 
     /// The VMM's control socket.
     pub fn control(&self) -> PathBuf {
         self.folder.join("control.sock")
+    }
+
+    /// Has its VMM go on, if it stands still for want of room.
+    pub async fn go_on(&self) -> Result<()> {
+        if self.kept().stands_still {
+            if let Err(error) = self.talk(|control| control.tell(Command::Resume)).await {
+                log::debug!("vm {}: {error:#}", self.name());
+            }
+            self.keep(|kept| kept.stands_still = false)?;
+        }
+        Ok(())
     }
 
     /// What is wanted of it.

@@ -1,12 +1,18 @@
 //! Starts a VM here: its parts are gathered, its disk made if it has none, its VMM started.
 
-use std::{fs, os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
     Key, Signed,
-    key::Id,
+    key::{Id, Nonce},
     record::{ImageBody, Kind, PartRef, RecordKey, SeenState, VmBody, VmPrivate},
     view::{self, HostView},
 };
@@ -143,6 +149,7 @@ impl Kept {
             to: None,
             granting: None,
             grants: vec![],
+            stands_still: false,
         }
     }
 }
@@ -193,9 +200,23 @@ fn holders(agent: &Agent, part: &PartRef, sender: Option<Key>) -> Vec<Peer> {
     found.unwrap_or_default().iter().filter(|key| Some(**key) == sender || agent.answers(key)).filter_map(|key| agent.peer(key)).collect()
 }
 
-/// What a VM may come to take on the host's disk beside its image.
+/// Disks of VMs may be so many times as large, all together, as the room that there is for them: most guests never fill theirs. Those that do
+/// stand still before this host is short of room itself (`upkeep`).
+const OVERCOMMIT: u64 = 4;
+
+/// What a VM is promised on the host's disk beside its image.
 pub fn disk_bytes(image: &ImageBody) -> u64 {
-    image.disk.map_or(0, |disk| disk.virtual_bytes / 4)
+    image.disk.map_or(0, |disk| disk.virtual_bytes / OVERCOMMIT)
+}
+
+/// What the disks of other VMs of this host are promised beyond what they take already.
+fn growing_bytes(agent: &Agent, but: &Nonce) -> u64 {
+    let others = agent.local_vms().into_iter().filter(|vm| vm.kept().body.nonce != *but);
+    let growing = others.map(|vm| {
+        let taken = fs::metadata(vm.folder.join("disk.qcow2")).map_or(0, |layer| layer.blocks() * 512);
+        disk_bytes(&vm.kept().body.image).saturating_sub(taken)
+    });
+    growing.fold(0, u64::saturating_add)
 }
 
 /// Memory that VMs of this host have been promised.
@@ -215,9 +236,10 @@ pub fn require_room(agent: &Agent, body: &VmBody) -> Result<(), ApiError> {
         return refuse(format!("memory: {} MiB free, {} MiB wanted", free >> 20, body.memory_bytes >> 20));
     }
     let (_, room) = facts::disk_bytes(&agent.options.state);
-    let wanted = disk_bytes(&body.image);
-    if room < wanted {
-        return refuse(format!("disk: {} MiB free, {} MiB wanted", room >> 20, wanted >> 20));
+    let (wanted, promised) = (disk_bytes(&body.image), growing_bytes(agent, &body.nonce));
+    if room.saturating_sub(promised) < wanted {
+        let already = if promised > 0 { format!(", {} MiB of them promised to disks of other VMs", promised >> 20) } else { String::new() };
+        return refuse(format!("disk: {} MiB free{already}, {} MiB wanted", room >> 20, wanted >> 20));
     }
     Ok(())
 }

@@ -33,6 +33,8 @@ pub async fn stop(agent: &Arc<Agent>, vm: &Arc<LocalVm>, patience: Duration, rep
         (Want::Stopped, 1..) => {}
         _ => return Err(busy()),
     }
+    // A guest that is to power itself off must run.
+    vm.go_on().await.map_err(|error| failed(&error))?;
     let refused = if patience.is_zero() { None } else { ask_guest(agent, vm, patience, reporter).await.err() };
     let was_killed = vm.seen().pid != 0 && cut_power(agent, vm).await?;
     let why = refused.map_or_else(|| ", as was asked for".to_owned(), |why| format!(": {why}"));

@@ -107,6 +107,9 @@ pub enum HostCommand {
     Drain {
         /// The host
         name: String,
+        /// Let it take VMs again
+        #[arg(long)]
+        undo: bool,
     },
     /// Say that a silent host does not run any more, so that its VMs may start elsewhere
     #[command(after_help = "\

@@ -43,6 +43,7 @@ fn every_command_line_is_understood() {
         "host invite --role viewer",
         "host set-role a2 none",
         "host drain a1",
+        "host drain a1 --undo",
         "host declare-dead a1 --reason unplugged",
         "invitation ls",
         "invitation revoke i1",

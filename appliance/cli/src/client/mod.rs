@@ -17,8 +17,8 @@ mod tests;
 
 use std::{
     io,
-    sync::Arc,
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ed25519_dalek::SigningKey;
@@ -26,13 +26,18 @@ use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited, combinators:
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header,
+    header::{self, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use rebec_api::{ApiError, job::Job, pool::PoolStatus, vm::STREAM_UPGRADE};
+use rebec_api::{
+    ApiError, ErrorCode,
+    job::{Job, ORDER},
+    pool::PoolStatus,
+    vm::STREAM_UPGRADE,
+};
 use rebec_book::{Key, Warrant, key::Name, warrant};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 pub use self::{
     error::ClientError,
@@ -46,6 +51,11 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// Longest wait for an answer; what takes longer is a job.
 const ANSWER_TIME: Duration = Duration::from_secs(120);
 
+/// So often an order is given whose answer is lost: an agent that restarts is back in seconds.
+const ATTEMPTS_MAX: u32 = 20;
+/// Between two attempts.
+const ATTEMPT_PERIOD: Duration = Duration::from_millis(500);
+
 /// A request's body: nothing, JSON, or a file.
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 /// A connection whose bytes belong to the caller.
@@ -56,6 +66,8 @@ pub type Raw = TokioIo<hyper::upgrade::Upgraded>;
 pub struct Client {
     target: Target,
     signer: Option<Arc<Signer>>,
+    /// What was ordered last: a command orders one thing at a time.
+    last: Arc<Mutex<Option<Order>>>,
 }
 
 /// Who signs what is asked, and for which host.
@@ -71,6 +83,15 @@ impl std::fmt::Debug for Client {
     }
 }
 
+/// A change that was asked for.
+#[derive(Debug, Clone)]
+struct Order {
+    name: HeaderValue,
+    method: Method,
+    path: String,
+    body: Bytes,
+}
+
 /// What an agent answers to a request that changes something.
 #[derive(Debug)]
 pub enum Answer {
@@ -83,7 +104,7 @@ pub enum Answer {
 impl Client {
     /// A client of this agent. Nothing is connected yet.
     pub fn new(target: Target) -> Self {
-        Self { target, signer: None }
+        Self { target, signer: None, last: Arc::default() }
     }
 
     /// The same, whose requests a user signs.
@@ -101,35 +122,35 @@ impl Client {
 
     /// Asks for something.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let (_, bytes) = self.whole(Method::GET, path, &[]).await?;
+        let (_, bytes) = self.whole(Method::GET, path, Bytes::new()).await?;
         self.parse(path, &bytes)
     }
 
     /// Asks for a change, described by `body`.
     pub async fn post(&self, path: &str, body: &impl Serialize) -> Result<Answer, ClientError> {
         let text = serde_json::to_vec(body).expect("invariant: the API's types have string keys only");
-        self.change(Method::POST, path, &text).await
+        self.change(Method::POST, path, text.into()).await
     }
 
     /// Asks for a change that its path says all about.
     pub async fn post_empty(&self, path: &str) -> Result<Answer, ClientError> {
-        self.change(Method::POST, path, &[]).await
+        self.change(Method::POST, path, Bytes::new()).await
     }
 
     /// Asks to remove something.
     pub async fn delete(&self, path: &str) -> Result<Answer, ClientError> {
-        self.change(Method::DELETE, path, &[]).await
+        self.change(Method::DELETE, path, Bytes::new()).await
     }
 
     /// Opens a body that is read as it comes.
     pub async fn open(&self, path: &str) -> Result<Incoming, ClientError> {
-        let request = self.request(Method::GET, path, text(&[]), Some(&[]))?;
+        let request = self.request(Method::GET, path, empty(), Some(&[]))?;
         Ok(self.refuse(self.in_time(self.send(request)).await?).await?.into_body())
     }
 
     /// Turns a request into a connection of raw bytes.
     pub async fn upgrade(&self, path: &str) -> Result<Raw, ClientError> {
-        let mut request = self.request(Method::GET, path, text(&[]), Some(&[]))?;
+        let mut request = self.request(Method::GET, path, empty(), Some(&[]))?;
         request.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
         request.headers_mut().insert(header::UPGRADE, header::HeaderValue::from_static(STREAM_UPGRADE));
         let response = self.refuse(self.in_time(self.send(request)).await?).await?;
@@ -161,16 +182,53 @@ impl Client {
         Ok(None)
     }
 
-    async fn change(&self, method: Method, path: &str, body: &[u8]) -> Result<Answer, ClientError> {
-        let (status, bytes) = self.whole(method, path, body).await?;
-        if status == StatusCode::ACCEPTED {
-            return Ok(Answer::Job(self.parse(path, &bytes)?));
-        }
-        Ok(Answer::Done(if bytes.is_empty() { serde_json::Value::Null } else { self.parse(path, &bytes)? }))
+    /// Gives the last order again, which is the same: the agent that was at it ended. None where it has none that agents know again.
+    pub async fn again(&self) -> Option<Result<Answer, ClientError>> {
+        let order = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone().filter(Order::is_known_again)?;
+        Some(self.give(&order).await)
     }
 
-    async fn whole(&self, method: Method, path: &str, body: &[u8]) -> Result<(StatusCode, Bytes), ClientError> {
-        let request = self.request(method, path, text(body), Some(body))?;
+    async fn change(&self, method: Method, path: &str, body: Bytes) -> Result<Answer, ClientError> {
+        let order = Order { name: random_order()?, method, path: path.to_owned(), body };
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(order.clone());
+        self.give(&order).await
+    }
+
+    /// An answer that is lost says nothing about an order: it is given again.
+    async fn give(&self, order: &Order) -> Result<Answer, ClientError> {
+        let (path, removes) = (order.path.as_str(), order.method == Method::DELETE);
+        let attempts = if removes || order.is_known_again() { ATTEMPTS_MAX } else { 1 };
+        let began = Instant::now();
+        let mut attempt = 1;
+        let mut is_lost = false;
+        loop {
+            let mut request = self.request(order.method.clone(), path, full(order.body.clone()), Some(&order.body))?;
+            request.headers_mut().insert(ORDER, order.name.clone());
+            match self.whole_of(path, request).await {
+                Ok((StatusCode::ACCEPTED, bytes)) => return Ok(Answer::Job(self.parse(path, &bytes)?)),
+                Ok((_, bytes)) if bytes.is_empty() => return Ok(Answer::Done(serde_json::Value::Null)),
+                Ok((_, bytes)) => return Ok(Answer::Done(self.parse(path, &bytes)?)),
+                // What was to go had gone when the answer was lost.
+                Err(ClientError::Refused(why)) if is_lost && removes && why.code == ErrorCode::NotFound => {
+                    return Ok(Answer::Done(serde_json::Value::Null));
+                }
+                Err(error) => {
+                    is_lost |= matches!(error, ClientError::Cut { .. });
+                    if !(is_lost && error.unreachable()) || attempt == attempts || began.elapsed() >= ANSWER_TIME {
+                        return Err(error);
+                    }
+                }
+            }
+            attempt += 1;
+            sleep(ATTEMPT_PERIOD).await;
+        }
+    }
+
+    async fn whole(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), ClientError> {
+        self.whole_of(path, self.request(method, path, full(body.clone()), Some(&body))?).await
+    }
+
+    async fn whole_of(&self, path: &str, request: Request<Body>) -> Result<(StatusCode, Bytes), ClientError> {
         self.in_time(async {
             let response = self.refuse(self.send(request).await?).await?;
             Ok((response.status(), self.collect(path, response.into_body()).await?))
@@ -276,8 +334,25 @@ fn root_cause(mut error: &(dyn std::error::Error + 'static)) -> String {
     error.to_string()
 }
 
-fn text(body: &[u8]) -> Body {
-    Full::from(Bytes::copy_from_slice(body)).map_err(|never| match never {}).boxed_unsync()
+fn empty() -> Body {
+    full(Bytes::new())
+}
+
+fn full(bytes: Bytes) -> Body {
+    Full::from(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+impl Order {
+    /// Whether agents know it again by its name: those that begin jobs.
+    fn is_known_again(&self) -> bool {
+        self.method == Method::POST && (self.path.starts_with("/v1/vms") || self.path.ends_with("/drain"))
+    }
+}
+
+/// The name of an order.
+fn random_order() -> Result<HeaderValue, ClientError> {
+    let bytes = key::random().map_err(|error| ClientError::File(format!("random bytes: {error}")))?;
+    Ok(HeaderValue::from_str(&Name::<16>(bytes).to_string()).expect("invariant: digits are a header's value"))
 }
 
 /// A path below `/v1`; names may hold anything.

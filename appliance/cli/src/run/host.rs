@@ -1,6 +1,6 @@
 //! `rebec host`.
 
-use rebec_api::host::{DeclareDead, HostInfo, SetRole};
+use rebec_api::host::{DeclareDead, DrainHost, HostInfo, SetRole};
 
 use super::{pool, session::Session};
 use crate::{
@@ -29,9 +29,12 @@ pub async fn run(session: &Session, command: HostCommand) -> Result<(), Failure>
             let done = format!("root at host {name} has the role {} in the domain", word(&wish.role));
             session.finish(client.post(&path(&["hosts", &name, "role"]), &wish).await?, &done).await
         }
-        HostCommand::Drain { name } => {
-            let done = format!("host {name} runs no VMs any more and gets no new ones");
-            session.finish(client.post_empty(&path(&["hosts", &name, "drain"])).await?, &done).await
+        HostCommand::Drain { name, undo } => {
+            let done = match undo {
+                true => format!("host {name} takes VMs again"),
+                false => format!("host {name} runs no VMs any more and gets no new ones"),
+            };
+            session.finish(client.post(&path(&["hosts", &name, "drain"]), &DrainHost { undo }).await?, &done).await
         }
         HostCommand::DeclareDead { name, reason } => {
             let done = format!("host {name} is declared dead; its VMs may be started elsewhere with `rebec vm start`");

@@ -11,13 +11,15 @@ use tokio::time::sleep;
 use super::{progress::Meter, session::Session};
 use crate::{
     args::JobCommand,
-    client::{Client, ClientError, path, sse},
+    client::{Answer, Client, ClientError, path, sse},
     failure::Failure,
     text::{lists, shows},
 };
 
 /// How often a job is asked for again after its events broke off: an agent that restarts is back in seconds.
 const ATTEMPTS_MAX: u32 = 20;
+/// So often an order is given again whose agent ended while it was at it.
+const INTERRUPTED_MAX: u32 = 3;
 /// Between two attempts.
 const ATTEMPT_PERIOD: Duration = Duration::from_millis(500);
 
@@ -37,12 +39,28 @@ pub async fn follow(client: &Client, begun: Job) -> Result<Job, Failure> {
     let id = begun.id.clone();
     let mut meter = Meter::new();
     let ended = tokio::select! {
-        ended = to_the_end(client, begun, &mut meter) => ended,
+        ended = ordered(client, begun, &mut meter) => ended,
         _ = tokio::signal::ctrl_c() => Err(Failure::LeftAlone(id)),
     };
     meter.end();
     let job = ended?;
     if job.state == JobState::Done { Ok(job) } else { Err(Failure::of_job(job)) }
+}
+
+/// Follows a job; one whose agent ended while it was at it is ordered again.
+async fn ordered(client: &Client, begun: Job, meter: &mut Meter) -> Result<Job, Failure> {
+    let mut job = to_the_end(client, begun, meter).await?;
+    for _ in 0..INTERRUPTED_MAX {
+        if !job.interrupted {
+            break;
+        }
+        match client.again().await {
+            Some(Ok(Answer::Job(begun))) => job = to_the_end(client, begun, meter).await?,
+            Some(Err(error)) => return Err(error.into()),
+            Some(Ok(Answer::Done(_))) | None => break,
+        }
+    }
+    Ok(job)
 }
 
 /// Events first; where they break off, the job is asked for again, and its events after that.

@@ -86,7 +86,15 @@ fn lan() -> LanInfo {
 
 fn job() -> Job {
     let progress = JobProgress { phase: "round 2".into(), done_bytes: 1 << 20, total_bytes: 4 << 20 };
-    Job { id: "j1".into(), what: "move vm web to host b2".into(), state: JobState::Running, progress, error: None, result: None }
+    Job {
+        id: "j1".into(),
+        what: "move vm web to host b2".into(),
+        state: JobState::Running,
+        progress,
+        error: None,
+        result: None,
+        interrupted: false,
+    }
 }
 
 #[test]

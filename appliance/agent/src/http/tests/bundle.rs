@@ -49,6 +49,8 @@ async fn the_bundle_tells_what_is_asked_and_no_secret() {
     bench.agent.publish(Kind::IMAGE, vm_id(&bench), Some(Record::Image(vm_body(&bench).image.into()))).unwrap();
     add_vm(&bench, bench.agent.key(), &format!("join with {ticket}, Bearer {token}; rebec.ticket={}", ticket.to_uppercase()));
     logs::keep(&format!("a line of this test: ticket={ticket} and more"));
+    let (first, second) = ticket.split_at(ticket.len() / 2);
+    logs::keep(&format!("a ticket in two lines: {first}\n{second} and more"));
     let (status, body) = bench.ask(bench.root(), "GET", "/v1/support-bundle", "").await;
     assert_eq!(status, 200);
 
@@ -60,6 +62,7 @@ async fn the_bundle_tells_what_is_asked_and_no_secret() {
     assert_eq!(json(files["vms.json"].as_bytes())[0]["name"], "web");
     assert_eq!(json(files["images.json"].as_bytes())[0]["cmdline"], "[left out]");
     assert!(files["agent.log"].contains("a line of this test: ticket=[left out] and more\n"), "{}", files["agent.log"]);
+    assert!(files["agent.log"].contains("two lines: [left out]\n[left out] and more\n"), "{}", files["agent.log"]);
     let console = &files[&format!("{vm}/console.log")];
     assert_eq!(console, "boot\n[    0.000000] Command line: [left out]\njoin with [left out], Bearer [left out]; rebec.ticket=[left out]");
     let vmm = &files[&format!("{vm}/vmm.log")];

@@ -73,7 +73,7 @@ async fn an_order_that_is_not_the_keepers_removes_nothing() {
     let (agent, vm) = (&bench.agent, own(&bench));
     std::fs::write(agent.depot.path(&vm.kept().body.image.kernel.unwrap().digest), b"7 bytes").unwrap();
     holder::renew(agent.clone(), vm.clone()).await;
-    let (_, reporter) = agent.jobs.begin(bench.root(), "start".into());
+    let reporter = agent.jobs.begin_own("start".into());
     let refused = start::start(agent, vm_id(&bench), create::Order { epoch: 9, reason: None }, &reporter).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::Conflict, "{refused}");
     assert!(agent.local_vm(&vm_id(&bench)).is_some() && vm.folder.exists(), "what was here has gone");

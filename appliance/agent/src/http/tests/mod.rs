@@ -5,6 +5,7 @@ mod audit;
 mod bodies;
 mod bundle;
 mod leases;
+mod listed;
 mod openapi;
 mod tls;
 mod versions;
