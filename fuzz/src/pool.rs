@@ -1,17 +1,19 @@
 //! What hosts of a pool send each other, and what a person types to join one.
 //!
 //! ```text
-//! input = choice:u8 rest        0 a ticket's text; 1 records: (writer:u8 length:u16 content)*, signed by a key that the pool knows or not
+//! input = choice:u8 rest        0 a ticket's text; 2 a command, signed; else records: (writer:u8 length:u16 content)*, signed by a key that
+//!                               the pool knows or not
 //! ```
 
 use ed25519_dalek::SigningKey;
 use rebec_book::{
-    Body, Book, Key, Record, Signed, Ticket,
+    Body, Book, Key, Record, Role, Signed, Ticket, Warrant,
     book::Came,
     key::{Name, public},
     lan, names,
     record::{DomainBody, Kind, MemberBody, PoolBody, Unbelievable, id_of_key},
     view,
+    warrant::{self, Proven, TokenBound},
 };
 
 use crate::input::Input;
@@ -26,6 +28,7 @@ pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     match input.u8() {
         0 => ticket(&String::from_utf8_lossy(input.rest())),
+        2 => command(input.rest()),
         _ => records(input),
     }
 }
@@ -33,6 +36,22 @@ pub fn run(data: &[u8]) {
 fn ticket(text: &str) {
     let Ok(ticket) = text.parse::<Ticket>() else { return };
     assert_eq!(ticket.to_string().parse(), Ok(ticket), "a ticket is read as written");
+}
+
+/// A command whose signature is right is looked at.
+fn command(content: &[u8]) {
+    let Ok(proven) = Proven::open(&warrant::sealed(content, &secret(1))) else { return };
+    let again = proven.warrant().sign(&secret(1)).and_then(|text| Proven::open(&text));
+    assert_eq!(again.as_ref(), Ok(&proven), "a command is read as it was signed");
+    let book = founded();
+    let warrant = proven.warrant();
+    let path = warrant.path.clone();
+    assert!(proven.covers(&book, &warrant.method, &path, None).is_ok(), "what was signed is what was signed");
+    // There is no VM: no name means one.
+    assert!(proven.covers(&book, &warrant.method, &path, Some((Kind::VM, Name([0; 16])))).is_err(), "a name means what there is not");
+    if let Ok(signer) = proven.signer(warrant.at, warrant.until) {
+        assert_eq!((signer.key(), signer.at()), (warrant.signer, warrant.at), "who signed gives the command");
+    }
 }
 
 /// Records whose signature is right get as far as their content lets them.
@@ -111,7 +130,7 @@ fn beginning(key: impl Fn(u8) -> Key) -> [Signed; 3] {
     ]
 }
 
-/// A ticket, and the records of a pool's beginning.
+/// A ticket, the records of a pool's beginning, and a command.
 pub fn seeds() -> Vec<Vec<u8>> {
     let addresses = vec!["10.0.0.1:7116".parse().expect("an address")];
     let ticket = Ticket { pool: Name([1; 32]), issuer: Name([2; 32]), addresses, secret: [3; 16], expires: 4 };
@@ -121,5 +140,16 @@ pub fn seeds() -> Vec<Vec<u8>> {
         records.extend((signed.content().len() as u16).to_le_bytes());
         records.extend(signed.content());
     }
-    vec![[&[0], ticket.to_string().as_bytes()].concat(), records]
+    let said = Warrant {
+        signer: public(&secret(1)),
+        at: Name([2; 32]),
+        method: "POST".into(),
+        path: "/v1/vms/alpha%2Fweb/stop?x".into(),
+        body: Some(Name([3; 32])),
+        until: 4,
+        nonce: Name([5; 16]),
+        token: Some(TokenBound { name: "eyes".into(), role: Role::Viewer }),
+    };
+    let said = said.content().expect("a command of this size is signed");
+    vec![[&[0], ticket.to_string().as_bytes()].concat(), records, [&[2], &said[..]].concat()]
 }

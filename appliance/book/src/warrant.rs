@@ -151,13 +151,20 @@ impl Signer {
 }
 
 impl Warrant {
+    /// What is signed.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn content(&self) -> Result<Vec<u8>, BadWarrant> {
+        minicbor::to_vec(self).map_err(|_| BadWarrant::Malformed)
+    }
+
     /// Signs it as text.
     ///
     /// # Errors
     /// Where it is longer than any may be, or the key is not its signer's.
     pub fn sign(&self, secret: &SigningKey) -> Result<String, BadWarrant> {
-        let content = minicbor::to_vec(self).map_err(|_| BadWarrant::Malformed)?;
-        let text = BASE64URL_NOPAD.encode(&[&sign(secret, &purposed(&content))[..], &content].concat());
+        let text = sealed(&self.content()?, secret);
         if text.len() > TEXT_BYTES_MAX || self.signer != public(secret) { Err(BadWarrant::Malformed) } else { Ok(text) }
     }
 }
@@ -231,6 +238,11 @@ impl Proven {
         };
         if is_signed { Ok(()) } else { Err(BadWarrant::Other) }
     }
+}
+
+/// Bytes signed as a command, whatever they are.
+pub fn sealed(content: &[u8], secret: &SigningKey) -> String {
+    BASE64URL_NOPAD.encode(&[&sign(secret, &purposed(content))[..], content].concat())
 }
 
 /// The hash of a body, as it is signed.

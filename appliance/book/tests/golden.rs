@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 
 use ed25519_dalek::SigningKey;
 use rebec_book::{
-    Body, Grant, Key, Record, Signed,
+    Body, Grant, Key, Record, Role, Signed, Warrant,
     key::{Digest, Id, Name, bound_id, id_of_key, public},
     record::{
         Assigned, AuditHead, DiskRef, DomainBody, FloorBody, HelperBody, HostBody, ImageBody, Kind, LanBody, MemberBody, NicBody, PartRef,
-        PartsBody, PoolBody, RangeLease, SeenBody, SeenState, Speaks, VmBody, VmPrivate,
+        PartsBody, PoolBody, RangeLease, SeenBody, SeenState, Speaks, UserBody, VmBody, VmPrivate,
     },
+    warrant::{Proven, TokenBound, body_digest},
 };
 
 const KEPT: &str = include_str!("golden/v1.txt");
@@ -82,6 +83,19 @@ fn host() -> HostBody {
     }
 }
 
+fn command() -> Warrant {
+    Warrant {
+        signer: key(4),
+        at: key(4),
+        method: "POST".into(),
+        path: "/v1/vms/web/stop".into(),
+        body: Some(body_digest(b"{}")),
+        until: 1_800_000_060,
+        nonce: Name([8; 16]),
+        token: Some(TokenBound { name: "eyes".into(), role: Role::Viewer }),
+    }
+}
+
 /// One of each kind, by its writer.
 fn records() -> Vec<(&'static str, Signed)> {
     let sign =
@@ -110,11 +124,15 @@ fn records() -> Vec<(&'static str, Signed)> {
     };
     let speaks = Speaks { peer: (1, 1), moves: (3, 3), control: (1, 1) };
     let member = MemberBody { host: key(3), domain: key(2), name: "a1".into(), dead: Some("burnt".into()), role: None };
+    let root = MemberBody { host: key(4), domain: key(2), name: "a2".into(), dead: None, role: Some(Role::Operator) };
+    let user = UserBody { key: key(7), domain: key(2), name: "anna".into(), role: Role::User, until: Some(1_900_000_000) };
     vec![
         ("floor", sign(Kind::FLOOR, Name([0; 16]), Body::Floor(FloorBody { floor: 6 }), 3)),
         ("pool", sign(Kind::POOL, id_of_key(&key(1)), Body::Pool(PoolBody { name: "lab".into() }), 1)),
         ("domain", sign(Kind::DOMAIN, id_of_key(&key(2)), Body::Domain(DomainBody { name: "alpha".into(), key: key(2) }), 1)),
         ("member", sign(Kind::MEMBER, id_of_key(&key(3)), Body::Member(member), 2)),
+        ("root", sign(Kind::MEMBER, id_of_key(&key(4)), Body::Member(root), 2)),
+        ("user", sign(Kind::USER, id_of_key(&key(7)), Body::User(user), 2)),
         ("helper", sign(Kind::HELPER, id_of_key(&key(3)), Body::Helper(HelperBody { key: key(3) }), 2)),
         ("host", sign(Kind::HOST, id_of_key(&key(3)), Body::Host(host().into()), 3)),
         ("parts", sign(Kind::PARTS, Name([0; 16]), Body::Parts(PartsBody { digests: vec![Name([1; 32]), Name([2; 32])] }), 3)),
@@ -141,6 +159,7 @@ fn records_are_written_as_they_always_were() {
     let kept = kept();
     let mut lines: Vec<(&str, String)> = records().iter().map(|(name, signed)| (*name, digits(&signed.to_bytes()))).collect();
     lines.push(("private", digits(&private().digest().0)));
+    lines.push(("command", digits(command().sign(&secret(4)).expect("a command of this size is signed").as_bytes())));
     for (name, now) in &lines {
         assert_eq!(kept.get(name).copied(), Some(now.as_str()), "{name}: other bytes than were kept");
     }
@@ -156,6 +175,14 @@ fn records_that_were_kept_are_read_and_understood() {
         assert_eq!(read, signed.open().unwrap(), "{name}");
         assert_ne!(read.body, Some(Body::Unknown), "{name}");
     }
+}
+
+#[test]
+fn a_command_that_was_kept_is_read_and_proved() {
+    let digits = kept()["command"];
+    let text: Vec<u8> = (0..digits.len() / 2).map(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap()).collect();
+    let proven = Proven::open(std::str::from_utf8(&text).unwrap()).unwrap();
+    assert_eq!(proven.warrant(), &command());
 }
 
 /// What a later version adds to a body is skipped, and the rest is read.

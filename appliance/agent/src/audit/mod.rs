@@ -48,7 +48,7 @@ pub struct Audit {
 }
 
 enum Message {
-    Entry(Entry),
+    Entry(Box<Entry>),
     Tick,
     /// Something to be done with the log, once all before it is in it.
     Look(Box<dyn FnOnce(&Files) + Send>),
@@ -103,14 +103,14 @@ impl Audit {
 
     /// Notes what is to be in the log before it is carried out. Waits while the disk is behind.
     pub async fn note(&self, entry: Entry) {
-        if self.queue.send(Message::Entry(entry)).await.is_err() {
+        if self.queue.send(Message::Entry(entry.into())).await.is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Notes what may be left out, and counted.
     pub fn try_note(&self, entry: Entry) {
-        if self.queue.try_send(Message::Entry(entry)).is_err() {
+        if self.queue.try_send(Message::Entry(entry.into())).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -186,11 +186,13 @@ impl Writer {
             let mut rows = self.flood.over(Instant::now());
             for message in batch.drain(..) {
                 match message {
-                    Message::Entry(entry) if entry.refused.is_some() => rows.extend(self.flood.judge(entry, Instant::now())),
-                    Message::Entry(entry) => rows.push(entry),
+                    Message::Entry(entry) if entry.refused.is_some() => rows.extend(self.flood.judge(*entry, Instant::now())),
+                    Message::Entry(entry) => rows.push(*entry),
                     Message::Tick => {}
                     Message::Look(look) => {
                         write(&mut self.files, &self.dropped, &mut self.failing, std::mem::take(&mut rows));
+                        // Whoever looks knows that the pool may be told of what it sees.
+                        self.told.send_replace(self.files.head());
                         look(&self.files);
                     }
                 }

@@ -55,8 +55,7 @@ fn a_warrant_is_read_as_it_was_signed_and_no_bit_may_change() {
     // With another's name under it, and signed by another.
     assert_eq!(warrant().sign(&secret(HERE)), Err(BadWarrant::Malformed));
     let content = minicbor::to_vec(warrant()).unwrap();
-    let forged = BASE64URL_NOPAD.encode(&[&sign(&secret(HERE), &purposed(&content))[..], &content].concat());
-    assert_eq!(Proven::open(&forged), Err(BadWarrant::Signature(key(USER))));
+    assert_eq!(Proven::open(&sealed(&content, &secret(HERE))), Err(BadWarrant::Signature(key(USER))));
     // A signature for another purpose is none of a command.
     let purpose = [b"rebec record v1\0", &content[..]].concat();
     let record = BASE64URL_NOPAD.encode(&[&sign(&secret(USER), &purpose)[..], &content].concat());
@@ -166,7 +165,6 @@ fn a_name_means_what_it_meant_where_it_was_said() {
         assert!(!covers(said, "POST", &on(ours, "/start?x=1"), ours), "{said}: another command");
         assert!(!covers(said, "POST", &on(ours, "/stop"), ours), "{said}: without its query");
     }
-    assert!(covers("/v1/vms/beta%2Fweb?x", "GET", &on(theirs, "?x"), theirs) == false, "another method than was signed");
     assert!(covers("/v1/vms/beta%2Fweb", "POST", &on(theirs, ""), theirs));
     for odd in ["/v1/vms/%", "/v1/vms/%f", "/v1/vms/%zz", "/v1/vms/%ff", "/v1", "", "/v1/vms/", "/v1/vms/none"] {
         assert!(!covers(odd, "POST", &on(ours, ""), ours), "{odd}");

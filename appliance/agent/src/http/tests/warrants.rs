@@ -228,3 +228,35 @@ async fn users_have_names_of_their_own_and_keys_that_sign() {
     let body = format!(r#"{{"name":"x","key":"{other}","role":"viewer"}}"#);
     assert_eq!(alone.ask(alone.root(), "POST", "/v1/users", body).await.0, 409);
 }
+
+#[tokio::test]
+async fn what_goes_on_is_signed_for_root_and_for_tokens_and_by_users_themselves() {
+    use super::super::{tls::TokenName, warrants};
+    let bench = Bench::founded().await;
+    let own = bench.agent.key();
+    let request = |by: Caller, token: Option<&str>| {
+        let mut request = Request::post("/v1/vms/~07/stop?x=1").body(Body::from("{}")).unwrap();
+        request.extensions_mut().insert(by);
+        token.map(|name| request.extensions_mut().insert(TokenName(name.into())));
+        request
+    };
+    for (by, token, at_most) in [(bench.root(), None, None), (bench.holder(Role::User), Some("hands"), Some(Role::User))] {
+        let signed = warrants::sign(&bench.agent, request(by, token)).await.unwrap();
+        let proven = warrant::Proven::open(signed.headers()[warrant::HEADER].to_str().unwrap()).unwrap();
+        let signer = proven.signer(own, now_s()).unwrap();
+        assert_eq!((signer.key(), signer.at(), signer.at_most()), (own, own, at_most));
+        assert_eq!(proven.warrant().token.as_ref().map(|token| token.name.as_str()), token);
+        assert_eq!((proven.warrant().method.as_str(), proven.warrant().path.as_str()), ("POST", "/v1/vms/~07/stop?x=1"));
+        let body = signed.into_body().collect().await.unwrap().to_bytes();
+        assert!(body == "{}" && proven.covers_body(Some(&body)).is_ok());
+    }
+    // A user's own is left as it is, and for a user nobody else signs.
+    let mut signed = request(bench.root(), None);
+    signed.headers_mut().insert(warrant::HEADER, axum::http::HeaderValue::from_static("hers"));
+    assert_eq!(warrants::sign(&bench.agent, signed).await.unwrap().headers()[warrant::HEADER], "hers");
+    let text = sealed(ANNA, &signs(ANNA, own, "GET", "/v1/vms", ""));
+    let hers = Caller::Signer(warrant::Proven::open(&text).unwrap().signer(own, now_s()).unwrap());
+    for by in [hers, Caller::Host(own), Caller::Nobody] {
+        assert!(warrants::sign(&bench.agent, request(by, None)).await.is_err(), "{by:?}");
+    }
+}
