@@ -41,7 +41,9 @@ pub fn run(data: &[u8]) {
 
 fn machine(bytes: &[u8]) {
     let Ok(machine) = SavedMachine::from_bytes(bytes) else { return };
-    assert_eq!(machine.to_bytes(), bytes);
+    // Parts that are not known and may be left out are not there any more.
+    let known = machine.to_bytes();
+    assert!(known == bytes || known.len() < bytes.len() && SavedMachine::from_bytes(&known).as_ref() == Ok(&machine));
     let mut rest = machine;
     for kind in [PartKind::Serial, PartKind::Power, PartKind::Virtio, PartKind::Vcpu, PartKind::Irqchip, PartKind::Pit, PartKind::Clock] {
         for index in 0..3 {
