@@ -30,7 +30,11 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use rebec_api::{ApiError, job::Job, pool::PoolStatus, vm::STREAM_UPGRADE};
-use rebec_book::{Key, Warrant, key::Name, warrant};
+use rebec_book::{
+    Key, Warrant,
+    key::{Name, public},
+    warrant,
+};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 
@@ -39,7 +43,7 @@ pub use self::{
     target::{Remote, Target},
     upload::Upload,
 };
-use crate::key;
+use crate::chance::random;
 
 /// Largest answer that is read whole: ten thousand VMs, and then some.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
@@ -249,9 +253,9 @@ impl Client {
 
 impl Signer {
     fn warrant(&self, method: &Method, path: &str, body: Option<&[u8]>) -> Result<String, ClientError> {
-        let nonce = key::random().map_err(|error| ClientError::File(format!("random bytes: {error}")))?;
+        let nonce = random().map_err(|error| ClientError::File(format!("random bytes: {error}")))?;
         let warrant = Warrant {
-            signer: key::known_as(&self.secret),
+            signer: public(&self.secret),
             at: self.at,
             method: method.to_string(),
             path: path.to_owned(),
