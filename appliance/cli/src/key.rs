@@ -11,7 +11,7 @@ use std::{
 use ed25519_dalek::SigningKey;
 use rebec_book::key::{Key, Name, public};
 
-use crate::{args::AgentOptions, client::Target};
+use crate::{args::AgentOptions, chance::random, client::Target};
 
 /// The file below the user's folder of settings.
 const FILE: &str = "rebec/user.key";
@@ -87,14 +87,6 @@ fn make(path: &Path) -> io::Result<SigningKey> {
     fs::remove_file(&new)?;
     written?;
     Ok(SigningKey::from_bytes(&secret))
-}
-
-/// Random bits for keys and nonces.
-pub fn random<const N: usize>() -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    // Up to 256 bytes come whole once the kernel is seeded (getrandom(2)).
-    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    if filled == N { Ok(bytes) } else { Err(io::Error::other("the kernel gave too few random bytes")) }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! here: the agent decides, and its reasons are shown. Data goes to standard output, talk to standard error.
 
 pub mod args;
+mod chance;
 pub mod client;
 mod failure;
 mod key;

@@ -35,7 +35,11 @@ use rebec_api::{
     pool::PoolStatus,
     vm::STREAM_UPGRADE,
 };
-use rebec_book::{Key, Warrant, key::Name, warrant};
+use rebec_book::{
+    Key, Warrant,
+    key::{Name, public},
+    warrant,
+};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::{sleep, timeout};
 
@@ -44,7 +48,7 @@ pub use self::{
     target::{Remote, Target},
     upload::Upload,
 };
-use crate::key;
+use crate::chance::random;
 
 /// Largest answer that is read whole: ten thousand VMs, and then some.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
@@ -307,9 +311,9 @@ impl Client {
 
 impl Signer {
     fn warrant(&self, method: &Method, path: &str, body: Option<&[u8]>) -> Result<String, ClientError> {
-        let nonce = key::random().map_err(|error| ClientError::File(format!("random bytes: {error}")))?;
+        let nonce = random().map_err(|error| ClientError::File(format!("random bytes: {error}")))?;
         let warrant = Warrant {
-            signer: key::known_as(&self.secret),
+            signer: public(&self.secret),
             at: self.at,
             method: method.to_string(),
             path: path.to_owned(),
@@ -351,7 +355,7 @@ impl Order {
 
 /// The name of an order.
 fn random_order() -> Result<HeaderValue, ClientError> {
-    let bytes = key::random().map_err(|error| ClientError::File(format!("random bytes: {error}")))?;
+    let bytes = random().map_err(|error| ClientError::File(format!("random bytes: {error}")))?;
     Ok(HeaderValue::from_str(&Name::<16>(bytes).to_string()).expect("invariant: digits are a header's value"))
 }
 
