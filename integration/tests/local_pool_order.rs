@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use rebec_lab::netlab::{
     NetLab,
     agents::{Agents, Host, SOON, eventually},
-    hostile::{Findings, Hostile, Question, speech},
+    hostile::{Findings, Hostile, speech},
 };
 
 /// Rate of a link over which an image takes seconds.
@@ -54,7 +54,7 @@ fn beats_once(agents: &Agents, id: &str) -> Result<()> {
 
 /// What one of two books has and the other has not, or has otherwise.
 fn difference(reader: &Hostile, hosts: [&str; 2]) -> Result<Vec<String>> {
-    let books = hosts.map(|host| speech::contents(&reader.asks(host, &Question::Book)?.body));
+    let books = hosts.map(|host| speech::contents(&reader.book(host)?));
     let [one, other] = books;
     let (one, other) = (one?, other?);
     let names = one.keys().chain(other.keys()).filter(|name| one.get(*name) != other.get(*name));

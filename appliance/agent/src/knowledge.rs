@@ -57,7 +57,14 @@ impl Knowledge {
     pub fn enter(&self, pool: Key, domain: Key, records: Vec<Signed>, host: &SigningKey) -> Result<()> {
         let _numbering = lock(&self.numbering);
         let mut book = Book::new(pool).of_host(self.own);
-        let mut taken = book.take_in(records).new;
+        let mut believed = |signed: &Signed| match book.merge(signed.clone()) {
+            Ok(is_new) => is_new,
+            Err(error) => {
+                log::debug!("a record was left out: {error}");
+                false
+            }
+        };
+        let mut taken: Vec<Signed> = records.into_iter().filter(&mut believed).collect();
         if !book.is_domain(&domain) || !book.claims(&self.own).any(|(claims, _)| claims == domain) {
             return Err(anyhow!("the records that came with the answer do not say that this host belongs to the domain"));
         }
@@ -81,8 +88,8 @@ impl Knowledge {
         Ok(())
     }
 
-    /// Takes in records of others; says how many were new. What could not be stored is asked for again.
-    pub fn take_in(&self, records: Vec<Signed>, came: Came) -> usize {
+    /// Takes in records of others; returns what was new. What could not be stored is asked for again.
+    pub fn take_in(&self, records: Vec<Signed>, came: Came) -> Vec<Signed> {
         // Proved before the book is locked: a signature takes as long as a thousand look-ups.
         let believable = |signed: &Signed| match self.read(|book| book.wants(signed)) {
             Some(true) => signed.open().map(drop).inspect_err(|error| log::debug!("a record was not believed: {error}")).is_ok(),
@@ -105,7 +112,7 @@ impl Knowledge {
                 log::error!("{error:#}");
             }
         }
-        new.len()
+        new
     }
 
     /// Numbers, signs, stores and believes a record; returns what others are to hear.

@@ -116,7 +116,7 @@ pub struct HelperBody {
     pub key: Key,
 }
 
-/// What a host is and where.
+/// What a host is and where. What changes by itself (room taken, load) is in no record: [`crate::gossip::message::Vitals`].
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct HostBody {
     /// The domain that it says it belongs to.
@@ -143,20 +143,17 @@ pub struct HostBody {
     /// Room for disks and parts.
     #[n(7)]
     pub disk_bytes: u64,
-    /// Room taken.
-    #[n(8)]
-    pub disk_used_bytes: u64,
     /// Whether it is being emptied.
-    #[n(9)]
+    #[n(8)]
     pub draining: bool,
     /// Whether its state survives a reboot.
-    #[n(10)]
+    #[n(9)]
     pub durable: bool,
     /// Version of Rebec.
-    #[n(11)]
+    #[n(10)]
     pub version: String,
     /// How far its audit log was: whoever has this record knows if that log is written anew.
-    #[n(12)]
+    #[n(11)]
     pub audit: Option<AuditHead>,
 }
 

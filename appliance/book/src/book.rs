@@ -1,7 +1,7 @@
 //! The book: all records of a pool that a host knows, as a log for each writer. A writer numbers what it writes; of two records about
 //! one thing the later stays. Books merge in any order.
 //!
-//! Two books are made equal by an exchange of [`Mark`]s, one for each writer: how far the log is known and what is in it. A side that
+//! Two books are made equal by an exchange of [`ShortMark`]s, one for each writer: how far the log is known and what is in it. A side that
 //! is behind gets what is above its mark; sides that are equally far and yet differ (somebody held records back, or a writer used a
 //! number twice) get the whole log.
 //!
@@ -9,7 +9,7 @@
 //! domain's claims count, and who holds a VM, is judged when the book is read ([`crate::view`]), by what is in it then.
 
 mod groups;
-mod marks;
+mod parcel;
 mod read;
 
 use std::{
@@ -17,13 +17,11 @@ use std::{
     sync::Arc,
 };
 
-use serde::{Deserialize, Serialize};
-
 use groups::Group;
 pub use groups::{GroupMark, ShortMark, Tag, tag_of};
 
 use crate::{
-    key::{Digest, Id, Key, Name, id_of_key},
+    key::{Id, Key, Name, id_of_key},
     record::{Body, DomainBody, HostBody, Kind, MemberBody, Record, RecordKey, Signed, Unbelievable},
 };
 
@@ -103,17 +101,6 @@ impl Log {
     }
 }
 
-/// How far one side knows a writer's log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mark {
-    /// Whose log.
-    pub writer: Key,
-    /// Its greatest number.
-    pub head: u64,
-    /// What is in it.
-    pub mark: u64,
-}
-
 /// How a record came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Came {
@@ -121,15 +108,6 @@ pub enum Came {
     InTurn,
     /// By itself.
     Alone,
-}
-
-/// What was taken in.
-#[derive(Debug, Default)]
-pub struct Taken {
-    /// What was new.
-    pub new: Vec<Signed>,
-    /// What was refused, and why.
-    pub refused: Vec<Unbelievable>,
 }
 
 /// Something with a name that one host wrote: a LAN, an image, a VM; or a host itself.
@@ -213,19 +191,6 @@ impl Book {
     /// The same of one that is read.
     pub fn wants_read(&self, entry: &Entry) -> bool {
         self.is_news(&entry.record, entry.hash)
-    }
-
-    /// Takes records in, each for itself.
-    pub fn take_in(&mut self, records: Vec<Signed>) -> Taken {
-        let mut taken = Taken::default();
-        for signed in records {
-            match self.merge(signed.clone()) {
-                Ok(true) => taken.new.push(signed),
-                Ok(false) => {}
-                Err(error) => taken.refused.push(error),
-            }
-        }
-        taken
     }
 
     fn is_news(&self, record: &Record, hash: u64) -> bool {

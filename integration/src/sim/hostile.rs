@@ -91,7 +91,7 @@ impl Hostile {
 
     fn groups(&mut self) -> Vec<GroupMark> {
         let domains = self.domains.clone();
-        domains.into_iter().map(|group| GroupMark { group, digest: self.chance.any().to_be_bytes() }).collect()
+        domains.into_iter().map(|group| GroupMark { group, digest: Name(self.chance.any().to_be_bytes()) }).collect()
     }
 
     fn offers(&mut self) -> Vec<Offer> {
@@ -100,7 +100,7 @@ impl Hostile {
 
     /// Everybody is there, and for ever.
     fn beats(&mut self) -> Beats {
-        let others = self.hosts.iter().take(250).map(|host| Beat { host: tag_of(host), beside: 0, age: 0 }).collect();
-        Beats { own: u64::MAX, others }
+        let others = self.hosts.iter().take(250).map(|host| Beat { host: tag_of(host), beside: 0, age: 0, vitals: None }).collect();
+        Beats { own: u64::MAX, others, vitals: None }
     }
 }

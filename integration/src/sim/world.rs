@@ -154,7 +154,6 @@ fn facts(host: &mut Writer, number: usize, domain: Key, records: &mut Vec<Signed
         cpus: 16,
         memory_bytes: 64 << 30,
         disk_bytes: 1 << 40,
-        disk_used_bytes: 100 << 30,
         draining: false,
         durable: true,
         version: "0.1.0".into(),

@@ -91,7 +91,7 @@ pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
             memory_bytes: body.memory_bytes,
             memory_used_bytes: load.memory_bytes,
             disk_bytes: body.disk_bytes,
-            disk_used_bytes: body.disk_used_bytes,
+            disk_used_bytes: u64::from(agent.exchange.vitals(&host.key).disk_used_mib) << 20,
             vms: load.vms,
             durable: body.durable,
             version: body.version.clone(),
@@ -179,8 +179,9 @@ fn named_vm(agent: &Agent, book: &Book, names: &Names, vm: view::Named<'_, VmBod
     let lost = !agent.answers(&holder);
     let (state, reason) = match seen {
         Some(seen) if lost => {
-            let silence = agent.silence(&holder).unwrap_or_default().as_secs();
-            let reason = format!("host {} has not been heard for {silence} s; it was {:?}", names.host(&holder), seen.body.state);
+            let silence = || format!("has not been heard for {} s", agent.silence(&holder).unwrap_or_default().as_secs());
+            let what = book.dead(&holder).map_or_else(silence, |why| format!("was declared dead: {why}"));
+            let reason = format!("host {} {what}; it was {:?}", names.host(&holder), seen.body.state);
             (VmState::Lost, Some(reason))
         }
         Some(seen) => (state_of(seen.body.state), seen.body.reason.clone()),

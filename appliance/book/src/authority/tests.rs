@@ -74,7 +74,6 @@ impl Writer {
             cpus: 1,
             memory_bytes: 0,
             disk_bytes: 0,
-            disk_used_bytes: 0,
             draining: false,
             durable: true,
             version: "1".into(),

@@ -7,17 +7,18 @@
 //! ```
 //! Writers and groups go by their first 8 bytes: to find a key that begins like a given one takes 2^64 tries.
 
-use super::{marks::Parcel, *};
+use minicbor::{Decode, Encode};
+
+use super::{parcel::Parcel, *};
 
 /// The first bytes of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Tag(pub [u8; 8]);
+pub type Tag = Name<8>;
 
 /// The first bytes of this one.
 pub fn tag_of(key: &Key) -> Tag {
     let mut tag = [0; 8];
     tag.copy_from_slice(&key.0[..8]);
-    Tag(tag)
+    Name(tag)
 }
 
 /// What the logs of one group come to.
@@ -30,22 +31,27 @@ pub(super) struct Group {
 }
 
 /// One group, as it is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct GroupMark {
     /// The domain's key; of the keys' logs the pool's.
+    #[n(0)]
     pub group: Tag,
     /// What is in its logs.
-    pub digest: [u8; 8],
+    #[n(1)]
+    pub digest: Name<8>,
 }
 
 /// A mark, as it travels in a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct ShortMark {
     /// Whose log.
+    #[n(0)]
     pub writer: Tag,
     /// Its greatest number.
+    #[n(1)]
     pub head: u64,
     /// What is in it.
+    #[n(2)]
     pub mark: u64,
 }
 
@@ -58,7 +64,7 @@ impl Book {
             bytes[8..].copy_from_slice(&digest.to_be_bytes());
             let mut short = [0; 8];
             short.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..8]);
-            short
+            Name(short)
         };
         self.groups.iter().map(|(key, group)| GroupMark { group: tag_of(key), digest: shown(group.digest) }).collect()
     }
@@ -68,8 +74,9 @@ impl Book {
         self.logs_in(group).map(|(writer, log)| ShortMark { writer: tag_of(writer), head: log.head, mark: log.mark }).collect()
     }
 
-    /// As [`Book::above`], of one group: what is all that the other lacks up to the last of each log, and what is beyond a hole. Of a log
-    /// for which there is no room the rest is left out.
+    /// What a side with those marks of a group lacks: all of it up to the last of each log, and what is beyond a hole; at most about
+    /// `bytes_max`. Who lacks more asks again. Of a log that is to be sent whole, chance says where that begins, so that a long one is through
+    /// in some rounds; of one for which there is no room the rest is left out.
     pub fn above_in(
         &self,
         group: Tag,
@@ -83,7 +90,9 @@ impl Book {
         // Begun with another writer each time: one that has much to say does not keep the others waiting.
         let logs: Vec<_> = self.logs_in(group).collect();
         let first = (chance >> 32) as usize % logs.len().max(1);
-        for (writer, log) in logs[first..].iter().chain(&logs[..first]) {
+        // But for the pool's key, by whose word others are judged.
+        let (judging, others): (Vec<_>, Vec<_>) = logs[first..].iter().chain(&logs[..first]).partition(|(writer, _)| **writer == self.pool);
+        for (writer, log) in judging.into_iter().chain(others) {
             let known = theirs.get(&tag_of(writer)).copied();
             if !parcel.add((writer, log), known, &mut has_room) {
                 break;
@@ -92,7 +101,7 @@ impl Book {
         (parcel.in_turn, parcel.alone)
     }
 
-    /// As [`Book::is_behind`], of one group.
+    /// Whether a side with those marks has something that this one lacks.
     pub fn is_behind_in(&self, theirs: &[ShortMark]) -> bool {
         theirs.iter().any(|mark| match self.writer(mark.writer).and_then(|writer| self.logs.get(&writer)) {
             Some(log) => !log.is_over && (log.head < mark.head || log.head == mark.head && log.mark != mark.mark),
@@ -120,6 +129,11 @@ impl Book {
     pub fn numbered(&self, writer: &Key, seq: u64) -> Option<&Signed> {
         let log = self.logs.get(writer)?;
         log.from(seq).first().filter(|entry| entry.record.seq == seq).map(|entry| &entry.signed)
+    }
+
+    /// What a writer wrote, in the order of its numbers.
+    pub fn log_of(&self, writer: &Key) -> Vec<Signed> {
+        self.logs.get(writer).into_iter().flat_map(|log| log.from(0)).map(|entry| entry.signed.clone()).collect()
     }
 
     /// Grows when it may have changed who belongs to whom.

@@ -9,7 +9,7 @@
 //! - Each second a host asks a few others (`members`) whether their books are equal, group by group, and says what it learnt lately.
 //!   Where something differs, both get it. This alone makes all books equal in the end.
 //! - News does not wait for that: it is offered to a few hosts at once, and by those who lacked it to a few more (`news`).
-//! - Who is there travels along as a beat for each host of the own domain, and is not stored.
+//! - Who is there, and what room it has, travels along as a beat for each host of the own domain, and is not stored.
 //!
 //! No sockets, clock or threads: a driver carries messages ([`message`]), proves records and puts them into the book. Numbers: [`limits`].
 
@@ -29,7 +29,7 @@ use std::{
 use chance::Chance;
 use limits::*;
 use members::Members;
-use message::{Answer, Marks, Offer, Parcel, Question};
+use message::{Answer, Marks, Offer, Parcel, Question, Vitals};
 use news::{News, offer_of};
 
 use crate::{
@@ -56,6 +56,11 @@ pub enum Input {
     /// A question was not answered.
     Failed {
         /// By whom.
+        from: Key,
+    },
+    /// A host has spoken to this one, whatever about.
+    Heard {
+        /// Which.
         from: Key,
     },
 }
@@ -109,6 +114,32 @@ impl Engine {
         self.members.silence(now, host)
     }
 
+    /// The other hosts that are there.
+    pub fn answering(&self, now: Duration) -> BTreeSet<Key> {
+        self.members.answering(now)
+    }
+
+    /// How another host is, by its own word; none where none has come.
+    pub fn vitals(&self, host: &Key) -> Option<Vitals> {
+        self.members.vitals(host)
+    }
+
+    /// How this host is, from here on.
+    pub fn feel(&mut self, now: Duration, vitals: Vitals) {
+        self.members.feel(now, vitals);
+    }
+
+    /// Tells a host who this one is and asks for all that it lacks, as who has just joined does.
+    pub fn catch_up(&mut self, book: &Book, from: Key) {
+        let own = book.own().map_or_else(Vec::new, |own| book.log_of(&own));
+        self.ask(from, Question::Records(Parcel { in_turn: own, alone: vec![] }));
+        let mut groups: Vec<Tag> = book.groups(0).into_iter().map(|mark| mark.group).collect();
+        groups.sort_by_key(|group| *group != tag_of(&book.pool()));
+        for group in groups {
+            self.ask(from, Question::Marks(Marks { group, marks: book.marks_in(group) }));
+        }
+    }
+
     /// Time has passed.
     pub fn tick(&mut self, now: Duration, book: &Book) {
         self.members.refresh(now, book);
@@ -122,7 +153,7 @@ impl Engine {
             self.news.expire(now, self.members.is_small());
             for to in self.members.next(now, self.round, &mut self.chance) {
                 let salt = self.chance.any();
-                let beats = self.members.beats(now, &mut self.chance);
+                let beats = self.members.beats(now, &to, &mut self.chance);
                 let offers = self.news.mention(&mut self.chance);
                 self.ask(to, Question::Round { salt, groups: book.groups(salt), beats, offers });
             }
@@ -149,6 +180,7 @@ impl Engine {
                 self.learn(now, &records, pushes);
             }
             Input::Failed { from } => self.members.asked(now, &from, false),
+            Input::Heard { from } => self.members.heard(now, &from),
             Input::Answered { from, answer } => {
                 self.members.asked(now, &from, true);
                 self.answered(now, book, from, answer);
@@ -170,7 +202,7 @@ impl Engine {
                 let marks = self.differing(book, salt, &groups, &offers);
                 let told: BTreeSet<Offer> = offers.into_iter().collect();
                 let offers = self.news.mention(&mut self.chance).into_iter().filter(|offer| !told.contains(offer)).collect();
-                Answer::Round { marks, beats: self.members.beats(now, &mut self.chance), offers, wants }
+                Answer::Round { marks, beats: self.members.beats(now, &from, &mut self.chance), offers, wants }
             }
             Question::Marks(theirs) => Answer::Records(self.lacking(now, book, &from, &theirs)),
             Question::Offers(offers) => Answer::Wants(self.news.want(now, book, &offers)),
@@ -208,11 +240,11 @@ impl Engine {
         }
     }
 
-    /// The marks of some groups that differ. The keys' is one of them if it does: others are judged by it. A group about which there is
-    /// news is compared now and then only.
+    /// The marks of some groups that differ. The keys' is one of them if it does: others are judged by it. In a large pool a group about
+    /// which there is news is compared now and then only.
     fn differing(&mut self, book: &Book, salt: u64, theirs: &[GroupMark], offers: &[Offer]) -> Vec<Marks> {
-        let ours: BTreeSet<(Tag, [u8; 8])> = book.groups(salt).into_iter().map(|mark| (mark.group, mark.digest)).collect();
-        let theirs: BTreeSet<(Tag, [u8; 8])> = theirs.iter().map(|mark| (mark.group, mark.digest)).collect();
+        let ours: BTreeSet<(Tag, Tag)> = book.groups(salt).into_iter().map(|mark| (mark.group, mark.digest)).collect();
+        let theirs: BTreeSet<(Tag, Tag)> = theirs.iter().map(|mark| (mark.group, mark.digest)).collect();
         let differing: BTreeSet<Tag> = ours.symmetric_difference(&theirs).map(|(group, _)| *group).collect();
         if differing.is_empty() {
             return vec![];
@@ -221,7 +253,7 @@ impl Engine {
         let busy: BTreeSet<Tag> = writers.into_iter().filter_map(|tag| book.group_of_log(&book.writer(tag)?)).collect();
         let mut quiet: Vec<Tag> = vec![];
         for group in differing {
-            if !busy.contains(&group) || self.chance.once_in(BUSY_GROUP_EVERY) {
+            if self.members.is_small() || !busy.contains(&group) || self.chance.once_in(BUSY_GROUP_EVERY) {
                 quiet.push(group);
             }
         }
