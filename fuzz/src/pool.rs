@@ -71,11 +71,11 @@ fn records(mut input: Input<'_>) {
 }
 
 fn tell(to: &mut Book, from: &Book, chance: u64) {
-    let mut groups: Vec<Tag> = from.groups(0).into_iter().map(|mark| mark.group).collect();
+    let mut groups: Vec<Tag> = from.groups(0, &from.lens(None)).into_iter().map(|mark| mark.group).collect();
     // The keys' first: others are judged by them.
     groups.sort_by_key(|group| *group != tag_of(&from.pool()));
     for group in groups {
-        let (in_turn, alone) = from.above_in(group, &to.marks_in(group), usize::MAX, chance, |_, _| true);
+        let (in_turn, alone) = from.above_in(group, &to.marks_in(group, &to.lens(None)), &from.lens(None), usize::MAX, chance, |_, _| true);
         for signed in in_turn.into_iter().chain(alone) {
             // Whose right was taken back meanwhile is refused where that is known; that goes the other way.
             let taken = to.restore(signed, Came::InTurn);

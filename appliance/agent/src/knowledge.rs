@@ -4,7 +4,10 @@
 //! Own records are on the disk before anybody hears of them, one after the other. Those of others are believed at once and written
 //! without waiting for the disk: what a power cut takes is asked for again.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
 
 use anyhow::{Result, anyhow, ensure};
 use ed25519_dalek::SigningKey;
@@ -12,7 +15,7 @@ use rebec_book::{
     Body, Book, Key, Record, Signed,
     book::{Came, GONE_MAX},
     key::{Id, Name, public},
-    record::{FloorBody, Kind},
+    record::{FloorBody, Kind, RecordKey},
 };
 use rebec_host::lock;
 use tokio::sync::watch;
@@ -32,6 +35,8 @@ pub struct Knowledge {
     book: Mutex<Option<Book>>,
     /// Held by whoever numbers a record, until that is on the disk and in the book: so no number is used twice.
     numbering: Mutex<()>,
+    /// What did not concern this host's domain at the last look.
+    unconcerned: Mutex<BTreeSet<RecordKey>>,
     /// Grows with every change.
     changed: watch::Sender<u64>,
 }
@@ -40,7 +45,14 @@ impl Knowledge {
     /// What was left on the disk.
     pub fn open(own: Key, store: Arc<Store>) -> Result<Self> {
         let book = store.book()?.map(|book| book.of_host(own));
-        Ok(Self { own, store, book: Mutex::new(book), numbering: Mutex::default(), changed: watch::Sender::new(0) })
+        Ok(Self {
+            own,
+            store,
+            book: Mutex::new(book),
+            numbering: Mutex::default(),
+            unconcerned: Mutex::default(),
+            changed: watch::Sender::new(0),
+        })
     }
 
     /// Reads the book; none where this host belongs to no pool. The book is locked meanwhile: `read` asks nobody that reads it too.
@@ -148,6 +160,23 @@ impl Knowledge {
         }
         self.touch();
         Ok(())
+    }
+
+    /// Drops what concerned this host's domain once and does no more, at this look and at the last: what makes it concern may be on its way.
+    pub fn forget_unconcerned(&self) {
+        let now: BTreeSet<RecordKey> = self.read(Book::unconcerned).unwrap_or_default().into_iter().collect();
+        let before = std::mem::replace(&mut *lock(&self.unconcerned), now.clone());
+        let stale: Vec<RecordKey> = now.intersection(&before).copied().collect();
+        if stale.is_empty() {
+            return;
+        }
+        if let Some(book) = lock(&self.book).as_mut() {
+            book.forget(&stale);
+        }
+        if let Err(error) = self.store.remove(&stale) {
+            log::error!("{error:#}");
+        }
+        self.touch();
     }
 
     /// Wakes those who wait for a change of what this host knows or has.

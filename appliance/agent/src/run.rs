@@ -171,6 +171,7 @@ async fn watch_facts(agent: Arc<Agent>) {
         }
         publish_host(&agent);
         grants::tidy(&agent);
+        agent.knowledge.forget_unconcerned();
         obey(&agent).await;
     }
 }

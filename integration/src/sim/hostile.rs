@@ -35,7 +35,7 @@ pub struct Hostile {
 impl Hostile {
     /// Knows what was in the book.
     pub fn new(writer: Writer, book: &Book, old: Vec<Signed>, hosts: Vec<Key>, seed: u64) -> Self {
-        let domains = book.groups(0).into_iter().map(|mark| mark.group).collect();
+        let domains = book.groups(0, &book.lens(None)).into_iter().map(|mark| mark.group).collect();
         Self { writer, chance: Chance::new(seed), old, domains, hosts, written: 0 }
     }
 

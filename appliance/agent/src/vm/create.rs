@@ -256,10 +256,12 @@ fn donors(book: &rebec_book::Book, moving: &Kept) -> Vec<Key> {
 
 /// Every host of the pool, as far as placing goes.
 fn candidates(agent: &Agent, book: &rebec_book::Book) -> Vec<Candidate> {
-    let loads = view::loads(book);
+    let (loads, own) = (view::loads(book), book.own_domain());
     let hosts = view::hosts(book).into_iter().filter(|host| host.member.dead.is_none());
     let candidates = hosts.map(|host| {
         let (body, vitals) = (host.body, agent.exchange.vitals(&host.key));
+        let load = loads.get(&host.key).copied().unwrap_or_default();
+        let memory_used_bytes = if own == Some(host.domain) { load.memory_bytes } else { load.with(&vitals).memory_bytes };
         let parts = view::parts(book, &host.key).copied().collect();
         Candidate {
             key: host.key,
@@ -270,7 +272,7 @@ fn candidates(agent: &Agent, book: &rebec_book::Book) -> Vec<Candidate> {
             durable: body.durable,
             no_kvm: body.no_kvm.clone(),
             underlay: body.underlay.is_some(),
-            memory_free_bytes: body.memory_bytes.saturating_sub(loads.get(&host.key).map_or(0, |load| load.memory_bytes)),
+            memory_free_bytes: body.memory_bytes.saturating_sub(memory_used_bytes),
             disk_free_bytes: body.disk_bytes.saturating_sub(u64::from(vitals.disk_used_mib) << 20),
             parts,
         }

@@ -9,7 +9,7 @@
 
 use minicbor::{Decode, Encode};
 
-use super::{parcel::Parcel, *};
+use super::{parcel::Parcel, scope::Sight, *};
 
 /// The first bytes of a key.
 pub type Tag = Name<8>;
@@ -25,6 +25,8 @@ pub fn tag_of(key: &Key) -> Tag {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Group {
     digest: u128,
+    /// Of what is everybody's.
+    public: u128,
     writers: BTreeSet<Key>,
     pub(super) records: usize,
     pub(super) bytes: usize,
@@ -56,8 +58,8 @@ pub struct ShortMark {
 }
 
 impl Book {
-    /// Every group, salted.
-    pub fn groups(&self, salt: u64) -> Vec<GroupMark> {
+    /// Every group, salted, as it is compared with another host.
+    pub fn groups(&self, salt: u64, lens: &Lens) -> Vec<GroupMark> {
         let shown = |digest: u128| {
             let mut bytes = [0; 24];
             bytes[..8].copy_from_slice(&salt.to_be_bytes());
@@ -66,12 +68,27 @@ impl Book {
             short.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..8]);
             Name(short)
         };
-        self.groups.iter().map(|(key, group)| GroupMark { group: tag_of(key), digest: shown(group.digest) }).collect()
+        let digest = |key: &Key, group: &Group| match lens.sight(self, key) {
+            Sight::All => group.digest,
+            Sight::Public => group.public,
+            sight @ Sight::Shared(shared) => {
+                let logs = shared.keys().filter_map(|writer| self.logs.get_key_value(writer)).filter(|(_, log)| log.group == *key);
+                logs.fold(group.public, |digest, (writer, log)| {
+                    digest ^ part_of(writer, log, (log.public_head, log.public_mark)) ^ part_of(writer, log, sight.of(writer, log))
+                })
+            }
+        };
+        self.groups.iter().map(|(key, group)| GroupMark { group: tag_of(key), digest: shown(digest(key, group)) }).collect()
     }
 
     /// The marks of one group.
-    pub fn marks_in(&self, group: Tag) -> Vec<ShortMark> {
-        self.logs_in(group).map(|(writer, log)| ShortMark { writer: tag_of(writer), head: log.head, mark: log.mark }).collect()
+    pub fn marks_in(&self, group: Tag, lens: &Lens) -> Vec<ShortMark> {
+        let marks = self.logs_in(group).map(|(writer, log)| {
+            let (head, mark) = lens.sight(self, &log.group).of(writer, log);
+            ShortMark { writer: tag_of(writer), head, mark }
+        });
+        // Of a log of which the other is shown nothing it knows as much as this side.
+        marks.filter(|mark| (mark.head, mark.mark) != (0, 0)).collect()
     }
 
     /// What a side with those marks of a group lacks: all of it up to the last of each log, and what is beyond a hole; at most about
@@ -81,6 +98,7 @@ impl Book {
         &self,
         group: Tag,
         theirs: &[ShortMark],
+        lens: &Lens,
         bytes_max: usize,
         chance: u64,
         mut has_room: impl FnMut(&Key, usize) -> bool,
@@ -94,7 +112,7 @@ impl Book {
         let (judging, others): (Vec<_>, Vec<_>) = logs[first..].iter().chain(&logs[..first]).partition(|(writer, _)| **writer == self.pool);
         for (writer, log) in judging.into_iter().chain(others) {
             let known = theirs.get(&tag_of(writer)).copied();
-            if !parcel.add((writer, log), known, &mut has_room) {
+            if !parcel.add((writer, log), lens.sight(self, &log.group), known, &mut has_room) {
                 break;
             }
         }
@@ -102,9 +120,12 @@ impl Book {
     }
 
     /// Whether a side with those marks has something that this one lacks.
-    pub fn is_behind_in(&self, theirs: &[ShortMark]) -> bool {
-        theirs.iter().any(|mark| match self.writer(mark.writer).and_then(|writer| self.logs.get(&writer)) {
-            Some(log) => !log.is_over && (log.head < mark.head || log.head == mark.head && log.mark != mark.mark),
+    pub fn is_behind_in(&self, theirs: &[ShortMark], lens: &Lens) -> bool {
+        theirs.iter().any(|theirs| match self.writer(theirs.writer).and_then(|writer| self.logs.get_key_value(&writer)) {
+            Some((writer, log)) => {
+                let (head, mark) = lens.sight(self, &log.group).of(writer, log);
+                !log.is_over && (head < theirs.head || head == theirs.head && mark != theirs.mark)
+            }
             None => true,
         })
     }
@@ -158,6 +179,8 @@ impl Book {
         let group = self.groups.entry(log.group).or_default();
         group.leave(writer, log);
         change(log);
+        let known = log.by_seq.iter().rev().skip_while(|entry| entry.record.seq > log.head);
+        log.public_head = known.map(|entry| &entry.record).find(|record| is_public(record)).map_or(0, |record| record.seq);
         group.join(writer, log);
     }
 
@@ -199,6 +222,7 @@ impl Book {
             }
             self.logs.insert(writer, log);
         }
+        self.rescope_all();
     }
 
     fn leave_group(&mut self, writer: &Key, log: &Log) {
@@ -225,7 +249,8 @@ impl Book {
 
 impl Group {
     fn join(&mut self, writer: &Key, log: &Log) {
-        self.digest ^= part_of(writer, log);
+        self.digest ^= part_of(writer, log, (log.head, log.mark));
+        self.public ^= part_of(writer, log, (log.public_head, log.public_mark));
         self.records += log.records();
         self.bytes += log.bytes;
         self.writers.insert(*writer);
@@ -233,18 +258,19 @@ impl Group {
 
     /// All but the writer itself, which most often comes back.
     fn leave(&mut self, writer: &Key, log: &Log) {
-        self.digest ^= part_of(writer, log);
+        self.digest ^= part_of(writer, log, (log.head, log.mark));
+        self.public ^= part_of(writer, log, (log.public_head, log.public_mark));
         self.records -= log.records();
         self.bytes -= log.bytes;
     }
 }
 
-fn part_of(writer: &Key, log: &Log) -> u128 {
-    if log.is_over {
+fn part_of(writer: &Key, log: &Log, (head, mark): (u64, u64)) -> u128 {
+    if log.is_over || (head, mark) == (0, 0) {
         return 0;
     }
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&writer.0).update(&log.head.to_be_bytes()).update(&log.mark.to_be_bytes());
+    hasher.update(&writer.0).update(&head.to_be_bytes()).update(&mark.to_be_bytes());
     let mut short = [0; 16];
     short.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     u128::from_be_bytes(short)

@@ -1,6 +1,6 @@
 //! What one book sends another that lacks it.
 
-use super::*;
+use super::{scope::Sight, *};
 
 /// Of logs that are equally far and yet differ, those with records beyond are sent whole once in so many times.
 const WHOLE_EVERY: u64 = 4;
@@ -26,13 +26,16 @@ impl Parcel {
     pub(super) fn add(
         &mut self,
         (writer, log): (&Key, &Log),
+        sight: Sight<'_>,
         known: Option<(u64, u64)>,
         mut has_room: impl FnMut(&Key, usize) -> bool,
     ) -> bool {
-        let has_beyond = log.by_seq.last().is_some_and(|last| last.record.seq > log.head);
+        let (own_head, own_mark) = sight.of(writer, log);
+        let beyond = log.by_seq.iter().rev().take_while(|entry| entry.record.seq > log.head);
+        let has_beyond = beyond.into_iter().any(|entry| sight.shows(entry));
         let (from, skipped) = match known {
-            Some((head, mark)) if head > log.head || head == log.head && mark == log.mark => return true,
-            Some((head, _)) if head < log.head => (head + 1, 0),
+            Some((head, mark)) if head > own_head || head == own_head && mark == own_mark => return true,
+            Some((head, _)) if head < own_head => (head + 1, 0),
             // What differs is most often what came by itself.
             Some((head, _)) if has_beyond && !self.chance.is_multiple_of(WHOLE_EVERY) => (head + 1, 0),
             Some(_) if log.bytes > self.bytes_max => (0, self.chance as usize % log.records().max(1)),
@@ -40,7 +43,7 @@ impl Parcel {
         };
         let wanted = log.from(from);
         let (first, last) = wanted.split_at(skipped.min(wanted.len()));
-        for entry in last.iter().chain(first) {
+        for entry in last.iter().chain(first).filter(|entry| sight.shows(entry)) {
             self.bytes += entry.signed.bytes();
             if self.bytes > self.bytes_max && self.in_turn.len() + self.alone.len() > 0 {
                 return false;

@@ -244,15 +244,17 @@ fn a_writer_has_so_much_room_and_no_more() {
     // Its host record is one of them.
     assert_eq!(taken, HOST_QUOTA.records - 1);
     let group = book.group_of_log(&key(6)).unwrap();
-    assert!(book.marks_in(group).iter().all(|mark| mark.writer != tag_of(&key(6))), "it is asked for again");
+    assert!(book.marks_in(group, &book.lens(book.own_domain())).iter().all(|mark| mark.writer != tag_of(&key(6))), "it is asked for again");
     assert_eq!(book.merge(image(1, 2, "debian", 3)), Ok(true));
 }
 
 /// What one book lacks of another, the keys first.
 fn lacking(of: &Book, from: &Book, bytes_max: usize, chance: u64) -> Vec<Signed> {
-    let mut groups: Vec<Tag> = from.groups(0).into_iter().map(|mark| mark.group).collect();
+    let mut groups: Vec<Tag> = from.groups(0, &from.lens(from.own_domain())).into_iter().map(|mark| mark.group).collect();
     groups.sort_by_key(|group| *group != tag_of(&from.pool()));
-    let above = groups.into_iter().map(|group| from.above_in(group, &of.marks_in(group), bytes_max, chance, |_, _| true));
+    let above = groups.into_iter().map(|group| {
+        from.above_in(group, &of.marks_in(group, &of.lens(of.own_domain())), &from.lens(from.own_domain()), bytes_max, chance, |_, _| true)
+    });
     above.flat_map(|(in_turn, alone)| [in_turn, alone].concat()).collect()
 }
 
@@ -268,7 +270,7 @@ fn take(book: &mut Book, signed: Signed) {
 
 fn exchange(a: &mut Book, b: &mut Book, bytes_max: usize) {
     for round in 0..4000 {
-        if a.groups(0) == b.groups(0) {
+        if a.groups(0, &a.lens(a.own_domain())) == b.groups(0, &b.lens(b.own_domain())) {
             return;
         }
         for signed in lacking(a, b, bytes_max, round) {
@@ -322,7 +324,7 @@ fn a_record_that_was_held_back_comes_in_the_end() {
     cheated.restore(image(3, 4, "x", 3), Came::InTurn).unwrap();
     assert_eq!((honest.head(&key(3)), cheated.head(&key(3))), (4, 4));
     let group = honest.group_of_log(&key(3)).unwrap();
-    assert!(cheated.is_behind_in(&honest.marks_in(group)));
+    assert!(cheated.is_behind_in(&honest.marks_in(group, &honest.lens(honest.own_domain())), &cheated.lens(cheated.own_domain())));
     exchange(&mut honest, &mut cheated, 1 << 20);
     assert_eq!(images(&cheated).len(), 3);
 }

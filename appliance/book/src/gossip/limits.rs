@@ -41,6 +41,8 @@ pub const VITALS_EVERY_FOREIGN: u64 = 2;
 pub const GATHER: Duration = Duration::from_millis(400);
 /// Hosts that news is offered to at a time.
 pub const FANOUT: usize = 3;
+/// Hosts of another domain that are told what that has a part in; they tell their fellows.
+pub const SHARED_FANOUT: usize = 2;
 /// Times that a host offers one piece of news. Six offers by each host leave out one in e^6: 2 of 800, which the rounds tell.
 pub const PUSHES: u8 = 2;
 /// News is mentioned in rounds for this long.

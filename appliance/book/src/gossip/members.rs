@@ -257,16 +257,32 @@ impl Members {
         silent.into_iter().take(at_once.min(SILENT_AT_ONCE.saturating_sub(under_way))).map(|(.., key)| key).collect()
     }
 
-    /// Hosts that news is told: in a small pool all that answer, else some to which there are connections.
+    /// Hosts that news is told: in a small pool all that answer, else some of the own domain.
     pub fn told(&self, now: Duration, chance: &mut Chance) -> Vec<Key> {
         if self.is_small() {
             return self.members.iter().filter(|(key, _)| self.silence(now, key).is_none()).map(|(key, _)| *key).collect();
         }
+        let Some(own) = self.domain else { return vec![] };
+        self.told_in(now, &own, FANOUT, chance)
+    }
+
+    /// Hosts of other domains that everybody's news is told.
+    pub fn told_elsewhere(&self, now: Duration, chance: &mut Chance) -> Vec<Key> {
+        self.told_of(now, |member| Some(member.domain) != self.domain, FANOUT, chance)
+    }
+
+    /// Hosts of a domain that news is told.
+    pub fn told_in(&self, now: Duration, domain: &Key, count: usize, chance: &mut Chance) -> Vec<Key> {
+        self.told_of(now, |member| member.domain == *domain, count, chance)
+    }
+
+    /// Those first to which there are connections.
+    fn told_of(&self, now: Duration, wanted: impl Fn(&Member) -> bool, count: usize, chance: &mut Chance) -> Vec<Key> {
         let warm = |member: &Member| member.heard.is_some_and(|heard| now.saturating_sub(heard) <= WARM_FOR);
-        let answering = self.members.iter().filter(|(_, member)| self.answers(now, member));
+        let answering = self.members.iter().filter(|(_, member)| wanted(member) && self.answers(now, member));
         let (warm, cold): (Vec<_>, Vec<_>) = answering.partition(|(_, member)| warm(member));
-        let from = if warm.len() < FANOUT { [warm, cold].concat() } else { warm };
-        chance.some(from.into_iter().map(|(key, _)| *key).collect(), FANOUT)
+        let from = if warm.len() < count { [warm, cold].concat() } else { warm };
+        chance.some(from.into_iter().map(|(key, _)| *key).collect(), count)
     }
 
     /// The beats of this host's domain. How a host is goes along for a while after it has changed, and else now and then.

@@ -139,6 +139,13 @@ impl Hostile {
         Ok(told.collect::<Result<Vec<_>>>()?.concat())
     }
 
+    /// Knows what another one has read.
+    pub fn learns_from(&mut self, other: &Self) -> Result<()> {
+        let records = other.known()?.all();
+        self.known.as_mut().context("it has not joined")?.learn(records);
+        Ok(())
+    }
+
     /// What has been read so far.
     pub fn known(&self) -> Result<&Known> {
         self.known.as_ref().context("it has not joined")

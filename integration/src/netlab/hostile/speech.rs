@@ -365,6 +365,11 @@ impl Known {
         }
     }
 
+    /// Every record.
+    pub fn all(&self) -> Vec<Said> {
+        self.0.all().cloned().collect()
+    }
+
     /// Whose logs are compared together: the keys', and each domain's.
     pub fn groups(&self) -> Vec<Key> {
         let domains = view::domains(&self.0).into_iter().map(|domain| domain.body.key);
@@ -399,6 +404,12 @@ pub fn contents(records: &[Said]) -> Result<BTreeMap<String, String>> {
         Ok((format!("{:?} {:?} by {:?}", key.kind, key.id, key.writer), format!("{seq} {}", Name(said.hash()))))
     };
     records.iter().map(named).collect()
+}
+
+/// How many records tell of things of other hosts: VMs and where they are, images, LANs, parts.
+pub fn things_of_others(records: &[Said], own: Key) -> usize {
+    let read = records.iter().filter_map(|said| said.read().ok());
+    read.filter(|record| record.key.writer != own && record.key.kind > Kind::HOST && record.body.is_some()).count()
 }
 
 /// Whether what a host told has a text in it, also within records.
