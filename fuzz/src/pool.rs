@@ -1,14 +1,15 @@
 //! What hosts of a pool send each other, and what a person types to join one.
 //!
 //! ```text
-//! input = choice:u8 rest        0 a ticket's text; 2 a command, signed; else records: (writer:u8 length:u16 content)*, signed by a key that
-//!                               the pool knows or not
+//! input = choice:u8 rest        0 a ticket's text; 1 a message of the gossip; 2 a command, signed;
+//!                               else records: (writer:u8 length:u16 content)*, signed by a key that the pool knows or not
 //! ```
 
 use ed25519_dalek::SigningKey;
 use rebec_book::{
     Body, Book, Key, Record, Role, Signed, Ticket, Warrant,
-    book::Came,
+    book::{Came, Tag, tag_of},
+    gossip::message::{Answer, Beats, Offer, Parcel, Question, Vitals},
     key::{Name, public},
     lan, names,
     record::{DomainBody, Kind, MemberBody, PoolBody, Unbelievable, id_of_key},
@@ -28,6 +29,7 @@ pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     match input.u8() {
         0 => ticket(&String::from_utf8_lossy(input.rest())),
+        1 => message(input.rest()),
         2 => command(input.rest()),
         _ => records(input),
     }
@@ -36,6 +38,16 @@ pub fn run(data: &[u8]) {
 fn ticket(text: &str) {
     let Ok(ticket) = text.parse::<Ticket>() else { return };
     assert_eq!(ticket.to_string().parse(), Ok(ticket), "a ticket is read as written");
+}
+
+/// What is read as a message is one: it is said again in other words at most.
+fn message(bytes: &[u8]) {
+    if let Ok(question) = Question::from_bytes(bytes) {
+        assert_eq!(Question::from_bytes(&question.to_bytes()), Ok(question));
+    }
+    if let Ok(answer) = Answer::from_bytes(bytes) {
+        assert_eq!(Answer::from_bytes(&answer.to_bytes()), Ok(answer));
+    }
 }
 
 /// A command whose signature is right is looked at.
@@ -77,10 +89,16 @@ fn records(mut input: Input<'_>) {
 }
 
 fn tell(to: &mut Book, from: &Book, chance: u64) {
-    for signed in from.above(&to.marks(), usize::MAX, chance) {
-        // Whose right was taken back meanwhile is refused where that is known; that goes the other way.
-        let taken = to.restore(signed, Came::InTurn);
-        assert!(matches!(taken, Ok(_) | Err(Unbelievable::Writer(..))), "one book believes what another does not: {taken:?}");
+    let mut groups: Vec<Tag> = from.groups(0, &from.lens(None)).into_iter().map(|mark| mark.group).collect();
+    // The keys' first: others are judged by them.
+    groups.sort_by_key(|group| *group != tag_of(&from.pool()));
+    for group in groups {
+        let (in_turn, alone) = from.above_in(group, &to.marks_in(group, &to.lens(None)), &from.lens(None), usize::MAX, chance, |_, _| true);
+        for signed in in_turn.into_iter().chain(alone) {
+            // Whose right was taken back meanwhile is refused where that is known; that goes the other way.
+            let taken = to.restore(signed, Came::InTurn);
+            assert!(matches!(taken, Ok(_) | Err(Unbelievable::Writer(..))), "one book believes what another does not: {taken:?}");
+        }
     }
 }
 
@@ -134,12 +152,16 @@ fn beginning(key: impl Fn(u8) -> Key) -> [Signed; 3] {
 pub fn seeds() -> Vec<Vec<u8>> {
     let addresses = vec!["10.0.0.1:7116".parse().expect("an address")];
     let ticket = Ticket { pool: Name([1; 32]), issuer: Name([2; 32]), addresses, secret: [3; 16], expires: 4 };
-    let mut records = vec![1];
+    let mut records = vec![2];
     for (writer, signed) in [0, 0, 1].into_iter().zip(beginning(|number| public(&secret(number)))) {
         records.push(writer);
         records.extend((signed.content().len() as u16).to_le_bytes());
         records.extend(signed.content());
     }
+    let offers = vec![Offer { writer: Name([1; 8]), seq: 7 }];
+    let beats = Beats { own: 9, others: vec![], vitals: Some(Vitals::default()) };
+    let parcel = Parcel::alone(beginning(|number| public(&secret(number))).to_vec());
+    let messages = [Question::Round { salt: 1, groups: vec![], beats, offers }.to_bytes(), Answer::Records(parcel).to_bytes()];
     let said = Warrant {
         signer: public(&secret(1)),
         at: Name([2; 32]),
@@ -151,5 +173,6 @@ pub fn seeds() -> Vec<Vec<u8>> {
         token: Some(TokenBound { name: "eyes".into(), role: Role::Viewer }),
     };
     let said = said.content().expect("a command of this size is signed");
-    vec![[&[0], ticket.to_string().as_bytes()].concat(), records, [&[2], &said[..]].concat()]
+    let others = messages.map(|bytes| [&[1], &bytes[..]].concat());
+    [vec![[&[0], ticket.to_string().as_bytes()].concat(), records, [&[2], &said[..]].concat()], others.to_vec()].concat()
 }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use rebec_lab::netlab::{
     NetLab,
     agents::{Agents, Host, SOON, Seat, eventually, same},
-    hostile::{Findings, Hostile, Question, Vm},
+    hostile::{Findings, Hostile, Question, Vm, speech},
 };
 
 /// A host obeys, or looks again, within this time.
@@ -39,6 +39,17 @@ fn pool(story: &str, hosts: &[&str]) -> Result<(Agents, Hostile)> {
     eve.says_where(hosts)?;
     eve.reads("a1")?;
     Ok((agents, eve))
+}
+
+/// Tells eve what a host of alpha is told that is on her side: names and ids that alpha tells no other domain.
+fn is_told(eve: &mut Hostile, agents: &Agents) -> Result<Hostile> {
+    let machine = &agents.lab.machines[agents.hosts.len()];
+    let mut mole = Hostile::new(machine)?;
+    mole.joins(&agents.hosts[0].ticket(&["host", "invite"])?, "mole")?;
+    mole.tells(&["a1"], &[mole.is_at(vec![])?])?;
+    mole.reads("a1")?;
+    eve.learns_from(&mole)?;
+    Ok(mole)
 }
 
 /// An image that takes seconds over a slow link.
@@ -75,7 +86,7 @@ fn a_stranger_commands_no_vm_of_another_domain() -> Result<()> {
     }
     agents.run("idle", "a2", "16M", &["--on-host-loss", "restart"], "vm=2")?;
     a1.must(&["vm", "stop", "idle", "--timeout", "0"])?;
-    eve.reads("a1")?;
+    is_told(&mut eve, &agents)?;
     let victim = |name: &str| eve.vm("a1", name);
     let mut findings = Findings::default();
 
@@ -147,7 +158,7 @@ fn a_stranger_reads_and_hears_nothing_of_another_domain() -> Result<()> {
     agents.run("client", "a2", "32M", &web, "vm=2 net0=ip=10.7.0.9,peer=10.7.0.8,load=ping")?;
     let client = Seat::take(&agents.hosts[0], "client")?;
     eventually("pings are answered", SOON, || Ok(client.net()?.number("ping_received")? > 0))?;
-    eve.reads("a1")?;
+    let mut mole = is_told(&mut eve, &agents)?;
     let web = eve.vm("a1", "web")?;
 
     // Her own VM, with a NIC of alpha's LAN that has the address of a VM of alpha.
@@ -166,9 +177,12 @@ fn a_stranger_reads_and_hears_nothing_of_another_domain() -> Result<()> {
     let goes_on = eventually("pings are answered", SETTLES, || Ok(client.net()?.number("ping_received")? > before + 10));
     findings.of("guests do not reach each other any more when a stranger claims an address of theirs", goes_on);
 
-    let told = eve.asks("a1", &Question::Book)?;
-    let secret = rebec_lab::netlab::hostile::speech::tells(&told.body, SECRET)?;
+    let told = eve.book("a1")?;
+    let secret = speech::tells(&told, SECRET);
     findings.of("command lines are told to strangers", if secret { Err(anyhow!("eve read `{SECRET}`")) } else { Ok(()) });
+    let things = speech::things_of_others(&told, eve.host.key());
+    let none = if things == 0 { Ok(()) } else { Err(anyhow!("eve read {things} records of things of alpha")) };
+    findings.of("strangers are told of VMs, images and LANs that are not shared with them", none);
     findings.of("parts are given to strangers", eve.is_refused("a1", &Question::Part(web.kernel().0)));
 
     // Asked before the host that is to run it, while that host still fetches the image.
@@ -180,7 +194,8 @@ fn a_stranger_reads_and_hears_nothing_of_another_domain() -> Result<()> {
     let mut asked = Err(anyhow!("the VM was not in the book"));
     let until = Instant::now() + SETTLES;
     while asked.is_err() && Instant::now() < until {
-        eve.reads("a1")?;
+        mole.reads("a1")?;
+        eve.learns_from(&mole)?;
         asked = eve.vm("a1", "kept");
     }
     let promise = asked.and_then(|vm| eve.is_refused("a1", &Question::Promise(vm.id, 1)));
@@ -201,7 +216,7 @@ fn what_a_stranger_offers_harms_neither_parts_nor_moves_nor_room() -> Result<()>
     let run = |name: &str, host: &str| a1.must(&["vm", "run", name, "--image", "large", "--host", host, "--memory", "16M"]);
     run("first", "a1")?;
     agents.run("web", "a1", "32M", &[], "vm=1 fill=random:5:60%")?;
-    eve.reads("a1")?;
+    is_told(&mut eve, &agents)?;
     let large = eve.vm("a1", "first")?.disk().context("an image with a disk")?;
 
     // A part is fetched from whoever offers a VM that needs it; she promises all of it and sends nothing until another holder has sent it.

@@ -54,7 +54,7 @@ fn beats_once(agents: &Agents, id: &str) -> Result<()> {
 
 /// What one of two books has and the other has not, or has otherwise.
 fn difference(reader: &Hostile, hosts: [&str; 2]) -> Result<Vec<String>> {
-    let books = hosts.map(|host| speech::contents(&reader.asks(host, &Question::Book)?.body));
+    let books = hosts.map(|host| speech::contents(&reader.book(host)?));
     let [one, other] = books;
     let (one, other) = (one?, other?);
     let names = one.keys().chain(other.keys()).filter(|name| one.get(*name) != other.get(*name));

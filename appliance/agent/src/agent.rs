@@ -1,10 +1,10 @@
 //! What an agent knows and owns, shared by everything it does.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -24,7 +24,7 @@ pub use crate::chance::{now_s, random};
 use crate::{
     audit::Audit,
     depot::Depot,
-    exchange,
+    exchange::{self, Exchange},
     http::warrants::Came,
     identity::Identity,
     jobs::Jobs,
@@ -35,9 +35,6 @@ use crate::{
     vm::{LocalVm, keeper::Keeper},
 };
 pub use rebec_host::lock;
-
-/// A host that has not been heard for this long is silent.
-const SILENT_AFTER: Duration = Duration::from_secs(7);
 
 /// The agent of a host.
 pub struct Agent {
@@ -55,6 +52,8 @@ pub struct Agent {
     pub knowledge: Knowledge,
     /// Other agents.
     pub mesh: Mesh,
+    /// What this host and they tell each other, and who is there.
+    pub exchange: Exchange,
     /// Long work.
     pub jobs: Jobs,
     /// Parts.
@@ -77,14 +76,7 @@ pub struct Agent {
     pub join: watch::Sender<Join>,
     /// How the machine's clock is kept, in words; none where that is not the agent's.
     pub clock: watch::Sender<Option<String>>,
-    heard: Mutex<HashMap<Key, Heard>>,
     own: Weak<Self>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Heard {
-    last: Option<Instant>,
-    since: Instant,
 }
 
 impl Agent {
@@ -102,6 +94,7 @@ impl Agent {
             warrants: Came::default(),
             knowledge,
             mesh,
+            exchange: Exchange::default(),
             jobs,
             depot,
             limits: Limits::open(),
@@ -113,7 +106,6 @@ impl Agent {
             grants: Mutex::default(),
             join: watch::Sender::new(Join::Alone),
             clock: watch::Sender::new(None),
-            heard: Mutex::default(),
             own: own.clone(),
         }))
     }
@@ -142,6 +134,7 @@ impl Agent {
     /// Forgets the pool.
     pub fn forget_pool(&self) -> Result<()> {
         self.knowledge.forget()?;
+        self.exchange.forget();
         self.identity.forget()?;
         self.join.send_replace(Join::Alone);
         Ok(())
@@ -157,7 +150,7 @@ impl Agent {
         let written = self.knowledge.write(kind, id, body, secret);
         let records = written.map_err(|error| ApiError::new(ErrorCode::Failed, format!("{error:#}")))?;
         if let Some(own) = self.own.upgrade() {
-            exchange::spread(&own, records);
+            exchange::wrote(&own, records);
         }
         Ok(())
     }
@@ -166,7 +159,7 @@ impl Agent {
     pub fn publish_bytes(&self, kind: Kind, id: Id, body: &[u8]) -> Result<()> {
         let records = self.knowledge.write_bytes(kind, id, body, self.identity.host().as_signing_key())?;
         if let Some(own) = self.own.upgrade() {
-            exchange::spread(&own, records);
+            exchange::wrote(&own, records);
         }
         Ok(())
     }
@@ -219,24 +212,6 @@ impl Agent {
         self.peer(key).map_or_else(|| key.short(), |peer| peer.name)
     }
 
-    /// A host has answered.
-    pub fn heard(&self, key: Key) {
-        let now = Instant::now();
-        let before = lock(&self.heard).insert(key, Heard { last: Some(now), since: now });
-        if before.is_none_or(|before| before.last.is_none_or(|last| now - last > SILENT_AFTER)) {
-            self.touch();
-        }
-    }
-
-    /// A host has not. Returns whether that is news.
-    pub fn unheard(&self, key: Key) -> bool {
-        let mut heard = lock(&self.heard);
-        let known = heard.contains_key(&key);
-        let entry = heard.entry(key).or_insert(Heard { last: None, since: Instant::now() });
-        let age = entry.last.map(|last| last.elapsed());
-        !known || age.is_some_and(|age| age > SILENT_AFTER && age < SILENT_AFTER + exchange::PERIOD * 2)
-    }
-
     /// Whether a host answers.
     pub fn answers(&self, key: &Key) -> bool {
         *key == self.key() || self.silence(key).is_none()
@@ -244,10 +219,7 @@ impl Agent {
 
     /// For how long a host has not been heard; none where it answers.
     pub fn silence(&self, key: &Key) -> Option<Duration> {
-        let heard = lock(&self.heard);
-        let Some(heard) = heard.get(key) else { return Some(Duration::ZERO) };
-        let silence = heard.last.unwrap_or(heard.since).elapsed();
-        (heard.last.is_none() || silence > SILENT_AFTER).then_some(silence)
+        self.exchange.silence(key)
     }
 
     /// A VM that is here.

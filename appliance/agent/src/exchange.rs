@@ -1,218 +1,290 @@
-//! The periodic exchange of records: every host asks each of the others whether their books are equal, and where they are not
-//! both get what they lack. It is also how a host knows who answers. Changes do not wait for it: their writer sends them to
-//! everybody at once; the exchange mends what that misses, after a partition above all.
+//! Drives the gossip (`rebec_book::gossip`): carries its questions to other hosts and their answers back, has what comes proved and put into
+//! the book, and keeps its time. Whom to ask, what to say and who is silent are the engine's to decide.
 //!
-//! Hosts that answer are asked in turn, going on where the last round stopped. Those that are silent have places of their own and are
-//! asked ever less often, so that however many there are, nobody waits for them.
+//! ```text
+//! tick, what was written here ──> Engine ──> conversation with one host: question ~~ mesh ~~ answer ──> Engine ──> next question
+//! POST /internal/exchange     ──> Engine ──> answer              records ──> Knowledge::take_in ──> Engine
+//! ```
+//! The engine's lock is taken under the book's, never the other way, and neither while anything is waited for.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
 use rebec_api::ApiError;
 use rebec_book::{
-    Key, Signed,
-    book::{Came, Mark},
-    key::{Digest, Id},
-    record::VmPrivate,
+    Book, Key, Signed,
+    book::Came,
+    gossip::{
+        Engine, Input, Output,
+        message::{Answer, MESSAGE_BYTES_MAX, Question, Vitals},
+    },
 };
-use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use rebec_host::lock;
+use tokio::sync::Notify;
 
 use crate::{
-    agent::{Agent, random},
-    mesh::Peer,
+    agent::{Agent, now_s, random},
+    facts,
+    vm::start,
 };
 
-/// Between two exchanges with one host.
-pub const PERIOD: Duration = Duration::from_secs(2);
-/// Records sent in one message.
-const BYTES_MAX: usize = 1 << 20;
-/// Hosts talked to at a time: that answered last, and that did not.
-const AT_ONCE: usize = 16;
-const SILENT_AT_ONCE: usize = 8;
-/// A silent host is asked again after its period, doubled each time, at most this many times.
-const DOUBLINGS_MAX: u32 = 2;
+/// Where hosts gossip.
+pub const PATH: &str = "/internal/exchange";
+/// How long a host may take to answer: a host that has not spoken for 7 s is silent.
+const ANSWER_TIME: Duration = Duration::from_secs(5);
+/// Conversations with one host at a time, but for rounds: what does not fit is mended by the next round.
+const TALKS_PER_HOST: usize = 8;
+/// Questions of one conversation: those about all groups of a large pool that differ, and what they bring. A host whose every answer leads to
+/// another question is left here.
+const QUESTIONS_MAX: usize = 256;
+/// Between two looks where there is no pool.
+const ALONE: Duration = Duration::from_secs(1);
+/// Disk and memory are told in steps, so that every block written is no news.
+const STEP_MIB: u64 = 64;
 
-/// `POST /internal/exchange`: is your book like mine? With marks once it was not.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Question {
-    digest: Digest,
-    marks: Option<Vec<Mark>>,
-}
-
-/// Its answer.
-#[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Answer {
-    same: bool,
-    /// What the asker lacks.
-    #[serde(default)]
-    records: Vec<Signed>,
-    /// How far the answerer is, where it lacks something: the asker sends it.
-    #[serde(default)]
-    wants: Option<Vec<Mark>>,
-    /// Set alone: the record that declares the asker dead.
-    #[serde(default)]
-    dead: Option<Signed>,
-}
-
-/// `POST /internal/records`: news.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct News {
-    /// In the order of authority.
-    pub records: Vec<Signed>,
-    /// Whether they are all that the receiver lacks of their logs up to the last of each.
-    #[serde(default)]
-    pub whole: bool,
-    /// To the keeper of VMs: what others are not told of them.
-    #[serde(default)]
-    pub private: Vec<(Id, Private)>,
-}
-
-/// What others are not told of a VM.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Private(#[serde(with = "rebec_book::record::as_text")] pub VmPrivate);
-
-impl From<VmPrivate> for Private {
-    fn from(private: VmPrivate) -> Self {
-        Self(private)
-    }
-}
-
-impl News {
-    /// How its records come.
-    pub fn came(&self) -> Came {
-        if self.whole { Came::InTurn } else { Came::Alone }
-    }
-}
-
-/// When each host is asked next.
+/// The gossip of this host; none while it belongs to no pool.
 #[derive(Default)]
-struct Turns {
-    due: BTreeMap<Key, (Instant, u32)>,
-    asked: BTreeMap<Key, bool>,
+pub struct Exchange {
+    gossip: Mutex<Option<Gossip>>,
+    /// Something is due sooner than it was.
+    sooner: Notify,
 }
 
-impl Turns {
-    /// The host that has waited longest, of those that are due and have a place.
-    fn next(&mut self, peers: &[Peer], now: Instant) -> Option<Peer> {
-        let known: BTreeSet<Key> = peers.iter().map(|peer| peer.key).collect();
-        self.due.retain(|key, _| known.contains(key));
-        for key in known {
-            self.due.entry(key).or_insert((now, 0));
-        }
-        let busy = |silent| self.asked.values().filter(|was| **was == silent).count();
-        let (room, room_silent) = (busy(false) < AT_ONCE, busy(true) < SILENT_AT_ONCE);
-        let free = self
-            .due
-            .iter()
-            .filter(|(key, (due, tries))| *due <= now && !self.asked.contains_key(*key) && if *tries == 0 { room } else { room_silent });
-        let (key, (_, tries)) = free.min_by_key(|(_, (due, _))| *due)?;
-        self.asked.insert(*key, *tries > 0);
-        let key = *key;
-        peers.iter().find(|peer| peer.key == key).cloned()
-    }
+struct Gossip {
+    pool: Key,
+    engine: Engine,
+    began: Instant,
+    /// Hosts that answered when this was looked at last.
+    answering: BTreeSet<Key>,
+    talks: BTreeMap<Key, usize>,
+}
 
-    fn done(&mut self, key: Key, answered: bool, now: Instant) {
-        self.asked.remove(&key);
-        if let Some((due, tries)) = self.due.get_mut(&key) {
-            *tries = if answered { 0 } else { (*tries + 1).min(DOUBLINGS_MAX) };
-            *due = now + PERIOD * 2u32.pow(*tries);
-        }
+impl Gossip {
+    fn new(own: Key, pool: Key) -> Self {
+        let engine = Engine::new(own, now_s(), u64::from_be_bytes(random()));
+        let (answering, talks) = Default::default();
+        Self { pool, engine, began: Instant::now(), answering, talks }
     }
 }
 
-/// Exchanges with every host of the pool, again and again.
-pub async fn run(agent: Arc<Agent>) {
-    let mut period = tokio::time::interval(PERIOD / 4);
-    period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let (mut turns, mut underway) = (Turns::default(), FuturesUnordered::new());
-    let mut peers = vec![];
-    loop {
-        tokio::select! {
-            _ = period.tick() => peers = agent.peers(),
-            Some((key, answered)) = underway.next() => turns.done(key, answered, Instant::now()),
-        }
-        while let Some(peer) = turns.next(&peers, Instant::now()) {
-            let agent = &agent;
-            underway.push(async move { (peer.key, exchange(agent, peer).await) });
-        }
+impl Exchange {
+    /// Forgets a pool that this host has left.
+    pub fn forget(&self) {
+        *lock(&self.gossip) = None;
     }
-}
 
-/// One exchange with one host; whether it answered.
-pub async fn exchange(agent: &Arc<Agent>, peer: Peer) -> bool {
-    let outcome = attempt(agent, &peer).await;
-    match &outcome {
-        Ok(()) => agent.heard(peer.key),
-        Err(error) => {
-            if agent.unheard(peer.key) {
-                log::info!("host {} is silent: {error}", peer.name);
-                agent.touch();
+    /// For how long a host has not been heard; none where it answers.
+    pub fn silence(&self, host: &Key) -> Option<Duration> {
+        let gossip = lock(&self.gossip);
+        gossip.as_ref().map_or(Some(Duration::ZERO), |gossip| gossip.engine.silence(gossip.began.elapsed(), host))
+    }
+
+    /// How a host is, by its own word.
+    pub fn vitals(&self, host: &Key) -> Vitals {
+        lock(&self.gossip).as_ref().and_then(|gossip| gossip.engine.vitals(host)).unwrap_or_default()
+    }
+
+    /// Lets the engine take a step; none where there is no pool.
+    fn turn<T>(&self, agent: &Agent, step: impl FnOnce(&mut Engine, Duration, &Book) -> T) -> Option<(T, VecDeque<Output>)> {
+        agent.book(|book| {
+            let mut gossip = lock(&self.gossip);
+            if gossip.as_ref().is_some_and(|gossip| gossip.pool != book.pool()) {
+                *gossip = None;
+            }
+            let gossip = gossip.get_or_insert_with(|| Gossip::new(agent.key(), book.pool()));
+            let before = gossip.engine.next_deadline();
+            let done = step(&mut gossip.engine, gossip.began.elapsed(), book);
+            let outputs = std::iter::from_fn(|| gossip.engine.poll_output()).collect();
+            if gossip.engine.next_deadline() < before {
+                self.sooner.notify_one();
+            }
+            (done, outputs)
+        })
+    }
+
+    fn due_in(&self) -> Duration {
+        let gossip = lock(&self.gossip);
+        gossip.as_ref().map_or(ALONE, |gossip| gossip.engine.next_deadline().saturating_sub(gossip.began.elapsed()))
+    }
+
+    /// Hosts that were lost and hosts that came back since the last look.
+    fn look(&self) -> (Vec<Key>, Vec<Key>) {
+        let mut gossip = lock(&self.gossip);
+        let Some(gossip) = gossip.as_mut() else { return Default::default() };
+        let now = gossip.engine.answering(gossip.began.elapsed());
+        let before = std::mem::replace(&mut gossip.answering, now);
+        (before.difference(&gossip.answering).copied().collect(), gossip.answering.difference(&before).copied().collect())
+    }
+
+    /// Whether a host answers that did not at the last look.
+    fn is_back(&self, host: &Key) -> bool {
+        let mut gossip = lock(&self.gossip);
+        let Some(gossip) = gossip.as_mut() else { return false };
+        let answers = gossip.engine.silence(gossip.began.elapsed(), host).is_none();
+        answers && gossip.answering.insert(*host)
+    }
+
+    /// Takes a place for a conversation.
+    fn begin_talk(&self, with: Key, is_round: bool) -> bool {
+        let mut gossip = lock(&self.gossip);
+        let Some(gossip) = gossip.as_mut() else { return false };
+        let talks = gossip.talks.entry(with).or_default();
+        let fits = is_round || *talks < TALKS_PER_HOST;
+        *talks += usize::from(fits);
+        fits
+    }
+
+    fn end_talk(&self, with: &Key) {
+        if let Some(gossip) = lock(&self.gossip).as_mut()
+            && let Some(talks) = gossip.talks.get_mut(with)
+        {
+            *talks = talks.saturating_sub(1);
+            if *talks == 0 {
+                gossip.talks.remove(with);
             }
         }
     }
-    outcome.is_ok()
 }
 
-async fn attempt(agent: &Arc<Agent>, peer: &Peer) -> Result<(), ApiError> {
-    let Some(digest) = agent.book(|book| book.digest()) else { return Ok(()) };
-    let first: Answer = agent.mesh.ask(peer, "/internal/exchange", &Question { digest, marks: None }).await?;
-    if let Some(dead) = first.dead {
-        agent.knowledge.take_in(vec![dead], Came::Alone);
-        return Ok(());
+/// Gossips as long as the agent runs.
+pub async fn run(agent: Arc<Agent>) {
+    loop {
+        act(&agent, |engine, now, book| engine.tick(now, book));
+        look(&agent);
+        tokio::select! {
+            () = tokio::time::sleep(agent.exchange.due_in()) => {}
+            () = agent.exchange.sooner.notified() => {}
+        }
     }
-    if first.same {
-        return Ok(());
-    }
-    let Some((digest, marks)) = agent.book(|book| (book.digest(), book.marks())) else { return Ok(()) };
-    let answer: Answer = agent.mesh.ask(peer, "/internal/exchange", &Question { digest, marks: Some(marks) }).await?;
-    agent.knowledge.take_in(answer.records, Came::InTurn);
-    let Some(wants) = answer.wants else { return Ok(()) };
-    let records = agent.book(|book| book.above(&wants, BYTES_MAX, chance())).unwrap_or_default();
-    if !records.is_empty() {
-        let () = agent.mesh.ask(peer, "/internal/records", &News { records, whole: true, private: vec![] }).await?;
-    }
-    Ok(())
 }
 
-fn chance() -> u64 {
-    u64::from_be_bytes(random())
+/// Who waits for a change hears when a host is silent or is back.
+fn look(agent: &Agent) {
+    let (lost, back) = agent.exchange.look();
+    for host in &lost {
+        log::info!("host {} is silent", agent.name_of(host));
+    }
+    if !lost.is_empty() || !back.is_empty() {
+        agent.touch();
+    }
+}
+
+/// This host wrote records.
+pub fn wrote(agent: &Arc<Agent>, records: Vec<Signed>) {
+    act(agent, |engine, now, book| engine.handle(now, book, Input::Wrote(records)));
+}
+
+/// Records came with something else than the gossip.
+pub fn learn(agent: &Arc<Agent>, records: Vec<Signed>) {
+    let new = agent.knowledge.take_in(records, Came::Alone);
+    if !new.is_empty() {
+        act(agent, |engine, now, book| engine.handle(now, book, Input::Learnt(new, Came::Alone)));
+    }
+}
+
+/// A host has spoken to this one.
+pub fn heard(agent: &Agent, from: Key) {
+    agent.exchange.turn(agent, |engine, now, book| engine.handle(now, book, Input::Heard { from }));
+    if agent.exchange.is_back(&from) {
+        agent.touch();
+    }
+}
+
+/// What this host is like by now: no record tells it.
+pub fn feel(agent: &Agent) {
+    let (disk, free) = facts::disk_bytes(&agent.options.state);
+    let in_steps = |bytes: u64| u32::try_from((bytes >> 20) / STEP_MIB * STEP_MIB).unwrap_or(u32::MAX);
+    let vitals = Vitals {
+        for_s: 0,
+        disk_used_mib: in_steps(disk.saturating_sub(free)),
+        memory_used_mib: u32::try_from(start::promised_bytes(agent) >> 20).unwrap_or(u32::MAX),
+        vms: u32::try_from(agent.local_vms().len()).unwrap_or(u32::MAX),
+    };
+    agent.exchange.turn(agent, |engine, now, _| engine.feel(now, vitals));
 }
 
 /// Answers another host's question.
-pub fn answer(agent: &Agent, question: &Question) -> Option<Answer> {
-    agent.book(|book| {
-        let same = book.digest() == question.digest;
-        let Some(marks) = question.marks.as_ref().filter(|_| !same) else { return Answer { same, ..Answer::default() } };
-        let wants = book.is_behind(marks).then(|| book.marks());
-        Answer { records: book.above(marks, BYTES_MAX, chance()), wants, ..Answer::default() }
-    })
+pub fn answer(agent: &Arc<Agent>, from: Key, question: Question) -> Option<Answer> {
+    let mut answer = None;
+    act(agent, |engine, now, book| answer = Some(engine.answer(now, book, from, question)));
+    // Once more: it may have said only now who it is.
+    heard(agent, from);
+    answer
 }
 
-/// What a host hears that was declared dead: the record that says so, before anything else.
-pub fn dead(proof: Signed) -> Answer {
-    Answer { dead: Some(proof), ..Answer::default() }
+/// Has a host tell all that this one lacks, before anything else: as who has just joined does.
+pub async fn catch_up(agent: &Arc<Agent>, from: Key) {
+    let questions = step(agent, |engine, _, book| engine.catch_up(book, from));
+    converse(agent, from, questions.into_iter().map(|(_, question)| question).collect()).await;
 }
 
-/// Sends news to every host that answers; the exchange mends what fails.
-pub fn spread(agent: &Arc<Agent>, records: Vec<Signed>) {
-    let agent = agent.clone();
-    tokio::spawn(async move {
-        let peers = agent.peers().into_iter().filter(|peer| agent.answers(&peer.key));
-        let news = News { records, whole: false, private: vec![] };
-        futures_util::stream::iter(peers)
-            .for_each_concurrent(AT_ONCE, |peer| {
-                let (agent, news) = (&agent, &news);
-                async move {
-                    if let Err(error) = agent.mesh.ask::<_, ()>(&peer, "/internal/records", news).await {
-                        log::debug!("news to host {}: {error}", peer.name);
-                    }
-                }
-            })
-            .await;
-    });
+/// Lets the engine take a step and begins what comes of it.
+fn act(agent: &Arc<Agent>, by: impl FnOnce(&mut Engine, Duration, &Book)) {
+    begin(agent, step(agent, by));
+}
+
+/// Lets the engine take a step. What came of records is taken in; questions are returned.
+fn step(agent: &Agent, by: impl FnOnce(&mut Engine, Duration, &Book)) -> Vec<(Key, Question)> {
+    let Some(((), mut outputs)) = agent.exchange.turn(agent, by) else { return vec![] };
+    let mut questions = vec![];
+    while let Some(output) = outputs.pop_front() {
+        match output {
+            Output::Ask { to, question } => questions.push((to, question)),
+            Output::TakeIn(records, came) => {
+                let new = agent.knowledge.take_in(records, came);
+                let learnt = agent.exchange.turn(agent, |engine, now, book| engine.handle(now, book, Input::Learnt(new, came)));
+                outputs.extend(learnt.into_iter().flat_map(|((), outputs)| outputs));
+            }
+        }
+    }
+    questions
+}
+
+fn begin(agent: &Arc<Agent>, questions: Vec<(Key, Question)>) {
+    for (to, question) in questions {
+        let is_round = matches!(question, Question::Round { .. });
+        if agent.exchange.begin_talk(to, is_round) {
+            let agent = agent.clone();
+            tokio::spawn(async move {
+                converse(&agent, to, VecDeque::from([question])).await;
+                agent.exchange.end_talk(&to);
+            });
+        }
+    }
+}
+
+/// Asks a host, and goes on until nothing more comes of its answers.
+async fn converse(agent: &Arc<Agent>, with: Key, mut questions: VecDeque<Question>) {
+    let mut asked = questions.len();
+    while let Some(question) = questions.pop_front() {
+        let answer = match ask(agent, &with, &question).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                log::debug!("gossip: {error}");
+                act(agent, |engine, now, book| engine.handle(now, book, Input::Failed { from: with }));
+                return;
+            }
+        };
+        let (more, others) = step(agent, |engine, now, book| engine.handle(now, book, Input::Answered { from: with, answer }))
+            .into_iter()
+            .partition::<Vec<_>, _>(|(to, _)| *to == with);
+        begin(agent, others);
+        let room = QUESTIONS_MAX.saturating_sub(asked);
+        asked += more.len();
+        questions.extend(more.into_iter().take(room).map(|(_, question)| question));
+        if agent.exchange.is_back(&with) {
+            agent.touch();
+        }
+    }
+}
+
+async fn ask(agent: &Agent, to: &Key, question: &Question) -> Result<Answer, ApiError> {
+    let unknown = || ApiError::not_found("host", &to.short(), "rebec host ls");
+    let peer = agent.peer(to).ok_or_else(unknown)?;
+    let bytes = agent.mesh.ask_bytes(&peer, PATH, question.to_bytes(), MESSAGE_BYTES_MAX, ANSWER_TIME).await?;
+    let answer = Answer::from_bytes(&bytes).ok().filter(|answer| question.is_answered_by(answer));
+    answer.ok_or_else(|| peer.silent("an answer that makes no sense"))
 }

@@ -4,7 +4,10 @@
 //! Own records are on the disk before anybody hears of them, one after the other. Those of others are believed at once and written
 //! without waiting for the disk: what a power cut takes is asked for again.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
 
 use anyhow::{Result, anyhow, ensure};
 use ed25519_dalek::SigningKey;
@@ -12,7 +15,7 @@ use rebec_book::{
     Body, Book, Key, Record, Signed,
     book::{Came, GONE_MAX},
     key::{Id, Name, public},
-    record::{FloorBody, Kind},
+    record::{FloorBody, Kind, RecordKey},
 };
 use rebec_host::lock;
 use tokio::sync::watch;
@@ -34,6 +37,8 @@ pub struct Knowledge {
     book: Mutex<Option<Book>>,
     /// Held by whoever numbers a record, until that is on the disk and in the book: so no number is used twice.
     numbering: Mutex<()>,
+    /// What did not concern this host's domain at the last look.
+    unconcerned: Mutex<BTreeSet<RecordKey>>,
     /// Grows with every change.
     changed: watch::Sender<u64>,
 }
@@ -42,7 +47,15 @@ impl Knowledge {
     /// What was left on the disk.
     pub fn open(own: Key, store: Arc<Store>, later: Option<Later>) -> Result<Self> {
         let book = store.book()?.map(|book| book.of_host(own));
-        Ok(Self { own, later, store, book: Mutex::new(book), numbering: Mutex::default(), changed: watch::Sender::new(0) })
+        Ok(Self {
+            own,
+            later,
+            store,
+            book: Mutex::new(book),
+            numbering: Mutex::default(),
+            unconcerned: Mutex::default(),
+            changed: watch::Sender::new(0),
+        })
     }
 
     /// Reads the book; none where this host belongs to no pool. The book is locked meanwhile: `read` asks nobody that reads it too.
@@ -59,7 +72,14 @@ impl Knowledge {
     pub fn enter(&self, pool: Key, domain: Key, records: Vec<Signed>, host: &SigningKey) -> Result<()> {
         let _numbering = lock(&self.numbering);
         let mut book = Book::new(pool).of_host(self.own);
-        let mut taken = book.take_in(records).new;
+        let mut believed = |signed: &Signed| match book.merge(signed.clone()) {
+            Ok(is_new) => is_new,
+            Err(error) => {
+                log::debug!("a record was left out: {error}");
+                false
+            }
+        };
+        let mut taken: Vec<Signed> = records.into_iter().filter(&mut believed).collect();
         if !book.is_domain(&domain) || !book.claims(&self.own).any(|(claims, _)| claims == domain) {
             return Err(anyhow!("the records that came with the answer do not say that this host belongs to the domain"));
         }
@@ -83,8 +103,8 @@ impl Knowledge {
         Ok(())
     }
 
-    /// Takes in records of others; says how many were new. What could not be stored is asked for again.
-    pub fn take_in(&self, records: Vec<Signed>, came: Came) -> usize {
+    /// Takes in records of others; returns what was new. What could not be stored is asked for again.
+    pub fn take_in(&self, records: Vec<Signed>, came: Came) -> Vec<Signed> {
         // Proved before the book is locked: a signature takes as long as a thousand look-ups.
         let believable = |signed: &Signed| match self.read(|book| book.wants(signed)) {
             Some(true) => signed.open().map(drop).inspect_err(|error| log::debug!("a record was not believed: {error}")).is_ok(),
@@ -107,7 +127,7 @@ impl Knowledge {
                 log::error!("{error:#}");
             }
         }
-        new.len()
+        new
     }
 
     /// Numbers, signs, stores and believes a record; returns what others are to hear.
@@ -163,6 +183,23 @@ impl Knowledge {
         }
         self.touch();
         Ok(())
+    }
+
+    /// Drops what concerned this host's domain once and does no more, at this look and at the last: what makes it concern may be on its way.
+    pub fn forget_unconcerned(&self) {
+        let now: BTreeSet<RecordKey> = self.read(Book::unconcerned).unwrap_or_default().into_iter().collect();
+        let before = std::mem::replace(&mut *lock(&self.unconcerned), now.clone());
+        let stale: Vec<RecordKey> = now.intersection(&before).copied().collect();
+        if stale.is_empty() {
+            return;
+        }
+        if let Some(book) = lock(&self.book).as_mut() {
+            book.forget(&stale);
+        }
+        if let Err(error) = self.store.remove(&stale) {
+            log::error!("{error:#}");
+        }
+        self.touch();
     }
 
     /// Wakes those who wait for a change of what this host knows or has.

@@ -188,7 +188,7 @@ fn admit_new(agent: &Arc<Agent>, joiner: Key, question: &JoinQuestion) -> Result
             let domain = question.domain_key;
             agent.publish_as(Kind::DOMAIN, id_of_key(&domain), Some(Body::Domain(DomainBody { name, key: domain })), secret)?;
             agent.knowledge.take_in(vec![question.member.clone()], Came::InTurn);
-            exchange::spread(agent, vec![question.member.clone()]);
+            exchange::wrote(agent, vec![question.member.clone()]);
             domain
         }
         None => {
@@ -199,7 +199,6 @@ fn admit_new(agent: &Arc<Agent>, joiner: Key, question: &JoinQuestion) -> Result
             domain
         }
     };
-    agent.heard(joiner);
     log::info!("host {} ({}) was admitted", question.name, joiner.short());
     Ok(domain)
 }
@@ -233,12 +232,10 @@ async fn attempt(agent: &Arc<Agent>, ticket: &Ticket, issuer: &Peer) -> Result<(
     }
     let entered = agent.knowledge.enter(ticket.pool, answer.domain, answer.records, agent.identity.host().as_signing_key());
     entered.map_err(|error| failed(&error))?;
-    agent.heard(issuer.key);
+    exchange::heard(agent, issuer.key);
     run::publish_host(agent);
     joined(agent);
-    if let Some(peer) = agent.peer(&issuer.key) {
-        exchange::exchange(agent, peer).await;
-    }
+    exchange::catch_up(agent, issuer.key).await;
     Ok(())
 }
 
@@ -390,8 +387,8 @@ fn domain_secret(agent: &Agent) -> Result<iroh::SecretKey, ApiError> {
 
 /// The facts of this host, as the pool is told; none where it belongs to none.
 pub fn host_body(agent: &Agent) -> Option<HostBody> {
-    let (disk_bytes, free) = facts::disk_bytes(&agent.options.state);
-    // In steps, so that every block written does not make news.
+    let (disk_bytes, _) = facts::disk_bytes(&agent.options.state);
+    // In steps: what a file system says of itself changes a little as it is used.
     let step = 64 << 20;
     Some(HostBody {
         domain: agent.store.domain().ok().flatten()?,
@@ -402,7 +399,6 @@ pub fn host_body(agent: &Agent) -> Option<HostBody> {
         cpus: facts::cpus(),
         memory_bytes: agent.memory_bytes(),
         disk_bytes: disk_bytes / step * step,
-        disk_used_bytes: (disk_bytes - free) / step * step,
         draining: agent.store.fact("draining").ok().flatten().unwrap_or(false),
         durable: agent.options.durable,
         version: agent.rebec().to_owned(),

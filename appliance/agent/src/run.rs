@@ -157,6 +157,7 @@ async fn serve(options: Options) -> Result<()> {
 /// Tells the pool what this host is, if that is news.
 pub fn publish_host(agent: &Arc<Agent>) {
     let Some(body) = pool::host_body(agent) else { return };
+    exchange::feel(agent);
     say(agent, Kind::HOST, id_of_key(&agent.key()), Some(Body::Host(body.into())));
     let parts = pool::parts_bodies(agent);
     let told = (0..).take_while(|number| agent.book(|book| book.get(Kind::PARTS, parts_id(*number), agent.key()).is_some()) == Some(true));
@@ -187,6 +188,7 @@ async fn watch_facts(agent: Arc<Agent>) {
         }
         publish_host(&agent);
         grants::tidy(&agent);
+        agent.knowledge.forget_unconcerned();
         obey(&agent).await;
     }
 }

@@ -131,6 +131,18 @@ impl Store {
         self.write_as(durable, "write records", |tx| insert(tx, &rows))
     }
 
+    /// Removes records: with the next write that must be on the disk.
+    pub fn remove(&self, keys: &[RecordKey]) -> Result<()> {
+        let keys = keys.iter().map(postcard::to_stdvec).collect::<Result<Vec<_>, _>>()?;
+        self.write_as(Durable::Later, "remove records", |tx| {
+            let mut table = tx.open_table(RECORDS)?;
+            for key in &keys {
+                table.remove(key.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
     /// A named fact of this host.
     pub fn fact<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>> {
         let read = || -> Result<Option<Vec<u8>>, redb::Error> {

@@ -1,11 +1,11 @@
 //! Keeps the disk of this host in order: logs of VMMs are cut, parts that nothing needs go, room is kept for records, guests that would fill the
 //! rest stand still, and what is here of VMs that their homes do not list goes or is listed again.
 
-use std::{collections::BTreeSet, os::unix::fs::MetadataExt as _, sync::Arc, time::Duration};
+use std::{os::unix::fs::MetadataExt as _, sync::Arc, time::Duration};
 
 use rebec_book::{
     Body,
-    key::Id,
+    key::{Id, Key},
     record::{Kind, SeenState},
     view,
 };
@@ -148,7 +148,7 @@ pub async fn compare(agent: &Arc<Agent>) {
 /// A VM that is here and has no record. Its home's word counts: where that withdrew it, it ends and goes; this host lists its own again.
 async fn unlisted(agent: &Arc<Agent>, vm: &Arc<LocalVm>) {
     let (id, kept) = (vm.id(), vm.kept());
-    if withdrawn(agent).contains(&id) {
+    if has_withdrawn(agent, &kept.home, id) {
         log::warn!("vm {}: its home has removed it: it is ended, and goes", kept.body.name);
         match stop::stop(agent, vm, END_TIME, None).await {
             Ok(()) => watch::remove(agent, vm),
@@ -172,9 +172,7 @@ async fn unlisted(agent: &Arc<Agent>, vm: &Arc<LocalVm>) {
     }
 }
 
-/// VMs that their homes have removed.
-fn withdrawn(agent: &Agent) -> BTreeSet<Id> {
-    let gone =
-        |book: &rebec_book::Book| book.of_kind(Kind::VM).filter(|record| record.body.is_none()).map(|record| record.key.id).collect();
-    agent.book(gone).unwrap_or_default()
+/// Whether its home itself says that it is gone: anybody can say so of any id.
+fn has_withdrawn(agent: &Agent, home: &Key, vm: Id) -> bool {
+    agent.book(|book| book.about(Kind::VM, vm).any(|record| record.key.writer == *home && record.body.is_none())) == Some(true)
 }

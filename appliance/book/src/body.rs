@@ -148,7 +148,7 @@ pub struct UserBody {
     pub until: Option<u64>,
 }
 
-/// What a host is and where.
+/// What a host is and where. What changes by itself (room taken, load) is in no record: [`crate::gossip::message::Vitals`].
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct HostBody {
     /// The domain that it says it belongs to.
@@ -175,24 +175,42 @@ pub struct HostBody {
     /// Room for disks and parts.
     #[n(7)]
     pub disk_bytes: u64,
-    /// Room taken.
-    #[n(8)]
-    pub disk_used_bytes: u64,
     /// Whether it is being emptied.
-    #[n(9)]
+    #[n(8)]
     pub draining: bool,
     /// Whether its state survives a reboot.
-    #[n(10)]
+    #[n(9)]
     pub durable: bool,
     /// Version of Rebec.
-    #[n(11)]
+    #[n(10)]
     pub version: String,
     /// How far its audit log was: whoever has this record knows if that log is written anew.
-    #[n(12)]
+    #[n(11)]
     pub audit: Option<AuditHead>,
     /// What it speaks.
-    #[n(13)]
+    #[n(12)]
     pub speaks: Option<Speaks>,
+}
+
+impl HostBody {
+    /// A host that says no more than to which domain it belongs.
+    pub fn bare(domain: Key) -> Self {
+        Self {
+            domain,
+            addresses: vec![],
+            underlay: None,
+            api: None,
+            no_kvm: None,
+            cpus: 1,
+            memory_bytes: 0,
+            disk_bytes: 0,
+            draining: false,
+            durable: true,
+            version: String::new(),
+            audit: None,
+            speaks: None,
+        }
+    }
 }
 
 /// Versions of protocols, each from the oldest to the newest that a host speaks.

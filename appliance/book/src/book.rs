@@ -1,7 +1,7 @@
 //! The book: all records of a pool that a host knows, as a log for each writer. A writer numbers what it writes; of two records about
 //! one thing the later stays. Books merge in any order.
 //!
-//! Two books are made equal by an exchange of [`Mark`]s, one for each writer: how far the log is known and what is in it. A side that
+//! Two books are made equal by an exchange of [`ShortMark`]s, one for each writer: how far the log is known and what is in it. A side that
 //! is behind gets what is above its mark; sides that are equally far and yet differ (somebody held records back, or a writer used a
 //! number twice) get the whole log.
 //!
@@ -9,21 +9,22 @@
 //! domain's claims count, and who holds a VM, is judged when the book is read ([`crate::view`]), by what is in it then.
 
 mod groups;
-mod marks;
+mod parcel;
 mod read;
+mod scope;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use serde::{Deserialize, Serialize};
-
 use groups::Group;
 pub use groups::{GroupMark, ShortMark, Tag, tag_of};
+pub use scope::{Concern, Lens};
+use scope::{Scope, is_public};
 
 use crate::{
-    key::{Digest, Id, Key, Name, id_of_key},
+    key::{Id, Key, Name, id_of_key},
     record::{Body, DomainBody, HostBody, Kind, MemberBody, Record, RecordKey, Signed, Unbelievable, UserBody},
 };
 
@@ -74,6 +75,9 @@ struct Log {
     floor: u64,
     /// Of all records in it, in no order.
     mark: u64,
+    /// The same two of what is everybody's.
+    public_head: u64,
+    public_mark: u64,
     bytes: usize,
     gone: usize,
     /// In the order of their numbers.
@@ -84,7 +88,19 @@ struct Log {
 
 impl Log {
     fn new(group: Key) -> Self {
-        Self { group, domain: None, head: 0, floor: 0, mark: 0, bytes: 0, gone: 0, by_seq: vec![], is_over: false }
+        Self {
+            group,
+            domain: None,
+            head: 0,
+            floor: 0,
+            mark: 0,
+            public_head: 0,
+            public_mark: 0,
+            bytes: 0,
+            gone: 0,
+            by_seq: vec![],
+            is_over: false,
+        }
     }
 
     /// The records from a number on.
@@ -103,17 +119,6 @@ impl Log {
     }
 }
 
-/// How far one side knows a writer's log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mark {
-    /// Whose log.
-    pub writer: Key,
-    /// Its greatest number.
-    pub head: u64,
-    /// What is in it.
-    pub mark: u64,
-}
-
 /// How a record came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Came {
@@ -121,15 +126,6 @@ pub enum Came {
     InTurn,
     /// By itself.
     Alone,
-}
-
-/// What was taken in.
-#[derive(Debug, Default)]
-pub struct Taken {
-    /// What was new.
-    pub new: Vec<Signed>,
-    /// What was refused, and why.
-    pub refused: Vec<Unbelievable>,
 }
 
 /// Something with a name that one host wrote: a LAN, an image, a VM; or a host itself.
@@ -156,6 +152,8 @@ pub struct Book {
     names: BTreeSet<(Kind, u64, Id)>,
     /// Which VMs are on which LAN, by some writer's word.
     on_lan: BTreeSet<(Id, Id)>,
+    /// Whom it concerns.
+    scope: Scope,
     /// Grows when it may have changed who belongs to whom.
     authority: u64,
 }
@@ -163,8 +161,8 @@ pub struct Book {
 impl Book {
     /// An empty book of one pool.
     pub fn new(pool: Key) -> Self {
-        let (entries, logs, groups, names, on_lan) = Default::default();
-        Self { pool, own: None, entries, logs, groups, names, on_lan, authority: 0 }
+        let (entries, logs, groups, names, on_lan, scope) = Default::default();
+        Self { pool, own: None, entries, logs, groups, names, on_lan, scope, authority: 0 }
     }
 
     /// The same, as a host reads it: its own domain's things have their plain names.
@@ -215,19 +213,6 @@ impl Book {
         self.is_news(&entry.record, entry.hash)
     }
 
-    /// Takes records in, each for itself.
-    pub fn take_in(&mut self, records: Vec<Signed>) -> Taken {
-        let mut taken = Taken::default();
-        for signed in records {
-            match self.merge(signed.clone()) {
-                Ok(true) => taken.new.push(signed),
-                Ok(false) => {}
-                Err(error) => taken.refused.push(error),
-            }
-        }
-        taken
-    }
-
     fn is_news(&self, record: &Record, hash: u64) -> bool {
         let floor = self.logs.get(&record.key.writer).map_or(0, |log| log.floor);
         let known = self.entries.get(&record.key).map(|entry| (entry.record.seq, entry.hash));
@@ -248,10 +233,10 @@ impl Book {
         let before = self.remove(&key);
         self.insert(entry);
         let now = self.entries.get(&key).map(|entry| &entry.record);
-        let mut voids_authority = false;
+        let (mut voids, mut voids_authority) = (false, false);
         if let Some(Record { body: Some(Body::Floor(floor)), seq, .. }) = now {
             let floor = floor.floor.min(seq.saturating_sub(1));
-            voids_authority = self.raise_floor(key.writer, floor);
+            (voids, voids_authority) = self.raise_floor(key.writer, floor);
         }
         // Whom a domain or a member's record lets in no more has no log.
         let was_authority = matches!(key.kind, Kind::DOMAIN | Kind::MEMBER | Kind::HELPER) && before.is_some();
@@ -261,6 +246,11 @@ impl Book {
         } else {
             self.group_anew(&key, before.as_deref());
         }
+        if voids {
+            self.rescope_all()
+        } else {
+            self.rescope(&key)
+        }
         Ok(())
     }
 
@@ -268,6 +258,7 @@ impl Book {
         let Record { key, body, .. } = &entry.record;
         self.change(&key.writer, |log| {
             log.mark ^= entry.hash;
+            log.public_mark ^= if is_public(&entry.record) { entry.hash } else { 0 };
             log.bytes += entry.signed.bytes();
             log.gone += usize::from(body.is_none());
             if let Err(place) = log.place(&entry) {
@@ -284,6 +275,7 @@ impl Book {
         if self.logs.contains_key(&key.writer) {
             self.change(&key.writer, |log| {
                 log.mark ^= entry.hash;
+                log.public_mark ^= if is_public(&entry.record) { entry.hash } else { 0 };
                 log.bytes -= entry.signed.bytes();
                 log.gone -= usize::from(entry.record.body.is_none());
                 if let Ok(place) = log.place(&entry) {
@@ -306,16 +298,16 @@ impl Book {
         Some(entry)
     }
 
-    /// Whether that took somebody's right along.
-    fn raise_floor(&mut self, writer: Key, floor: u64) -> bool {
+    /// Whether that took anything along, and whether somebody's right.
+    fn raise_floor(&mut self, writer: Key, floor: u64) -> (bool, bool) {
         self.change(&writer, |log| log.floor = log.floor.max(floor));
-        let Some(log) = self.logs.get(&writer) else { return false };
+        let Some(log) = self.logs.get(&writer) else { return (false, false) };
         let void: Vec<RecordKey> =
             log.by_seq.iter().take_while(|entry| entry.record.seq <= log.floor).map(|entry| entry.record.key).collect();
         for key in &void {
             self.remove(key);
         }
-        void.iter().any(|key| key.kind <= Kind::HOST && key.kind != Kind::FLOOR)
+        (!void.is_empty(), void.iter().any(|key| key.kind <= Kind::HOST && key.kind != Kind::FLOOR))
     }
 
     /// Drops the logs of those who have no right to one; whether there were any.

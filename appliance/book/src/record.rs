@@ -192,6 +192,23 @@ impl Serialize for Signed {
     }
 }
 
+/// [`Signed::to_bytes`] in a message.
+impl<C> Encode<C> for Signed {
+    fn encode<W: minicbor::encode::Write>(
+        &self,
+        encoder: &mut minicbor::Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), minicbor::encode::Error<W::Error>> {
+        encoder.bytes(&self.to_bytes())?.ok()
+    }
+}
+
+impl<C> Decode<'_, C> for Signed {
+    fn decode(decoder: &mut minicbor::Decoder<'_>, _: &mut C) -> Result<Self, minicbor::decode::Error> {
+        Self::from_bytes(decoder.bytes()?).map_err(|_| minicbor::decode::Error::message("bytes that are no record"))
+    }
+}
+
 impl<'de> Deserialize<'de> for Signed {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if !deserializer.is_human_readable() {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     book::{Book, Thing},
+    gossip::message::Vitals,
     grant::{self, Grant},
     key::{Digest, Id, Key, id_of_key},
     record::{Assigned, Body, DomainBody, HostBody, ImageBody, Kind, LanBody, MemberBody, SeenBody, SeenState, VmBody},
@@ -190,6 +191,13 @@ pub struct Load {
     pub vms: u32,
     /// Memory of those that run or are about to.
     pub memory_bytes: u64,
+}
+
+impl Load {
+    /// Of a host of another domain, of whose VMs few are known here: what it says itself, where that is more.
+    pub fn with(self, vitals: &Vitals) -> Self {
+        Self { vms: self.vms.max(vitals.vms), memory_bytes: self.memory_bytes.max(u64::from(vitals.memory_used_mib) << 20) }
+    }
 }
 
 /// What each host that holds VMs bears.

@@ -74,7 +74,6 @@ fn host() -> HostBody {
         cpus: 4,
         memory_bytes: 8 << 30,
         disk_bytes: 1 << 40,
-        disk_used_bytes: 1 << 30,
         draining: false,
         durable: true,
         version: "0.1.0".into(),

@@ -27,7 +27,8 @@ impl Peer {
         &self.addresses[..self.addresses.len().min(ADDRESSES_MAX)]
     }
 
-    pub(crate) fn silent(&self, why: &str) -> ApiError {
+    /// It was not reached, and why.
+    pub fn silent(&self, why: &str) -> ApiError {
         ApiError::new(ErrorCode::Unreachable, format!("host {} is not reached: {why}", self.name))
     }
 }

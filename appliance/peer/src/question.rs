@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{
-    body::Body,
+    body::{Body, Bytes},
     http::{Method, Request, Response, header},
 };
 use http_body_util::BodyExt;
@@ -30,6 +30,17 @@ impl Mesh {
             read_answer(peer, response).await
         };
         tokio::time::timeout(ANSWER_TIME, answer).await.unwrap_or_else(|_| Err(peer.silent("no answer in time")))
+    }
+
+    /// Makes a short request whose body is no JSON, nor is the answer's; that is at most so long and comes within a time.
+    pub async fn ask_bytes(&self, peer: &Peer, path: &str, question: Vec<u8>, bytes_max: usize, time: Duration) -> Result<Bytes, ApiError> {
+        let request = Request::builder().method(Method::POST).uri(path).header(header::CONTENT_TYPE, "application/cbor");
+        let request = request.body(Body::from(question)).map_err(|error| ApiError::new(ErrorCode::Failed, error.to_string()))?;
+        let answer = async {
+            let response = self.request(peer, request).await?;
+            read_bytes(peer, response, bytes_max).await
+        };
+        tokio::time::timeout(time, answer).await.unwrap_or_else(|_| Err(peer.silent("no answer in time")))
     }
 
     /// Makes any request. An upgrade of the response upgrades the stream.
@@ -69,12 +80,17 @@ pub(crate) async fn request_over(
 
 /// The body of a success, or the error that the other side told.
 pub async fn read_answer<A: DeserializeOwned>(peer: &Peer, response: Response<Body>) -> Result<A, ApiError> {
+    let bytes = read_bytes(peer, response, ANSWER_BYTES_MAX).await?;
+    let bytes = if bytes.is_empty() { &b"null"[..] } else { &bytes };
+    serde_json::from_slice(bytes).map_err(|error| peer.silent(&format!("an answer that makes no sense: {error}")))
+}
+
+async fn read_bytes(peer: &Peer, response: Response<Body>, bytes_max: usize) -> Result<Bytes, ApiError> {
     let status = response.status();
-    let body = http_body_util::Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+    let body = http_body_util::Limited::new(response.into_body(), bytes_max).collect().await;
     let bytes = body.map_err(|error| peer.silent(&error.to_string()))?.to_bytes();
     if status.is_success() {
-        let bytes = if bytes.is_empty() { &b"null"[..] } else { &bytes };
-        return serde_json::from_slice(bytes).map_err(|error| peer.silent(&format!("an answer that makes no sense: {error}")));
+        return Ok(bytes);
     }
     Err(serde_json::from_slice(&bytes).unwrap_or_else(|_| peer.silent(&format!("HTTP status {status}"))))
 }

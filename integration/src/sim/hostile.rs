@@ -35,7 +35,7 @@ pub struct Hostile {
 impl Hostile {
     /// Knows what was in the book.
     pub fn new(writer: Writer, book: &Book, old: Vec<Signed>, hosts: Vec<Key>, seed: u64) -> Self {
-        let domains = book.groups(0).into_iter().map(|mark| mark.group).collect();
+        let domains = book.groups(0, &book.lens(None)).into_iter().map(|mark| mark.group).collect();
         Self { writer, chance: Chance::new(seed), old, domains, hosts, written: 0 }
     }
 
@@ -91,7 +91,7 @@ impl Hostile {
 
     fn groups(&mut self) -> Vec<GroupMark> {
         let domains = self.domains.clone();
-        domains.into_iter().map(|group| GroupMark { group, digest: self.chance.any().to_be_bytes() }).collect()
+        domains.into_iter().map(|group| GroupMark { group, digest: Name(self.chance.any().to_be_bytes()) }).collect()
     }
 
     fn offers(&mut self) -> Vec<Offer> {
@@ -100,7 +100,7 @@ impl Hostile {
 
     /// Everybody is there, and for ever.
     fn beats(&mut self) -> Beats {
-        let others = self.hosts.iter().take(250).map(|host| Beat { host: tag_of(host), beside: 0, age: 0 }).collect();
-        Beats { own: u64::MAX, others }
+        let others = self.hosts.iter().take(250).map(|host| Beat { host: tag_of(host), beside: 0, age: 0, vitals: None }).collect();
+        Beats { own: u64::MAX, others, vitals: None }
     }
 }

@@ -96,7 +96,10 @@ fn figure(name: &str, unit: &'static str, measured: f64, target: Target, how: &s
 fn of_spread(spread: Vec<Option<Duration>>) -> Vec<Figure> {
     let missing = spread.iter().filter(|time| time.is_none()).count();
     let times = sorted(spread.iter().map(|time| time.map_or(f64::INFINITY, |time| time.as_secs_f64())));
-    let how = format!("from its writing to its being in the last of all books of hosts that answer; {} records", times.len());
+    let how = format!(
+        "from its writing to its being in the last book of a host that answers and whose domain it concerns; {} records",
+        times.len()
+    );
     let at = |part: usize| times[(times.len() - 1) * part / 100];
     vec![
         figure("record is everywhere, median", "s", at(50), Target::AtMost(5.0), &how),

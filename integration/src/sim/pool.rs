@@ -73,11 +73,19 @@ impl Pool {
             let entry = proved.entry(signed).context("a record of the world is wrong")?;
             book.restore_read(entry, Came::InTurn)?;
         }
+        // Each host has what concerns its domain.
+        let scoped = |host: &Writer| {
+            let mut book = book.clone().of_host(host.key);
+            let others = book.unconcerned();
+            book.forget(&others);
+            book
+        };
+        let books: Vec<Book> = writers.iter().take(plan.domains).map(scoped).collect();
         let mut chance = Chance::new(plan.seed);
         let host = |number: usize| Host {
             key: writers[number].key,
             site: writers[number].domain,
-            book: book.clone().of_host(writers[number].key),
+            book: books[writers[number].domain].clone().of_host(writers[number].key),
             engine: Engine::new(writers[number].key, 1_800_000_000, plan.seed ^ (number as u64) << 20),
             is_silent: false,
             account: Account::default(),
@@ -163,9 +171,12 @@ impl Pool {
         }
         let id = self.writers[by].vms[vm];
         let signed = self.writers[by].seen(id, SeenState::Paused, 7)?;
-        let spreading = Spreading { written: self.now, missing: living.into_iter().filter(|host| *host != by).collect(), last: self.now };
-        self.spreading.insert((self.writers[by].key, self.writers[by].seq), spreading);
+        let named = (self.writers[by].key, self.writers[by].seq);
         let said = self.hosts[by].write(self.now, signed, &mut self.proved);
+        let concern = self.hosts[by].book.concern_of(&named.0, named.1).context("what was written is in its writer's book")?;
+        let concerned = |host: &usize| *host != by && self.hosts[*host].book.own_domain().is_some_and(|domain| concern.has(&domain));
+        let missing = living.into_iter().filter(concerned).collect();
+        self.spreading.insert(named, Spreading { written: self.now, missing, last: self.now });
         self.say(by, said);
         self.plan_tick(by);
         Ok(())

@@ -127,7 +127,9 @@ pub fn make(plan: &Plan) -> Result<World> {
     for host in &mut hosts[..plan.domains] {
         let domain = host.domain;
         for number in 0..LANS {
-            lans.push(lan(host, domain * LANS + number, &mut records)?);
+            // One of them with the next domain, whose hosts are told of the VMs on it.
+            let shared = (number == 0).then(|| public(&domains[(domain + 1) % plan.domains]));
+            lans.push(lan(host, domain * LANS + number, shared, &mut records)?);
             let body = image(domain * LANS + number);
             let id = bound_id(&host.key, &body.nonce);
             records.push(host.write(Kind::IMAGE, id, Some(&Body::Image(body.into())))?);
@@ -154,7 +156,6 @@ fn facts(host: &mut Writer, number: usize, domain: Key, records: &mut Vec<Signed
         cpus: 16,
         memory_bytes: 64 << 30,
         disk_bytes: 1 << 40,
-        disk_used_bytes: 100 << 30,
         draining: false,
         durable: true,
         version: "0.1.0".into(),
@@ -167,7 +168,7 @@ fn facts(host: &mut Writer, number: usize, domain: Key, records: &mut Vec<Signed
     Ok(())
 }
 
-fn lan(host: &mut Writer, number: usize, records: &mut Vec<Signed>) -> Result<Id> {
+fn lan(host: &mut Writer, number: usize, shared: Option<Key>, records: &mut Vec<Signed>) -> Result<Id> {
     let body = LanBody {
         nonce: nonce("lan", number),
         name: format!("lan-{number}"),
@@ -177,7 +178,7 @@ fn lan(host: &mut Writer, number: usize, records: &mut Vec<Signed>) -> Result<Id
         mtu: 1400,
         leases: (0..16).map(|count| RangeLease { host: host.key, first: Ipv4Addr::new(10, 64, count, 1), count: 16 }).collect(),
         created: CREATED,
-        domains: vec![],
+        domains: shared.into_iter().collect(),
     };
     let id = bound_id(&host.key, &body.nonce);
     records.push(host.write(Kind::LAN, id, Some(&Body::Lan(body.into())))?);

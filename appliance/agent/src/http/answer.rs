@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::{
+    body::Bytes,
     extract::{Extension, FromRequest, Request, rejection::JsonRejection},
     http::{StatusCode, Uri},
     response::{IntoResponse, Response},
@@ -51,12 +52,32 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
         match tokio::time::timeout(BODY_TIME, axum::Json::from_request(request, state)).await {
             Ok(Ok(axum::Json(value))) => Ok(Self(value)),
             Ok(Err(rejection)) => Err(refuse(&rejection, spoken.as_ref())),
-            Err(_) => {
-                let message = format!("the body of the request did not come within {} s", BODY_TIME.as_secs());
-                Err(ApiError::new(ErrorCode::BadRequest, message).into())
-            }
+            Err(_) => Err(late()),
         }
     }
+}
+
+/// A body that is no JSON, with the same limits.
+pub struct Whole(pub Bytes);
+
+impl<S: Send + Sync> FromRequest<S> for Whole {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        match tokio::time::timeout(BODY_TIME, Bytes::from_request(request, state)).await {
+            Ok(Ok(bytes)) => Ok(Self(bytes)),
+            Ok(Err(rejection)) => {
+                let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { ErrorCode::TooLarge } else { ErrorCode::BadRequest };
+                Err(ApiError::new(code, format!("the body of the request: {}", rejection.body_text())).into())
+            }
+            Err(_) => Err(late()),
+        }
+    }
+}
+
+fn late() -> Failure {
+    let message = format!("the body of the request did not come within {} s", BODY_TIME.as_secs());
+    ApiError::new(ErrorCode::BadRequest, message).into()
 }
 
 /// What another host sends on for a user may have a field that only its own version knows.

@@ -17,7 +17,7 @@ use rebec_api::{
 use rebec_book::{
     Signed,
     authority::Question,
-    book::Came,
+    gossip::message as gossip,
     key::{Digest, Id},
     record::Kind,
 };
@@ -26,18 +26,18 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::{
     Caller,
-    answer::{Answer, Failure, Json},
+    answer::{Answer, Failure, Json, Whole},
     jobs, rights, vms,
 };
 use crate::{
     agent::Agent,
     audit::{Entry, Who},
-    exchange::{self, News, Private},
+    exchange,
     pool::{self, JoinAnswer, JoinQuestion},
     vm::{
         Want,
         arrive::{self, Offer},
-        create::{self, LeaseQuestion, Order, StartOrder},
+        create::{self, Introduction, LeaseQuestion, Order, StartOrder},
         keeper::{self, Verdict, Wish},
         start,
     },
@@ -68,20 +68,28 @@ pub async fn leave(State(agent): State<Arc<Agent>>, Extension(caller): Extension
 }
 
 /// `POST /internal/exchange`
-pub async fn exchange(State(agent): State<Arc<Agent>>, Json(question): Json<exchange::Question>) -> Answer<exchange::Answer> {
-    let answer = exchange::answer(&agent, &question);
-    Ok(axum::Json(answer.ok_or_else(|| ApiError::new(ErrorCode::Conflict, "this host belongs to no pool"))?))
+pub async fn exchange(
+    State(agent): State<Arc<Agent>>,
+    Extension(caller): Extension<Caller>,
+    Whole(bytes): Whole,
+) -> Result<Response, Failure> {
+    let Caller::Host(from) = caller else { return Err(ApiError::new(ErrorCode::Forbidden, "hosts gossip, users do not").into()) };
+    let question = gossip::Question::from_bytes(&bytes).map_err(|error| ApiError::new(ErrorCode::BadRequest, error.to_string()))?;
+    let answer = exchange::answer(&agent, from, question);
+    Ok(told(&answer.ok_or_else(|| ApiError::new(ErrorCode::Conflict, "this host belongs to no pool"))?))
+}
+
+/// An answer of the gossip.
+pub fn told(answer: &gossip::Answer) -> Response {
+    ([(header::CONTENT_TYPE, "application/cbor")], answer.to_bytes()).into_response()
 }
 
 /// `POST /internal/records`
-pub async fn records(State(agent): State<Arc<Agent>>, Json(news): Json<News>) -> Answer<()> {
-    let came = news.came();
-    agent.knowledge.take_in(news.records, came);
-    for (vm, Private(private)) in news.private {
-        let is_keeper = start::desired(&agent, vm)?.1.keeper == Some(agent.key());
-        if is_keeper {
-            start::take_private(&agent, vm, &private)?;
-        }
+pub async fn records(State(agent): State<Arc<Agent>>, Json(introduction): Json<Introduction>) -> Answer<()> {
+    let Introduction { records, vm, private } = introduction;
+    exchange::learn(&agent, records);
+    if start::desired(&agent, vm)?.1.keeper == Some(agent.key()) {
+        start::take_private(&agent, vm, &private)?;
     }
     Ok(axum::Json(()))
 }
@@ -103,7 +111,7 @@ pub async fn promises(
     Extension(caller): Extension<Caller>,
     Json(question): Json<keeper::Question>,
 ) -> Answer<Verdict> {
-    agent.knowledge.take_in(question.records, Came::Alone);
+    exchange::learn(&agent, question.records);
     let granted = rights::ask(&agent, caller, Question::Promise(question.vm)).await?;
     Ok(axum::Json(keeper::answer(&agent, granted, question.ask)?))
 }
@@ -121,7 +129,7 @@ pub async fn starts(
     Json(order): Json<StartOrder>,
 ) -> Result<Response, Failure> {
     let StartOrder { vm, epoch, reason, records, private, order } = order;
-    agent.knowledge.take_in(records, Came::Alone);
+    exchange::learn(&agent, records);
     rights::ask(&agent, caller, Question::Start(vm, epoch)).await?;
     start::take_private(&agent, vm, &private)?;
     let (_, body) = start::desired(&agent, vm)?;
@@ -155,7 +163,7 @@ pub async fn arrivals(
     Extension(caller): Extension<Caller>,
     Json(offer): Json<Offer>,
 ) -> Result<Response, Failure> {
-    agent.knowledge.take_in(offer.records, Came::Alone);
+    exchange::learn(&agent, offer.records);
     let granted = rights::ask(&agent, caller, Question::Arrive(offer.vm, offer.epoch)).await?;
     start::take_private(&agent, offer.vm, &offer.private)?;
     let what = format!("make ready for VM {}", offer.vm.short());

@@ -31,7 +31,7 @@ use std::sync::Arc;
 
 use self::answer::{no_method, no_route};
 pub use self::rights::Caller;
-use crate::agent::Agent;
+use crate::{agent::Agent, exchange};
 use axum::{
     Router,
     extract::DefaultBodyLimit,
@@ -49,7 +49,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         router.route(row.path, row.handler.route_layer(right))
     });
     let agents = Router::new()
-        .route(rights::EXCHANGE, post(internal::exchange))
+        .route(exchange::PATH, post(internal::exchange))
         .route("/internal/records", post(internal::records))
         .route("/internal/leave", post(internal::leave))
         .route("/internal/leases", post(internal::leases))

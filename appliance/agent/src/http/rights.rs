@@ -12,18 +12,16 @@ use axum::{
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
     authority::{self, Asker, Command, Granted, Question, Refused},
+    gossip::message::Answer,
     record::Kind,
 };
 
-use super::{answer::Failure, names, tls::TokenName, warrants};
+use super::{answer::Failure, internal, names, tls::TokenName, warrants};
 use crate::{
     agent::{Agent, now_s},
     audit::{self, Entry, Weight, Who},
     exchange,
 };
-
-/// Where hosts compare their books.
-pub const EXCHANGE: &str = "/internal/exchange";
 
 /// Who asks, as the listener knows.
 pub type Caller = Asker;
@@ -148,7 +146,7 @@ pub async fn agents(State(agent): State<Arc<Agent>>, request: Request, next: Nex
     match agent.may(caller, Question::Exchange) {
         Ok(granted) => {
             if let Some(host) = granted.host() {
-                agent.heard(host);
+                exchange::heard(&agent, host);
             }
             next.run(request).await
         }
@@ -156,7 +154,7 @@ pub async fn agents(State(agent): State<Arc<Agent>>, request: Request, next: Nex
             let error = forbidden(&refused);
             note(&agent, who(&agent, caller, None), Question::Exchange, Some(&error)).await;
             match refused {
-                Refused { proof: Some(proof), .. } if request.uri().path() == EXCHANGE => axum::Json(exchange::dead(proof)).into_response(),
+                Refused { proof: Some(proof), .. } if request.uri().path() == exchange::PATH => internal::told(&Answer::Dead(proof)),
                 _ => Failure(error).into_response(),
             }
         }

@@ -69,11 +69,12 @@ pub fn domains(book: &Book) -> Vec<DomainInfo> {
 /// The hosts.
 pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
     let names = Names::new(book);
-    let loads = view::loads(book);
+    let (loads, own) = (view::loads(book), book.own_domain());
     let shown = view::hosts(book).into_iter().map(|host| {
         let silence = if host.key == agent.key() { None } else { agent.silence(&host.key) };
         let body = host.body;
-        let load = loads.get(&host.key).copied().unwrap_or_default();
+        let (load, vitals) = (loads.get(&host.key).copied().unwrap_or_default(), agent.exchange.vitals(&host.key));
+        let load = if own == Some(host.domain) { load } else { load.with(&vitals) };
         HostInfo {
             domain: names.domains.get(&host.domain).cloned().unwrap_or_default(),
             key: host.key.to_string(),
@@ -92,7 +93,7 @@ pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
             memory_bytes: body.memory_bytes,
             memory_used_bytes: load.memory_bytes,
             disk_bytes: body.disk_bytes,
-            disk_used_bytes: body.disk_used_bytes,
+            disk_used_bytes: u64::from(vitals.disk_used_mib) << 20,
             vms: load.vms,
             durable: body.durable,
             version: body.version.clone(),
@@ -208,8 +209,9 @@ fn named_vm(agent: &Agent, book: &Book, names: &Names, vm: view::Named<'_, VmBod
     let lost = !agent.answers(&holder);
     let (state, reason) = match seen {
         Some(seen) if lost => {
-            let silence = agent.silence(&holder).unwrap_or_default().as_secs();
-            let reason = format!("host {} has not been heard for {silence} s; it was {:?}", names.host(&holder), seen.body.state);
+            let silence = || format!("has not been heard for {} s", agent.silence(&holder).unwrap_or_default().as_secs());
+            let what = book.dead(&holder).map_or_else(silence, |why| format!("was declared dead: {why}"));
+            let reason = format!("host {} {what}; it was {:?}", names.host(&holder), seen.body.state);
             (VmState::Lost, Some(reason))
         }
         Some(seen) => (state_of(seen.body.state), seen.body.reason.clone()),

@@ -146,22 +146,7 @@ fn beginning() -> Vec<Signed> {
 }
 
 fn host_body() -> Body {
-    let body = HostBody {
-        domain: key(1),
-        addresses: vec![],
-        underlay: None,
-        api: None,
-        no_kvm: None,
-        cpus: 1,
-        memory_bytes: 1,
-        disk_bytes: 1,
-        disk_used_bytes: 0,
-        draining: false,
-        durable: true,
-        version: "1".into(),
-        audit: None,
-        speaks: None,
-    };
+    let body = HostBody::bare(key(1));
     Body::Host(body.into())
 }
 

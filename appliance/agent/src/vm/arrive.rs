@@ -54,7 +54,7 @@ pub struct Offer {
     #[serde(with = "rebec_book::record::as_text")]
     pub private: VmPrivate,
     /// The order's name.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<Id>,
 }
 

@@ -9,7 +9,6 @@ use rebec_api::{
 use rebec_book::{
     Body, Key, Signed,
     authority::Granted,
-    book::Came,
     key::{Id, Name, bound_id},
     lan,
     record::{Assigned, ImageBody, Kind, LanBody, NicBody, RangeLease, SeenState, VmBody, VmPrivate},
@@ -22,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::{Kept, depart, failed, seed, start};
 use crate::{
     agent::{Agent, lock, now_s, random},
-    exchange::News,
+    exchange,
     http::names,
     jobs::Reporter,
 };
@@ -33,6 +32,18 @@ const LANS_MAX: usize = 8;
 const MOVE_EPOCHS: u64 = 2;
 /// Most virtual processors.
 const VCPUS_MAX: u8 = 16;
+
+/// `POST /internal/records`: to the keeper of a VM, before others tell it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Introduction {
+    /// What it needs to know the VM.
+    pub records: Vec<Signed>,
+    /// The VM.
+    pub vm: Id,
+    /// What others are not told of it.
+    #[serde(with = "rebec_book::record::as_text")]
+    pub private: VmPrivate,
+}
 
 /// `POST /internal/leases`: addresses of a LAN for the asking host.
 #[derive(Debug, Serialize, Deserialize)]
@@ -122,11 +133,7 @@ async fn introduce(agent: &Arc<Agent>, keeper: Key, vm: Id) -> Result<(), ApiErr
     let peer = agent.peer(&keeper).ok_or_else(unknown)?;
     agent
         .mesh
-        .ask(
-            &peer,
-            "/internal/records",
-            &News { records: start::records(agent, vm)?, whole: false, private: vec![(vm, start::private(agent, vm)?.into())] },
-        )
+        .ask(&peer, "/internal/records", &Introduction { records: start::records(agent, vm)?, vm, private: start::private(agent, vm)? })
         .await
 }
 
@@ -184,7 +191,7 @@ async fn lease(agent: &Arc<Agent>, lan: Id, home: Key) -> Result<(), ApiError> {
     let peer =
         agent.peer(&home).ok_or_else(|| ApiError::new(ErrorCode::Unreachable, "the LAN's home host is not known here yet; try again"))?;
     let records: Vec<Signed> = agent.mesh.ask(&peer, "/internal/leases", &LeaseQuestion { lan }).await?;
-    agent.knowledge.take_in(records, Came::Alone);
+    exchange::learn(agent, records);
     Ok(())
 }
 
@@ -250,10 +257,12 @@ fn donors(book: &rebec_book::Book, moving: &Kept) -> Vec<Key> {
 
 /// Every host of the pool, as far as placing goes.
 fn candidates(agent: &Agent, book: &rebec_book::Book) -> Vec<Candidate> {
-    let loads = view::loads(book);
+    let (loads, own) = (view::loads(book), book.own_domain());
     let hosts = view::hosts(book).into_iter().filter(|host| host.member.dead.is_none());
     let candidates = hosts.map(|host| {
-        let body = host.body;
+        let (body, vitals) = (host.body, agent.exchange.vitals(&host.key));
+        let load = loads.get(&host.key).copied().unwrap_or_default();
+        let memory_used_bytes = if own == Some(host.domain) { load.memory_bytes } else { load.with(&vitals).memory_bytes };
         let parts = view::parts(book, &host.key).copied().collect();
         Candidate {
             key: host.key,
@@ -264,8 +273,8 @@ fn candidates(agent: &Agent, book: &rebec_book::Book) -> Vec<Candidate> {
             durable: body.durable,
             no_kvm: body.no_kvm.clone(),
             underlay: body.underlay.is_some(),
-            memory_free_bytes: body.memory_bytes.saturating_sub(loads.get(&host.key).map_or(0, |load| load.memory_bytes)),
-            disk_free_bytes: body.disk_bytes.saturating_sub(body.disk_used_bytes),
+            memory_free_bytes: body.memory_bytes.saturating_sub(memory_used_bytes),
+            disk_free_bytes: body.disk_bytes.saturating_sub(u64::from(vitals.disk_used_mib) << 20),
             parts,
         }
     });
@@ -284,7 +293,7 @@ pub async fn start_at(agent: &Arc<Agent>, id: Id, order: Order, chosen: &Choice,
     let seen = depart::order(agent, &peer, "/internal/starts", &order, reporter).await?;
     // The chosen host's word on how the VM is comes with its answer, so that whoever asks next is not told less.
     if let Ok(records) = serde_json::from_value(seen) {
-        agent.knowledge.take_in(records, Came::Alone);
+        exchange::learn(agent, records);
     }
     Ok(())
 }
@@ -349,6 +358,6 @@ pub struct StartOrder {
     #[serde(with = "rebec_book::record::as_text")]
     pub private: VmPrivate,
     /// The order's name.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<Id>,
 }

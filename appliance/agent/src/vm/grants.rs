@@ -94,8 +94,14 @@ pub fn tidy(agent: &Arc<Agent>) {
         let mine = book.of_kind(Kind::SEEN).filter(|record| record.key.writer == own);
         let left = mine.filter(|record| matches!(&record.body, Some(Body::Seen(seen)) if seen.state == SeenState::Left));
         let carried = left.map(|record| record.key.id).filter(|vm| {
-            let with = view::way(book, *vm, |_| true).map(|(at, _)| at);
-            with == view::way(book, *vm, |host| *host != own).map(|(at, _)| at)
+            let with = view::way(book, *vm, |_| true);
+            let alone = view::way(book, *vm, |host| *host != own);
+            // Another domain's home tells this host how the VM goes on for as long as this host has a word in it. It had it until the home
+            // has assigned it anew.
+            let is_foreign = book.thing(Kind::VM, *vm).is_some_and(|thing| thing.domain != book.own_domain());
+            let first = || view::vm_body(book, *vm).is_some_and(|body| body.assigned.host == own);
+            let had = is_foreign && (first() || with.iter().flat_map(|(_, way)| way).any(|grant| grant.to == own));
+            with.map(|(at, _)| at) == alone.map(|(at, _)| at) && !had
         });
         let homes = book.of_kind(Kind::VM).filter(|record| record.key.writer == own).filter_map(|record| {
             let Some(Body::Vm(body)) = &record.body else { return None };

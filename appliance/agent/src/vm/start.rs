@@ -1,6 +1,7 @@
 //! Starts a VM here: its parts are gathered, its disk made if it has none, its VMM started.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::PathBuf,
@@ -11,7 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
-    Key, Signed,
+    Body, Key, Signed,
     key::{Id, Nonce},
     record::{ImageBody, Kind, PartRef, RecordKey, SeenState, VmBody, VmPrivate},
     view::{self, HostView},
@@ -183,13 +184,24 @@ pub async fn gather(agent: &Arc<Agent>, image: &ImageBody, sender: Option<Key>, 
     Ok(())
 }
 
-/// Hosts that hold a part and answer: own domain first, then who sends the VM that needs it, whatever it says that it holds.
+/// Hosts that hold a part and answer: own domain first, then who sends the VM that needs it, whatever it says that it holds. What another
+/// domain's hosts hold is not told here: homes of images and VMs that need the part are asked.
 fn holders(agent: &Agent, part: &PartRef, sender: Option<Key>) -> Vec<Peer> {
     let own = agent.key();
     let found = agent.book(|book| {
         let domain = book.own_domain();
-        let holds = |host: &HostView<'_>| view::parts(book, &host.key).any(|digest| *digest == part.digest);
-        let hosts = view::hosts(book).into_iter().filter(|host| host.key != own && (holds(host) || Some(host.key) == sender));
+        let needs = |record: &&rebec_book::Record| match &record.body {
+            Some(Body::Image(image)) => image.parts().any(|one| one.digest == part.digest),
+            Some(Body::Vm(vm)) => vm.image.parts().any(|one| one.digest == part.digest),
+            _ => false,
+        };
+        let things = book.of_kind(Kind::IMAGE).chain(book.of_kind(Kind::VM));
+        let homes: BTreeSet<Key> = things.filter(needs).map(|record| record.key.writer).collect();
+        let holds = |host: &HostView<'_>| {
+            let told = view::parts(book, &host.key).any(|digest| *digest == part.digest);
+            told || Some(host.key) == sender || Some(host.domain) != domain && homes.contains(&host.key)
+        };
+        let hosts = view::hosts(book).into_iter().filter(|host| host.key != own && holds(host));
         let near = hosts.map(|host| match host.key {
             key if Some(host.domain) == domain => (Nearness::Own, key),
             key if Some(key) == sender => (Nearness::Sender, key),

@@ -83,22 +83,7 @@ impl Writer {
 
     fn host(&mut self, host: u8, domain: u8) {
         self.member(host, domain, None);
-        let body = HostBody {
-            domain: key(domain),
-            addresses: vec![],
-            underlay: None,
-            api: None,
-            no_kvm: None,
-            cpus: 1,
-            memory_bytes: 0,
-            disk_bytes: 0,
-            disk_used_bytes: 0,
-            draining: false,
-            durable: true,
-            version: "1".into(),
-            audit: None,
-            speaks: None,
-        };
+        let body = HostBody::bare(key(domain));
         self.write(Kind::HOST, id_of_key(&key(host)), host, Body::Host(body.into()));
     }
 

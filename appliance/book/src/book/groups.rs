@@ -7,73 +7,98 @@
 //! ```
 //! Writers and groups go by their first 8 bytes: to find a key that begins like a given one takes 2^64 tries.
 
-use super::{marks::Parcel, *};
+use minicbor::{Decode, Encode};
+
+use super::{parcel::Parcel, scope::Sight, *};
 
 /// The first bytes of a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Tag(pub [u8; 8]);
+pub type Tag = Name<8>;
 
 /// The first bytes of this one.
 pub fn tag_of(key: &Key) -> Tag {
     let mut tag = [0; 8];
     tag.copy_from_slice(&key.0[..8]);
-    Tag(tag)
+    Name(tag)
 }
 
 /// What the logs of one group come to.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Group {
     digest: u128,
+    /// Of what is everybody's.
+    public: u128,
     writers: BTreeSet<Key>,
     pub(super) records: usize,
     pub(super) bytes: usize,
 }
 
 /// One group, as it is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct GroupMark {
     /// The domain's key; of the keys' logs the pool's.
+    #[n(0)]
     pub group: Tag,
     /// What is in its logs.
-    pub digest: [u8; 8],
+    #[n(1)]
+    pub digest: Name<8>,
 }
 
 /// A mark, as it travels in a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Encode, Decode)]
 pub struct ShortMark {
     /// Whose log.
+    #[n(0)]
     pub writer: Tag,
     /// Its greatest number.
+    #[n(1)]
     pub head: u64,
     /// What is in it.
+    #[n(2)]
     pub mark: u64,
 }
 
 impl Book {
-    /// Every group, salted.
-    pub fn groups(&self, salt: u64) -> Vec<GroupMark> {
+    /// Every group, salted, as it is compared with another host.
+    pub fn groups(&self, salt: u64, lens: &Lens) -> Vec<GroupMark> {
         let shown = |digest: u128| {
             let mut bytes = [0; 24];
             bytes[..8].copy_from_slice(&salt.to_be_bytes());
             bytes[8..].copy_from_slice(&digest.to_be_bytes());
             let mut short = [0; 8];
             short.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..8]);
-            short
+            Name(short)
         };
-        self.groups.iter().map(|(key, group)| GroupMark { group: tag_of(key), digest: shown(group.digest) }).collect()
+        let digest = |key: &Key, group: &Group| match lens.sight(self, key) {
+            Sight::All => group.digest,
+            Sight::Public => group.public,
+            sight @ Sight::Shared(shared) => {
+                let logs = shared.keys().filter_map(|writer| self.logs.get_key_value(writer)).filter(|(_, log)| log.group == *key);
+                logs.fold(group.public, |digest, (writer, log)| {
+                    digest ^ part_of(writer, log, (log.public_head, log.public_mark)) ^ part_of(writer, log, sight.of(writer, log))
+                })
+            }
+        };
+        self.groups.iter().map(|(key, group)| GroupMark { group: tag_of(key), digest: shown(digest(key, group)) }).collect()
     }
 
     /// The marks of one group.
-    pub fn marks_in(&self, group: Tag) -> Vec<ShortMark> {
-        self.logs_in(group).map(|(writer, log)| ShortMark { writer: tag_of(writer), head: log.head, mark: log.mark }).collect()
+    pub fn marks_in(&self, group: Tag, lens: &Lens) -> Vec<ShortMark> {
+        let marks = self.logs_in(group).map(|(writer, log)| {
+            let (head, mark) = lens.sight(self, &log.group).of(writer, log);
+            ShortMark { writer: tag_of(writer), head, mark }
+        });
+        // Of a log of which the other is shown nothing it knows as much as this side.
+        marks.filter(|mark| (mark.head, mark.mark) != (0, 0)).collect()
     }
 
-    /// As [`Book::above`], of one group: what is all that the other lacks up to the last of each log, and what is beyond a hole. Of a log
-    /// for which there is no room the rest is left out.
+    /// What a side with those marks of a group lacks: all of it up to the last of each log, and what is beyond a hole; at most about
+    /// `bytes_max`. Who lacks more asks again. Of a log that is to be sent whole, chance says where that begins, so that a long one is through
+    /// in some rounds; of one for which there is no room the rest is left out.
     pub fn above_in(
         &self,
         group: Tag,
         theirs: &[ShortMark],
+        lens: &Lens,
         bytes_max: usize,
         chance: u64,
         mut has_room: impl FnMut(&Key, usize) -> bool,
@@ -83,19 +108,24 @@ impl Book {
         // Begun with another writer each time: one that has much to say does not keep the others waiting.
         let logs: Vec<_> = self.logs_in(group).collect();
         let first = (chance >> 32) as usize % logs.len().max(1);
-        for (writer, log) in logs[first..].iter().chain(&logs[..first]) {
+        // But for the pool's key, by whose word others are judged.
+        let (judging, others): (Vec<_>, Vec<_>) = logs[first..].iter().chain(&logs[..first]).partition(|(writer, _)| **writer == self.pool);
+        for (writer, log) in judging.into_iter().chain(others) {
             let known = theirs.get(&tag_of(writer)).copied();
-            if !parcel.add((writer, log), known, &mut has_room) {
+            if !parcel.add((writer, log), lens.sight(self, &log.group), known, &mut has_room) {
                 break;
             }
         }
         (parcel.in_turn, parcel.alone)
     }
 
-    /// As [`Book::is_behind`], of one group.
-    pub fn is_behind_in(&self, theirs: &[ShortMark]) -> bool {
-        theirs.iter().any(|mark| match self.writer(mark.writer).and_then(|writer| self.logs.get(&writer)) {
-            Some(log) => !log.is_over && (log.head < mark.head || log.head == mark.head && log.mark != mark.mark),
+    /// Whether a side with those marks has something that this one lacks.
+    pub fn is_behind_in(&self, theirs: &[ShortMark], lens: &Lens) -> bool {
+        theirs.iter().any(|theirs| match self.writer(theirs.writer).and_then(|writer| self.logs.get_key_value(&writer)) {
+            Some((writer, log)) => {
+                let (head, mark) = lens.sight(self, &log.group).of(writer, log);
+                !log.is_over && (head < theirs.head || head == theirs.head && mark != theirs.mark)
+            }
             None => true,
         })
     }
@@ -122,6 +152,11 @@ impl Book {
         log.from(seq).first().filter(|entry| entry.record.seq == seq).map(|entry| &entry.signed)
     }
 
+    /// What a writer wrote, in the order of its numbers.
+    pub fn log_of(&self, writer: &Key) -> Vec<Signed> {
+        self.logs.get(writer).into_iter().flat_map(|log| log.from(0)).map(|entry| entry.signed.clone()).collect()
+    }
+
     /// Grows when it may have changed who belongs to whom.
     pub fn authority(&self) -> u64 {
         self.authority
@@ -144,6 +179,8 @@ impl Book {
         let group = self.groups.entry(log.group).or_default();
         group.leave(writer, log);
         change(log);
+        let known = log.by_seq.iter().rev().skip_while(|entry| entry.record.seq > log.head);
+        log.public_head = known.map(|entry| &entry.record).find(|record| is_public(record)).map_or(0, |record| record.seq);
         group.join(writer, log);
     }
 
@@ -185,6 +222,7 @@ impl Book {
             }
             self.logs.insert(writer, log);
         }
+        self.rescope_all();
     }
 
     fn leave_group(&mut self, writer: &Key, log: &Log) {
@@ -211,7 +249,8 @@ impl Book {
 
 impl Group {
     fn join(&mut self, writer: &Key, log: &Log) {
-        self.digest ^= part_of(writer, log);
+        self.digest ^= part_of(writer, log, (log.head, log.mark));
+        self.public ^= part_of(writer, log, (log.public_head, log.public_mark));
         self.records += log.records();
         self.bytes += log.bytes;
         self.writers.insert(*writer);
@@ -219,18 +258,19 @@ impl Group {
 
     /// All but the writer itself, which most often comes back.
     fn leave(&mut self, writer: &Key, log: &Log) {
-        self.digest ^= part_of(writer, log);
+        self.digest ^= part_of(writer, log, (log.head, log.mark));
+        self.public ^= part_of(writer, log, (log.public_head, log.public_mark));
         self.records -= log.records();
         self.bytes -= log.bytes;
     }
 }
 
-fn part_of(writer: &Key, log: &Log) -> u128 {
-    if log.is_over {
+fn part_of(writer: &Key, log: &Log, (head, mark): (u64, u64)) -> u128 {
+    if log.is_over || (head, mark) == (0, 0) {
         return 0;
     }
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&writer.0).update(&log.head.to_be_bytes()).update(&log.mark.to_be_bytes());
+    hasher.update(&writer.0).update(&head.to_be_bytes()).update(&mark.to_be_bytes());
     let mut short = [0; 16];
     short.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     u128::from_be_bytes(short)

@@ -31,12 +31,18 @@ pub const TRIES_TO_DOUBT: u32 = 2;
 pub const BEATS_MAX: usize = 256;
 /// What a beat may be ahead of the clock since it moved last: who says more is not believed, or could make a host look silent for ever.
 pub const BEAT_AHEAD_S: u64 = 60;
+/// How a host is goes along with its beat once in so many times, where it has not changed.
+pub const VITALS_EVERY: u64 = 8;
+/// The same to hosts of other domains, which hear less often of this one.
+pub const VITALS_EVERY_FOREIGN: u64 = 2;
 
 /// News is gathered for this long before it is offered: six rounds of offers, which reach 1,000 hosts, take some 2 s, and each round is
 /// three messages however much there is.
 pub const GATHER: Duration = Duration::from_millis(400);
 /// Hosts that news is offered to at a time.
 pub const FANOUT: usize = 3;
+/// Hosts of another domain that are told what that has a part in; they tell their fellows.
+pub const SHARED_FANOUT: usize = 2;
 /// Times that a host offers one piece of news. Six offers by each host leave out one in e^6: 2 of 800, which the rounds tell.
 pub const PUSHES: u8 = 2;
 /// News is mentioned in rounds for this long.

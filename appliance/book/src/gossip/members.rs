@@ -7,12 +7,15 @@
 //! Turns: each host that answers is asked once in each cycle, in another order each time. Foreign domains take turns in the same way, and
 //! in each its hosts. Silent hosts are asked by back-off.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{
     chance::Chance,
     limits::*,
-    message::{Beat, Beats},
+    message::{Beat, Beats, Vitals},
 };
 use crate::{
     book::{Book, Tag, tag_of},
@@ -30,6 +33,7 @@ struct Member {
     /// When its beat moved.
     moved: Option<Duration>,
     beat: u64,
+    vitals: Option<Known>,
     /// Questions that failed in a row.
     tries: u32,
     /// When a silent one is asked again; in a small pool any.
@@ -37,6 +41,16 @@ struct Member {
     /// The last cycle in which it was asked.
     cycle: u64,
     is_asked: bool,
+}
+
+/// How a host is.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    vitals: Vitals,
+    /// The host's beat from which it is so.
+    since: u64,
+    /// When this host learnt it.
+    learnt: Duration,
 }
 
 /// A domain's turn.
@@ -61,6 +75,7 @@ pub struct Members {
     fellows: usize,
     /// Where this host's own beat began.
     beat: u64,
+    feels: Option<Known>,
     members: BTreeMap<Key, Member>,
     /// Domains with hosts other than this one.
     domains: BTreeMap<Key, Turn>,
@@ -73,7 +88,7 @@ impl Members {
     /// None yet.
     pub fn new(own: Key, beat: u64) -> Self {
         let (members, domains, own_cycle, domain_cycle) = Default::default();
-        Self { own, domain: None, fellows: 0, beat, members, domains, own_cycle, domain_cycle, authority: None }
+        Self { own, domain: None, fellows: 0, beat, feels: None, members, domains, own_cycle, domain_cycle, authority: None }
     }
 
     /// Reads who belongs to the pool, if that may have changed.
@@ -92,6 +107,7 @@ impl Members {
                 heard: None,
                 moved: None,
                 beat: 0,
+                vitals: None,
                 tries: 0,
                 due: Duration::ZERO,
                 cycle: 0,
@@ -136,6 +152,27 @@ impl Members {
         let last = self.last(member);
         let silence = now.saturating_sub(last.unwrap_or(member.since));
         (last.is_none() || silence > self.silent_after(member)).then_some(silence)
+    }
+
+    /// The hosts that are there.
+    pub fn answering(&self, now: Duration) -> BTreeSet<Key> {
+        self.members.keys().filter(|key| self.silence(now, key).is_none()).copied().collect()
+    }
+
+    /// How a host is, by its own word.
+    pub fn vitals(&self, host: &Key) -> Option<Vitals> {
+        if *host == self.own {
+            return self.feels.map(|known| known.vitals);
+        }
+        self.members.get(host)?.vitals.map(|known| known.vitals)
+    }
+
+    /// How this host is.
+    pub fn feel(&mut self, now: Duration, vitals: Vitals) {
+        let vitals = Vitals { for_s: 0, ..vitals };
+        if self.feels.is_none_or(|known| known.vitals != vitals) {
+            self.feels = Some(Known { vitals, since: self.beat.saturating_add(now.as_secs()), learnt: now });
+        }
     }
 
     fn last(&self, member: &Member) -> Option<Duration> {
@@ -220,43 +257,77 @@ impl Members {
         silent.into_iter().take(at_once.min(SILENT_AT_ONCE.saturating_sub(under_way))).map(|(.., key)| key).collect()
     }
 
-    /// Hosts that news is told: in a small pool all that answer, else some to which there are connections.
+    /// Hosts that news is told: in a small pool all that answer, else some of the own domain.
     pub fn told(&self, now: Duration, chance: &mut Chance) -> Vec<Key> {
         if self.is_small() {
             return self.members.iter().filter(|(key, _)| self.silence(now, key).is_none()).map(|(key, _)| *key).collect();
         }
-        let warm = |member: &Member| member.heard.is_some_and(|heard| now.saturating_sub(heard) <= WARM_FOR);
-        let answering = self.members.iter().filter(|(_, member)| self.answers(now, member));
-        let (warm, cold): (Vec<_>, Vec<_>) = answering.partition(|(_, member)| warm(member));
-        let from = if warm.len() < FANOUT { [warm, cold].concat() } else { warm };
-        chance.some(from.into_iter().map(|(key, _)| *key).collect(), FANOUT)
+        let Some(own) = self.domain else { return vec![] };
+        self.told_in(now, &own, FANOUT, chance)
     }
 
-    /// The beats of this host's domain.
-    pub fn beats(&self, now: Duration, chance: &mut Chance) -> Beats {
+    /// Hosts of other domains that everybody's news is told.
+    pub fn told_elsewhere(&self, now: Duration, chance: &mut Chance) -> Vec<Key> {
+        self.told_of(now, |member| Some(member.domain) != self.domain, FANOUT, chance)
+    }
+
+    /// Hosts of a domain that news is told.
+    pub fn told_in(&self, now: Duration, domain: &Key, count: usize, chance: &mut Chance) -> Vec<Key> {
+        self.told_of(now, |member| member.domain == *domain, count, chance)
+    }
+
+    /// Those first to which there are connections.
+    fn told_of(&self, now: Duration, wanted: impl Fn(&Member) -> bool, count: usize, chance: &mut Chance) -> Vec<Key> {
+        let warm = |member: &Member| member.heard.is_some_and(|heard| now.saturating_sub(heard) <= WARM_FOR);
+        let answering = self.members.iter().filter(|(_, member)| wanted(member) && self.answers(now, member));
+        let (warm, cold): (Vec<_>, Vec<_>) = answering.partition(|(_, member)| warm(member));
+        let from = if warm.len() < count { [warm, cold].concat() } else { warm };
+        chance.some(from.into_iter().map(|(key, _)| *key).collect(), count)
+    }
+
+    /// The beats of this host's domain. How a host is goes along for a while after it has changed, and else now and then.
+    pub fn beats(&self, now: Duration, to: &Key, chance: &mut Chance) -> Beats {
+        let is_fellow = self.members.get(to).is_some_and(|member| Some(member.domain) == self.domain);
+        let every = if is_fellow { VITALS_EVERY } else { VITALS_EVERY_FOREIGN };
         let own = self.beat.saturating_add(now.as_secs());
         let fellows = self.members.iter().filter(|(_, member)| member.beat > 0 && Some(member.domain) == self.domain);
         let aged = fellows.filter_map(|(key, member)| {
             let age = now.saturating_sub(member.moved?);
             let beside = member.beat.wrapping_sub(own) as i64;
-            (age <= SILENT_AFTER).then(|| Beat { host: tag_of(key), beside, age: (age.as_millis() / 100) as u8 })
+            let told = member.vitals.filter(|known| now.saturating_sub(known.learnt) <= NEWS_FOR || chance.once_in(every));
+            let vitals = told.and_then(|known| known.at(member.beat));
+            (age <= SILENT_AFTER).then(|| Beat { host: tag_of(key), beside, age: (age.as_millis() / 100) as u8, vitals })
         });
-        Beats { own, others: chance.some(aged.collect(), BEATS_MAX) }
+        let aged = aged.collect();
+        Beats { own, others: chance.some(aged, BEATS_MAX), vitals: self.feels.and_then(|known| known.at(own)) }
     }
 
     /// What a host says of itself and its domain.
     pub fn take_beats(&mut self, now: Duration, by: &Key, beats: &Beats) {
         let Some(teller) = self.members.get_mut(by) else { return };
         (teller.beat, teller.moved) = (beats.own, Some(now));
+        // Its own word counts, whatever was said of it.
+        teller.vitals = beats.vitals.map(|vitals| Known::new(now, beats.own, vitals)).map(|new| match teller.vitals {
+            Some(known) if known.is_as(&new) => known,
+            _ => new,
+        });
         let domain = teller.domain;
         for beat in &beats.others {
             let Some((key, member)) = self.of_tag(beat.host).filter(|(_, member)| member.domain == domain) else { continue };
             let number = beats.own.wrapping_add_signed(beat.beside);
             let elapsed = now.saturating_sub(member.moved.unwrap_or(member.since)).as_secs();
             let is_sane = member.moved.is_none() || number <= member.beat.saturating_add(2 * elapsed + BEAT_AHEAD_S);
-            if key != *by && number > member.beat && is_sane {
+            if key == *by || !is_sane {
+                continue;
+            }
+            if number > member.beat {
                 let moved = now.saturating_sub(Duration::from_millis(100 * u64::from(beat.age)));
                 (member.beat, member.moved) = (number, member.moved.max(Some(moved)));
+            }
+            if let Some(new) = beat.vitals.map(|vitals| Known::new(now, number, vitals))
+                && member.vitals.is_none_or(|known| known.since < new.since)
+            {
+                member.vitals = Some(new);
             }
         }
     }
@@ -266,6 +337,22 @@ impl Members {
         low[..8].copy_from_slice(&tag.0);
         high[..8].copy_from_slice(&tag.0);
         self.members.range_mut(Name(low)..=Name(high)).next().map(|(key, member)| (*key, member))
+    }
+}
+
+impl Known {
+    fn new(now: Duration, beat: u64, vitals: Vitals) -> Self {
+        Self { vitals: Vitals { for_s: 0, ..vitals }, since: beat.saturating_sub(vitals.for_s.into()), learnt: now }
+    }
+
+    /// As it is told with a beat.
+    fn at(&self, beat: u64) -> Option<Vitals> {
+        let for_s = u32::try_from(beat.checked_sub(self.since)?).unwrap_or(u32::MAX);
+        Some(Vitals { for_s, ..self.vitals })
+    }
+
+    fn is_as(&self, other: &Self) -> bool {
+        (self.vitals, self.since) == (other.vitals, other.since)
     }
 }
 

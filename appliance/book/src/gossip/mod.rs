@@ -9,7 +9,7 @@
 //! - Each second a host asks a few others (`members`) whether their books are equal, group by group, and says what it learnt lately.
 //!   Where something differs, both get it. This alone makes all books equal in the end.
 //! - News does not wait for that: it is offered to a few hosts at once, and by those who lacked it to a few more (`news`).
-//! - Who is there travels along as a beat for each host of the own domain, and is not stored.
+//! - Who is there, and what room it has, travels along as a beat for each host of the own domain, and is not stored.
 //!
 //! No sockets, clock or threads: a driver carries messages ([`message`]), proves records and puts them into the book. Numbers: [`limits`].
 
@@ -22,19 +22,19 @@ mod news;
 mod tests;
 
 use std::{
-    collections::{BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
 use chance::Chance;
 use limits::*;
 use members::Members;
-use message::{Answer, Marks, Offer, Parcel, Question};
+use message::{Answer, Marks, Offer, Parcel, Question, Vitals};
 use news::{News, offer_of};
 
 use crate::{
     authority::proof_of_death,
-    book::{Book, Came, GroupMark, Tag, tag_of},
+    book::{Book, Came, Concern, GroupMark, Lens, Tag, tag_of},
     key::Key,
     record::Signed,
 };
@@ -56,6 +56,11 @@ pub enum Input {
     /// A question was not answered.
     Failed {
         /// By whom.
+        from: Key,
+    },
+    /// A host has spoken to this one, whatever about.
+    Heard {
+        /// Which.
         from: Key,
     },
 }
@@ -109,22 +114,53 @@ impl Engine {
         self.members.silence(now, host)
     }
 
+    /// The other hosts that are there.
+    pub fn answering(&self, now: Duration) -> BTreeSet<Key> {
+        self.members.answering(now)
+    }
+
+    /// How another host is, by its own word; none where none has come.
+    pub fn vitals(&self, host: &Key) -> Option<Vitals> {
+        self.members.vitals(host)
+    }
+
+    /// How this host is, from here on.
+    pub fn feel(&mut self, now: Duration, vitals: Vitals) {
+        self.members.feel(now, vitals);
+    }
+
+    /// Tells a host who this one is and asks for all that it lacks, as who has just joined does.
+    pub fn catch_up(&mut self, book: &Book, from: Key) {
+        let own = book.own().map_or_else(Vec::new, |own| book.log_of(&own));
+        self.ask(from, Question::Records(Parcel { in_turn: own, alone: vec![] }));
+        // What it says of itself is there by then.
+        let lens = book.lens(book.domain_of(&from));
+        let mut groups: Vec<Tag> = book.groups(0, &lens).into_iter().map(|mark| mark.group).collect();
+        groups.sort_by_key(|group| *group != tag_of(&book.pool()));
+        for group in groups {
+            self.ask(from, Question::Marks(Marks { group, marks: book.marks_in(group, &lens) }));
+        }
+    }
+
     /// Time has passed.
     pub fn tick(&mut self, now: Duration, book: &Book) {
         self.members.refresh(now, book);
         if self.news.offer_at().is_some_and(|at| at <= now) {
             let offers = self.news.push(now, &mut self.chance);
-            self.tell(now, &Question::Offers(offers));
+            let named: Vec<_> = offers.iter().filter_map(|offer| Some((book.writer(offer.writer)?, offer.seq))).collect();
+            for (to, told) in self.audience(now, book, &named) {
+                self.ask(to, Question::Offers(told.into_iter().map(|index| offer_of(&named[index].0, named[index].1)).collect()));
+            }
         }
         if self.round_at <= now {
             self.round_at = now + if self.members.is_small() { DIRECT_PERIOD / 4 } else { PERIOD };
             self.round += 1;
             self.news.expire(now, self.members.is_small());
             for to in self.members.next(now, self.round, &mut self.chance) {
-                let salt = self.chance.any();
-                let beats = self.members.beats(now, &mut self.chance);
-                let offers = self.news.mention(&mut self.chance);
-                self.ask(to, Question::Round { salt, groups: book.groups(salt), beats, offers });
+                let (salt, lens) = (self.chance.any(), book.lens(book.domain_of(&to)));
+                let beats = self.members.beats(now, &to, &mut self.chance);
+                let offers = self.news.mention(book, &lens, &mut self.chance);
+                self.ask(to, Question::Round { salt, groups: book.groups(salt, &lens), beats, offers });
             }
         }
     }
@@ -136,7 +172,11 @@ impl Engine {
             Input::Wrote(records) => {
                 let pushes = if self.members.is_small() { 0 } else { PUSHES };
                 self.learn(now, &records, pushes);
-                self.tell(now, &Question::Records(Parcel::alone(records)));
+                let named: Vec<_> = records.iter().filter_map(|signed| signed.numbered().ok()).collect();
+                for (to, told) in self.audience(now, book, &named) {
+                    let told = told.into_iter().filter_map(|index| records.get(index).cloned());
+                    self.ask(to, Question::Records(Parcel::alone(told.collect())));
+                }
             }
             Input::Learnt(records, came) => {
                 let pushes = match came {
@@ -149,6 +189,7 @@ impl Engine {
                 self.learn(now, &records, pushes);
             }
             Input::Failed { from } => self.members.asked(now, &from, false),
+            Input::Heard { from } => self.members.heard(now, &from),
             Input::Answered { from, answer } => {
                 self.members.asked(now, &from, true);
                 self.answered(now, book, from, answer);
@@ -163,18 +204,19 @@ impl Engine {
             return Answer::Dead(proof.clone());
         }
         self.members.heard(now, &from);
+        let lens = book.lens(book.domain_of(&from));
         match question {
             Question::Round { salt, groups, beats, offers } => {
                 self.members.take_beats(now, &from, &beats);
                 let wants = self.news.want(now, book, &offers);
-                let marks = self.differing(book, salt, &groups, &offers);
+                let marks = self.differing(book, &lens, salt, &groups, &offers);
                 let told: BTreeSet<Offer> = offers.into_iter().collect();
-                let offers = self.news.mention(&mut self.chance).into_iter().filter(|offer| !told.contains(offer)).collect();
-                Answer::Round { marks, beats: self.members.beats(now, &mut self.chance), offers, wants }
+                let offers = self.news.mention(book, &lens, &mut self.chance).into_iter().filter(|offer| !told.contains(offer)).collect();
+                Answer::Round { marks, beats: self.members.beats(now, &from, &mut self.chance), offers, wants }
             }
-            Question::Marks(theirs) => Answer::Records(self.lacking(now, book, &from, &theirs)),
+            Question::Marks(theirs) => Answer::Records(self.lacking(now, book, (&from, &lens), &theirs)),
             Question::Offers(offers) => Answer::Wants(self.news.want(now, book, &offers)),
-            Question::Wants(wants) => Answer::Records(Parcel::alone(self.news.serve(now, book, &from, &wants))),
+            Question::Wants(wants) => Answer::Records(Parcel::alone(self.news.serve(now, book, (&from, &lens), &wants))),
             Question::Records(parcel) => {
                 self.take_in(parcel);
                 Answer::Taken
@@ -183,36 +225,37 @@ impl Engine {
     }
 
     fn answered(&mut self, now: Duration, book: &Book, from: Key, answer: Answer) {
+        let lens = book.lens(book.domain_of(&from));
         match answer {
             Answer::Dead(proof) => self.outputs.push_back(Output::TakeIn(vec![proof], Came::Alone)),
             Answer::Taken => {}
             Answer::Records(parcel) => self.take_in(parcel),
-            Answer::Wants(wants) => self.give(now, book, from, &wants),
+            Answer::Wants(wants) => self.give(now, book, (&from, &lens), &wants),
             Answer::Round { marks, beats, offers, wants } => {
                 self.members.take_beats(now, &from, &beats);
-                self.give(now, book, from, &wants);
+                self.give(now, book, (&from, &lens), &wants);
                 let wants = self.news.want(now, book, &offers);
                 if !wants.is_empty() {
                     self.ask(from, Question::Wants(wants));
                 }
                 for theirs in marks {
-                    let parcel = self.lacking(now, book, &from, &theirs);
+                    let parcel = self.lacking(now, book, (&from, &lens), &theirs);
                     if !parcel.is_empty() {
                         self.ask(from, Question::Records(parcel));
                     }
-                    if book.is_behind_in(&theirs.marks) {
-                        self.ask(from, Question::Marks(Marks { group: theirs.group, marks: book.marks_in(theirs.group) }));
+                    if book.is_behind_in(&theirs.marks, &lens) {
+                        self.ask(from, Question::Marks(Marks { group: theirs.group, marks: book.marks_in(theirs.group, &lens) }));
                     }
                 }
             }
         }
     }
 
-    /// The marks of some groups that differ. The keys' is one of them if it does: others are judged by it. A group about which there is
-    /// news is compared now and then only.
-    fn differing(&mut self, book: &Book, salt: u64, theirs: &[GroupMark], offers: &[Offer]) -> Vec<Marks> {
-        let ours: BTreeSet<(Tag, [u8; 8])> = book.groups(salt).into_iter().map(|mark| (mark.group, mark.digest)).collect();
-        let theirs: BTreeSet<(Tag, [u8; 8])> = theirs.iter().map(|mark| (mark.group, mark.digest)).collect();
+    /// The marks of some groups that differ. The keys' is one of them if it does: others are judged by it. In a large pool a group about
+    /// which there is news is compared now and then only.
+    fn differing(&mut self, book: &Book, lens: &Lens, salt: u64, theirs: &[GroupMark], offers: &[Offer]) -> Vec<Marks> {
+        let ours: BTreeSet<(Tag, Tag)> = book.groups(salt, lens).into_iter().map(|mark| (mark.group, mark.digest)).collect();
+        let theirs: BTreeSet<(Tag, Tag)> = theirs.iter().map(|mark| (mark.group, mark.digest)).collect();
         let differing: BTreeSet<Tag> = ours.symmetric_difference(&theirs).map(|(group, _)| *group).collect();
         if differing.is_empty() {
             return vec![];
@@ -221,7 +264,7 @@ impl Engine {
         let busy: BTreeSet<Tag> = writers.into_iter().filter_map(|tag| book.group_of_log(&book.writer(tag)?)).collect();
         let mut quiet: Vec<Tag> = vec![];
         for group in differing {
-            if !busy.contains(&group) || self.chance.once_in(BUSY_GROUP_EVERY) {
+            if self.members.is_small() || !busy.contains(&group) || self.chance.once_in(BUSY_GROUP_EVERY) {
                 quiet.push(group);
             }
         }
@@ -229,7 +272,7 @@ impl Engine {
         let mut quiet = self.chance.some(quiet, count);
         quiet.sort_by_key(|group| *group != tag_of(&book.pool()));
         let mut room = MARKS_AT_ONCE;
-        let marks = quiet.into_iter().map(|group| Marks { group, marks: book.marks_in(group) }).enumerate();
+        let marks = quiet.into_iter().map(|group| Marks { group, marks: book.marks_in(group, lens) }).enumerate();
         let fits = marks.take_while(|(index, marks)| {
             let fits = *index == 0 || marks.marks.len() < room;
             room = room.saturating_sub(marks.marks.len() + 1);
@@ -238,17 +281,17 @@ impl Engine {
         fits.map(|(_, marks)| marks).collect()
     }
 
-    fn lacking(&mut self, now: Duration, book: &Book, to: &Key, theirs: &Marks) -> Parcel {
+    fn lacking(&mut self, now: Duration, book: &Book, (to, lens): (&Key, &Lens), theirs: &Marks) -> Parcel {
         let (news, chance) = (&mut self.news, self.chance.any());
         let has_room = |writer: &Key, bytes| news.has_room(now, to, writer, bytes);
-        let (in_turn, alone) = book.above_in(theirs.group, &theirs.marks, RECORDS_BYTES, chance, has_room);
+        let (in_turn, alone) = book.above_in(theirs.group, &theirs.marks, lens, RECORDS_BYTES, chance, has_room);
         Parcel { in_turn, alone }
     }
 
-    fn give(&mut self, now: Duration, book: &Book, to: Key, wants: &[Offer]) {
-        let records = self.news.serve(now, book, &to, wants);
+    fn give(&mut self, now: Duration, book: &Book, (to, lens): (&Key, &Lens), wants: &[Offer]) {
+        let records = self.news.serve(now, book, (to, lens), wants);
         if !records.is_empty() {
-            self.ask(to, Question::Records(Parcel::alone(records)));
+            self.ask(*to, Question::Records(Parcel::alone(records)));
         }
     }
 
@@ -266,10 +309,29 @@ impl Engine {
         }
     }
 
-    fn tell(&mut self, now: Duration, question: &Question) {
-        for to in self.members.told(now, &mut self.chance) {
-            self.ask(to, question.clone());
+    /// Who is told of which of some records: in a small pool everybody whom they concern; else some of the own domain, and some of each
+    /// other domain that has a part in one.
+    fn audience(&mut self, now: Duration, book: &Book, named: &[(Key, u64)]) -> BTreeMap<Key, Vec<usize>> {
+        let mut hosts: BTreeSet<Key> = self.members.told(now, &mut self.chance).into_iter().collect();
+        if !self.members.is_small() {
+            for concern in named.iter().filter_map(|(writer, seq)| book.concern_of(writer, *seq)) {
+                match concern {
+                    Concern::Everybody => hosts.extend(self.members.told_elsewhere(now, &mut self.chance)),
+                    Concern::Domains(domains) => {
+                        let others = domains.into_iter().filter(|domain| Some(*domain) != book.own_domain());
+                        hosts.extend(others.flat_map(|domain| self.members.told_in(now, &domain, SHARED_FANOUT, &mut self.chance)));
+                    }
+                }
+            }
         }
+        let mut lenses: BTreeMap<Option<Key>, Lens> = BTreeMap::new();
+        let told = hosts.into_iter().map(|host| {
+            let domain = book.domain_of(&host);
+            let lens = lenses.entry(domain).or_insert_with(|| book.lens(domain));
+            let shown = named.iter().enumerate().filter(|(_, (writer, seq))| book.shows(lens, writer, *seq));
+            (host, shown.map(|(index, _)| index).collect::<Vec<_>>())
+        });
+        told.filter(|(_, told)| !told.is_empty()).collect()
     }
 
     fn ask(&mut self, to: Key, question: Question) {

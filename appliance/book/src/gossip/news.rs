@@ -9,7 +9,7 @@ use std::{
 
 use super::{chance::Chance, limits::*, message::Offer};
 use crate::{
-    book::{Book, Tag, tag_of},
+    book::{Book, Lens, Tag, tag_of},
     key::Key,
     record::Signed,
 };
@@ -91,8 +91,9 @@ impl News {
     }
 
     /// What is mentioned in a round.
-    pub fn mention(&self, chance: &mut Chance) -> Vec<Offer> {
-        fair(self.items.keys().copied().collect(), chance)
+    pub fn mention(&self, book: &Book, lens: &Lens, chance: &mut Chance) -> Vec<Offer> {
+        let shown = self.items.keys().filter(|offer| book.writer(offer.writer).is_some_and(|writer| book.shows(lens, &writer, offer.seq)));
+        fair(shown.copied().collect(), chance)
     }
 
     /// Writers of whom there is news.
@@ -115,10 +116,10 @@ impl News {
     }
 
     /// The records that somebody wants, as far as there is room for their writers.
-    pub fn serve(&mut self, now: Duration, book: &Book, to: &Key, wants: &[Offer]) -> Vec<Signed> {
+    pub fn serve(&mut self, now: Duration, book: &Book, (to, lens): (&Key, &Lens), wants: &[Offer]) -> Vec<Signed> {
         let mut bytes = 0;
         let found = wants.iter().take(OFFERS_MAX).filter_map(|want| {
-            let writer = book.writer(want.writer)?;
+            let writer = book.writer(want.writer).filter(|writer| book.shows(lens, writer, want.seq))?;
             Some((writer, book.numbered(&writer, want.seq)?))
         });
         let fits = found.filter(|(_, signed)| {

@@ -101,22 +101,7 @@ fn book() -> (Book, [Id; 2]) {
         write(Kind::DOMAIN, id_of_key(&key(domain)), POOL, Body::Domain(DomainBody { name: name.into(), key: key(domain) }));
         let member = MemberBody { host: key(host), domain: key(domain), name: format!("h{host}"), dead: None, role: None };
         write(Kind::MEMBER, id_of_key(&key(host)), domain, Body::Member(member));
-        let body = HostBody {
-            domain: key(domain),
-            addresses: vec![],
-            underlay: None,
-            api: None,
-            no_kvm: None,
-            cpus: 1,
-            memory_bytes: 0,
-            disk_bytes: 0,
-            disk_used_bytes: 0,
-            draining: false,
-            durable: true,
-            version: "1".into(),
-            audit: None,
-            speaks: None,
-        };
+        let body = HostBody::bare(key(domain));
         write(Kind::HOST, id_of_key(&key(host)), host, Body::Host(body.into()));
         let nonce = Name([1; 16]);
         let kernel = PartRef { digest: Name([1; 32]), bytes: 1 };

@@ -118,7 +118,18 @@ impl Agents {
         let kernel = super::guest::build()?.display().to_string();
         self.hosts[0].must(&["image", "import", "bench", "--kernel", &kernel, "--cmdline", "stats_ms=0"])?;
         self.hosts[0].must(&["lan", "create", "office", "--range", "10.7.0.0/24"])?;
-        self.everywhere("the image and the LAN are known", |host| Ok(host.knows("image", "bench")? && host.knows("lan", "office")?))
+        self.at_home("the image and the LAN are known", |host| Ok(host.knows("image", "bench")? && host.knows("lan", "office")?))
+    }
+
+    /// Waits until something holds at every host of the first one's domain: what is not shared is told to no other.
+    pub fn at_home(&self, what: &str, holds: impl Fn(&Host) -> Result<bool>) -> Result<()> {
+        for host in &self.hosts {
+            // Hosts of another domain are shown with it.
+            if self.hosts[0].must(&["host", "show", host.name()])?["name"] == host.name() {
+                eventually(&format!("{what}, at {}", host.name()), SOON, || holds(host))?;
+            }
+        }
+        Ok(())
     }
 
     /// Starts a VM with the bench guest on a host; `options` of `vm run` before what the guest is told.

@@ -125,8 +125,24 @@ impl Hostile {
 
     /// Reads a host's book, and is heard by it.
     pub fn reads(&mut self, host: &str) -> Result<()> {
-        let answer = self.asks(host, &Question::Book)?;
-        self.known.as_mut().context("it has not joined")?.read(&answer.body)?;
+        // What it reads first tells of domains to ask for.
+        for _ in 0..2 {
+            let records = self.book(host)?;
+            self.known.as_mut().context("it has not joined")?.learn(records);
+        }
+        Ok(())
+    }
+
+    /// What a host tells of its book.
+    pub fn book(&self, host: &str) -> Result<Vec<Said>> {
+        let told = self.known()?.groups().into_iter().map(|group| speech::told(&self.asks(host, &Question::Book(group))?.body));
+        Ok(told.collect::<Result<Vec<_>>>()?.concat())
+    }
+
+    /// Knows what another one has read.
+    pub fn learns_from(&mut self, other: &Self) -> Result<()> {
+        let records = other.known()?.all();
+        self.known.as_mut().context("it has not joined")?.learn(records);
         Ok(())
     }
 

@@ -14,6 +14,8 @@ use anyhow::{Context as _, Result};
 use ed25519_dalek::SigningKey;
 use rebec_book::{
     Book, Grant, Signed, Ticket, Warrant,
+    book::tag_of,
+    gossip::message::{self, Marks, Parcel},
     key::{bound_id, id_of_key, public},
     record::{
         Assigned, Body, DiskRef, HostBody, ImageBody, Kind, MemberBody, NicBody, PartRef, Record, SeenBody, SeenState, VmBody, VmPrivate,
@@ -100,22 +102,7 @@ impl Writer {
     /// As a host of a domain: this is where it is.
     pub fn host(&self, domain: Key, addresses: Vec<SocketAddr>) -> Result<Said> {
         let underlay = addresses.iter().find_map(|address| if let SocketAddr::V4(v4) = address { Some(*v4.ip()) } else { None });
-        let body = HostBody {
-            domain,
-            addresses,
-            underlay,
-            api: None,
-            no_kvm: None,
-            cpus: 1,
-            memory_bytes: 0,
-            disk_bytes: 0,
-            disk_used_bytes: 0,
-            draining: false,
-            durable: true,
-            version: "0".to_owned(),
-            audit: None,
-            speaks: None,
-        };
+        let body = HostBody { addresses, underlay, ..HostBody::bare(domain) };
         self.say(Kind::HOST, id_of_key(&self.key()), &Body::Host(body.into()))
     }
 
@@ -241,8 +228,8 @@ impl Vm {
 /// What a question is about.
 #[derive(Debug, Clone)]
 pub enum Question {
-    /// Tell me all that you know.
-    Book,
+    /// Tell me all that you know of a domain, or of the pool's keys.
+    Book(Key),
     /// Know this.
     Records(Vec<Said>),
     /// I leave.
@@ -320,8 +307,8 @@ impl Question {
         let secret = || as_text::serialize(&no_secret(), serde_json::value::Serializer);
         let internal = |what: &str, body: Value| ("POST", format!("/internal/{what}"), body);
         let (method, path, body) = match self {
-            Self::Book => internal("exchange", json!({"digest": Name([0; 32]).to_string(), "marks": []})),
-            Self::Records(records) => internal("records", json!({ "records": records })),
+            Self::Book(of) => return Ok(gossip(&message::Question::Marks(Marks { group: tag_of(of), marks: vec![] }))),
+            Self::Records(records) => return Ok(gossip(&message::Question::Records(Parcel::alone(records.clone())))),
             Self::Leave => internal("leave", json!({})),
             Self::Start(vm, epoch) => internal("starts", json!({"vm": vm, "epoch": epoch, "records": [], "private": secret()?})),
             Self::Remove(vm) => internal("removals", json!({ "vm": vm })),
@@ -337,6 +324,18 @@ impl Question {
         let body = if body.is_null() { vec![] } else { serde_json::to_vec(&body)? };
         let headers = if matches!(self, Self::Console(_)) { vec![("Upgrade", "rebec-stream".to_owned())] } else { vec![] };
         Ok(Request { method, path, headers, body })
+    }
+}
+
+fn gossip(question: &message::Question) -> Request {
+    Request { method: "POST", path: "/internal/exchange".to_owned(), headers: vec![], body: question.to_bytes() }
+}
+
+/// What a host told of its book.
+pub fn told(answer: &[u8]) -> Result<Vec<Said>> {
+    match message::Answer::from_bytes(answer)? {
+        message::Answer::Records(Parcel { in_turn, alone }) => Ok([in_turn, alone].concat()),
+        other => anyhow::bail!("no records but {other:?}"),
     }
 }
 
@@ -370,7 +369,7 @@ impl Invitation {
     pub fn joined(&self, answer: &[u8]) -> Result<(Key, Known)> {
         let answer: Value = serde_json::from_slice(answer).context("the answer to a join")?;
         let mut known = Known(Book::new(self.0.pool));
-        known.learn(&answer);
+        known.learn(serde_json::from_value(answer["records"].clone()).context("the first of the book")?);
         let domain: Key = serde_json::from_value(answer["domain"].clone()).context("the domain that it belongs to")?;
         Ok((domain, known))
     }
@@ -380,20 +379,23 @@ impl Invitation {
 pub struct Known(Book);
 
 impl Known {
-    /// Takes in what a host answered. Returns how many records it told.
-    pub fn read(&mut self, answer: &[u8]) -> Result<usize> {
-        let answer: Value = serde_json::from_slice(answer).context("a host's book")?;
-        Ok(self.learn(&answer))
-    }
-
-    fn learn(&mut self, answer: &Value) -> usize {
-        let records: Vec<Said> = serde_json::from_value(answer["records"].clone()).unwrap_or_default();
-        let count = records.len();
+    /// Takes in what a host told.
+    pub fn learn(&mut self, records: Vec<Said>) {
         for record in records {
             // What is not believed is not known either.
             self.0.merge(record).ok();
         }
-        count
+    }
+
+    /// Every record.
+    pub fn all(&self) -> Vec<Said> {
+        self.0.all().cloned().collect()
+    }
+
+    /// Whose logs are compared together: the keys', and each domain's.
+    pub fn groups(&self) -> Vec<Key> {
+        let domains = view::domains(&self.0).into_iter().map(|domain| domain.body.key);
+        std::iter::once(self.0.pool()).chain(domains).collect()
     }
 
     /// The name of a domain.
@@ -423,9 +425,7 @@ pub fn public_of(secret: &[u8; 32]) -> Key {
 }
 
 /// What a host's book says, record by record, to be compared with another's.
-pub fn contents(answer: &[u8]) -> Result<BTreeMap<String, String>> {
-    let answer: Value = serde_json::from_slice(answer).context("a host's book")?;
-    let records: Vec<Said> = serde_json::from_value(answer["records"].clone()).context("its records")?;
+pub fn contents(records: &[Said]) -> Result<BTreeMap<String, String>> {
     let named = |said: &Said| -> Result<(String, String)> {
         let Record { key, seq, .. } = said.open()?;
         Ok((format!("{:?} {:?} by {:?}", key.kind, key.id, key.writer), format!("{seq} {}", Name(said.hash()))))
@@ -433,11 +433,15 @@ pub fn contents(answer: &[u8]) -> Result<BTreeMap<String, String>> {
     records.iter().map(named).collect()
 }
 
+/// How many records tell of things of other hosts: VMs and where they are, images, LANs, parts.
+pub fn things_of_others(records: &[Said], own: Key) -> usize {
+    let read = records.iter().filter_map(|said| said.read().ok());
+    read.filter(|record| record.key.writer != own && record.key.kind > Kind::HOST && record.body.is_some()).count()
+}
+
 /// Whether what a host told has a text in it, also within records.
-pub fn tells(answer: &[u8], text: &str) -> Result<bool> {
-    let answer: Value = serde_json::from_slice(answer).context("a host's book")?;
-    let records: Vec<Said> = serde_json::from_value(answer["records"].clone()).context("its records")?;
-    Ok(records.iter().any(|said| said.to_bytes().windows(text.len()).any(|window| window == text.as_bytes())))
+pub fn tells(records: &[Said], text: &str) -> bool {
+    records.iter().any(|said| said.to_bytes().windows(text.len()).any(|window| window == text.as_bytes()))
 }
 
 /// The addresses that hosts of the lab have and nobody answers at, with the port of agents.

@@ -9,12 +9,11 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{super::internal, *};
 use crate::{
-    exchange,
     mesh::versions::{Answerer, MUST, SPEAKS, between_hosts, speaks},
     pool::{JoinAnswer, JoinQuestion},
     vm::{
         arrive::Offer,
-        create::{LeaseQuestion, StartOrder},
+        create::{Introduction, LeaseQuestion, StartOrder},
         keeper,
     },
 };
@@ -39,9 +38,7 @@ fn questions_and_answers_that_were_kept_are_read_and_written_as_they_were() {
         match what {
             "join" => kept::<JoinQuestion>(line),
             "joined" => kept::<JoinAnswer>(line),
-            "exchange" => kept::<exchange::Question>(line),
-            "exchanged" => kept::<exchange::Answer>(line),
-            "records" => kept::<exchange::News>(line),
+            "records" => kept::<Introduction>(line),
             "leases" => kept::<LeaseQuestion>(line),
             "leased" => kept::<Vec<Signed>>(line),
             "promises" => kept::<keeper::Question>(line),
@@ -56,7 +53,7 @@ fn questions_and_answers_that_were_kept_are_read_and_written_as_they_were() {
             other => panic!("{other}: no question between hosts"),
         }
     }
-    assert_eq!(KEPT.lines().count(), 34, "something that was kept is not there any more");
+    assert_eq!(KEPT.lines().count(), 28, "something that was kept is not there any more");
     let newer: ApiError = serde_json::from_str(r#"{"code":"too-hot","message":"it is"}"#).unwrap();
     assert_eq!(newer.code, ErrorCode::Failed);
 }

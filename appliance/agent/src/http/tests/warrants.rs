@@ -54,22 +54,7 @@ fn fellow(bench: &Bench, host: u8, role: Option<Role>) {
     let member = MemberBody { host: key(host), domain: domain_key, name: format!("h{host}"), dead: None, role };
     let id = id_of_key(&key(host));
     agent.publish_as(Kind::MEMBER, id, Some(RecordBody::Member(member)), domain.as_signing_key()).unwrap();
-    let body = HostBody {
-        domain: domain_key,
-        addresses: vec![],
-        underlay: None,
-        api: None,
-        no_kvm: None,
-        cpus: 1,
-        memory_bytes: 0,
-        disk_bytes: 0,
-        disk_used_bytes: 0,
-        draining: false,
-        durable: true,
-        version: "1".into(),
-        audit: None,
-        speaks: None,
-    };
+    let body = HostBody::bare(domain_key);
     let says = Record::sign(Kind::HOST, id, now_s(), Some(&RecordBody::Host(body.into())), &secret(host)).unwrap();
     agent.knowledge.take_in(vec![says], Came::Alone);
 }
