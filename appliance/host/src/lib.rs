@@ -14,6 +14,7 @@ pub mod folders;
 pub mod forward;
 pub mod handover;
 pub mod ledger;
+pub mod life;
 pub mod limits;
 pub mod process;
 pub mod reserve;
