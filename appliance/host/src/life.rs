@@ -115,7 +115,9 @@ impl Life {
 
     /// Of a VM that an earlier agent had; `how` says how its VMM ended, if it has.
     pub fn found(now: Duration, durable: Durable, how: String) -> Self {
-        let mut life = Self::at(durable, State::Found { how, until: now.saturating_add(WORD_TIME) });
+        // Only what is to run has to hear others first.
+        let patience = if durable.want == Want::Running { WORD_TIME } else { Duration::ZERO };
+        let mut life = Self::at(durable, State::Found { how, until: now.saturating_add(patience) });
         // It may have been granted there, until its VMM or its ledger says otherwise.
         life.word.to = durable.to;
         life
