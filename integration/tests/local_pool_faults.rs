@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use rebec_lab::netlab::agents::{Agents, Beats, SOON, Seat, eventually, same};
+use rebec_lab::netlab::agents::{Agents, Asked, Beats, SOON, Seat, Vmm, eventually, same};
 
 /// Four times as long as connections live without a sign of life.
 const CUT: Duration = Duration::from_secs(60);
@@ -74,6 +74,43 @@ fn a_link_between_domains_that_is_cut_during_a_move_stops_nothing() -> Result<()
     Ok(())
 }
 
+/// Within this time what was granted to a host that was declared dead runs at its source: an attempt to reach that host has to end first.
+const GIVEN_BACK: Duration = Duration::from_secs(75);
+/// How often a move may be over before it was disturbed.
+const ATTEMPTS: usize = 8;
+/// What was said reaches a VMM that stands still.
+const SAID: Duration = Duration::from_millis(300);
+
+/// Moves `other` from a1 to a2, and leaves it where the target is prepared and the source, whose VMM stands still, has not sent the grant.
+fn prepare_at_a2(agents: &Agents) -> Result<(Asked, Vmm)> {
+    let [a1, a2] = [agents.host("a1"), agents.host("a2")];
+    let id = a1.vm("other")?["id"].as_str().context("no id")?.to_owned();
+    let ledger = a2.state().join("vms").join(&id).join("ledger");
+    let records = || std::fs::metadata(&ledger).map_or(0, |file| file.len() / 64);
+    for _ in 0..ATTEMPTS {
+        let vmm = a1.vmm(&id);
+        let moving = a1.begin(&["vm", "move", "other", "--to", "a2"])?;
+        let began = Instant::now();
+        while records() == 0 {
+            ensure!(began.elapsed() < SOON, "other is not prepared at a2");
+        }
+        vmm.stand_still()?;
+        thread::sleep(SAID);
+        if records() == 1 {
+            return Ok((moving, vmm));
+        }
+        vmm.go_on()?;
+        // It may have to be told again that its right was taken.
+        moving.end()?;
+        eventually("other is there", SOON, || Ok(a1.vm("other")?["host"] == "a2" && a1.vm("other")?["state"] == "running"))?;
+        a1.must(&["vm", "move", "other", "--to", "a1"])?;
+        eventually("other is back", SOON, || {
+            Ok(a1.vm("other")?["host"] == "a1" && a1.vm("other")?["state"] == "running" && !ledger.exists())
+        })?;
+    }
+    anyhow::bail!("{ATTEMPTS} moves were over before the source's VMM stood still")
+}
+
 #[test]
 fn a_host_that_dies_is_known_and_comes_back() -> Result<()> {
     let mut agents = Agents::start("local-pool-dies", &["a1", "a2", "b1"])?;
@@ -132,12 +169,27 @@ fn a_host_that_dies_is_known_and_comes_back() -> Result<()> {
     let line = Seat::take(agents.host("a1"), "db")?.ask(b"c", "blk 0 check")?;
     ensure!(line.text.contains(" ok "), "{}", line.text);
 
+    // The second time it takes the right to run a VM with it that it was granted.
+    let (moving, vmm) = prepare_at_a2(&agents)?;
     agents.hosts[1].lose_power()?;
     let a1 = agents.host("a1");
+    vmm.go_on()?;
+    eventually("other waits", SOON, || Ok(a1.vm("other")?["state"] == "waiting"))?;
+    let reason = a1.vm("other")?["reason"].as_str().context("other says for whom it waits")?.to_owned();
+    ensure!(reason.contains("waits for host a2"), "{reason}");
+    ensure!(moving.end()?.code != 0, "the move succeeded");
+    let (_, said) = a1.refused(&["vm", "stop", "other"])?;
+    ensure!(said.contains("waits for host a2") && said.lines().count() == 1, "{said}");
     eventually("a2 is silent again", NOTICED, || Ok(a1.must(&["host", "show", "a2"])?["state"] == "silent"))?;
     a1.must(&["host", "declare-dead", "a2", "--reason", "it burnt"])?;
     let b1 = agents.host("b1");
     eventually("beta knows", SOON, || Ok(b1.must(&["host", "show", "a2"])?["state"] == "dead"))?;
+    eventually("other is back at its source", GIVEN_BACK, || Ok(a1.vm("other")?["host"] == "a1" && a1.vm("other")?["state"] == "running"))?;
+    eventually("beta knows that too", SOON, || Ok(b1.vm("other")?["state"] == "running"))?;
+    let beats = Beats::of(a1, "other")?;
+    ensure!(beats.lost() == Some(0), "other goes on anew: {:?} beats are lost", beats.lost());
+    a1.must(&["vm", "stop", "other", "--timeout", "0"])?;
+    a1.must(&["vm", "rm", "other"])?;
     agents.succeeded();
     Ok(())
 }

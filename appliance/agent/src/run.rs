@@ -202,7 +202,7 @@ async fn obey(agent: &Arc<Agent>) {
             agent.book(|book| view::holder(book, vm.id()).filter(|at| at.host != agent.key() && at.epoch > vm.kept().epoch)).flatten();
         if let Some(at) = taken {
             let why = format!("host {} has it at epoch {} since this host was declared dead", agent.name_of(&at.host), at.epoch);
-            lease::withdraw(agent, &vm, &why).await;
+            lease::withdraw(agent, &vm, vm.kept().epoch, &why);
         } else if vm.want() == Want::Running {
             log::error!("vm {}: ended, because this host was declared dead: {reason}", vm.name());
             if let Err(error) = stop::stop(agent, &vm, Duration::ZERO, None).await {

@@ -12,6 +12,7 @@ use rebec_book::{
 use rebec_host::{
     facts,
     growth::{Act, Growth, Guest, Room},
+    life::{Goal, Input, Life},
     reserve::Reserve,
     said,
 };
@@ -87,7 +88,9 @@ pub async fn watch_room(agent: Arc<Agent>) {
             let (Act::Stand(id) | Act::GoOn(id)) = act;
             let Some(vm) = agent.local_vm(&id) else { continue };
             // Who is being started, stopped or moved needs what room there is.
-            let Ok(_change) = vm.change.try_lock() else { continue };
+            if !vm.life(Life::is_running) {
+                continue;
+            }
             let done = match act {
                 Act::Stand(_) => stand_still(&agent, &vm, room).await,
                 Act::GoOn(_) => go_on(&agent, &vm).await,
@@ -106,18 +109,12 @@ fn guest(vm: &LocalVm) -> Option<Guest> {
     Some(Guest { vm: vm.id(), taken_bytes: layer.blocks() * 512, stands_still })
 }
 
-async fn stand_still(agent: &Agent, vm: &LocalVm, room: Room) -> anyhow::Result<()> {
+async fn stand_still(agent: &Agent, vm: &Arc<LocalVm>, room: Room) -> anyhow::Result<()> {
     // Kept first, so that an agent that starts anew knows whose doing it is.
     vm.keep(|kept| kept.stands_still = true)?;
     vm.talk(|control| control.tell(Command::Pause)).await?;
-    let (name, free) = (vm.name(), room.free_bytes >> 20);
-    log::warn!("vm {name}: stands still: its disk grows, and {free} MiB are left on this host");
-    vm.say(agent, |seen| {
-        seen.state = SeenState::Paused;
-        seen.reason = Some(format!(
-            "it stands still: its disk grows, and {free} MiB are left on its host; remove a VM or an image there, or `rebec vm move {name}`"
-        ));
-    });
+    log::warn!("vm {}: stands still: its disk grows, and {} MiB are left on this host", vm.name(), room.free_bytes >> 20);
+    watch::look(agent, vm).await;
     Ok(())
 }
 
@@ -150,9 +147,9 @@ async fn unlisted(agent: &Arc<Agent>, vm: &Arc<LocalVm>) {
     let (id, kept) = (vm.id(), vm.kept());
     if has_withdrawn(agent, &kept.home, id) {
         log::warn!("vm {}: its home has removed it: it is ended, and goes", kept.body.name);
-        match stop::stop(agent, vm, END_TIME, None).await {
-            Ok(()) => watch::remove(agent, vm),
-            Err(error) => log::warn!("{error}"),
+        let ended = stop::stop(agent, vm, END_TIME, None).await;
+        if let Err(error) = ended.and_then(|()| vm.hear(agent, Input::Want(Goal::Remove))) {
+            log::warn!("{error}");
         }
     } else if kept.home == agent.key() {
         log::warn!("vm {}: it had no record; it is listed again: `rebec vm show {}`", kept.body.name, kept.body.name);
@@ -165,7 +162,7 @@ async fn unlisted(agent: &Arc<Agent>, vm: &Arc<LocalVm>) {
             log::error!("{error}");
         }
         // How it is was said when nobody could believe it.
-        vm.say(agent, |_| ());
+        vm.say(agent);
     } else {
         let home = agent.name_of(&kept.home);
         log::warn!("vm {}: host {home}, its home, does not list it: it is in `rebec vm ls` again when that host answers", kept.body.name);

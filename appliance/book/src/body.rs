@@ -402,7 +402,7 @@ pub struct SeenBody {
 }
 
 /// Where a VM is in its life, at the host that holds it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SeenState {
     /// Its parts are being gathered, or its VMM is starting.
     Starting,

@@ -12,15 +12,9 @@ use crate::reserve::{self, Reserve};
 /// Room that a ledger has from its beginning, so that a full disk does not keep a VMM from writing: as many records as many moves make.
 const ROOM_BYTES: u64 = 64 << 10;
 
-/// What the last record says; none where nothing was ever written.
-pub fn last(folder: &Path) -> Result<Option<Right>> {
-    Ok(last_record(folder)?.map(|record| record.right))
-}
-
-/// The epoch at which the VM may be started here, by the last record.
-pub fn epoch(folder: &Path) -> Result<Option<u64>> {
-    let mine = |record: &Record| matches!(record.right, Right::Holding | Right::Running);
-    Ok(last_record(folder)?.filter(mine).map(|record| record.epoch))
+/// What the last record says, and of which epoch; none where nothing was ever written.
+pub fn last(folder: &Path) -> Result<Option<(Right, u64)>> {
+    Ok(last_record(folder)?.map(|record| (record.right, record.epoch)))
 }
 
 fn last_record(folder: &Path) -> Result<Option<Record>> {

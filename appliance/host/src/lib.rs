@@ -5,6 +5,7 @@
 //! depot (parts by digest) -> derived (made of them once) -> seed, sockets, ledger -> handover -> process (a VMM, in its limits)
 //!                                                                       control, console, forward: what is said to it later
 //! ```
+//! When, and what comes after, is decided by [`life`], which does nothing itself.
 
 pub mod console;
 pub mod control;
@@ -15,6 +16,7 @@ pub mod forward;
 pub mod growth;
 pub mod handover;
 pub mod ledger;
+pub mod life;
 pub mod limits;
 pub mod process;
 pub mod reserve;

@@ -153,7 +153,7 @@ pub struct Removal {
 /// `POST /internal/removals`: from the VM's home.
 pub async fn removals(State(agent): State<Arc<Agent>>, Extension(caller): Extension<Caller>, Json(removal): Json<Removal>) -> Answer<()> {
     rights::ask(&agent, caller, Question::Remove(removal.vm)).await?;
-    vms::remove_here(&agent, removal.vm)?;
+    vms::remove_here(&agent, removal.vm).await?;
     Ok(axum::Json(()))
 }
 

@@ -19,6 +19,7 @@ use rebec_book::{
     record::{Assigned, Kind, SeenState},
     view,
 };
+use rebec_host::life::{Goal, Input};
 
 use super::{
     answer::{Answer, Failure, Json},
@@ -32,12 +33,14 @@ use crate::{
         create::{self, Order},
         depart,
         keeper::{self, Wish},
-        start, stop, watch,
+        start, stop,
     },
 };
 
 /// How long a start by a keeper is watched: a lease, its margin, and an image that must be fetched.
 const START_TIME: Duration = Duration::from_secs(90);
+/// How long the removal of a folder may take.
+const REMOVE_TIME: Duration = Duration::from_secs(30);
 
 /// `GET /v1/vms`
 pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<VmInfo>> {
@@ -237,7 +240,7 @@ pub async fn remove(
         return Ok(forward::about(&agent, &found.home, found.id, request).await?.into_response());
     }
     if found.holder == agent.key() {
-        remove_here(&agent, found.id)?;
+        remove_here(&agent, found.id).await?;
     } else if found.is_known && !is_dead(&agent, &found.holder) {
         let peer = agent.peer(&found.holder);
         let peer = peer.ok_or_else(|| ApiError::new(ErrorCode::Unreachable, format!("VM {}: its host is not known here", found.name)))?;
@@ -248,14 +251,16 @@ pub async fn remove(
 }
 
 /// Removes a stopped VM from this host.
-pub fn remove_here(agent: &Arc<Agent>, id: Id) -> Result<(), ApiError> {
+pub async fn remove_here(agent: &Arc<Agent>, id: Id) -> Result<(), ApiError> {
     let Some(vm) = agent.local_vm(&id) else { return Ok(()) };
-    if vm.want() != Want::Stopped || vm.seen().pid != 0 {
+    vm.hear(agent, Input::Want(Goal::Remove)).map_err(|_| {
         let name = vm.name();
-        return Err(ApiError::new(ErrorCode::Conflict, format!("VM {name} runs; `rebec vm stop {name}` first")));
+        ApiError::new(ErrorCode::Conflict, format!("VM {name} runs; `rebec vm stop {name}` first"))
+    })?;
+    if agent.until(REMOVE_TIME, || agent.local_vm(&id).is_none()).await {
+        return Ok(());
     }
-    watch::remove(agent, &vm);
-    Ok(())
+    Err(ApiError::new(ErrorCode::Failed, format!("VM {}: what is here of it does not go; does its disk answer?", vm.name())))
 }
 
 /// `POST /v1/vms/{name}/move`

@@ -1,21 +1,20 @@
 //! A new agent finds the VMs of the one before: VMMs that run are asked how they are and watched again; those that ended with
 //! the machine are started from their disks.
 
-use std::{fs, path::Path, sync::Arc, time::Duration};
+use std::{fs, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
-use rebec_book::record::SeenState;
-use rebec_host::folders;
+use rebec_host::{
+    folders,
+    life::{Input, WORD_TIME},
+};
 use rebec_vmm_api::control::OtherVersion;
 
-use super::{Kept, LocalVm, Want, process::Process, stop, watch};
+use super::{Kept, LocalVm, process::Process, watch};
 use crate::{
     agent::{Agent, lock},
     facts,
 };
-
-/// How long a VM that is to be started waits for a word from another host.
-const WORD_TIME: Duration = Duration::from_secs(5);
 
 /// Adopts every VM of the state folder.
 pub async fn all(agent: &Arc<Agent>) -> Result<()> {
@@ -38,55 +37,35 @@ fn read(folder: &Path) -> Result<Kept> {
 }
 
 async fn one(agent: &Arc<Agent>, folder: &Path, kept: Kept) {
-    let vm = Arc::new(LocalVm::new(folder.to_owned(), kept.clone()));
+    let since = if kept.boot == facts::boot_id() { "while no agent watched" } else { "when the machine stopped" };
+    let vm = Arc::new(LocalVm::found(folder.to_owned(), kept.clone(), format!("its VMM ended {since}")));
     lock(&agent.vms).insert(kept.id, vm.clone());
     match vm.talk(|control| control.pid()).await.and_then(|pid| Process::adopt(pid, folder)) {
         Ok(process) => {
             log::info!("vm {}: adopted", kept.body.name);
+            vm.learn(agent, Input::Adopted);
             watch::look(agent, &vm).await;
-            watch::spawn(agent, &vm, process);
-            if kept.want == Want::Stopped {
-                stop::go_on(agent, &vm);
-            }
+            watch::spawn(agent, &vm, Some(process));
         }
         Err(error) if error.is::<OtherVersion>() => {
             log::error!("vm {}: {error}", kept.body.name);
-            let reason = error.to_string();
-            vm.say(agent, |seen| {
-                seen.state = SeenState::Other;
-                seen.epoch = kept.epoch;
-                seen.reason = Some(reason);
-            });
+            // It has no task: nothing is begun beside a VMM that runs and that this agent does not understand.
+            vm.say_strange(agent, error.to_string());
         }
         Err(_) => {
-            let (agent, vm) = (agent.clone(), vm.clone());
-            tokio::spawn(async move {
-                hear_first(&agent).await;
-                absent(&agent, &vm, &kept).await;
-            });
+            watch::spawn(agent, &vm, None);
+            tokio::spawn(hear_first(agent.clone(), vm));
         }
     }
 }
 
-/// Waits for a word from others before something is started: this host may have been declared dead meanwhile. One that reaches nobody
-/// goes on by itself.
-async fn hear_first(agent: &Arc<Agent>) {
+/// Waits for a word from others before something is started: this host may have been declared dead meanwhile.
+async fn hear_first(agent: Arc<Agent>, vm: Arc<LocalVm>) {
+    let is_outcast = || agent.book(|book| book.dead(&agent.key()).is_some()) == Some(true);
     let heard = || {
         let peers = agent.peers();
-        peers.is_empty() || peers.iter().any(|peer| agent.answers(&peer.key))
+        is_outcast() || peers.is_empty() || peers.iter().any(|peer| agent.answers(&peer.key))
     };
     agent.until(WORD_TIME, heard).await;
-}
-
-/// No VMM answers for it.
-async fn absent(agent: &Arc<Agent>, vm: &Arc<LocalVm>, kept: &Kept) {
-    if kept.want == Want::Running && agent.book(|book| book.dead(&agent.key()).is_some()) == Some(true) {
-        vm.say_stopped(agent, SeenState::Stopped, Some("this host was declared dead".to_owned()));
-        return;
-    }
-    let since = if kept.boot == facts::boot_id() { "while no agent watched" } else { "when the machine stopped" };
-    if let Some(process) = watch::after(agent, vm, None, &format!("its VMM ended {since}"), 0).await {
-        watch::look(agent, vm).await;
-        watch::spawn(agent, vm, process);
-    }
+    vm.learn(&agent, if is_outcast() { Input::Outcast } else { Input::Heard });
 }

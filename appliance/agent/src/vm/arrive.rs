@@ -1,11 +1,7 @@
 //! A VM arrives from another host: its parts are gathered, an empty layer made, a VMM started that waits; then each stream of
 //! the move is joined to it. Whether it runs here is decided by the two VMMs and their ledgers alone.
 
-use std::{
-    os::unix::net::UnixStream,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
 
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
@@ -14,32 +10,25 @@ use rebec_book::{
     key::Id,
     record::{SeenState, VmPrivate},
 };
-use rebec_migrate::ledger::Right;
+use rebec_host::life::{Goal, Input, Life};
 use rebec_pool::lease::Stance;
-use rebec_vmm_api::control::Command;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Kept, LocalVm, Want,
     control::Control,
-    failed, launch, lease, ledger,
+    launch, lease,
     process::{Beginning, Process},
     sockets, start, watch,
 };
-use crate::{
-    agent::{Agent, lock},
-    facts,
-    jobs::Reporter,
-};
+use crate::{agent::Agent, facts, jobs::Reporter};
 
 /// How long a VM that comes back waits for its old VMM, which forwards late frames for a few seconds.
 const LEFT_TIME: Duration = Duration::from_secs(30);
+/// How often an offer may find the VMM of an earlier one that is just ending.
+const ATTEMPTS_MAX: usize = 3;
 /// VMs of this host that are asked for content.
 const DONORS_MAX: usize = 4;
-/// An offer of which nothing comes for so long is void: its room is others'.
-const OFFER_TIME: Duration = Duration::from_secs(15);
-/// Between two looks whether it has come to that.
-const OFFER_LOOK: Duration = Duration::from_secs(3);
 
 /// `POST /internal/arrivals`: a job.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -58,26 +47,6 @@ pub struct Offer {
     pub order: Option<Id>,
 }
 
-/// How far a VM that arrives has come, as far as this agent sees.
-#[derive(Debug, Default)]
-pub struct Arrival {
-    /// Streams that are open.
-    streams: u32,
-    /// When it was offered, or the last stream ended.
-    silent_since: Option<Instant>,
-}
-
-impl Arrival {
-    fn offered(&mut self) {
-        self.silent_since = Some(Instant::now());
-    }
-
-    /// Whether who offered it has sent nothing for too long.
-    pub fn is_stale(&self) -> bool {
-        self.streams == 0 && self.silent_since.is_some_and(|since| since.elapsed() > OFFER_TIME)
-    }
-}
-
 /// Makes ready for a VM whose holder sends it, as the question said that was granted.
 pub async fn prepare(agent: &Arc<Agent>, granted: Granted, reporter: &Reporter) -> Result<(), ApiError> {
     let (Some(from), Question::Arrive(id, epoch)) = (granted.host(), *granted.question()) else {
@@ -87,65 +56,44 @@ pub async fn prepare(agent: &Arc<Agent>, granted: Granted, reporter: &Reporter) 
     start::require_known(agent, &body)?;
     let (name, epoch) = (body.name.clone(), epoch.saturating_add(1));
     start::gather(agent, &body.image, Some(from), reporter).await?;
-    let gone = || agent.local_vm(&id).is_none_or(|vm| vm.want() != Want::Gone);
-    if !gone() {
-        reporter.progress("waiting until what it left here has gone", 0, 0);
-        agent.until(LEFT_TIME, gone).await;
-    }
     let kept = Kept { from: Some(from), epoch, ..Kept::new(id, home, body.clone(), start::private(agent, id)?, Want::Arriving) };
     let leased_until = lease::require(agent, &kept, Stance::Arrives).await?;
-    let _admission = agent.admission.lock().await;
-    if let Some(vm) = agent.local_vm(&id) {
-        return match vm.want() {
-            // An earlier attempt: its VMM still waits and takes the next.
-            Want::Arriving => {
-                vm.keep(|kept| (kept.from, kept.epoch) = (Some(from), epoch)).map_err(|error| failed(&error))?;
-                lock(&vm.arrival).offered();
-                vm.leased_until(leased_until);
-                lease::tell(&vm).await;
-                Ok(())
-            }
-            Want::Running | Want::Stopped | Want::Gone => {
-                Err(ApiError::new(ErrorCode::Conflict, format!("host {} still has VM {name}; try again in a moment", agent.own_name())))
-            }
-        };
-    }
-    start::require_room(agent, &body)?;
-    let vm = start::place_here(agent, kept)?;
-    lock(&vm.arrival).offered();
-    vm.leased_until(leased_until);
-    match wait_for(agent, &vm).await {
-        Ok(process) => {
-            watch::spawn(agent, &vm, process);
-            tokio::spawn(expire(agent.clone(), vm));
-            Ok(())
+    for _ in 0..ATTEMPTS_MAX {
+        let is_leaving = || agent.local_vm(&id).is_some_and(|vm| vm.life(Life::is_leaving));
+        if is_leaving() {
+            reporter.progress("waiting until what it left here has gone", 0, 0);
+            agent.until(LEFT_TIME, || !is_leaving()).await;
         }
-        Err(error) => {
-            watch::remove(agent, &vm);
-            Err(failed(&error))
+        let vm = admit(agent, &kept).await?;
+        vm.leased_until(leased_until);
+        vm.until(|life| !life.is_starting()).await;
+        if vm.talk(|control| control.pid()).await.is_ok() {
+            lease::tell(&vm).await;
+            return Ok(());
         }
+        if vm.life(|life| life.vmm().is_none() && life.word().reason.is_some()) {
+            return Err(watch::why_not(&vm));
+        }
+        // What waited for an earlier attempt is just ending.
+        let is_still_here = || agent.local_vm(&id).is_some_and(|here| Arc::ptr_eq(&here, &vm));
+        agent.until(LEFT_TIME, || !is_still_here()).await;
     }
+    Err(ApiError::new(ErrorCode::Failed, format!("host {}: the VMM that waits for VM {name} does not answer; try again", agent.own_name())))
 }
 
-/// Ends the wait for a VM that was offered and does not come. One that is prepared has a right to hear what became of it, and is kept.
-async fn expire(agent: Arc<Agent>, vm: Arc<LocalVm>) {
-    while vm.want() == Want::Arriving {
-        tokio::time::sleep(OFFER_LOOK).await;
-        // Whoever offers it anew meanwhile either is heard before, or waits until this one has gone.
-        let _admission = agent.admission.lock().await;
-        let is_prepared = !matches!(ledger::last(&vm.folder), Ok(None | Some(Right::Released)));
-        if vm.want() != Want::Arriving || is_prepared || !lock(&vm.arrival).is_stale() {
-            continue;
-        }
-        log::warn!("vm {}: it was offered and does not come: its room is given back", vm.name());
-        let ended = match vm.keep(|kept| kept.want = Want::Gone) {
-            Ok(()) => vm.talk(|control| control.tell(Command::Stop)).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = ended {
-            log::warn!("vm {}: {error:#}", vm.name());
-        }
+/// Finds room for a VM that is sent here, and tells its life: a VMM that waits for an earlier attempt takes this one.
+async fn admit(agent: &Arc<Agent>, kept: &Kept) -> Result<Arc<LocalVm>, ApiError> {
+    let _admission = agent.admission.lock().await;
+    if agent.local_vm(&kept.id).is_none() {
+        start::require_room(agent, &kept.body)?;
     }
+    let vm = start::place_here(agent, kept.clone())?;
+    let from = kept.from.ok_or_else(|| ApiError::new(ErrorCode::BadRequest, "a VM that arrives has a source"))?;
+    vm.hear(agent, Input::Want(Goal::Arrive { from, epoch: kept.epoch })).map_err(|_| {
+        let message = format!("host {} still has VM {}; try again in a moment", agent.own_name(), kept.body.name);
+        ApiError::new(ErrorCode::Conflict, message)
+    })?;
+    Ok(vm)
 }
 
 /// Starts a VMM that waits for the VM; one whose ledger says that it was prepared before tells the source that it is released.
@@ -178,25 +126,28 @@ async fn donors(agent: &Agent, arriving: &Kept) -> Vec<UnixStream> {
 }
 
 /// One stream of a move, as long as it is held.
-pub struct Open(Arc<LocalVm>);
+pub struct Open {
+    agent: Arc<Agent>,
+    vm: Arc<LocalVm>,
+}
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let mut arrival = lock(&self.0.arrival);
-        arrival.streams -= 1;
-        arrival.offered();
+        self.vm.learn(&self.agent, Input::StreamEnded);
     }
 }
 
 /// A connection to the VMM that waits, for one stream of the move; for the host that sends the VM, and nobody else.
-pub async fn connect(agent: &Agent, id: Id, granted: Granted) -> Result<(tokio::net::UnixStream, Open), ApiError> {
-    let vm = agent.local_vm(&id);
+pub async fn connect(agent: &Arc<Agent>, id: Id, granted: Granted) -> Result<(tokio::net::UnixStream, Open), ApiError> {
+    let vm = agent.local_vm(&id).filter(|vm| !vm.life(Life::is_leaving));
     let vm = vm.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("VM {} does not arrive here", id.short())))?;
     if vm.kept().from.is_none() || vm.kept().from != granted.host() {
         return Err(ApiError::new(ErrorCode::Forbidden, format!("VM {} does not arrive here from the asking host", vm.name())));
     }
-    let stream = tokio::net::UnixStream::connect(sockets::arrival(&vm.folder)).await;
-    let stream = stream.map_err(|error| ApiError::new(ErrorCode::Unreachable, format!("VM {}: its waiting VMM: {error}", vm.name())))?;
-    lock(&vm.arrival).streams += 1;
-    Ok((stream, Open(vm)))
+    // Before anything comes through it: what is being sent is not given up.
+    vm.learn(agent, Input::StreamBegan);
+    let open = Open { agent: agent.clone(), vm };
+    let stream = tokio::net::UnixStream::connect(sockets::arrival(&open.vm.folder)).await;
+    let unreached = |error| ApiError::new(ErrorCode::Unreachable, format!("VM {}: its waiting VMM: {error}", open.vm.name()));
+    Ok((stream.map_err(unreached)?, open))
 }

@@ -2,11 +2,7 @@
 //! from then on the two VMMs talk, and the agents only carry bytes. A right to run that waits for the other side is
 //! brought there again and again, as long as this agent and its VMM live.
 
-use std::{
-    os::unix::net::UnixStream,
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use axum::{
@@ -20,7 +16,8 @@ use rebec_api::{
     job::{Job, JobState},
     vm::{MoveVm, STREAM_UPGRADE},
 };
-use rebec_book::{key::Name, record::SeenState, view};
+use rebec_book::{key::Name, view};
+use rebec_host::life::{Goal, Input};
 use rebec_pool::lease::Stance;
 use rebec_vmm_api::{
     MoveReport, Outcome,
@@ -29,7 +26,7 @@ use rebec_vmm_api::{
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{LocalVm, Want, arrive::Offer, control::Control, failed, grants, lease, release, start, watch};
+use super::{LocalVm, arrive::Offer, control::Control, failed, lease, release, start, watch};
 use crate::{
     agent::{Agent, random},
     jobs::Reporter,
@@ -46,15 +43,43 @@ const TOLD_TIME: Duration = Duration::from_secs(3);
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// So often an order is given again whose host ended while it was at it.
 const INTERRUPTED_MAX: u32 = 3;
-/// Between two tries to bring a granted right to the other side.
+/// Between two questions about a job of a host that does not answer.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// An attempt to move a VM, whose life waits for how it ended: also if it ends in no way that was thought of.
+struct Attempt {
+    agent: Arc<Agent>,
+    vm: Arc<LocalVm>,
+    to: String,
+    outcome: Option<Outcome>,
+    why: Option<String>,
+}
+
+impl Attempt {
+    fn begin(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: String) -> Self {
+        Self { agent: agent.clone(), vm: vm.clone(), to, outcome: None, why: None }
+    }
+
+    fn end(mut self, report: &Result<MoveReport>) {
+        match report {
+            Ok(report) => (self.outcome, self.why) = (Some(report.outcome), report.reason.clone()),
+            Err(error) => self.why = Some(format!("{error:#}")),
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        let why = self.why.take().unwrap_or_else(|| "it has not answered".to_owned());
+        let why = format!("the right to run it waits for host {}: {why}", self.to);
+        self.vm.learn(&self.agent, Input::Moved { outcome: self.outcome, why });
+    }
+}
 
 /// Moves a VM that runs here.
 pub async fn depart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, wish: &MoveVm, reporter: &Reporter) -> Result<MoveReport, ApiError> {
-    let name = vm.name();
-    let Ok(_change) = vm.change.try_lock() else {
-        return Err(ApiError::new(ErrorCode::Conflict, format!("VM {name} is being started, stopped or moved; wait until that is done")));
-    };
+    let goal = Goal::Depart { to: to.key };
+    vm.require(&goal)?;
     let streams = wish.streams.unwrap_or(STREAMS);
     if !(1..=MigrateOptions::STREAMS_MAX).contains(&streams) {
         return Err(ApiError::new(ErrorCode::BadRequest, format!("streams {streams}: from 1 to {}", MigrateOptions::STREAMS_MAX)));
@@ -65,44 +90,28 @@ pub async fn depart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, wish: &Mov
     watch::look(agent, vm).await;
     vm.leased_until(lease::require(agent, &vm.kept(), Stance::Runs).await?);
     lease::tell(vm).await;
-    let epoch = vm.kept().epoch;
-    vm.keep(|kept| (kept.to, kept.granting) = (Some(to.key), Some(epoch.saturating_add(1)))).map_err(|error| failed(&error))?;
-    // Whoever is to believe that it arrives there can see that it is sent.
-    vm.say(agent, |seen| seen.to = Some(to.key));
-    if let Err(error) = make_ready(agent, vm, to, reporter).await {
-        vm.say(agent, |seen| seen.to = None);
-        return Err(error);
-    }
+    vm.hear(agent, Input::Want(goal))?;
+    let attempt = Attempt::begin(agent, vm, to.name.clone());
+    make_ready(agent, vm, to, reporter).await?;
     let options = MigrateOptions {
         streams,
         downtime_ms_max: wish.downtime_ms_max.unwrap_or_else(MigrateOptions::default_downtime_ms),
         bandwidth_mbit_max: wish.bandwidth_mbit_max,
     };
-    vm.say(agent, |seen| seen.state = SeenState::Moving);
-    let report = attempt(agent, vm, to, options, reporter).await;
-    match &report {
-        Ok(report) if report.outcome == Outcome::Moved => {
-            left(agent, vm);
-            // Whoever asks next should hear where it is now.
-            let id = vm.id();
-            let there = || agent.book(|book| view::seen(book, id).is_some_and(|seen| seen.holder == to.key)) == Some(true);
-            agent.until(TOLD_TIME, there).await;
-        }
-        Ok(report) if report.outcome == Outcome::Waiting => {
-            // Who watches the VM brings the right there.
-            if let Err(error) = grants::gave(agent, vm) {
-                log::error!("vm {}: {error:#}", vm.name());
-            }
-            let reason = format!("the right to run it waits for host {}: {}", to.name, report.reason.clone().unwrap_or_default());
-            vm.say(agent, |seen| {
-                seen.state = SeenState::Waiting;
-                seen.reason = Some(reason);
-            });
-        }
-        Ok(_) | Err(_) => {
-            vm.say(agent, |seen| seen.to = None);
-            watch::look(agent, vm).await;
-        }
+    let report = async {
+        let ends = open_streams(agent, vm, to, streams).await?;
+        vm.hear(agent, Input::Want(Goal::SetOut))?;
+        drive(vm, ends, options, reporter).await
+    };
+    let report = report.await;
+    attempt.end(&report);
+    if report.as_ref().is_ok_and(|report| report.outcome == Outcome::Moved) {
+        // Whoever asks next should hear where it is now.
+        let id = vm.id();
+        let there = || agent.book(|book| view::seen(book, id).is_some_and(|seen| seen.holder == to.key)) == Some(true);
+        agent.until(TOLD_TIME, there).await;
+    } else {
+        watch::look(agent, vm).await;
     }
     report.map_err(|error| failed(&error))
 }
@@ -163,13 +172,13 @@ async fn follow(agent: &Arc<Agent>, host: &Peer, job: Job, reporter: &Reporter) 
     Ok(job)
 }
 
-/// One attempt: streams to the other side, the VMM in between.
-async fn attempt(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, options: MigrateOptions, reporter: &Reporter) -> Result<MoveReport> {
+/// The streams of a move and one for control, to the other side: the ends that the VMM gets.
+async fn open_streams(agent: &Arc<Agent>, vm: &LocalVm, to: &Peer, streams: u8) -> Result<Vec<UnixStream>> {
     let mut ends = vec![];
-    for _ in 0..=options.streams {
+    for _ in 0..=streams {
         ends.push(open_stream(agent, vm, to).await?);
     }
-    drive(vm, ends, options, reporter).await
+    Ok(ends)
 }
 
 /// Has the VMM move over these streams.
@@ -230,36 +239,27 @@ pub async fn carry(vmm: &mut (impl AsyncRead + AsyncWrite + Unpin), mesh: Upgrad
     }
 }
 
-/// The VM has gone to the host that it was granted to.
-pub fn left(agent: &Agent, vm: &LocalVm) {
-    // The folder goes when the VMM, which forwards late frames for a moment, has ended.
-    let noted = grants::gave(agent, vm).and_then(|()| vm.keep(|kept| kept.want = Want::Gone));
-    if let Err(error) = noted {
-        log::error!("vm {}: {error:#}", vm.name());
+/// Brings the right to run a VM to the other side once, or has the VMM go on here because the other side was declared dead.
+pub async fn bring(agent: Arc<Agent>, vm: Arc<LocalVm>, is_dead: bool, reporter: Arc<Reporter>) {
+    let to = vm.kept().to;
+    let attempt = Attempt::begin(&agent, &vm, to.map_or_else(|| "?".to_owned(), |to| agent.name_of(&to)));
+    let options = MigrateOptions { streams: 1, downtime_ms_max: MigrateOptions::default_downtime_ms(), bandwidth_mbit_max: None };
+    let report = if is_dead {
+        give_back(&vm, options, &reporter).await
+    } else {
+        let again = async {
+            let to = to.and_then(|to| agent.peer(&to)).context("it is not known here")?;
+            drive(&vm, open_streams(&agent, &vm, &to, options.streams).await?, options, &reporter).await
+        };
+        again.await
+    };
+    if let Err(error) = &report {
+        log::debug!("vm {}: {error:#}", vm.name());
     }
-    vm.say(agent, |seen| {
-        seen.state = SeenState::Left;
-        seen.reason = None;
-        seen.endpoints = vec![];
-        seen.to = None;
-    });
-}
-
-/// Brings the right to run a VM to the other side until that has taken or released it.
-pub async fn insist(agent: Arc<Agent>, vm: Arc<LocalVm>) {
-    if vm.insisting.swap(true, Ordering::AcqRel) {
-        return;
+    attempt.end(&report);
+    if report.is_ok_and(|report| report.outcome != Outcome::Waiting) {
+        watch::look(&agent, &vm).await;
     }
-    let _change = vm.change.lock().await;
-    let to = vm.kept().to.and_then(|to| agent.peer(&to));
-    if let Some(to) = to {
-        let reporter = agent.jobs.begin_own(format!("bring VM {} to host {}", vm.name(), to.name));
-        while vm.want() == Want::Running && vm.seen().state == SeenState::Waiting && !resolved(&agent, &vm, &to, &reporter).await {
-            tokio::time::sleep(RETRY).await;
-        }
-        reporter.end(Ok(serde_json::Value::Null));
-    }
-    vm.insisting.store(false, Ordering::Release);
 }
 
 /// Has the VMM go on here, because the host that it waits for was declared dead.
@@ -273,25 +273,4 @@ async fn give_back(vm: &Arc<LocalVm>, options: MigrateOptions, reporter: &Report
         log::warn!("vm {}: {error:#}", vm.name());
     }
     report
-}
-
-async fn resolved(agent: &Arc<Agent>, vm: &Arc<LocalVm>, to: &Peer, reporter: &Reporter) -> bool {
-    let options = MigrateOptions { streams: 1, downtime_ms_max: MigrateOptions::default_downtime_ms(), bandwidth_mbit_max: None };
-    let is_dead = agent.book(|book| book.dead(&to.key).is_some()) == Some(true);
-    let outcome = if is_dead { give_back(vm, options, reporter).await } else { attempt(agent, vm, to, options, reporter).await };
-    match outcome {
-        Ok(report) if report.outcome == Outcome::Waiting => false,
-        Ok(report) => {
-            if report.outcome == Outcome::Moved {
-                left(agent, vm);
-            }
-            watch::look(agent, vm).await;
-            lease::renew(agent.clone(), vm.clone()).await;
-            true
-        }
-        Err(error) => {
-            log::debug!("vm {}: {error:#}", vm.name());
-            false
-        }
-    }
 }

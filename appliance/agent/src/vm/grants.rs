@@ -3,17 +3,17 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
 use rebec_api::ApiError;
 use rebec_book::{
     Body, Grant, Key,
     grant::{self, GRANTS_MAX},
     key::Id,
-    record::{Assigned, Kind, SeenBody, SeenState},
+    record::{Assigned, Kind, SeenBody, SeenState, VmBody},
     view,
 };
+use rebec_host::life;
 
-use super::LocalVm;
+use super::Kept;
 use crate::agent::Agent;
 
 /// From so many grants in a row on the home takes notice.
@@ -36,35 +36,16 @@ pub fn known(agent: &Agent, vm: Id, kept: &[Grant]) -> Vec<Grant> {
     all
 }
 
-/// The right to run a VM that is here has gone to the host that it was sent to, at the next epoch.
-pub fn gave(agent: &Agent, vm: &LocalVm) -> Result<()> {
-    let kept = vm.kept();
-    let (Some(to), Some(epoch)) = (kept.to, kept.granting) else { return Ok(()) };
+/// Grants that a VM's life asks for, those of them that are not kept yet.
+pub fn signed(agent: &Agent, kept: &Kept, grants: &[life::Grant]) -> Vec<Grant> {
     let own = agent.key();
-    if kept.grants.iter().any(|grant| (grant.by, grant.to, grant.epoch) == (own, to, epoch)) {
-        return Ok(());
-    }
-    add(vm, sign(agent, kept.id, to, epoch))
-}
-
-/// This host goes on with a VM at a later epoch: whom it was sent to let go.
-pub fn went_on(agent: &Agent, vm: &LocalVm, from: u64, to: u64) -> Result<()> {
-    for epoch in (from..to).step_by(2).map(|before| before + 2).filter(|epoch| *epoch <= to) {
-        add(vm, sign(agent, vm.id(), agent.key(), epoch))?;
-    }
-    Ok(())
+    let wanted = grants.iter().map(|grant| (grant.to.unwrap_or(own), grant.epoch));
+    let is_new = |wanted: &(Key, u64)| !kept.grants.iter().any(|grant| (grant.by, grant.to, grant.epoch) == (own, wanted.0, wanted.1));
+    wanted.filter(is_new).map(|(to, epoch)| sign(agent, kept.id, to, epoch)).collect()
 }
 
 fn sign(agent: &Agent, vm: Id, to: Key, epoch: u64) -> Grant {
     Grant::sign(&vm, to, epoch, agent.identity.host().as_signing_key())
-}
-
-fn add(vm: &LocalVm, grant: Grant) -> Result<()> {
-    vm.keep(|kept| {
-        kept.grants.push(grant);
-        let surplus = kept.grants.len().saturating_sub(GRANTS_MAX);
-        kept.grants.drain(..surplus);
-    })
 }
 
 /// As its keeper, this host grants a VM to another at a later epoch, and says so.
@@ -106,10 +87,9 @@ pub fn tidy(agent: &Arc<Agent>) {
         let homes = book.of_kind(Kind::VM).filter(|record| record.key.writer == own).filter_map(|record| {
             let Some(Body::Vm(body)) = &record.body else { return None };
             let (at, way) = view::way(book, record.key.id, |_| true)?;
-            let spoke = view::seen(book, record.key.id).is_some_and(|seen| seen.holder == at.host && seen.body.epoch >= at.epoch);
-            let mut body = (**body).clone();
-            body.assigned = at;
-            (spoke && way.len() >= NOTICE).then_some((record.key.id, body))
+            let is_long = way.len() >= NOTICE;
+            let spoke = || view::seen(book, record.key.id).is_some_and(|seen| seen.holder == at.host && seen.body.epoch >= at.epoch);
+            (is_long && spoke()).then(|| (record.key.id, VmBody { assigned: at, ..(**body).clone() }))
         });
         (carried.collect::<Vec<_>>(), homes.collect::<Vec<_>>())
     });

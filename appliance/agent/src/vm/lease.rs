@@ -3,14 +3,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Result;
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::record::SeenState;
+use rebec_host::life::Input;
 use rebec_pool::lease::{Ask, Stance};
 use rebec_vmm_api::control::Command;
 
 use super::{
-    Kept, LocalVm, Want, failed,
+    Kept, LocalVm,
     keeper::{self, Question, TERMS, Verdict},
     start, watch,
 };
@@ -31,7 +31,11 @@ pub async fn run(agent: Arc<Agent>) {
 /// Asks for one VM, as it is now.
 pub async fn renew(agent: Arc<Agent>, vm: Arc<LocalVm>) {
     let kept = vm.kept();
-    let Some(stance) = stance(&agent, &vm, &kept) else { return };
+    if kept.body.keeper.is_none() {
+        return;
+    }
+    let source_answers = kept.from.is_some_and(|from| agent.answers(&from));
+    let Some(stance) = vm.life(|life| life.stance(!kept.boot.is_empty(), source_answers)) else { return };
     match ask(&agent, &kept, stance).await {
         Ok(Heard::Promised(until)) => {
             vm.leased_until(until);
@@ -40,24 +44,8 @@ pub async fn renew(agent: Arc<Agent>, vm: Arc<LocalVm>) {
                 watch::look(&agent, &vm).await;
             }
         }
-        // What it has now may be another copy.
-        Ok(Heard::Superseded(why)) if vm.kept().epoch == kept.epoch => withdraw(&agent, &vm, &why).await,
-        Ok(Heard::Superseded(_)) => {}
+        Ok(Heard::Superseded(why)) => withdraw(&agent, &vm, kept.epoch, &why),
         Err(error) => log::debug!("vm {}: {error}", vm.name()),
-    }
-}
-
-/// What this host has to say about its copy of a VM, if it has to.
-fn stance(agent: &Agent, vm: &LocalVm, kept: &Kept) -> Option<Stance> {
-    kept.body.keeper?;
-    match kept.want {
-        // Its right to run is at the other side of a move: should that be lost, nobody here may keep the VM from being started elsewhere.
-        Want::Running => (vm.seen().state != SeenState::Waiting).then_some(Stance::Runs),
-        // Without its source it does not come by itself, and may have to be started elsewhere.
-        Want::Arriving => kept.from.is_some_and(|from| agent.answers(&from)).then_some(Stance::Arrives),
-        // What never began here was not stopped either.
-        Want::Stopped => (!kept.boot.is_empty()).then_some(Stance::Stopped),
-        Want::Gone => None,
     }
 }
 
@@ -117,14 +105,10 @@ pub async fn tell(vm: &LocalVm) {
     }
 }
 
-/// Removes what this host has of a VM that was started elsewhere.
-pub async fn withdraw(agent: &Arc<Agent>, vm: &Arc<LocalVm>, why: &str) {
-    log::warn!("vm {}: removed: {why}", vm.name());
-    if let Err(error) = vm.keep(|kept| kept.want = Want::Gone) {
-        log::error!("{}", failed(&error));
+/// What this host has of a VM at this epoch goes: it was started elsewhere.
+pub fn withdraw(agent: &Agent, vm: &LocalVm, epoch: u64, why: &str) {
+    if vm.life(|life| life.durable().epoch == epoch && !life.is_leaving()) {
+        log::warn!("vm {}: removed: {why}", vm.name());
     }
-    // Who watches the VMM removes the rest at its end.
-    if vm.talk(|control| control.tell(Command::Stop)).await.is_err() {
-        watch::remove(agent, vm);
-    }
+    vm.learn(agent, Input::Superseded(epoch));
 }

@@ -26,42 +26,35 @@ pub mod stop;
 pub mod watch;
 
 use std::{
+    collections::VecDeque,
     net::SocketAddrV4,
     path::{Path, PathBuf},
-    sync::{Mutex, atomic::AtomicBool},
+    sync::Mutex,
     time::Duration,
 };
 
 use anyhow::{Context, Result};
+use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
     Body, Grant, Key,
     key::Id,
     record::{Kind, REASON_BYTES_MAX, SeenBody, SeenState, VmBody, VmPrivate},
 };
-use rebec_host::reserve::{self, Reserve};
-pub use rebec_host::{console, control, failed, ledger, process, seed, sockets};
+pub use rebec_host::{console, control, failed, ledger, life::Want, process, seed, sockets};
+use rebec_host::{
+    facts,
+    life::{Durable, Input, Life, Output, Refused, Word},
+    reserve::{self, Reserve},
+};
 use rebec_vmm_api::control::Command;
 use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, watch as changes};
 
 use self::control::Control;
 use crate::{
     agent::{Agent, lock},
     stall,
 };
-
-/// What is wanted of a VM here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Want {
-    /// It runs.
-    Running,
-    /// It does not.
-    Stopped,
-    /// It arrives from another host.
-    Arriving,
-    /// It runs at another host; what is left here goes once its VMM has ended.
-    Gone,
-}
 
 /// `vm.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -100,25 +93,28 @@ pub struct Kept {
     pub stands_still: bool,
 }
 
+impl Kept {
+    /// What its life needs of it.
+    pub fn durable(&self) -> Durable {
+        Durable { want: self.want, epoch: self.epoch, from: self.from, to: self.to, granting: self.granting }
+    }
+}
+
 /// A VM that is here.
 pub struct LocalVm {
     /// Its folder.
     pub folder: PathBuf,
     /// Its console.
     pub console: console::Console,
-    /// One change of its life at a time: start, stop, move, remove.
-    pub change: tokio::sync::Mutex<()>,
-    /// Whether a granted right is being brought to the other side.
-    pub insisting: AtomicBool,
-    /// Whether its last stop was a cut of its power.
-    pub power_cut: AtomicBool,
-    /// When the host that sends it was heard last, and its streams.
-    pub arrival: Mutex<arrive::Arrival>,
-    /// Held while a word about it is written.
-    saying: Mutex<()>,
+    /// Held while its life takes something in, and what follows of that is written: the last word said is the last one in the log.
+    living: Mutex<()>,
     /// Held while what is kept of it is written.
     keeping: Mutex<()>,
     inner: Mutex<Inner>,
+    /// Wakes its task.
+    woken: Notify,
+    /// Wakes who waits for a change of its life.
+    changed: changes::Sender<()>,
 }
 
 struct Inner {
@@ -127,11 +123,25 @@ struct Inner {
     fdb: ports::Stations,
     /// End of its lease (CLOCK_BOOTTIME). Not kept: a new agent asks, and its VMM knows.
     lease_ends: Duration,
+    life: Life,
+    /// What its task is to do.
+    work: VecDeque<Output>,
 }
 
 impl LocalVm {
-    /// A VM whose folder exists.
+    /// A VM that has just been given its folder.
     pub fn new(folder: PathBuf, kept: Kept) -> Self {
+        let life = Life::new(kept.durable());
+        Self::with(folder, kept, life)
+    }
+
+    /// A VM that an earlier agent had; `how` says how its VMM ended, if it has.
+    pub fn found(folder: PathBuf, kept: Kept, how: String) -> Self {
+        let life = Life::found(facts::boot_time(), kept.durable(), how);
+        Self::with(folder, kept, life)
+    }
+
+    fn with(folder: PathBuf, kept: Kept, life: Life) -> Self {
         let console = console::Console::open(&folder);
         let seen = SeenBody {
             epoch: kept.epoch,
@@ -141,18 +151,120 @@ impl LocalVm {
             memory_bytes: kept.body.memory_bytes,
             pid: 0,
             grants: kept.grants.clone(),
-            to: None,
+            to: life.word().to,
         };
+        let (fdb, work) = (ports::Stations::new(), VecDeque::new());
         Self {
             folder,
             console,
-            change: tokio::sync::Mutex::default(),
-            insisting: AtomicBool::new(false),
-            power_cut: AtomicBool::new(false),
-            arrival: Mutex::default(),
-            saying: Mutex::default(),
+            living: Mutex::default(),
             keeping: Mutex::default(),
-            inner: Mutex::new(Inner { kept, seen, fdb: ports::Stations::new(), lease_ends: Duration::ZERO }),
+            inner: Mutex::new(Inner { kept, seen, fdb, lease_ends: Duration::ZERO, life, work }),
+            woken: Notify::new(),
+            changed: changes::Sender::new(()),
+        }
+    }
+
+    /// Tells its life what happened, and writes what follows at once: what is to be kept, and what is to be said. Its task does the rest. Only a wish is
+    /// ever refused; also where it cannot be written down, and then nothing has changed.
+    pub fn hear(&self, agent: &Agent, input: Input) -> Result<(), ApiError> {
+        let is_wish = matches!(input, Input::Want(_));
+        self.live(agent, is_wish, |life| life.handle(facts::boot_time(), input))
+    }
+
+    /// Tells its life what happened where that is no wish.
+    pub fn learn(&self, agent: &Agent, input: Input) {
+        if let Err(error) = self.hear(agent, input) {
+            log::error!("{error}");
+        }
+    }
+
+    /// Tells its life that time has passed.
+    pub fn tick(&self, agent: &Agent) {
+        let ticked = self.live(agent, false, |life| {
+            life.tick(facts::boot_time());
+            Ok(())
+        });
+        if let Err(error) = ticked {
+            log::error!("{error}");
+        }
+    }
+
+    /// Refuses a wish that its life would refuse now.
+    pub fn require(&self, wish: &rebec_host::life::Goal) -> Result<(), ApiError> {
+        let wished = self.life(Life::clone).handle(facts::boot_time(), Input::Want(wish.clone()));
+        wished.map_err(|refused| self.refusal(refused))
+    }
+
+    fn refusal(&self, refused: Refused) -> ApiError {
+        ApiError::new(ErrorCode::Conflict, format!("VM {} {refused}", self.name()))
+    }
+
+    fn live(&self, agent: &Agent, is_wish: bool, step: impl FnOnce(&mut Life) -> Result<(), Refused>) -> Result<(), ApiError> {
+        let _alone = lock(&self.living);
+        let mut life = self.life(Life::clone);
+        step(&mut life).map_err(|refused| self.refusal(refused))?;
+        let (mut work, mut says) = (VecDeque::new(), false);
+        while let Some(output) = life.poll_output() {
+            match output {
+                Output::Keep { durable, grants } => match self.keep_life(agent, durable, &grants) {
+                    Err(error) if is_wish => return Err(failed(&error)),
+                    Err(error) => log::error!("vm {}: {error:#}", self.name()),
+                    Ok(()) => {}
+                },
+                Output::Say => says = true,
+                other => work.push_back(other),
+            }
+        }
+        {
+            let mut inner = lock(&self.inner);
+            inner.life = life;
+            inner.work.append(&mut work);
+        }
+        if says {
+            self.say(agent);
+        }
+        self.woken.notify_one();
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    fn keep_life(&self, agent: &Agent, durable: Durable, grants: &[rebec_host::life::Grant]) -> Result<()> {
+        let mut new = grants::signed(agent, &self.kept(), grants);
+        if new.is_empty() && self.kept().durable() == durable {
+            return Ok(());
+        }
+        self.keep(|kept| {
+            let Durable { want, epoch, from, to, granting } = durable;
+            (kept.want, kept.epoch, kept.from, kept.to, kept.granting) = (want, epoch, from, to, granting);
+            kept.grants.append(&mut new);
+            let surplus = kept.grants.len().saturating_sub(rebec_book::grant::GRANTS_MAX);
+            kept.grants.drain(..surplus);
+        })
+    }
+
+    /// Looks at its life.
+    pub fn life<T>(&self, look: impl FnOnce(&Life) -> T) -> T {
+        look(&lock(&self.inner).life)
+    }
+
+    /// What its task is to do next.
+    pub fn next_work(&self) -> Option<Output> {
+        lock(&self.inner).work.pop_front()
+    }
+
+    /// Until its life has changed, since the last time that this was waited for. For its task.
+    pub async fn woken(&self) {
+        self.woken.notified().await;
+    }
+
+    /// Until its life is so.
+    pub async fn until(&self, is_so: impl Fn(&Life) -> bool) {
+        let mut changed = self.changed.subscribe();
+        while !self.life(&is_so) {
+            if changed.changed().await.is_err() {
+                return;
+            }
         }
     }
 
@@ -218,17 +330,31 @@ impl LocalVm {
         tokio::task::spawn_blocking(move || make(Control::connect(&path)?)).await?
     }
 
+    /// Says that its VMM is of a version that this agent does not understand.
+    pub fn say_strange(&self, agent: &Agent, reason: String) {
+        self.say_word(agent, Word { state: SeenState::Other, reason: Some(reason), pid: 0, to: None });
+    }
+
     /// Says how it is, to this host and to the pool, with what proves that it is here.
-    pub fn say(&self, agent: &Agent, change: impl FnOnce(&mut SeenBody)) {
-        // One word after the other: the last one said is the last one written.
-        let _saying = lock(&self.saying);
+    pub fn say(&self, agent: &Agent) {
+        let mut word = self.life(|life| life.word().clone());
+        if word.state == SeenState::Paused && self.kept().stands_still {
+            let what = "it stands still: its disk grows, and its host is short of room; remove a VM or an image there, or";
+            word.reason = Some(format!("{what} `rebec vm move {}`", self.name()));
+        }
+        self.say_word(agent, word);
+    }
+
+    fn say_word(&self, agent: &Agent, word: Word) {
         let (id, mut seen) = {
             let mut inner = lock(&self.inner);
-            change(&mut inner.seen);
-            inner.seen.epoch = inner.seen.epoch.max(inner.kept.epoch);
-            if let Some(reason) = &mut inner.seen.reason {
+            let endpoints = if word.pid == 0 { vec![] } else { inner.kept.endpoints.clone() };
+            let reason = word.reason.map(|mut reason| {
                 reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
-            }
+                reason
+            });
+            let epoch = inner.seen.epoch.max(inner.kept.epoch);
+            inner.seen = SeenBody { epoch, state: word.state, reason, endpoints, pid: word.pid, to: word.to, ..inner.seen.clone() };
             (inner.kept.id, inner.seen.clone())
         };
         seen.grants = grants::known(agent, id, &self.kept().grants);
@@ -239,16 +365,6 @@ impl LocalVm {
         if let Err(error) = agent.publish(Kind::SEEN, id, Some(body)) {
             log::error!("vm {}: {error}", self.name());
         }
-    }
-
-    /// Says that it ended or could not start.
-    pub fn say_stopped(&self, agent: &Agent, state: SeenState, reason: Option<String>) {
-        self.say(agent, |seen| {
-            seen.state = state;
-            seen.reason = reason;
-            seen.endpoints = vec![];
-            seen.pid = 0;
-        });
     }
 
     /// Its keeper has promised that it may run until then.

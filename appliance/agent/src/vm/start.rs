@@ -14,11 +14,14 @@ use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
     Body, Key, Signed,
     key::{Id, Nonce},
-    record::{ImageBody, Kind, PartRef, RecordKey, SeenState, VmBody, VmPrivate},
+    record::{ImageBody, Kind, PartRef, RecordKey, VmBody, VmPrivate},
     view::{self, HostView},
 };
 use rebec_devices::disk::{BackingName, Disk, ImageFormat};
-use rebec_host::depot::{Nearness, nearest_first};
+use rebec_host::{
+    depot::{Nearness, nearest_first},
+    life::{Goal, Input, Life},
+};
 use rebec_pool::lease::Stance;
 
 use super::{
@@ -58,20 +61,18 @@ pub async fn start(agent: &Arc<Agent>, id: Id, order: Order, reporter: &Reporter
     // Asked before anything goes: an order that is not the keeper's removes nothing.
     let until = lease::require(agent, &kept, Stance::Runs).await?;
     if is_grant && let Some(old) = agent.local_vm(&id) {
-        lease::withdraw(agent, &old, &format!("it is started anew at epoch {}", order.epoch)).await;
+        lease::withdraw(agent, &old, old.kept().epoch, &format!("it is started anew at epoch {}", order.epoch));
         agent.until(LEFT_TIME, || agent.local_vm(&id).is_none()).await;
     }
-    let vm = place_here(agent, kept)?;
-    vm.leased_until(until);
-    let started = async {
-        let _change = vm.change.lock().await;
+    let vm = {
         let _admission = agent.admission.lock().await;
-        begin(agent, &vm, order.reason, reporter).await
+        place_here(agent, kept)?
     };
-    let outcome = started.await;
+    vm.leased_until(until);
+    let outcome = begin(agent, &vm, order.reason, reporter).await;
     if outcome.is_err() && is_grant {
         // Nothing of it ran here: its keeper tries elsewhere.
-        watch::remove(agent, &vm);
+        vm.hear(agent, Input::Want(Goal::Remove))?;
     }
     outcome
 }
@@ -155,7 +156,7 @@ impl Kept {
     }
 }
 
-/// Its folder, and its place among the VMs of this host; what is there already stays.
+/// Its folder, its place among the VMs of this host, and its task; what is there already stays. Under the admission lock.
 pub fn place_here(agent: &Arc<Agent>, kept: Kept) -> Result<Arc<LocalVm>, ApiError> {
     if let Some(vm) = agent.local_vm(&kept.id) {
         return Ok(vm);
@@ -170,6 +171,7 @@ pub fn place_here(agent: &Arc<Agent>, kept: Kept) -> Result<Arc<LocalVm>, ApiErr
     make().map_err(|error| failed(&error))?;
     let vm = Arc::new(LocalVm::new(folder, kept.clone()));
     lock(&agent.vms).insert(kept.id, vm.clone());
+    watch::spawn(agent, &vm, None);
     Ok(vm)
 }
 
@@ -256,39 +258,19 @@ pub fn require_room(agent: &Agent, body: &VmBody) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Starts the VMM of a VM that is stopped here.
+/// Starts the VMM of a VM that is stopped here, and waits until it has said how it is.
 async fn begin(agent: &Arc<Agent>, vm: &Arc<LocalVm>, reason: Option<String>, reporter: &Reporter) -> Result<(), ApiError> {
-    let kept = vm.kept();
-    match kept.want {
-        Want::Running => return Err(ApiError::new(ErrorCode::Conflict, format!("VM {} runs already", kept.body.name))),
-        Want::Arriving | Want::Gone => {
-            return Err(ApiError::new(ErrorCode::Conflict, format!("VM {} is on the move; wait until it is there", kept.body.name)));
-        }
-        // Its VMM has not ended yet: two of them are not to have one disk.
-        Want::Stopped if vm.seen().pid != 0 => {
-            return Err(ApiError::new(ErrorCode::Conflict, format!("VM {} is being stopped; wait until that is done", kept.body.name)));
-        }
-        Want::Stopped => {}
+    let goal = Goal::Run { reason };
+    {
+        let _admission = agent.admission.lock().await;
+        // Its own memory is in the way of one that runs.
+        vm.require(&goal)?;
+        require_room(agent, &vm.kept().body)?;
+        vm.hear(agent, Input::Want(goal))?;
     }
-    require_room(agent, &kept.body)?;
     reporter.progress("starting its VMM", 0, 0);
-    vm.say(agent, |seen| {
-        seen.state = SeenState::Starting;
-        seen.reason = reason;
-    });
-    let started = boot(agent, vm).await;
-    match started {
-        Ok(process) => {
-            watch::look(agent, vm).await;
-            watch::spawn(agent, vm, process);
-            Ok(())
-        }
-        Err(error) => {
-            let told = vm.keep(|kept| kept.want = Want::Stopped);
-            vm.say_stopped(agent, SeenState::Failed, Some(format!("{error:#}")));
-            Err(failed(&told.err().unwrap_or(error)))
-        }
-    }
+    vm.until(|life| !life.is_starting()).await;
+    if vm.life(Life::vmm).is_some() { Ok(()) } else { Err(watch::why_not(vm)) }
 }
 
 /// Makes the disks that are missing, and starts the VMM from its kernel.
@@ -297,15 +279,10 @@ pub async fn boot(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<Process> {
     make_disks(agent, &vm.folder, &kept)?;
     let ports = sockets::bind(agent.underlay(), kept.body.nics.len())?;
     vm.keep(|kept| {
-        kept.want = Want::Running;
         kept.boot = facts::boot_id();
         kept.endpoints = sockets::endpoints(&ports);
     })?;
     ledger::begin(&vm.folder, &kept.id, kept.epoch)?;
-    // It may have moved on when nobody was there to hear it.
-    if let Some(epoch) = ledger::epoch(&vm.folder)? {
-        vm.keep(|kept| kept.epoch = epoch)?;
-    }
     launch::start(agent, vm, Beginning::Boot, ports).await
 }
 

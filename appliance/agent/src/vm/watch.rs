@@ -1,11 +1,15 @@
-//! Watches a VMM: says how its VM is, and what happens at its end.
+//! The task of a VM: it owns the VMM's process, does what the VM's life asks for, and tells it what comes of that. It decides nothing.
 
 use std::{sync::Arc, time::Duration};
 
-use rebec_book::record::{Kind, SeenState};
-use rebec_host::folders;
-use rebec_migrate::ledger::Right;
-use rebec_vmm_api::control::VmState;
+use rebec_api::ErrorCode;
+use rebec_book::{Key, record::Kind, view};
+use rebec_host::{
+    folders,
+    life::{Ended, How, Input, Life, Output, Said},
+};
+use rebec_vmm_api::control::{self, Command, ControlError, VmState};
+use tokio::task::JoinHandle;
 
 use super::{
     LocalVm, Want, arrive,
@@ -14,52 +18,165 @@ use super::{
     process::{self, Process},
     start,
 };
-use crate::agent::{Agent, lock};
+use crate::{
+    agent::{Agent, lock},
+    facts,
+    jobs::Reporter,
+};
 
 /// Between two looks at a VM.
 const PERIOD: Duration = Duration::from_secs(2);
-/// A VMM that was killed is started again after this time, doubled for each time in a row.
-const RESTART_AFTER: Duration = Duration::from_secs(1);
-/// Times in a row; one that ran for [`STEADY`] begins anew.
-const RESTARTS_MAX: u32 = 4;
-const STEADY: Duration = Duration::from_secs(60);
 
-/// Watches until the VM is stopped or gone.
-pub fn spawn(agent: &Arc<Agent>, vm: &Arc<LocalVm>, process: Process) {
-    tokio::spawn(watch(agent.clone(), vm.clone(), process));
+/// What the task of a VM has in its hands.
+struct Hands {
+    agent: Arc<Agent>,
+    vm: Arc<LocalVm>,
+    watched: Option<Watched>,
+    /// Of the job that brings a granted right to the other side, for as long as that takes.
+    bringing: Option<Arc<Reporter>>,
 }
 
-async fn watch(agent: Arc<Agent>, vm: Arc<LocalVm>, mut process: Process) {
-    let mut restarts = 0;
-    loop {
-        let began = tokio::time::Instant::now();
-        let code = until_end(&agent, &vm, &mut process).await;
-        if began.elapsed() > STEADY {
-            restarts = 0;
-        }
-        match ended(&agent, &vm, code, restarts).await {
-            Some(next) => process = next,
-            None => return,
-        }
-        restarts += 1;
+/// A VMM that is there, and whoever asks it how its VM is.
+struct Watched {
+    process: Process,
+    looks: JoinHandle<()>,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.looks.abort();
     }
 }
 
-/// Says how the VM is until its VMM ends.
-async fn until_end(agent: &Arc<Agent>, vm: &Arc<LocalVm>, process: &mut Process) -> Option<i32> {
-    let mut has_come = false;
-    loop {
-        look(agent, vm).await;
-        if vm.seen().state == SeenState::Waiting {
-            tokio::spawn(depart::insist(agent.clone(), vm.clone()));
+/// Begins the task of a VM, which ends when nothing of it is left; with the VMM that an earlier agent had.
+pub fn spawn(agent: &Arc<Agent>, vm: &Arc<LocalVm>, process: Option<Process>) {
+    let mut hands = Hands { agent: agent.clone(), vm: vm.clone(), watched: None, bringing: None };
+    hands.watched = process.map(|process| hands.watch(process));
+    tokio::spawn(hands.live());
+}
+
+impl Hands {
+    async fn live(mut self) {
+        loop {
+            while let Some(work) = self.vm.next_work() {
+                match work {
+                    Output::StartVmm(how) => self.start(how).await,
+                    Output::Remove => return remove(&self.agent, &self.vm),
+                    work => self.order(work),
+                }
+            }
+            if !self.vm.life(Life::is_granted)
+                && let Some(reporter) = self.bringing.take()
+            {
+                reporter.end(Ok(serde_json::Value::Null));
+            }
+            tokio::select! {
+                code = ended(&mut self.watched) => self.see_end(code),
+                () = self.vm.woken() => {}
+                () = until(self.vm.life(Life::next_deadline)) => self.vm.tick(&self.agent),
+            }
         }
-        if vm.seen().state == SeenState::Unleased {
-            tokio::spawn(lease::renew(agent.clone(), vm.clone()));
+    }
+
+    fn watch(&self, process: Process) -> Watched {
+        let (agent, vm) = (self.agent.clone(), self.vm.clone());
+        let looks = tokio::spawn(async move {
+            let mut has_come = false;
+            loop {
+                look(&agent, &vm).await;
+                until_look(&vm, &mut has_come).await;
+            }
+        });
+        Watched { process, looks }
+    }
+
+    async fn start(&mut self, how: How) {
+        let (agent, vm) = (&self.agent, &self.vm);
+        let started = match how {
+            How::Boot => start::boot(agent, vm).await,
+            How::Arrive => arrive::wait_for(agent, vm).await,
+        };
+        match started {
+            Ok(process) => {
+                vm.learn(agent, Input::Started);
+                self.watched = Some(self.watch(process));
+            }
+            Err(error) => {
+                log::error!("vm {}: {error:#}", vm.name());
+                vm.learn(agent, Input::NotStarted(format!("{error:#}")));
+            }
         }
-        tokio::select! {
-            code = process.ended() => return code,
-            () = until_look(vm, &mut has_come) => {}
+    }
+
+    fn see_end(&mut self, code: Option<i32>) {
+        let (agent, vm) = (&self.agent, &self.vm);
+        self.watched = None;
+        agent.limits.remove(&vm.id());
+        let how = code.map_or_else(|| "while no agent was its parent".to_owned(), |code| format!("with exit code {code}"));
+        let how = format!("its VMM ended {how}: {}", process::last_words(&vm.folder));
+        log::info!("vm {}: {how}", vm.name());
+        vm.learn(agent, Input::Ended(Ended { code, how, right: read_ledger(vm) }));
+    }
+
+    /// What takes its time, or may be asked again meanwhile, is done beside this task.
+    fn order(&mut self, work: Output) {
+        let (agent, vm) = (self.agent.clone(), self.vm.clone());
+        match work {
+            Output::PressPower => drop(tokio::spawn(press_power(agent, vm))),
+            Output::StopVmm => drop(tokio::spawn(stop_vmm(vm))),
+            Output::Kill(pid) => {
+                log::warn!("vm {}: its VMM does not end and is killed", vm.name());
+                if let Err(error) = process::kill(pid, &vm.folder) {
+                    log::error!("vm {}: {error:#}", vm.name());
+                }
+                agent.limits.kill(&vm.id());
+            }
+            Output::ReadLedger => vm.learn(&agent, Input::Ledger(read_ledger(&vm))),
+            Output::Bring | Output::GiveBack => {
+                let reporter = self.bringing.get_or_insert_with(|| {
+                    let to = vm.kept().to.map_or_else(|| "?".to_owned(), |to| agent.name_of(&to));
+                    Arc::new(agent.jobs.begin_own(format!("bring VM {} to host {to}", vm.name())))
+                });
+                drop(tokio::spawn(depart::bring(agent, vm, work == Output::GiveBack, reporter.clone())));
+            }
+            Output::AskKeeper => drop(tokio::spawn(lease::renew(agent, vm))),
+            Output::Keep { .. } | Output::Say | Output::StartVmm(_) | Output::Remove => {}
         }
+    }
+}
+
+async fn ended(watched: &mut Option<Watched>) -> Option<i32> {
+    match watched {
+        Some(watched) => watched.process.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Until then, by the clock that lives count in.
+async fn until(deadline: Option<Duration>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep(deadline.saturating_sub(facts::boot_time())).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn read_ledger(vm: &LocalVm) -> rebec_host::life::Ledger {
+    ledger::last(&vm.folder).map_err(|error| format!("{error:#}"))
+}
+
+async fn press_power(agent: Arc<Agent>, vm: Arc<LocalVm>) {
+    if let Err(error) = vm.talk(|control| control.tell(Command::PowerButton)).await {
+        let why = match error.downcast_ref::<ControlError>() {
+            Some(ControlError { code: control::ErrorCode::WrongState, .. }) => "its guest does not listen to its power button".to_owned(),
+            _ => format!("{error:#}"),
+        };
+        vm.learn(&agent, Input::NotPressed(why));
+    }
+}
+
+async fn stop_vmm(vm: Arc<LocalVm>) {
+    if let Err(error) = vm.talk(|control| control.tell(Command::Stop)).await {
+        log::warn!("vm {}: stop: {error:#}", vm.name());
     }
 }
 
@@ -77,168 +194,54 @@ async fn until_look(vm: &LocalVm, has_come: &mut bool) {
     tokio::time::sleep(PERIOD).await;
 }
 
-/// Asks the VMM and says what it answers.
+/// Asks the VMM how its VM is, and the book what others say, and tells its life.
 pub async fn look(agent: &Agent, vm: &Arc<LocalVm>) {
-    let (status, pid) = match vm.talk(|control| Ok((control.status()?, control.pid()?))).await {
-        Ok(answer) => answer,
-        Err(error) => {
-            log::debug!("vm {}: {error:#}", vm.name());
-            return;
+    let Some(number) = vm.life(Life::vmm) else { return };
+    match vm.talk(|control| Ok((control.status()?, control.pid()?))).await {
+        Ok((status, pid)) => {
+            let kept = vm.kept();
+            let has_lease = status.state != VmState::Running || status.lease_ms != Some(0);
+            let unleased = kept.body.keeper.filter(|_| !has_lease).map(|keeper| agent.name_of(&keeper));
+            let said = Said { vmm: number, state: status.state, epoch: status.epoch, pid, unleased };
+            vm.learn(agent, Input::Said(said));
         }
-    };
-    let state = match status.state {
-        VmState::Running if status.lease_ms == Some(0) => SeenState::Unleased,
-        VmState::Running => SeenState::Running,
-        VmState::Paused => SeenState::Paused,
-        VmState::Moving => SeenState::Moving,
-        VmState::Waiting => SeenState::Waiting,
-        // A newer VMM's word, which a newer agent began it with.
-        VmState::Other => SeenState::Other,
-        // It has not run here: whoever sends it says how it is.
-        VmState::Incoming => return,
-        VmState::Moved => {
-            depart::left(agent, vm);
-            return;
-        }
-    };
+        Err(error) => log::debug!("vm {}: {error:#}", vm.name()),
+    }
+    hear_others(agent, vm);
+}
+
+/// What the book says about those that the VM is sent by, or to.
+fn hear_others(agent: &Agent, vm: &LocalVm) {
     let kept = vm.kept();
-    if state == SeenState::Waiting {
-        // It is granted: whoever sees it there can know by whose word.
-        told(vm, grants::gave(agent, vm));
-    } else if kept.want == Want::Arriving || kept.epoch != status.epoch {
-        let want = if kept.want == Want::Arriving { Want::Running } else { kept.want };
-        if kept.want != Want::Arriving {
-            told(vm, grants::went_on(agent, vm, kept.epoch, status.epoch));
-        }
-        set_want(vm, want, status.epoch);
+    let is_dead = |host: &Key| agent.book(|book| book.dead(host).is_some()) == Some(true);
+    if let Some(to) = kept.to.filter(|to| vm.life(Life::is_granted) && is_dead(to)) {
+        vm.learn(agent, Input::DeclaredDead(to));
     }
-    let silent_keeper = kept.body.keeper.filter(|_| state == SeenState::Unleased).map(|keeper| agent.name_of(&keeper));
-    if let Some(keeper) = &silent_keeper
-        && vm.seen().state != state
-    {
-        log::warn!("vm {}: stands still: its lease has run out, and keeper {keeper} has not renewed it", vm.name());
+    let Some(from) = kept.from.filter(|_| kept.want == Want::Arriving) else { return };
+    if is_dead(&from) {
+        return vm.learn(agent, Input::DeclaredDead(from));
     }
-    vm.say(agent, |seen| {
-        if let Some(keeper) = silent_keeper {
-            seen.reason = Some(format!("its lease has run out: it goes on as soon as keeper {keeper} answers"));
-        } else if state != SeenState::Waiting {
-            // Why it had to start again stays said while it runs.
-            seen.reason = seen.reason.take().filter(|_| seen.state == state || seen.state == SeenState::Starting);
-        }
-        seen.state = state;
-        seen.epoch = status.epoch;
-        seen.pid = pid;
-        seen.endpoints = kept.endpoints;
-    });
-}
-
-fn set_want(vm: &LocalVm, want: Want, epoch: u64) {
-    told(
-        vm,
-        vm.keep(|kept| {
-            kept.want = want;
-            kept.epoch = kept.epoch.max(epoch);
-        }),
-    );
-}
-
-fn told(vm: &LocalVm, outcome: anyhow::Result<()>) {
-    if let Err(error) = outcome {
-        log::error!("vm {}: {error:#}", vm.name());
-    }
-}
-
-/// What the end of a VMM means. Returns the VMM that was started instead.
-async fn ended(agent: &Arc<Agent>, vm: &Arc<LocalVm>, code: Option<i32>, restarts: u32) -> Option<Process> {
-    agent.limits.remove(&vm.id());
-    let how = code.map_or_else(|| "while no agent was its parent".to_owned(), |code| format!("with exit code {code}"));
-    let how = format!("its VMM ended {how}: {}", process::last_words(&vm.folder));
-    after(agent, vm, code, &how, restarts).await
-}
-
-/// What is to be done about a VM without a VMM: as is wanted, and as its ledger allows.
-pub async fn after(agent: &Arc<Agent>, vm: &Arc<LocalVm>, code: Option<i32>, how: &str, restarts: u32) -> Option<Process> {
-    let right = match ledger::last(&vm.folder) {
-        Ok(right) => right,
-        Err(error) => {
-            // Nothing is started or removed on a guess.
-            vm.say_stopped(agent, SeenState::Failed, Some(format!("{how}; {error:#}")));
-            return None;
-        }
+    // Its source's own word: whom it sends the VM to.
+    let sends_elsewhere = |book: &rebec_book::Book| {
+        let word = view::claims(book, kept.id).find(|(host, _)| *host == from).map(|(_, seen)| seen.to);
+        word.is_some_and(|to| to != Some(agent.key()))
     };
-    match (vm.want(), right) {
-        (Want::Gone, _) | (Want::Arriving, None | Some(Right::Released)) => {
-            log::info!("vm {}: nothing of it stays here: {how}", vm.name());
-            remove(agent, vm);
-            None
-        }
-        // It has not run here: a VMM must say so to the source, which waits for that.
-        (Want::Arriving, Some(Right::Prepared)) => match arrive::wait_for(agent, vm).await {
-            Ok(process) => Some(process),
-            Err(error) => {
-                log::error!("vm {}: {how}; it could not be released to its source: {error:#}", vm.name());
-                None
-            }
-        },
-        (Want::Stopped, _) => {
-            vm.say_stopped(agent, SeenState::Stopped, None);
-            None
-        }
-        (Want::Running, Some(Right::Holding | Right::Running) | None) if code == Some(0) => {
-            set_want(vm, Want::Stopped, 0);
-            vm.say_stopped(agent, SeenState::Stopped, Some("the guest powered itself off".into()));
-            None
-        }
-        (Want::Running | Want::Arriving, _) => restart(agent, vm, how, restarts).await,
-    }
-}
-
-async fn restart(agent: &Arc<Agent>, vm: &Arc<LocalVm>, how: &str, restarts: u32) -> Option<Process> {
-    log::warn!("vm {}: {how}", vm.name());
-    if restarts >= RESTARTS_MAX {
-        set_want(vm, Want::Stopped, 0);
-        vm.say_stopped(agent, SeenState::Failed, Some(format!("{how}; not started again after {restarts} times")));
-        return None;
-    }
-    vm.say_stopped(agent, SeenState::Starting, Some(format!("{how}; it starts again from its disk")));
-    if restarts > 0 {
-        tokio::time::sleep(RESTART_AFTER * 2u32.pow(restarts)).await;
-    }
-    // A move that was under way has ended with the VMM, and gives the lock back soon.
-    let _change = vm.change.lock().await;
-    if vm.want() == Want::Gone {
-        return None;
-    }
-    if vm.want() == Want::Stopped {
-        vm.say_stopped(agent, SeenState::Stopped, None);
-        return None;
-    }
-    match start::boot(agent, vm).await {
-        Ok(process) => {
-            look(agent, vm).await;
-            vm.say(agent, |seen| seen.reason = Some(format!("{how}; it was started again from its disk")));
-            Some(process)
-        }
-        Err(error) => {
-            set_want(vm, Want::Stopped, 0);
-            vm.say_stopped(agent, SeenState::Failed, Some(format!("{how}; it could not be started again: {error:#}")));
-            None
-        }
+    if agent.book(sends_elsewhere) == Some(true) {
+        vm.learn(agent, Input::NotSent);
     }
 }
 
 /// Nothing of the VM stays here.
-pub fn remove(agent: &Agent, vm: &LocalVm) {
+fn remove(agent: &Agent, vm: &LocalVm) {
     let id = vm.id();
-    lock(&agent.vms).remove(&id);
+    log::info!("vm {}: nothing of it stays here", vm.name());
+    // One that an agent did not reach is not to run on without its folder.
+    agent.limits.kill(&id);
     agent.limits.remove(&id);
-    // One that did not hear that it was to end is not to run on without its folder.
-    if let Err(error) = process::kill(vm.seen().pid, &vm.folder) {
-        log::error!("vm {}: {error:#}", vm.name());
-    }
     if let Err(error) = folders::remove(&vm.folder) {
         log::error!("vm {}: remove {}: {error}", vm.name(), vm.folder.display());
     }
+    lock(&agent.vms).remove(&id);
     let kept = vm.kept();
     let known = agent.book(|book| book.get(Kind::SEEN, id, agent.key()).is_some());
     if known == Some(true) {
@@ -254,4 +257,10 @@ pub fn remove(agent: &Agent, vm: &LocalVm) {
         }
     }
     agent.touch();
+}
+
+/// Why a VM that was to run or to wait here does not.
+pub fn why_not(vm: &LocalVm) -> rebec_api::ApiError {
+    let reason = vm.life(|life| life.word().reason.clone()).unwrap_or_else(|| "it ended; see the agent's log".to_owned());
+    rebec_api::ApiError::new(ErrorCode::Failed, reason)
 }

@@ -142,6 +142,11 @@ impl Host {
         Ok(())
     }
 
+    /// The VMM of a VM.
+    pub fn vmm(&self, id: &str) -> processes::Vmm {
+        processes::Vmm::of(&self.state.join("vms").join(id))
+    }
+
     /// What the agent takes in memory, in bytes.
     pub fn resident_bytes(&self) -> Result<u64> {
         let agent = self.agent.as_ref().context("the agent does not run")?;

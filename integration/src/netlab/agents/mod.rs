@@ -31,7 +31,7 @@ pub use self::{
     beats::Beats,
     cli::{Answer, Asked},
     host::{Host, plain},
-    processes::clean,
+    processes::{Vmm, clean},
     seat::Seat,
 };
 use super::{NetLab, lab::expect};

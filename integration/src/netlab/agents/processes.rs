@@ -30,6 +30,30 @@ pub fn kill_all(folder: &Path) {
     }
 }
 
+/// The processes of a VMM, found before they are in a hurry.
+pub struct Vmm(Vec<Pid>);
+
+impl Vmm {
+    /// Those whose command line names something below a VM's folder.
+    pub fn of(folder: &Path) -> Self {
+        Self(holding(folder).into_iter().map(Pid::from_raw).collect())
+    }
+
+    /// Has all of them stand still.
+    pub fn stand_still(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Has all of them go on.
+    pub fn go_on(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        self.0.iter().try_for_each(|process| kill(*process, signal)).context("signal a VMM")
+    }
+}
+
 /// Processes whose command line names something below a folder.
 fn holding(folder: &Path) -> Vec<i32> {
     let mut below = folder.as_os_str().as_bytes().to_vec();

@@ -1,9 +1,11 @@
 //! A keeper's answers as holders hear them, and what a holder makes of them.
 
+use std::time::Duration;
+
 use rebec_api::ErrorCode;
 use rebec_book::{
     Body as RecordBody, Key,
-    record::{Kind, SeenState},
+    record::{Kind, SeenBody, SeenState},
 };
 use rebec_pool::lease;
 use serde_json::json;
@@ -11,7 +13,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     agent::lock,
-    vm::{Kept, LocalVm, Want, create, folder, lease as holder, start},
+    vm::{Kept, LocalVm, Want, create, folder, lease as holder, start, watch},
 };
 
 const ELSEWHERE: Key = Name([1; 32]);
@@ -63,7 +65,10 @@ fn own(bench: &Bench) -> Arc<LocalVm> {
     let kept = Kept { epoch: 1, boot: "b".into(), ..Kept::new(vm_id(bench), agent.key(), body, vm_private(), Want::Running) };
     let vm = Arc::new(LocalVm::new(folder, kept));
     lock(&agent.vms).insert(vm_id(bench), vm.clone());
-    vm.say_stopped(agent, SeenState::Failed, None);
+    let (state, to) = (SeenState::Failed, None);
+    let seen = SeenBody { epoch: 1, state, reason: None, endpoints: vec![], memory_bytes: 0, pid: 0, grants: vec![], to };
+    agent.publish(Kind::SEEN, vm_id(bench), Some(RecordBody::Seen(seen.into()))).unwrap();
+    watch::spawn(agent, &vm, None);
     vm
 }
 
@@ -91,6 +96,7 @@ async fn a_holder_keeps_what_it_is_promised_and_removes_what_runs_elsewhere() {
 
     grant_elsewhere(&bench);
     holder::renew(agent.clone(), vm.clone()).await;
+    agent.until(Duration::from_secs(9), || agent.local_vm(&vm_id(&bench)).is_none()).await;
     assert!(agent.local_vm(&vm_id(&bench)).is_none() && !folder.exists(), "the old copy is still here");
     assert_eq!(agent.book(|book| rebec_book::view::seen(book, vm_id(&bench)).is_none()), Some(true));
 }

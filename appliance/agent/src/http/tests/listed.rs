@@ -1,17 +1,15 @@
 //! VMs and the book: whom a home assigns them to, and what becomes of those that it does not list.
 
+use std::time::Duration;
+
 use rebec_api::ErrorCode;
-use rebec_book::{
-    Body as Record,
-    record::{Kind, SeenState},
-    view,
-};
+use rebec_book::{Body as Record, record::Kind, view};
 
 use super::*;
 use crate::{
     agent::lock,
     upkeep,
-    vm::{Kept, LocalVm, Want, create, folder},
+    vm::{Kept, LocalVm, Want, create, folder, watch},
 };
 
 fn here(bench: &Bench, want: Want) -> Arc<LocalVm> {
@@ -47,19 +45,20 @@ async fn of_two_who_have_a_lost_vm_started_one_assigns_it() {
 async fn a_vm_that_is_here_is_listed_again_or_goes_as_its_home_says() {
     let bench = Bench::founded().await;
     let (agent, id) = (&bench.agent, vm_id(&bench));
-    let vm = here(&bench, Want::Running);
-    vm.say_stopped(agent, SeenState::Failed, None);
+    let vm = here(&bench, Want::Stopped);
+    vm.say(agent);
     let (_, listed) = bench.ask(bench.root(), "GET", "/v1/vms", "").await;
     assert_eq!(json(&listed), serde_json::json!([]));
     upkeep::compare(agent).await;
     let (status, shown) = bench.ask(bench.root(), "GET", "/v1/vms/web", "").await;
-    assert_eq!((status, &json(&shown)["state"]), (200, &"failed".into()), "it is not listed");
+    assert_eq!((status, &json(&shown)["state"]), (200, &"stopped".into()), "it is not listed");
 
     // Its home takes it back: what is here ends, and goes.
-    vm.keep(|kept| kept.want = Want::Stopped).unwrap();
+    watch::spawn(agent, &vm, None);
     agent.publish(Kind::VM, id, None).unwrap();
     upkeep::compare(agent).await;
-    assert!(agent.local_vm(&id).is_none() && !vm.folder.exists(), "what its home removed is still here");
+    let gone = || agent.local_vm(&id).is_none() && !vm.folder.exists();
+    assert!(agent.until(Duration::from_secs(10), gone).await, "what its home removed is still here");
 }
 
 #[tokio::test]
