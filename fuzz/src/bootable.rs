@@ -121,7 +121,11 @@ fn ext4(grub: &str, env: &str) -> Vec<u8> {
             "-d",
         ]);
         mke2fs.arg(folder.join("tree")).arg(folder.join("image")).arg("64k").status()?;
-        std::fs::read(folder.join("image"))
+        // Blocks at the end that nothing uses are not written.
+        std::fs::read(folder.join("image")).map(|mut image| {
+            image.resize(DISK_BYTES, 0);
+            image
+        })
     };
     let made = make();
     std::fs::remove_dir_all(&folder).unwrap_or_default();

@@ -33,7 +33,7 @@ pub async fn run(session: &Session, command: ImageCommand) -> Result<(), Failure
             let image = images.into_iter().find(|image| image.name == name);
             let image =
                 image.ok_or_else(|| Failure::Here(format!("there is no image `{name}`; `rebec image ls` lists those there are")))?;
-            session.tell(&image, shows::image)
+            session.show(&image, shows::image)
         }
         ImageCommand::Rm { name } => {
             session.finish(client.delete(&path(&["images", &name])).await?, &format!("image {name} is removed")).await

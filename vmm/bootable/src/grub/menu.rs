@@ -1,32 +1,13 @@
 //! From a menu to one entry: what `default` names, through submenus, and what starts from there.
 
-use std::rc::Rc;
-
 use super::{
-    run::Grub,
-    script::{self, Script, variables},
+    run::{Action, Grub, Item},
+    script::{self, variables},
 };
-use crate::{Entry, entries::Words, volumes::Volume};
+use crate::{Entry, volumes::Volume};
 
 /// Submenus inside of each other.
 const DEPTH_MAX: usize = 8;
-
-/// An entry of a menu.
-#[derive(Debug, Clone)]
-pub struct Item {
-    pub title: String,
-    pub id: String,
-    pub action: Action,
-}
-
-/// What choosing an entry does.
-#[derive(Debug, Clone)]
-pub enum Action {
-    Script(Rc<Script>),
-    Menu(Rc<Script>),
-    /// An entry of the Boot Loader Specification, on this volume.
-    Words(usize, Words),
-}
 
 /// Runs a configuration; what is wrong with it is a clause.
 pub fn read<'a>(volumes: &'a [Volume], volume: usize, folder: &str, text: &str) -> Result<Grub<'a>, String> {

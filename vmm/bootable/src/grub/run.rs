@@ -5,10 +5,14 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use super::{
     environment,
-    menu::{Action, Item},
     script::{self, Command, Piece, Script, Word},
 };
-use crate::{Entry, Forget, TEXT_BYTES_MAX, entries, text, volumes::Volume};
+use crate::{
+    Entry, Forget, TEXT_BYTES_MAX,
+    entries::{self, Words},
+    text,
+    volumes::Volume,
+};
 
 /// Commands that are carried out.
 const STEPS_MAX: usize = 200_000;
@@ -60,6 +64,23 @@ const FEATURES: [&str; 8] = [
     "feature_nativedisk_cmd",
     "feature_200_final",
 ];
+
+/// An entry of a menu.
+#[derive(Debug, Clone)]
+pub struct Item {
+    pub title: String,
+    pub id: String,
+    pub action: Action,
+}
+
+/// What choosing an entry does.
+#[derive(Debug, Clone)]
+pub enum Action {
+    Script(Rc<Script>),
+    Menu(Rc<Script>),
+    /// An entry of the Boot Loader Specification, on this volume.
+    Words(usize, Words),
+}
 
 /// GRUB, as far as it goes.
 pub struct Grub<'a> {
