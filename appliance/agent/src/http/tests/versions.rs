@@ -75,18 +75,19 @@ impl Bench {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_newer_host_asks_is_answered_or_refused_in_words_that_name_who_is_behind() {
     let bench = Bench::founded().await;
-    let question = format!(r#"{{"digest":"{}","marks":null,"later":7}}"#, "00".repeat(32));
-    let (status, _) = bench.ask_as_host(("1-2", ""), "POST", "/internal/exchange", &question).await;
-    assert_eq!(status, 200, "a field that is not known is skipped");
+    let wait = "/internal/jobs/wait";
+    let question = r#"{"id":"j1","seen":{"phase":"","done_bytes":0,"total_bytes":0},"later":7}"#;
+    let (status, body) = bench.ask_as_host(("1-2", ""), "POST", wait, question).await;
+    assert_eq!((status, refusal(&body).code), (404, ErrorCode::NotFound), "a field that is not known is skipped");
 
     let older = "host a1 (Rebec 0.1.0) is older than the host that asks and does not know ";
     let token = r#"{"name":"x","later":7}"#;
     for (versions, method, path, body, told) in [
         (("1-2", ""), "POST", "/internal/later", "{}", format!("{older}`/internal/later`: upgrade it")),
         (("1-2", ""), "GET", "/v1/vms/web/later", "", format!("{older}`/v1/vms/web/later`: upgrade it")),
-        (("1-2", ""), "PUT", "/internal/exchange", "{}", format!("{older}this way of asking `/internal/exchange`: upgrade it")),
-        (("1-2", "later"), "POST", "/internal/exchange", question.as_str(), format!("{older}`later`: upgrade it")),
-        (("2-3", ""), "POST", "/internal/exchange", question.as_str(), "the host that asks 2-3: upgrade that host".to_owned()),
+        (("1-2", ""), "PUT", wait, "{}", format!("{older}this way of asking `{wait}`: upgrade it")),
+        (("1-2", "later"), "POST", wait, question, format!("{older}`later`: upgrade it")),
+        (("2-3", ""), "POST", wait, question, "the host that asks 2-3: upgrade that host".to_owned()),
     ] {
         let (status, body) = bench.ask_as_host(versions, method, path, body).await;
         let error = refusal(&body);
