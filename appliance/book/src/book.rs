@@ -14,6 +14,7 @@ mod read;
 mod scope;
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -21,7 +22,7 @@ use std::{
 use groups::Group;
 pub use groups::{GroupMark, ShortMark, Tag, tag_of};
 pub use scope::{Concern, Lens};
-use scope::{Scope, is_public};
+use scope::{Scope, Shared, is_public};
 
 use crate::{
     key::{Id, Key, Name, id_of_key},
@@ -154,6 +155,8 @@ pub struct Book {
     on_lan: BTreeSet<(Id, Id)>,
     /// Whom it concerns.
     scope: Scope,
+    /// What is shared with whom, found out when it is asked for and forgotten with every change.
+    shared: RefCell<BTreeMap<Key, Arc<Shared>>>,
     /// Grows when it may have changed who belongs to whom.
     authority: u64,
 }
@@ -161,8 +164,8 @@ pub struct Book {
 impl Book {
     /// An empty book of one pool.
     pub fn new(pool: Key) -> Self {
-        let (entries, logs, groups, names, on_lan, scope) = Default::default();
-        Self { pool, own: None, entries, logs, groups, names, on_lan, scope, authority: 0 }
+        let (entries, logs, groups, names, on_lan, scope, shared) = Default::default();
+        Self { pool, own: None, entries, logs, groups, names, on_lan, scope, shared, authority: 0 }
     }
 
     /// The same, as a host reads it: its own domain's things have their plain names.
@@ -255,6 +258,7 @@ impl Book {
     }
 
     fn insert(&mut self, entry: Arc<Entry>) {
+        self.shared.get_mut().clear();
         let Record { key, body, .. } = &entry.record;
         self.change(&key.writer, |log| {
             log.mark ^= entry.hash;
@@ -271,6 +275,7 @@ impl Book {
     }
 
     fn remove(&mut self, key: &RecordKey) -> Option<Arc<Entry>> {
+        self.shared.get_mut().clear();
         let entry = self.entries.remove(key)?;
         if self.logs.contains_key(&key.writer) {
             self.change(&key.writer, |log| {

@@ -49,7 +49,7 @@ impl Concern {
 }
 
 /// Numbers and hashes of records that are shared with one domain, by their writers.
-type Shared = BTreeMap<Key, BTreeMap<u64, u64>>;
+pub(super) type Shared = BTreeMap<Key, BTreeMap<u64, u64>>;
 
 /// What a book is to another host with which it is compared.
 #[derive(Debug, Clone)]
@@ -57,9 +57,9 @@ pub struct Lens {
     own: Option<Key>,
     other: Option<Key>,
     /// With the own domain, of others.
-    with_own: Shared,
+    with_own: Arc<Shared>,
     /// With the other host's domain, of others.
-    with_other: Shared,
+    with_other: Arc<Shared>,
 }
 
 /// What of one group.
@@ -137,8 +137,8 @@ impl Book {
     /// What is compared with a host of that domain; none where it has not said to which it belongs.
     pub fn lens(&self, other: Option<Key>) -> Lens {
         let own = self.own_domain();
-        let with = |domain: Option<Key>| domain.map_or_else(Shared::new, |domain| self.shared_with(&domain));
-        let with_other = if other == own { Shared::new() } else { with(other) };
+        let with = |domain: Option<Key>| domain.map(|domain| self.known_shared_with(&domain)).unwrap_or_default();
+        let with_other = if other == own { Arc::default() } else { with(other) };
         Lens { own, other, with_own: with(own), with_other }
     }
 
@@ -182,6 +182,10 @@ impl Book {
         })
     }
 
+    fn known_shared_with(&self, domain: &Key) -> Arc<Shared> {
+        self.shared.borrow_mut().entry(*domain).or_insert_with(|| self.shared_with(domain).into()).clone()
+    }
+
     /// Everything of other domains that one has a part in.
     fn shared_with(&self, domain: &Key) -> Shared {
         let has = |(id, domains): (&Id, &BTreeSet<Key>)| domains.contains(domain).then_some(*id);
@@ -203,6 +207,7 @@ impl Book {
 
     /// Finds out anew who has a part in what a record is about.
     pub(super) fn rescope(&mut self, key: &RecordKey) {
+        self.shared.get_mut().clear();
         match key.kind {
             Kind::VM | Kind::SEEN => self.rescope_vm(key),
             Kind::LAN => self.rescope_lan(key.id),
@@ -214,6 +219,7 @@ impl Book {
     /// The same of everything: hosts may belong to other domains now.
     pub(super) fn rescope_all(&mut self) {
         self.scope = Scope::default();
+        self.shared.get_mut().clear();
         let ids = |book: &Self, kind| book.of_kind(kind).map(|record| record.key.id).collect::<BTreeSet<Id>>();
         for vm in ids(self, Kind::VM) {
             let (parties, claimants) = self.parties(vm);
