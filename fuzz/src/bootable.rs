@@ -48,7 +48,7 @@ fn disk(texts: &[(&str, Vec<u8>)]) -> Vec<u8> {
     fatfs::format_volume(&mut image, FormatVolumeOptions::new()).expect("a FAT fits");
     {
         let fs = FileSystem::new(&mut image, FsOptions::new()).expect("a FAT that was just made");
-        let mut put = |path: &str, content: &[u8]| -> std::io::Result<()> {
+        let put = |path: &str, content: &[u8]| -> std::io::Result<()> {
             let mut folder = fs.root_dir();
             let mut parts = path.split('/').peekable();
             while let Some(part) = parts.next() {

@@ -59,7 +59,7 @@ fn a_cloud_image_starts_by_itself_and_then_what_was_installed_in_it() -> Result<
     same("what starts", &shown["starts"], "`Debian GNU/Linux` of /boot/grub/grub.cfg on partition 1 (ext4)")?;
     let part = a1.state().join("parts").join(shown["disk"]["digest"].as_str().context("the image has a disk")?);
     let (stored, raw) = (fs::metadata(&part)?, fs::metadata(path("debian.raw"))?);
-    ensure!(stored.len() == raw.len() && stored.blocks() <= raw.blocks() + 64, "{} blocks of {}", stored.blocks(), raw.blocks());
+    ensure!(stored.len() == raw.len() && stored.blocks() <= 2 * raw.blocks(), "{} blocks of {}", stored.blocks(), raw.blocks());
 
     let vm = a1.must(&["vm", "run", "web", "--image", "debian", "--memory", "64M", "--cmdline", "vm=3 button=off"])?;
     let console = a1.state().join("vms").join(vm["id"].as_str().context("the VM has an id")?).join("console.log");
@@ -122,6 +122,8 @@ fn spare_machines_become_a_pool_whose_vms_move_between_domains() -> Result<()> {
     same("client's address", &client["nics"][0]["address"], CLIENT_IP)?;
     same("client's host", &client["host"], "beta/b1")?;
 
+    // `client` is at b1 and on a LAN with `web`: beta hears of that too.
+    eventually("beta knows web", SOON, || b1.knows("vm", "web"))?;
     let (code, said) = b1.refused(&["vm", "stop", "web"])?;
     ensure!(code == 1 && said.contains("another domain"), "beta stops a VM of alpha: {code} {said}");
     let (web, client) = (Seat::take(a2, "web")?, Seat::take(a1, "client")?);
@@ -251,8 +253,9 @@ fn an_agent_that_ends_during_a_move_stops_no_vm() -> Result<()> {
     agents.furnish()?;
     agents.run("web", "a1", "64M", &[], "vm=1 fill=random:5:60%,zero dirty=0:words:500")?;
     // Killed, and told to end as by a service manager: which takes no longer for a VM that leaves or arrives.
-    for (victim, end) in [Host::kill, Host::stop].into_iter().flat_map(|end| [(0, end), (1, end)]) {
+    for (victim, end) in [Host::kill, Host::stop].into_iter().flat_map(|end| [(1, end), (0, end)]) {
         agents.lab.shape(Some(50))?;
+        let epoch = agents.hosts[0].vm("web")?["epoch"].clone();
         let since = Beats::of(&agents.hosts[0], "web")?.last();
         let mut moving = agents.hosts[0].begin(&["vm", "move", "web", "--to", "a2"])?;
         eventually("the move is under way", SOON, || Ok(agents.hosts[0].vm("web")?["state"] == "moving"))?;
@@ -263,11 +266,22 @@ fn an_agent_that_ends_during_a_move_stops_no_vm() -> Result<()> {
         ensure!(told.elapsed() < END_MAX, "the agent took {:?} to end", told.elapsed());
         agents.restart(victim)?;
         let ended = moving.end()?;
+        let runs_at = |place: &'static str| {
+            agents.everywhere("web runs on", |host| Ok(host.vm("web")?["state"] == "running" && host.vm("web")?["host"] == place))
+        };
+        if victim == 0 {
+            // The order is given again, which the agent that ended had taken, and is carried out by the next one.
+            ensure!(ended.code == 0, "{ended:?}");
+            agents.lab.shape(None)?;
+            runs_at("a2")?;
+            Seat::take(&agents.hosts[1], "web")?.check_memory()?;
+            agents.hosts[0].must(&["vm", "move", "web", "--to", "a1"])?;
+            runs_at("a1")?;
+            continue;
+        }
         ensure!(ended.code == 1, "{ended:?}");
-        agents.everywhere("web runs on at its source", |host| {
-            let vm = host.vm("web")?;
-            Ok(vm["state"] == "running" && vm["host"] == "a1" && vm["epoch"] == 1)
-        })?;
+        runs_at("a1")?;
+        same("web's epoch", &agents.hosts[0].vm("web")?["epoch"], epoch)?;
         let beats = Beats::of(&agents.hosts[0], "web")?;
         let gap = beats.longest_gap(since);
         ensure!(gap < Duration::from_secs(1), "web was silent for {gap:?}");

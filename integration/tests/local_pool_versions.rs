@@ -93,7 +93,7 @@ fn hosts_of_two_versions_are_one_pool_and_move_vms_both_ways() -> Result<()> {
     let records = a3.state().join("records.redb");
     eventually("and with it the record that neither of them knows", SOON, || {
         // Records of others wait for the next write that does not.
-        a3.must(&["token", "create", "flush"])?;
+        a3.must(&["token", "create", "flush", "--role", "viewer"])?;
         a3.must(&["token", "rm", "flush"])?;
         Ok(fs::read(&records)?.windows(SAYING.len()).any(|bytes| bytes == SAYING))
     })?;

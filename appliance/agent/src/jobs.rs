@@ -24,11 +24,11 @@ use rebec_book::{
     key::{Id, Key, Name},
     warrant::Signer,
 };
+use rebec_host::lock;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::{
-    agent::lock,
     chance::{now_s, random},
     store::Store,
 };

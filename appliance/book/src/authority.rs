@@ -316,18 +316,10 @@ fn standing(book: &Book, own: Key, asker: Key) -> Result<Standing, Refused> {
         return Ok(if book.claims(&asker).next().is_some() { Standing::Claimed } else { Standing::Stranger });
     };
     if let Some(why) = &member.dead {
-        let proof = proof_of_death(book, &asker).cloned();
+        let proof = book.proof_of_death(&asker).cloned();
         return Err(Refused { why: format!("this host was declared dead: {why}"), proof });
     }
     Ok(if book.domain_of(&own) == Some(domain) { Standing::Own(domain) } else { Standing::Foreign(domain) })
-}
-
-/// The record that declares a host dead: it is told of it before anything else.
-pub fn proof_of_death<'a>(book: &'a Book, host: &Key) -> Option<&'a Signed> {
-    let (_, member) = book.membership(host).filter(|(_, member)| member.dead.is_some())?;
-    let says = |record: &&crate::record::Record| matches!(&record.body, Some(Body::Member(body)) if body == member);
-    let record = book.about(Kind::MEMBER, crate::key::id_of_key(host)).find(says)?;
-    book.signed(&record.key)
 }
 
 /// Whether another domain gave this one a use for a part: by an image that it shares, or a VM of its own that a host of this domain holds or

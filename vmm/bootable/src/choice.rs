@@ -3,7 +3,7 @@
 use std::{io, rc::Rc};
 
 use crate::{
-    Entry, INITRAMFS_BYTES_MAX, KERNEL_BYTES_MAX, ReadAt, TEXT_BYTES_MAX, absolute,
+    Entry, Forget, INITRAMFS_BYTES_MAX, KERNEL_BYTES_MAX, ReadAt, TEXT_BYTES_MAX, absolute,
     disk::Disk,
     entries, grub, partitions, plain, syslinux, unified,
     version::compare,
@@ -40,15 +40,6 @@ pub struct Start {
     pub from: String,
     /// What is to be written when it starts.
     pub forget: Option<Forget>,
-}
-
-/// Bytes by which a boot loader forgets a choice that was for one start (GRUB's `next_entry`): they replace as many on the disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Forget {
-    /// Where.
-    pub offset: u64,
-    /// What.
-    pub bytes: Vec<u8>,
 }
 
 /// Why nothing starts from a disk. Each is a clause about the disk.

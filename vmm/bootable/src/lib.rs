@@ -24,7 +24,7 @@ mod choice;
 #[cfg(test)]
 mod tests;
 
-pub use choice::{Forget, Refusal, Start, find};
+pub use choice::{Refusal, Start, find};
 pub use disk::ReadAt;
 
 /// Largest kernel: stock ones are at 8 to 16 MB.
@@ -35,6 +35,15 @@ pub const INITRAMFS_BYTES_MAX: u64 = 512 << 20;
 const TEXT_BYTES_MAX: u64 = 1 << 20;
 /// Entries of a folder that are looked at.
 const NAMES_MAX: usize = 1024;
+
+/// Bytes by which a boot loader forgets a choice that was for one start (GRUB's `next_entry`): they replace as many on the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forget {
+    /// Where.
+    pub offset: u64,
+    /// What.
+    pub bytes: Vec<u8>,
+}
 
 /// What an entry of a boot loader names, before it is read.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -89,6 +89,14 @@ impl Book {
         self.membership(host).and_then(|(_, member)| member.dead.as_deref())
     }
 
+    /// The record that declares a host dead: it is told of it before anything else.
+    pub fn proof_of_death(&self, host: &Key) -> Option<&Signed> {
+        let (_, member) = self.membership(host).filter(|(_, member)| member.dead.is_some())?;
+        let says = |record: &&Record| matches!(&record.body, Some(Body::Member(body)) if body == member);
+        let record = self.about(Kind::MEMBER, id_of_key(host)).find(says)?;
+        self.signed(&record.key)
+    }
+
     /// The host that reads this book.
     pub fn own(&self) -> Option<Key> {
         self.own

@@ -33,7 +33,6 @@ use message::{Answer, Marks, Offer, Parcel, Question, Vitals};
 use news::{News, offer_of};
 
 use crate::{
-    authority::proof_of_death,
     book::{Book, Came, Concern, GroupMark, Lens, Tag, tag_of},
     key::Key,
     record::Signed,
@@ -200,7 +199,7 @@ impl Engine {
     /// Answers a question. What it brings comes out of [`Engine::poll_output`].
     pub fn answer(&mut self, now: Duration, book: &Book, from: Key, question: Question) -> Answer {
         self.members.refresh(now, book);
-        if let Some(proof) = proof_of_death(book, &from) {
+        if let Some(proof) = book.proof_of_death(&from) {
             return Answer::Dead(proof.clone());
         }
         self.members.heard(now, &from);

@@ -134,7 +134,7 @@ impl Flight {
                     "part {} is not here and could not be fetched; is a host that holds the image running?",
                     self.part.digest.short()
                 );
-                return Err(ApiError { code: ErrorCode::Unreachable, message, details: reasons });
+                return Err(ApiError { code: ErrorCode::Failed, message, details: reasons });
             };
             if let Err(error) = self.ask(&candidate, &mut shares).await {
                 let reason = format!("{}: {error:#}", candidate.holder.name());

@@ -123,9 +123,10 @@ impl Agents {
 
     /// Waits until something holds at every host of the first one's domain: what is not shared is told to no other.
     pub fn at_home(&self, what: &str, holds: impl Fn(&Host) -> Result<bool>) -> Result<()> {
+        let domain = |host: &Host| Ok::<_, anyhow::Error>(host.must(&["pool", "status"])?["domain"].clone());
+        let home = domain(&self.hosts[0])?;
         for host in &self.hosts {
-            // Hosts of another domain are shown with it.
-            if self.hosts[0].must(&["host", "show", host.name()])?["name"] == host.name() {
+            if domain(host)? == home {
                 eventually(&format!("{what}, at {}", host.name()), SOON, || holds(host))?;
             }
         }

@@ -1,3 +1,5 @@
+//! Disks as distributions lay them out, and disks that lie, are damaged or have no end.
+
 use std::rc::Rc;
 
 use proptest::prelude::*;
