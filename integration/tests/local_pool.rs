@@ -80,7 +80,7 @@ fn a_cloud_image_starts_by_itself_and_then_what_was_installed_in_it() -> Result<
     // What cannot start, or is no disk, is said at its import, with what helps.
     let mut locked = fs::read(path("debian.raw"))?;
     let ext4 =
-        (0..locked.len()).step_by(512).rfind(|at| locked.get(at + 0x438..at + 0x43a) == Some(&[0x53, 0xef])).context("there is an ext4")?;
+        (0..locked.len()).step_by(512).find(|at| locked.get(at + 0x438..at + 0x43a) == Some(&[0x53, 0xef])).context("there is an ext4")?;
     locked[ext4 + 0x438] = 0;
     locked[ext4..ext4 + 6].copy_from_slice(b"LUKS\xba\xbe");
     fs::write(path("locked.raw"), locked)?;
@@ -125,7 +125,7 @@ fn spare_machines_become_a_pool_whose_vms_move_between_domains() -> Result<()> {
     // `client` is at b1 and on a LAN with `web`: beta hears of that too.
     eventually("beta knows web", SOON, || b1.knows("vm", "web"))?;
     let (code, said) = b1.refused(&["vm", "stop", "web"])?;
-    ensure!(code == 1 && said.contains("another domain"), "beta stops a VM of alpha: {code} {said}");
+    ensure!(code == 1 && said.contains("domain alpha gave none to beta/root@b1"), "beta stops a VM of alpha: {code} {said}");
     let (web, client) = (Seat::take(a2, "web")?, Seat::take(a1, "client")?);
     let mut received = 0;
     let mut parts_of_beta = vec![];
@@ -253,10 +253,11 @@ fn an_agent_that_ends_during_a_move_stops_no_vm() -> Result<()> {
     agents.furnish()?;
     agents.run("web", "a1", "64M", &[], "vm=1 fill=random:5:60%,zero dirty=0:words:500")?;
     // Killed, and told to end as by a service manager: which takes no longer for a VM that leaves or arrives.
-    for (victim, end) in [Host::kill, Host::stop].into_iter().flat_map(|end| [(1, end), (0, end)]) {
+    // A log ends where its VM moved: the source's agent comes last.
+    for (victim, end) in [1, 0].into_iter().flat_map(|victim| [Host::kill, Host::stop].map(|end| (victim, end))) {
         agents.lab.shape(Some(50))?;
         let epoch = agents.hosts[0].vm("web")?["epoch"].clone();
-        let since = Beats::of(&agents.hosts[0], "web")?.last();
+        let since = if victim == 1 { Beats::of(&agents.hosts[0], "web")?.last() } else { 0 };
         let mut moving = agents.hosts[0].begin(&["vm", "move", "web", "--to", "a2"])?;
         eventually("the move is under way", SOON, || Ok(agents.hosts[0].vm("web")?["state"] == "moving"))?;
         std::thread::sleep(Duration::from_secs(1));

@@ -124,9 +124,9 @@ pub async fn create(
     let job = reporter.is_about(format!("run VM {} on host {} ({})", new.name, chosen.name, chosen.reason));
     jobs::goes_on(&agent, reporter, async move |agent, reporter| {
         let outcome = create::start_at(&agent, id, Order::FIRST, &chosen, &reporter).await;
-        // A VM that never ran leaves nothing behind. One whose host did not answer may run.
+        // A VM that never ran leaves nothing behind. One whose host did not answer may run, and one that another order is about as well.
         if let Err(error) = &outcome
-            && error.code != ErrorCode::Unreachable
+            && !matches!(error.code, ErrorCode::Unreachable | ErrorCode::Conflict)
             && agent.book(|book| view::seen(book, id).is_none()) == Some(true)
         {
             agent.publish(Kind::VM, id, None)?;
