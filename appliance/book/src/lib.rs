@@ -16,6 +16,8 @@ mod name;
 pub mod names;
 pub mod record;
 mod role;
+#[cfg(test)]
+mod samples;
 pub mod ticket;
 pub mod view;
 pub mod warrant;

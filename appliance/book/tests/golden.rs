@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use ed25519_dalek::SigningKey;
 use rebec_book::{
+    gossip::message::{Answer, Beats, Offer, Parcel, Question, Vitals},
     Body, Grant, Key, Record, Role, Signed, Warrant,
     key::{Digest, Id, Name, bound_id, id_of_key, public},
     record::{
@@ -149,6 +150,18 @@ fn digits(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Messages of the gossip, each with what it may carry.
+fn messages() -> [(&'static str, Vec<u8>); 2] {
+    let vitals = Vitals { for_s: 3, disk_used_mib: 1024, memory_used_mib: 64, vms: 2 };
+    let beats = Beats { own: 9, others: vec![], vitals: Some(vitals) };
+    let offers = vec![Offer { writer: Name([1; 8]), seq: 7 }];
+    let parcel = Parcel::alone(records().into_iter().take(2).map(|(_, signed)| signed).collect());
+    [
+        ("gossip-round", Question::Round { salt: 1, groups: vec![], beats, offers }.to_bytes()),
+        ("gossip-records", Answer::Records(parcel).to_bytes()),
+    ]
+}
+
 fn kept() -> BTreeMap<&'static str, &'static str> {
     KEPT.lines().filter_map(|line| line.split_once(' ')).collect()
 }
@@ -159,6 +172,7 @@ fn records_are_written_as_they_always_were() {
     let mut lines: Vec<(&str, String)> = records().iter().map(|(name, signed)| (*name, digits(&signed.to_bytes()))).collect();
     lines.push(("private", digits(&private().digest().0)));
     lines.push(("command", digits(command().sign(&secret(4)).expect("a command of this size is signed").as_bytes())));
+    lines.extend(messages().map(|(name, bytes)| (name, digits(&bytes))));
     for (name, now) in &lines {
         assert_eq!(kept.get(name).copied(), Some(now.as_str()), "{name}: other bytes than were kept");
     }
@@ -212,4 +226,15 @@ fn what_a_vm_must_have_known_is_named() {
     for unsound in [vec!["a word"; 1], vec!["w"; 9], vec![""; 1]] {
         assert_eq!(read(of(&unsound)), Some(Body::Unknown), "{unsound:?}");
     }
+}
+
+#[test]
+fn messages_that_were_kept_are_read() {
+    let kept = kept();
+    let bytes = |name: &str| -> Vec<u8> {
+        (0..kept[name].len() / 2).map(|at| u8::from_str_radix(&kept[name][2 * at..2 * at + 2], 16).unwrap()).collect()
+    };
+    let [(round, _), (told, _)] = messages();
+    assert_eq!(Question::from_bytes(&bytes(round)).unwrap().to_bytes(), bytes(round));
+    assert_eq!(Answer::from_bytes(&bytes(told)).unwrap().to_bytes(), bytes(told));
 }

@@ -495,7 +495,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_in_one_line_that_names_it() {
         for (line, names) in [
-            ("rebec-vmm", "run, receive, ctl, unpack, digests]"),
+            ("rebec-vmm", "run, receive, ctl, unpack, digests, judge]"),
             ("rebec-vmm fly", "fly"),
             ("rebec-vmm run", "--kernel"),
             ("rebec-vmm run --disk d --initramfs i", "--kernel"),

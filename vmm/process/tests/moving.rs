@@ -342,7 +342,8 @@ fn a_cancel_leaves_the_guest_running() {
     assert_eq!(report.outcome, Outcome::Failed);
     assert!(report.reason.unwrap().contains("cancelled"));
     let Arrived::Ended { reason } = receiving.join().unwrap() else { panic!("it arrived") };
-    assert!(reason.contains("cancelled"), "{reason}");
+    // The word comes on one connection and the end of the pages on another: either may be first.
+    assert!(reason.contains("cancelled") || reason.contains("closed by the source"), "{reason}");
     let before = source.writes.load(Ordering::SeqCst);
     while source.writes.load(Ordering::SeqCst) == before {
         std::thread::yield_now();

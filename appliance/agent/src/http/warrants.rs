@@ -61,6 +61,10 @@ pub fn read(agent: &Agent, caller: Asker, request: &Request) -> Result<Option<(P
         Asker::Signer(_) | Asker::Nobody => agent.key(),
     };
     let proven = text.to_str().map_err(|_| BadWarrant::Malformed).and_then(Proven::open).map_err(|bad| refused(&bad))?;
+    // What this host signed itself went to others: one of them brings it back.
+    if proven.is_of_asked() && from == agent.key() {
+        return Err(refused(&BadWarrant::Place));
+    }
     let signer = proven.signer(from, now_s()).map_err(|bad| refused(&bad))?;
     Ok(Some((proven, Asker::Signer(signer))))
 }

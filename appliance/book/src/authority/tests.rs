@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use ed25519_dalek::SigningKey;
-
 use super::*;
 use crate::{
     grant::Grant,
-    key::{Name, bound_id, id_of_key, public},
+    key::{Name, bound_id, id_of_key},
     record::{
-        Assigned, DomainBody, HostBody, ImageBody, LanBody, MemberBody, PartRef, PoolBody, Record, SeenBody, SeenState, UserBody, VmBody,
+        Assigned, DomainBody, HostBody, LanBody, MemberBody, PartRef, PoolBody, Record, SeenBody, SeenState, UserBody,
     },
+    samples::{self, key, secret},
     warrant::{LIFE_S, Proven, TokenBound, Warrant},
 };
 
@@ -38,14 +37,6 @@ const UNKNOWN: u8 = 24;
 
 /// The time, in seconds since 1970.
 const NOW: u64 = 1_800_000_000;
-
-fn secret(number: u8) -> SigningKey {
-    SigningKey::from_bytes(&[number; 32])
-}
-
-fn key(number: u8) -> Key {
-    public(&secret(number))
-}
 
 fn nonce(number: u8) -> Name<16> {
     Name([number; 16])
@@ -88,32 +79,9 @@ impl Writer {
     }
 
     fn vm(&mut self, number: u8, home: u8, assigned: u8, keeper: Option<u8>) -> Id {
-        let kernel = PartRef { digest: if number == 9 { Name([9; 32]) } else { PART }, bytes: 7 };
-        let image = ImageBody {
-            nonce: nonce(0),
-            name: "i".into(),
-            kernel: Some(kernel),
-            initramfs: None,
-            cmdline: String::new(),
-            disk: None,
-            created: 0,
-            domains: vec![],
-            starts: None,
-        };
-        let body = VmBody {
-            nonce: nonce(number),
-            name: format!("vm{number}"),
-            assigned: Assigned { host: key(assigned), epoch: 1 },
-            image_name: "i".into(),
-            image,
-            memory_bytes: 0,
-            vcpus: 1,
-            private: Name([0; 32]),
-            nics: vec![],
-            keeper: keeper.map(key),
-            created: 0,
-            must: None,
-        };
+        let mut body = samples::vm(nonce(number), &format!("vm{number}"), Assigned { host: key(assigned), epoch: 1 });
+        body.image.kernel = Some(PartRef { digest: if number == 9 { Name([9; 32]) } else { PART }, bytes: 7 });
+        body.keeper = keeper.map(key);
         self.write(Kind::VM, vm_id(number, home), home, Body::Vm(body.into()));
         vm_id(number, home)
     }

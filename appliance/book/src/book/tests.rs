@@ -1,22 +1,14 @@
 //! Books of several hosts: who may write what, who belongs to whom, and that exchanges make books equal in any order.
 
-use ed25519_dalek::SigningKey;
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    key::{bound_id, public},
-    record::{DomainBody, FloorBody, HostBody, ImageBody, MemberBody, PartRef, PoolBody},
+    key::bound_id,
+    record::{DomainBody, FloorBody, HostBody, MemberBody, PoolBody},
+    samples::{self, key, secret},
     view,
 };
-
-fn secret(number: u8) -> SigningKey {
-    SigningKey::from_bytes(&[number; 32])
-}
-
-fn key(number: u8) -> Key {
-    public(&secret(number))
-}
 
 fn pool(seq: u64) -> Signed {
     Record::sign(Kind::POOL, Name([0; 16]), seq, Some(&Body::Pool(PoolBody { name: format!("v{seq}") })), &secret(1)).unwrap()
@@ -42,19 +34,7 @@ fn image_id(number: u8, by: u8) -> Id {
 }
 
 fn image(number: u8, seq: u64, name: &str, by: u8) -> Signed {
-    let kernel = PartRef { digest: Name([7; 32]), bytes: 7 };
-    let nonce = Name([number; 16]);
-    let body = ImageBody {
-        nonce,
-        name: name.into(),
-        kernel: Some(kernel),
-        initramfs: None,
-        cmdline: String::new(),
-        disk: None,
-        created: 0,
-        domains: vec![],
-        starts: None,
-    };
+    let body = samples::image(Name([number; 16]), name);
     Record::sign(Kind::IMAGE, image_id(number, by), seq, Some(&Body::Image(body.into())), &secret(by)).unwrap()
 }
 
@@ -101,19 +81,7 @@ fn what_a_writer_has_no_right_to_is_kept_and_counts_for_nothing() {
     let mut book = founded();
     // A host names a domain, lets a host in, speaks for another, and takes another's id.
     let twin = {
-        let kernel = PartRef { digest: Name([8; 32]), bytes: 8 };
-        let nonce = Name([1; 16]);
-        let body = ImageBody {
-            nonce,
-            name: "aaa".into(),
-            kernel: Some(kernel),
-            initramfs: None,
-            cmdline: String::new(),
-            disk: None,
-            created: 0,
-            domains: vec![],
-            starts: None,
-        };
+        let body = samples::image(Name([1; 16]), "aaa");
         Record::sign(Kind::IMAGE, image_id(1, 3), 9, Some(&Body::Image(body.into())), &secret(6)).unwrap()
     };
     book.merge(image(1, 2, "debian", 3)).unwrap();

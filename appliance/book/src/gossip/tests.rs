@@ -9,7 +9,8 @@ use crate::{
     Body, Record,
     book::ShortMark,
     key::{Id, Name, bound_id, id_of_key, public},
-    record::{DomainBody, HostBody, ImageBody, Kind, MemberBody, PartRef, PoolBody},
+    record::{DomainBody, HostBody, ImageBody, Kind, MemberBody, PoolBody},
+    samples,
 };
 
 const STEP: Duration = Duration::from_millis(40);
@@ -29,18 +30,7 @@ fn sign(kind: Kind, id: Id, seq: u64, body: &Body, by: u32) -> Signed {
 
 fn image(number: u32, seq: u64, by: u32) -> Signed {
     let nonce = Name(u128::from(number).to_be_bytes());
-    let kernel = PartRef { digest: Name([7; 32]), bytes: 7 };
-    let body = ImageBody {
-        nonce,
-        name: format!("i{number}"),
-        kernel: Some(kernel),
-        initramfs: None,
-        cmdline: String::new(),
-        disk: None,
-        created: 0,
-        domains: (10_000..10_004).map(key).collect(),
-        starts: None,
-    };
+    let body = ImageBody { domains: (10_000..10_004).map(key).collect(), ..samples::image(nonce, &format!("i{number}")) };
     sign(Kind::IMAGE, bound_id(&key(by), &nonce), seq, &Body::Image(body.into()), by)
 }
 

@@ -27,6 +27,9 @@ impl Replays {
     /// # Errors
     /// Where it has, or nobody would know.
     pub fn once(&mut self, proven: &Proven, now_s: u64, up_s: u64) -> Result<(), BadWarrant> {
+        if proven.is_of_asked() {
+            return Ok(());
+        }
         let warrant = proven.warrant();
         let made = warrant.until.saturating_sub(LIFE_S);
         // A second is the step of both clocks.

@@ -3,7 +3,8 @@
 use super::*;
 use crate::{
     key::{bound_id, id_of_key},
-    record::{Assigned, Body, DomainBody, HostBody, ImageBody, MemberBody, PartRef, PoolBody, Record, VmBody},
+    record::{Assigned, Body, DomainBody, HostBody, MemberBody, PoolBody, Record},
+    samples::{self, key, secret},
 };
 
 const NOW: u64 = 1_800_000_000;
@@ -13,14 +14,6 @@ const HERE: u8 = 3;
 const BETA: u8 = 4;
 const THERE: u8 = 5;
 const USER: u8 = 6;
-
-fn secret(number: u8) -> SigningKey {
-    SigningKey::from_bytes(&[number; 32])
-}
-
-fn key(number: u8) -> Key {
-    public(&secret(number))
-}
 
 fn warrant() -> Warrant {
     Warrant {
@@ -76,6 +69,18 @@ fn a_warrant_is_good_at_its_place_and_in_its_time() {
 }
 
 #[test]
+fn a_host_that_speaks_for_itself_needs_no_clock_and_nobody_speaks_for_it() {
+    let by_host = Warrant { signer: key(HERE), until: 1, ..warrant() };
+    let by_host = Proven::open(&by_host.sign(&secret(HERE)).unwrap()).unwrap();
+    assert_eq!(by_host.signer(key(HERE), NOW).map(|signer| signer.key()), Ok(key(HERE)));
+    assert_eq!(by_host.signer(key(THERE), NOW), Err(BadWarrant::Place));
+    let mut replays = Replays::default();
+    for _ in 0..2 {
+        assert_eq!(replays.once(&by_host, NOW, 0), Ok(()));
+    }
+}
+
+#[test]
 fn only_a_host_signs_for_its_tokens() {
     let token = Some(TokenBound { name: "eyes".into(), role: Role::Viewer });
     let of_user = proven(&Warrant { token: token.clone(), ..warrant() });
@@ -104,32 +109,7 @@ fn book() -> (Book, [Id; 2]) {
         let body = HostBody::bare(key(domain));
         write(Kind::HOST, id_of_key(&key(host)), host, Body::Host(body.into()));
         let nonce = Name([1; 16]);
-        let kernel = PartRef { digest: Name([1; 32]), bytes: 1 };
-        let image = ImageBody {
-            nonce,
-            name: "i".into(),
-            kernel: Some(kernel),
-            initramfs: None,
-            cmdline: String::new(),
-            disk: None,
-            created: 0,
-            domains: vec![],
-            starts: None,
-        };
-        let vm = VmBody {
-            nonce,
-            name: "web".into(),
-            assigned: Assigned { host: key(host), epoch: 1 },
-            image_name: "i".into(),
-            image,
-            memory_bytes: 0,
-            vcpus: 1,
-            private: Name([0; 32]),
-            nics: vec![],
-            keeper: None,
-            created: 0,
-            must: None,
-        };
+        let vm = samples::vm(nonce, "web", Assigned { host: key(host), epoch: 1 });
         vms[at] = bound_id(&key(host), &nonce);
         write(Kind::VM, vms[at], host, Body::Vm(vm.into()));
     }

@@ -2,14 +2,13 @@
 
 use std::net::Ipv4Addr;
 
-use ed25519_dalek::SigningKey;
-
 use super::*;
 use crate::{
     grant::Assigned,
-    key::{bound_id, public},
+    key::bound_id,
     lan::{NicBody, RangeLease, mac_of},
-    record::{ImageBody, PartRef, PartsBody, PoolBody, SeenBody, SeenState, VmBody},
+    record::{PartsBody, PoolBody, SeenBody, SeenState, VmBody},
+    samples::{self, key, secret},
     view,
 };
 
@@ -22,14 +21,6 @@ const A1: u8 = 11;
 const A2: u8 = 12;
 const B1: u8 = 21;
 const C1: u8 = 31;
-
-fn secret(number: u8) -> SigningKey {
-    SigningKey::from_bytes(&[number; 32])
-}
-
-fn key(number: u8) -> Key {
-    public(&secret(number))
-}
 
 fn id(by: u8, nonce: u8) -> Id {
     bound_id(&key(by), &Name([nonce; 16]))
@@ -75,32 +66,8 @@ impl World {
     }
 
     fn vm(&mut self, home: u8, nonce: u8, assigned: (u8, u64), nics: Vec<NicBody>) -> Id {
-        let kernel = PartRef { digest: Name([7; 32]), bytes: 7 };
-        let image = ImageBody {
-            nonce: Name([0; 16]),
-            name: "i".into(),
-            kernel: Some(kernel),
-            initramfs: None,
-            cmdline: String::new(),
-            disk: None,
-            created: 0,
-            domains: vec![],
-            starts: None,
-        };
-        let body = VmBody {
-            nonce: Name([nonce; 16]),
-            name: format!("vm{nonce}"),
-            assigned: Assigned { host: key(assigned.0), epoch: assigned.1 },
-            image_name: "i".into(),
-            image,
-            memory_bytes: 1,
-            vcpus: 1,
-            private: Name([0; 32]),
-            nics,
-            keeper: None,
-            created: 0,
-            must: None,
-        };
+        let assigned = Assigned { host: key(assigned.0), epoch: assigned.1 };
+        let body = VmBody { nics, ..samples::vm(Name([nonce; 16]), &format!("vm{nonce}"), assigned) };
         self.write(home, Kind::VM, id(home, nonce), Some(Body::Vm(body.into())));
         id(home, nonce)
     }
