@@ -232,6 +232,10 @@ async fn what_goes_on_is_signed_for_root_and_for_tokens_and_by_users_themselves(
         assert_eq!((signer.key(), signer.at(), signer.at_most()), (own, own, at_most));
         assert_eq!(proven.warrant().token.as_ref().map(|token| token.name.as_str()), token);
         assert_eq!((proven.warrant().method.as_str(), proven.warrant().path.as_str()), ("POST", "/v1/vms/~07/stop?x=1"));
+        // Whom it was sent to does not bring it back as the host's own word.
+        for bringer in [Caller::Nobody, bench.root(), Caller::Host(key(OTHER))] {
+            assert!(warrants::read(&bench.agent, bringer, &signed).is_err(), "{bringer:?}");
+        }
         let body = signed.into_body().collect().await.unwrap().to_bytes();
         assert!(body == "{}" && proven.covers_body(Some(&body)).is_ok());
     }
