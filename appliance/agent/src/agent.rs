@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
@@ -36,8 +36,13 @@ use crate::{
 };
 pub use rebec_host::lock;
 
+/// So long after its start an agent may not have heard yet who answers.
+const HEARD_TIME: Duration = Duration::from_secs(10);
+
 /// The agent of a host.
 pub struct Agent {
+    /// When it was started.
+    begun: Instant,
     /// Given by the user.
     pub options: Options,
     /// Keys.
@@ -87,6 +92,7 @@ impl Agent {
         let knowledge = Knowledge::open(identity.key(), store.clone(), options.later)?;
         let jobs = Jobs::open(identity.key(), store.clone())?;
         Ok(Arc::new_cyclic(|own| Self {
+            begun: Instant::now(),
             options,
             identity,
             store,
@@ -215,6 +221,11 @@ impl Agent {
     /// Whether a host answers.
     pub fn answers(&self, key: &Key) -> bool {
         *key == self.key() || self.silence(key).is_none()
+    }
+
+    /// Waits until something holds that may only not hold yet because this agent has just started and has heard nobody.
+    pub async fn once_heard(&self, holds: impl Fn() -> bool) {
+        self.until(HEARD_TIME.saturating_sub(self.begun.elapsed()), holds).await;
     }
 
     /// For how long a host has not been heard; none where it answers.

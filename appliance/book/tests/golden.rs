@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use ed25519_dalek::SigningKey;
 use rebec_book::{
-    gossip::message::{Answer, Beats, Offer, Parcel, Question, Vitals},
     Body, Grant, Key, Record, Role, Signed, Warrant,
+    gossip::message::{Answer, Beats, Offer, Parcel, Question, Vitals},
     key::{Digest, Id, Name, bound_id, id_of_key, public},
     record::{
         Assigned, AuditHead, DiskRef, DomainBody, FloorBody, HelperBody, HostBody, ImageBody, Kind, LanBody, MemberBody, NicBody, PartRef,

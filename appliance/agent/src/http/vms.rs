@@ -282,7 +282,10 @@ pub async fn depart(
     // Into another domain only where somebody says so.
     let stays = if wish.host.is_none() { create::stays_in(&agent, &kept.home) } else { None };
     let domain = wish.domain.as_deref().or(stays.as_deref());
-    let chosen = create::place(&agent, &kept.body, wish.host.as_deref(), domain, Some(&kept))?;
+    let place = || create::place(&agent, &kept.body, wish.host.as_deref(), domain, Some(&kept));
+    // The order may have come before, to an agent that ended while it was at it.
+    agent.once_heard(|| place().is_ok()).await;
+    let chosen = place()?;
     let peer = agent.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
     let what = format!("move VM {name} to host {} ({})", chosen.name, chosen.reason);
     let work = async move |agent: Arc<Agent>, reporter: Arc<Reporter>| depart::depart(&agent, &vm, &peer, &wish, &reporter).await;

@@ -42,6 +42,8 @@ use crate::{
 /// Records that are sent along with a VM.
 const RECORDS_BYTES_MAX: usize = 1 << 20;
 
+/// How long a host may take to hear who has a part.
+const KNOWN_TIME: Duration = Duration::from_secs(5);
 /// How long the removal of what a host had of a VM before may take.
 const LEFT_TIME: Duration = Duration::from_secs(30);
 
@@ -178,6 +180,10 @@ pub fn place_here(agent: &Arc<Agent>, kept: Kept) -> Result<Arc<LocalVm>, ApiErr
 /// Gets the parts of an image that are not here, from whoever holds them; `sender` sends a VM that stands on it.
 pub async fn gather(agent: &Arc<Agent>, image: &ImageBody, sender: Option<Key>, reporter: &Reporter) -> Result<(), ApiError> {
     for part in image.parts() {
+        // A host that has just joined may not have heard yet who has it.
+        if !agent.depot.has(&part.digest) {
+            agent.until(KNOWN_TIME, || !holders(agent, &part, sender).is_empty()).await;
+        }
         let holders: Vec<_> = holders(agent, &part, sender).into_iter().map(|peer| Over::holder(agent, peer)).collect();
         let phase = |from: &str, done, total| reporter.progress(format!("fetching image {} from {from}", image.name), done, total);
         agent.depot.fetch(&part, &holders, phase).await?;

@@ -6,9 +6,7 @@ use super::*;
 use crate::{
     grant::Grant,
     key::{Name, bound_id, id_of_key},
-    record::{
-        Assigned, DomainBody, HostBody, LanBody, MemberBody, PartRef, PoolBody, Record, SeenBody, SeenState, UserBody,
-    },
+    record::{Assigned, DomainBody, HostBody, LanBody, MemberBody, PartRef, PoolBody, Record, SeenBody, SeenState, UserBody},
     samples::{self, key, secret},
     warrant::{LIFE_S, Proven, TokenBound, Warrant},
 };

@@ -1,6 +1,8 @@
 //! A seat at a VM's console: `rebec vm console`, which stays when the VM moves and when an agent starts anew.
 
 use std::{
+    fs,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -18,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A console that somebody sits at.
 pub struct Seat {
     vm: String,
+    /// What the command says beside.
+    said: PathBuf,
     child: Child,
     /// What the guest says, and what is typed.
     pub console: Console,
@@ -28,11 +32,12 @@ impl Seat {
     pub fn take(host: &Host, vm: &str) -> Result<Self> {
         let mut command = Command::new(program()?);
         command.arg("--socket").arg(host.socket()).args(["vm", "console", vm]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let said = host.state().with_extension(format!("{vm}.console"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(fs::File::create(&said)?);
         let mut child = command.spawn().context("start rebec vm console")?;
         let (stdout, stdin) = (child.stdout.take().context("no stdout")?, child.stdin.take().context("no stdin")?);
         let copy = host.state().with_extension(format!("{vm}.seat"));
-        let seat = Self { vm: vm.to_owned(), child, console: Console::new(stdout, stdin, &copy)? };
+        let seat = Self { vm: vm.to_owned(), said, child, console: Console::new(stdout, stdin, &copy)? };
         seat.beats()?;
         Ok(seat)
     }
@@ -49,7 +54,8 @@ impl Seat {
         let until = Instant::now() + PATIENCE;
         while Instant::now() < until {
             let mark = self.console.mark();
-            self.console.send(command)?;
+            let said = || format!("the console of VM {} said: {}", self.vm, fs::read_to_string(&self.said).unwrap_or_default().trim());
+            self.console.send(command).with_context(said)?;
             if let Ok(line) = self.console.wait_after(mark, beginning, AGAIN) {
                 return Ok(line);
             }
