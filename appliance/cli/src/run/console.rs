@@ -124,13 +124,13 @@ async fn next_keys(keys: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>
 
 /// The VM's next stream, wherever it runs now; none when it has ended or the user has left.
 async fn again(session: &Session, name: &str, at: &str, keys: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Result<Option<Raw>, Failure> {
-    let mut why = String::new();
+    let mut last = None;
     for _ in 0..ATTEMPTS_MAX {
         tokio::select! {
             opened = open(session, name, at) => match opened {
                 Ok(stream) => return Ok(Some(stream)),
-                Err(Failure::Waiting(why)) => return Err(Failure::Waiting(why)),
-                Err(failure) => why = format!(" ({failure})"),
+                // For a moment it waits in every move, until its new host has been heard.
+                Err(failure) => last = Some(failure),
             },
             true = left(keys) => return Ok(None),
         }
@@ -144,6 +144,10 @@ async fn again(session: &Session, name: &str, at: &str, keys: &mut Option<mpsc::
             true = left(keys) => return Ok(None),
         }
     }
+    if let Some(waiting @ Failure::Waiting(_)) = last {
+        return Err(waiting);
+    }
+    let why = last.map_or_else(String::new, |failure| format!(" ({failure})"));
     Err(Failure::Here(format!("vm `{name}`: its console has not come back{why}; `rebec vm show {name}` says where it is")))
 }
 
