@@ -137,10 +137,7 @@ impl Short {
             bail!("vm move web {}: ended with code {code}: {:?} {:?}", words.join(" "), reported.outcome, reported.reason);
         }
         let there = pool::vm(first, "web")?;
-        // A host of another domain has that in its name.
-        if there.host.rsplit('/').next() != Some(MACHINES[to]) {
-            bail!("vm web moved and is said to be on host {}, not on {}", there.host, MACHINES[to]);
-        }
+        must_be_on(&there, to)?;
         let now = beat_after(first, "web", self.beats)?;
         let (host, pause, before) = (there.host, reported.downtime_ms, self.beats);
         say("demo", format_args!("vm web is on host {host}; paused for {pause} ms, beat {now} follows {before}"));
@@ -272,10 +269,18 @@ fn one_move(lab: &Lab, work: &mut Work, number: u8, (from, to): (usize, usize), 
     }
     let link_bytes = lab.switch.passed(from, to).bytes - before;
     let there = pool::vm(first, "web")?;
-    if reported.outcome == Outcome::Moved && there.host != MACHINES[to] {
-        bail!("vm web moved and is said to be on host {}, not on {}", there.host, MACHINES[to]);
+    if reported.outcome == Outcome::Moved {
+        must_be_on(&there, to)?;
     }
     work.after_move(number, way, reported, link_bytes)
+}
+
+/// A host of another domain has that in its name.
+fn must_be_on(vm: &VmInfo, machine: usize) -> Result<()> {
+    if vm.host.rsplit('/').next() != Some(MACHINES[machine]) {
+        bail!("vm {} moved and is said to be on host {}, not on {}", vm.name, vm.host, MACHINES[machine]);
+    }
+    Ok(())
 }
 
 /// What the user sees.
