@@ -18,7 +18,8 @@ use super::{age, report::percent, size, span, table::table, until, utc, word};
 pub fn vms(vms: &[VmInfo], now: u64) -> String {
     let row = |vm: &VmInfo| {
         let addresses: Vec<String> = vm.nics.iter().map(|nic| nic.address.to_string()).collect();
-        let at = format!("{}/{}", vm.domain, vm.host);
+        // A host of another domain has that in its name.
+        let at = if vm.host.contains('/') { vm.host.clone() } else { format!("{}/{}", vm.domain, vm.host) };
         let memory = size(vm.memory_bytes);
         let state = word(&vm.state);
         [vm.name.clone(), state, at, vm.image.clone(), memory, vm.vcpus.to_string(), addresses.join(","), age(vm.created, now)]
