@@ -25,7 +25,7 @@ use crate::{
     audit::Audit,
     depot::Depot,
     exchange::{self, Exchange},
-    http::warrants::Came,
+    http::warrants::Warrants,
     identity::Identity,
     jobs::Jobs,
     knowledge::{Knowledge, NO_POOL},
@@ -52,7 +52,7 @@ pub struct Agent {
     /// What was decided.
     pub audit: Audit,
     /// Signed commands that came.
-    pub warrants: Came,
+    pub warrants: Warrants,
     /// Of the pool.
     pub knowledge: Knowledge,
     /// Other agents.
@@ -97,7 +97,7 @@ impl Agent {
             identity,
             store,
             audit,
-            warrants: Came::default(),
+            warrants: Warrants::default(),
             knowledge,
             mesh,
             exchange: Exchange::default(),

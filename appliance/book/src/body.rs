@@ -471,6 +471,21 @@ impl Body {
 }
 
 impl ImageBody {
+    /// An image that is a kernel and no more.
+    pub fn bare(nonce: Nonce, name: &str, kernel: PartRef) -> Self {
+        Self {
+            nonce,
+            name: name.to_owned(),
+            kernel: Some(kernel),
+            initramfs: None,
+            cmdline: String::new(),
+            disk: None,
+            created: 0,
+            domains: vec![],
+            starts: None,
+        }
+    }
+
     fn is_sound(&self) -> bool {
         let has_start = self.kernel.is_some() || self.disk.is_some();
         let starts = self.starts.as_ref().is_none_or(|starts| starts.len() <= REASON_BYTES_MAX);

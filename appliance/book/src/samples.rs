@@ -18,17 +18,7 @@ pub fn key(number: u8) -> Key {
 
 /// An image of a kernel alone.
 pub fn image(nonce: Nonce, name: &str) -> ImageBody {
-    ImageBody {
-        nonce,
-        name: name.into(),
-        kernel: Some(PartRef { digest: Name([7; 32]), bytes: 7 }),
-        initramfs: None,
-        cmdline: String::new(),
-        disk: None,
-        created: 0,
-        domains: vec![],
-        starts: None,
-    }
+    ImageBody::bare(nonce, name, PartRef { digest: Name([7; 32]), bytes: 7 })
 }
 
 /// A VM of such an image.

@@ -29,18 +29,18 @@ use crate::agent::{Agent, now_s, random};
 const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// The warrants that came since the agent started.
-pub struct Came {
+pub struct Warrants {
     since: Instant,
     replays: Mutex<Replays>,
 }
 
-impl Default for Came {
+impl Default for Warrants {
     fn default() -> Self {
         Self { since: Instant::now(), replays: Mutex::default() }
     }
 }
 
-impl Came {
+impl Warrants {
     /// Lets a warrant through once.
     fn once(&self, proven: &Proven) -> Result<(), BadWarrant> {
         lock(&self.replays).once(proven, now_s(), self.since.elapsed().as_secs())

@@ -162,17 +162,7 @@ impl Vm {
     /// One of a writer, that starts from a part as its kernel.
     pub fn new(writer: &Writer, nonce: u64, name: &str, part: (Digest, u64)) -> Self {
         let kernel = PartRef { digest: part.0, bytes: part.1 };
-        let image = ImageBody {
-            nonce: nonce_of(nonce),
-            name: "own".to_owned(),
-            kernel: Some(kernel),
-            initramfs: None,
-            cmdline: String::new(),
-            disk: None,
-            created: 0,
-            domains: vec![],
-            starts: None,
-        };
+        let image = ImageBody::bare(nonce_of(nonce), "own", kernel);
         let body = VmBody {
             nonce: nonce_of(nonce),
             name: name.to_owned(),
