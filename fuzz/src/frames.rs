@@ -1,7 +1,7 @@
 //! A port of a LAN between a guest and a network that both lie, and the relay that a moved guest leaves behind.
 //!
 //! ```text
-//! input = lease:u8 step*         the lowest bit: whether the port tells its guest an address by DHCP
+//! input = lease:u8 seal:u8 step*   the lowest bits: whether the port tells its guest an address by DHCP, and whether it seals
 //! step  = kind:u8 ...            0 frame of the guest with its offload, 1 datagrams, 2 what the driver takes, 3 time passes, 4 FDB entry,
 //!                               5 datagrams to the relay, 6 saved addresses come back, 7 the guest moved in here
 //! bytes of frames and datagrams = length:u16 bytes zeros:u16       so that few bytes make a long frame
@@ -15,12 +15,16 @@ use std::{
 
 use rebec_offload::{Accepts, Checksum, FRAME_BYTES_MAX, Offload, SegmentKind, Segmentation};
 use rebec_overlay::{
-    Fdb, Inbound, Port, PortConfig, Relay, Wire,
+    Fdb, Inbound, Port, PortConfig, Relay, Seals, Wire,
     batch::{DATAGRAMS_MAX, RUN_BYTES_MAX},
     checksum::Sum,
+    seal::{
+        Pair, PortSecret,
+        layout::{self, OVERHEAD_BYTES_MAX},
+    },
     vxlan::{HEADER_BYTES, Vni},
 };
-use rebec_vmm_api::{DhcpLease, MacAddr};
+use rebec_vmm_api::{DhcpLease, MacAddr, PortKey};
 
 use crate::input::Input;
 
@@ -42,13 +46,24 @@ static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 /// Counts what goes out and holds it to its limits.
 struct Limits {
     datagram_bytes_max: usize,
+    /// Of this port and of the one at [`PEER`].
+    seals: Option<[Seals; 2]>,
 }
 
 impl Wire for Limits {
-    fn send(&mut self, _to: SocketAddrV4, datagrams: &[u8], stride: usize) {
+    fn send(&mut self, to: SocketAddrV4, datagrams: &mut [u8], stride: usize) {
         assert!(!datagrams.is_empty() && stride > 0);
         assert!(datagrams.len() <= RUN_BYTES_MAX && datagrams.len().div_ceil(stride) <= DATAGRAMS_MAX);
         assert!(stride.min(datagrams.len()) <= self.datagram_bytes_max, "a datagram of {stride} bytes");
+        // Whom it knows can open it, once.
+        if let Some([own, theirs]) = &mut self.seals
+            && own.seal(*START, to, datagrams, stride).is_ok()
+        {
+            for datagram in datagrams.chunks_mut(stride) {
+                let again = &mut datagram.to_vec();
+                assert!(theirs.open(datagram).is_ok() && theirs.open(again).is_err());
+            }
+        }
     }
 }
 
@@ -65,9 +80,12 @@ pub fn run(data: &[u8]) {
     fdb.add_address(THEIRS, Ipv4Addr::new(10, 0, 0, 2)).expect("a sound address");
     let gateway = Some(Ipv4Addr::new(10, 0, 0, 254));
     let lease = (input.u8() & 1 == 1).then(|| DhcpLease::new(Ipv4Addr::new(10, 0, 0, 1), 24, gateway, gateway).expect("a sound lease"));
-    let mut port = Port::new(PortConfig { vni: vni(), mac: MINE, mtu: MTU, lease });
-    let mut relay = Relay::new(vni(), MINE, PEER, now + Duration::from_secs(5));
-    let mut wire = Limits { datagram_bytes_max: HEADER_BYTES + LINK_BYTES_MAX + usize::from(MTU) };
+    let sealed = input.u8() & 1 == 1;
+    let config = PortConfig { vni: vni(), mac: MINE, mtu: MTU, lease, sealed };
+    let mut port = Port::new(config);
+    let mut relay = Relay::new(&PortConfig { sealed: false, ..config }, PEER, now + Duration::from_secs(5));
+    let around = if sealed { OVERHEAD_BYTES_MAX } else { 0 };
+    let mut wire = Limits { datagram_bytes_max: HEADER_BYTES + LINK_BYTES_MAX + usize::from(MTU) + around, seals: sealed.then(seals) };
     for _ in 0..STEPS_MAX {
         if input.is_empty() {
             break;
@@ -81,7 +99,7 @@ pub fn run(data: &[u8]) {
                     take_answers(&mut port, now, &fdb);
                 }
             }
-            1 => receive(&mut port, now, &fdb, &mut input),
+            1 => receive(&mut port, wire.seals.as_mut(), now, &fdb, &mut input),
             2 => port.set_accepts(accepts(input.u8())),
             3 => {
                 now += Duration::from_millis(input.u16().into());
@@ -102,8 +120,9 @@ pub fn run(data: &[u8]) {
             5 => {
                 let (from, stride) = (source(input.u8()), usize::from(input.u16()));
                 // A relay passes on what it was given.
-                let mut wire = Limits { datagram_bytes_max: RUN_BYTES_MAX };
-                relay.handle(now, from, &bytes(&mut input), stride, &mut wire);
+                let mut wire = Limits { datagram_bytes_max: RUN_BYTES_MAX, seals: None };
+                let run = bytes(&mut input);
+                relay.handle(now, &mut Inbound::new(from, run.len(), stride), &run, &mut wire);
             }
             6 => {
                 port.restore(input.piece()).ok();
@@ -117,11 +136,45 @@ pub fn run(data: &[u8]) {
     port.flush(&mut wire);
 }
 
-fn receive(port: &mut Port, now: Instant, fdb: &Fdb, input: &mut Input<'_>) {
+/// What this port knows of the other, and the other of this one.
+static PAIRS: LazyLock<[(PortKey, Pair); 2]> = LazyLock::new(|| {
+    let secrets = [1, 2].map(|byte| PortSecret::new([byte; 32]));
+    [0, 1].map(|own| {
+        let key = secrets[1 - own].public();
+        (key, secrets[own].pair(&key, vni()).expect("a sound key"))
+    })
+});
+
+fn seals() -> [Seals; 2] {
+    let knows = |(key, pair): &(PortKey, Pair), endpoint| {
+        let mut seals = Seals::default();
+        seals.add(endpoint, *key, pair.clone()).expect("room for one");
+        seals
+    };
+    let [own, theirs] = &*PAIRS;
+    [knows(own, PEER), knows(theirs, LOCAL)]
+}
+
+/// Datagrams as they come, or, at a sealed port, as its peer seals them; either may be cut, and have a byte changed.
+fn receive(port: &mut Port, seals: Option<&mut [Seals; 2]>, now: Instant, fdb: &Fdb, input: &mut Input<'_>) {
     take_answers(port, now, fdb);
     let (from, stride) = (source(input.u8()), usize::from(input.u16()));
-    let datagrams = bytes(input);
+    let mut datagrams = bytes(input);
     let mut inbound = Inbound::new(from, datagrams.len(), stride);
+    if let Some([own, theirs]) = seals {
+        if input.u8() & 1 == 1 {
+            let payload = std::mem::take(&mut datagrams);
+            datagrams = vec![0; layout::sealed_bytes(payload.len())];
+            layout::frame(&mut datagrams, payload.len()).copy_from_slice(&payload);
+            let bytes = datagrams.len();
+            theirs.seal(now, LOCAL, &mut datagrams, bytes).expect("the peer's key is known");
+            if let Some(byte) = datagrams.get_mut(usize::from(input.u16())) {
+                *byte ^= input.u8();
+            }
+        }
+        let stride = if stride == 0 { datagrams.len() } else { stride };
+        port.open(own, &mut datagrams, stride, &mut inbound);
+    }
     let mut frames = 0;
     while let Some(ready) = port.next_frame(now, fdb, &mut inbound, &datagrams) {
         let frame = port.frame(&ready, &datagrams);

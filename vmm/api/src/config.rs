@@ -153,14 +153,15 @@ pub struct NetConfig {
     pub lease: Option<DhcpLease>,
     /// Forwarding entries known from the start.
     pub peers: Vec<Peer>,
+    /// Whether frames are sealed on their way.
+    pub sealed: bool,
 }
 
 impl NetConfig {
     /// Entries one port may be given on the command line.
     pub const PEERS_MAX: usize = 1024;
     /// How one is written.
-    pub const FORM: &str =
-        "vni=N,mac=MAC,local=IP:PORT[,socket=fd:N][,ip=ADDRESS/LENGTH[,gateway=ADDRESS][,dns=ADDRESS]][,peer=MAC@IP:PORT[@ADDRESS]]...";
+    pub const FORM: &str = "vni=N,mac=MAC,local=IP:PORT[,socket=fd:N][,ip=ADDRESS/LENGTH[,gateway=ADDRESS][,dns=ADDRESS]][,seal=on][,peer=MAC@IP:PORT[@ADDRESS]]...";
 }
 
 impl FromStr for NetConfig {
@@ -169,7 +170,7 @@ impl FromStr for NetConfig {
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let fail = |what: String| ConfigError::Net { text: text.to_owned(), what };
         let (mut vni, mut mac, mut local, mut socket, mut peers) = (None, None, None, None, Vec::new());
-        let (mut ip, mut gateway, mut dns) = (None, None, None);
+        let (mut ip, mut gateway, mut dns, mut sealed) = (None, None, None, None);
         let address = |key: &str, value: &str| value.parse().map_err(|_| fail(format!("{key} `{value}` is not an IPv4 address")));
         for item in text.split(',') {
             let (key, value) = item.split_once('=').ok_or_else(|| fail(format!("`{item}` has no value")))?;
@@ -196,6 +197,11 @@ impl FromStr for NetConfig {
                 "ip" => ip.replace(parse_network(value).ok_or_else(|| fail(format!("ip `{value}` is not IPv4/LENGTH")))?).is_some(),
                 "gateway" => gateway.replace(address(key, value)?).is_some(),
                 "dns" => dns.replace(address(key, value)?).is_some(),
+                "seal" => match value {
+                    "on" => sealed.replace(true).is_some(),
+                    "off" => sealed.replace(false).is_some(),
+                    _ => return Err(fail(format!("seal `{value}` is neither on nor off"))),
+                },
                 "peer" => {
                     if peers.len() == Self::PEERS_MAX {
                         return Err(fail(format!("more than {} peers", Self::PEERS_MAX)));
@@ -221,6 +227,7 @@ impl FromStr for NetConfig {
             socket,
             lease,
             peers,
+            sealed: sealed.unwrap_or_default(),
         })
     }
 }

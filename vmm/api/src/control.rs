@@ -13,7 +13,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{mac::MacAddr, report::MoveReport, versions::Versions};
+use crate::{mac::MacAddr, port_key::PortKey, report::MoveReport, versions::Versions};
 
 /// What this program speaks, at either end.
 pub const PROTOCOL: Versions = Versions::only(1);
@@ -171,6 +171,22 @@ pub enum Command {
         /// The station.
         mac: MacAddr,
     },
+    /// Tell a port of this VM whose key is behind an endpoint, in place of whose was: from then on they hear each other.
+    PeerKey {
+        /// The NIC whose port it is; it seals.
+        net: MacAddr,
+        /// The other port's endpoint.
+        endpoint: SocketAddrV4,
+        /// The other port's public key.
+        key: PortKey,
+    },
+    /// Tell a port of this VM to forget whose key is behind an endpoint.
+    PeerKeyRemove {
+        /// The NIC whose port it is.
+        net: MacAddr,
+        /// The other port's endpoint.
+        endpoint: SocketAddrV4,
+    },
     /// Move the VM over the connections passed with the request: the first for control, the others as streams.
     Migrate(MigrateOptions),
     /// Let the vCPUs run until an instant of CLOCK_BOOTTIME, which both sides have in common: a line that is read late grants nothing.
@@ -184,8 +200,22 @@ pub enum Command {
 
 impl Command {
     /// What each is called on a line.
-    const NAMES: [&str; 12] =
-        ["status", "arrival", "pause", "resume", "power-button", "stop", "cancel", "fdb-add", "fdb-remove", "migrate", "lease", "donate"];
+    const NAMES: [&str; 14] = [
+        "status",
+        "arrival",
+        "pause",
+        "resume",
+        "power-button",
+        "stop",
+        "cancel",
+        "fdb-add",
+        "fdb-remove",
+        "peer-key",
+        "peer-key-remove",
+        "migrate",
+        "lease",
+        "donate",
+    ];
 }
 
 /// The limits of one move.
@@ -331,6 +361,9 @@ pub struct NetStatus {
     pub rx_frames: u64,
     /// Frames dropped for any reason.
     pub dropped: u64,
+    /// The public key of its port, if that seals.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<PortKey>,
 }
 
 /// How far a move is.
@@ -371,6 +404,9 @@ mod tests {
         assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
         let text = r#"{"id":4,"do":"fdb-remove","mac":"52:54:00:00:00:01"}"#;
         assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
+        let text = r#"{"id":4,"do":"peer-key","net":"52:54:00:00:00:01","endpoint":"10.0.0.2:4789","key":"KEY"}"#;
+        let text = text.replace("KEY", &"0f".repeat(32));
+        assert_eq!(line(&serde_json::from_str(&text).unwrap()), text);
         let text = r#"{"id":5,"do":"lease","until_ms":86400000}"#;
         assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
         let error =
@@ -395,7 +431,11 @@ mod tests {
         }
         for name in Command::NAMES {
             let told = Request::read(format!(r#"{{"id":7,"do":"{name}"}}"#).as_bytes());
-            assert!(told.is_ok_and(|request| request.id == 7) || ["fdb-add", "fdb-remove", "migrate", "lease"].contains(&name), "{name}");
+            assert!(
+                told.is_ok_and(|request| request.id == 7)
+                    || ["fdb-add", "fdb-remove", "peer-key", "peer-key-remove", "migrate", "lease"].contains(&name),
+                "{name}"
+            );
         }
 
         let status = r#"{"id":1,"ok":{"status":{"state":"hibernating","epoch":1,"vm":"00","memory_bytes":1,"vcpus":1,"disk_bytes":[],"nets":[],"heat":3}}}"#;

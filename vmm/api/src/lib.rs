@@ -11,6 +11,7 @@ pub mod dhcp_lease;
 pub mod handle;
 pub mod judgement;
 pub mod mac;
+pub mod port_key;
 pub mod report;
 pub mod versions;
 
@@ -18,5 +19,6 @@ pub use config::{DiskConfig, MemorySize, NetConfig, Peer, SerialConfig};
 pub use dhcp_lease::{DhcpLease, DhcpLeaseError};
 pub use handle::Handle;
 pub use mac::MacAddr;
+pub use port_key::{InvalidPortKey, PortKey};
 pub use report::{MoveReport, Outcome, UnitCounts};
 pub use versions::Versions;

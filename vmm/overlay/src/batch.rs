@@ -6,6 +6,8 @@
 
 use std::net::SocketAddrV4;
 
+use crate::seal::layout;
+
 /// Datagrams in one run: UDP_MAX_SEGMENTS of Linux before 6.9.
 pub const DATAGRAMS_MAX: usize = 64;
 /// Bytes in one run: the largest UDP payload over IPv4.
@@ -13,8 +15,9 @@ pub const RUN_BYTES_MAX: usize = 65_507;
 
 /// Where runs go. The driver's socket; in tests, a list.
 pub trait Wire {
-    /// Sends datagrams of `stride` bytes each, the last one perhaps shorter. Counts what it loses by itself: a frame path has no one to tell.
-    fn send(&mut self, to: SocketAddrV4, datagrams: &[u8], stride: usize);
+    /// Sends datagrams of `stride` bytes each, the last one perhaps shorter, and may seal them in place first. Counts what it loses by itself: a
+    /// frame path has no one to tell.
+    fn send(&mut self, to: SocketAddrV4, datagrams: &mut [u8], stride: usize);
 }
 
 /// The run under way.
@@ -28,18 +31,28 @@ pub struct Batch {
     /// Several endpoints get a copy each: a flood.
     to: Vec<SocketAddrV4>,
     sent: u64,
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        Self { buffer: vec![0; RUN_BYTES_MAX].into(), used: 0, stride: 0, closed: false, to: Vec::new(), sent: 0 }
-    }
+    /// The run of a flood of a sealed LAN, once more for each who gets it.
+    copy: Option<Box<[u8]>>,
 }
 
 impl Batch {
+    /// Of a port whose datagrams are to be sealed, or of one whose are not.
+    pub fn new(sealed: bool) -> Self {
+        let buffer = || vec![0; RUN_BYTES_MAX].into();
+        Self { buffer: buffer(), used: 0, stride: 0, closed: false, to: Vec::new(), sent: 0, copy: sealed.then(buffer) }
+    }
+
+    /// Space for the payload of one datagram, VXLAN header and frame, with what a sealed one has around it.
+    pub fn payload(&mut self, to: &[SocketAddrV4], bytes: usize, wire: &mut impl Wire) -> &mut [u8] {
+        if self.copy.is_none() {
+            return self.datagram(to, bytes, wire);
+        }
+        layout::frame(self.datagram(to, layout::sealed_bytes(bytes), wire), bytes)
+    }
+
     /// Space for one datagram of `bytes` bytes, 1 to [`RUN_BYTES_MAX`], to every endpoint of `to`. Sends the run under way first if this
     /// datagram cannot join it.
-    pub fn datagram(&mut self, to: &[SocketAddrV4], bytes: usize, wire: &mut impl Wire) -> &mut [u8] {
+    fn datagram(&mut self, to: &[SocketAddrV4], bytes: usize, wire: &mut impl Wire) -> &mut [u8] {
         let joins = self.used > 0
             && !self.closed
             && bytes <= self.stride
@@ -60,10 +73,19 @@ impl Batch {
 
     /// Sends the run under way.
     pub fn flush(&mut self, wire: &mut impl Wire) {
-        if self.used > 0 {
-            for to in &self.to {
-                wire.send(*to, &self.buffer[..self.used], self.stride);
+        let run = &mut self.buffer[..self.used];
+        if let Some((last, others)) = self.to.split_last() {
+            for to in others {
+                match &mut self.copy {
+                    Some(copy) => {
+                        let copy = &mut copy[..self.used];
+                        copy.copy_from_slice(run);
+                        wire.send(*to, copy, self.stride);
+                    }
+                    None => wire.send(*to, run, self.stride),
+                }
             }
+            wire.send(*last, run, self.stride);
         }
         (self.used, self.stride, self.closed) = (0, 0, false);
         self.to.clear();
@@ -86,7 +108,7 @@ pub(crate) mod tests {
     pub(crate) struct Sent(pub(crate) Vec<(SocketAddrV4, usize, Vec<u8>)>);
 
     impl Wire for Sent {
-        fn send(&mut self, to: SocketAddrV4, datagrams: &[u8], stride: usize) {
+        fn send(&mut self, to: SocketAddrV4, datagrams: &mut [u8], stride: usize) {
             assert!(datagrams.len() <= RUN_BYTES_MAX && datagrams.len().div_ceil(stride) <= DATAGRAMS_MAX);
             self.0.push((to, stride, datagrams.to_vec()));
         }
@@ -97,7 +119,7 @@ pub(crate) mod tests {
     }
 
     fn runs(datagrams: &[(u8, usize)]) -> Vec<(u8, usize, usize)> {
-        let (mut batch, mut sent) = (Batch::default(), Sent::default());
+        let (mut batch, mut sent) = (Batch::new(false), Sent::default());
         for (to, bytes) in datagrams {
             batch.datagram(&[endpoint(*to)], *bytes, &mut sent).fill(*to);
         }
@@ -123,7 +145,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_flood_is_written_once_and_sent_to_each() {
-        let (mut batch, mut sent) = (Batch::default(), Sent::default());
+        let (mut batch, mut sent) = (Batch::new(false), Sent::default());
         let everyone = [endpoint(1), endpoint(2)];
         batch.datagram(&everyone, 4, &mut sent).copy_from_slice(b"1234");
         batch.datagram(&everyone, 4, &mut sent).copy_from_slice(b"5678");

@@ -15,4 +15,6 @@ pub struct PortConfig {
     pub mtu: u16,
     /// What the guest is told by DHCP; without it, its questions go to the LAN.
     pub lease: Option<DhcpLease>,
+    /// Whether its datagrams are sealed.
+    pub sealed: bool,
 }

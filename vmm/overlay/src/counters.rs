@@ -42,11 +42,23 @@ pub enum Reason {
     RelayLoop,
     /// An address was not learnt, because the table is full.
     LearnFull,
+    /// To the network: nobody's key is known at the endpoint.
+    SealNoKey,
+    /// From the network: too short to be sealed.
+    SealShort,
+    /// From the network: sealed by nobody who is known, or not at all.
+    SealUnknown,
+    /// From the network: the tag is wrong.
+    SealForged,
+    /// From the network: seen before, or too old to tell.
+    SealReplay,
+    /// From the network: sealed by a peer, and no VXLAN in it.
+    SealLayout,
 }
 
 impl Reason {
     /// All of them, in the order of [`Counters::dropped`].
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 25] = [
         Self::GuestShort,
         Self::GuestOversize,
         Self::GuestSource,
@@ -66,6 +78,12 @@ impl Reason {
         Self::RelayOver,
         Self::RelayLoop,
         Self::LearnFull,
+        Self::SealNoKey,
+        Self::SealShort,
+        Self::SealUnknown,
+        Self::SealForged,
+        Self::SealReplay,
+        Self::SealLayout,
     ];
 
     /// One word for people and programs.
@@ -90,6 +108,12 @@ impl Reason {
             Self::RelayOver => "relay_over",
             Self::RelayLoop => "relay_loop",
             Self::LearnFull => "learn_full",
+            Self::SealNoKey => "seal_no_key",
+            Self::SealShort => "seal_short",
+            Self::SealUnknown => "seal_unknown",
+            Self::SealForged => "seal_forged",
+            Self::SealReplay => "seal_replay",
+            Self::SealLayout => "seal_layout",
         }
     }
 }

@@ -6,8 +6,8 @@
 //!
 //! ```text
 //! transmit  guest frame + Offload -> frame (views) -> addresses (what is the guest's own) -> local (ARP and DHCP answered here) -> fdb (where to) -> segment (cut, checksum)
-//!           -> vxlan (header) -> batch (equal stride, one sendmsg a run) -> Wire
-//! receive   datagrams of one recvmsg -> vxlan -> port (switch, learn) -> join (segments of one flow) -> guest frame + Offload
+//!           -> vxlan (header) -> batch (equal stride, one sendmsg a run) -> seal (in place) -> Wire
+//! receive   datagrams of one recvmsg -> seal (opened in place) -> inbound (whose) -> vxlan -> port (switch, learn) -> join (segments of one flow) -> guest frame + Offload
 //! moved     datagrams of one recvmsg -> relay -> Wire                       the old place, for some seconds
 //! ```
 //!
@@ -23,10 +23,12 @@ pub mod counters;
 pub mod dhcp;
 pub mod fdb;
 pub mod frame;
+pub mod inbound;
 pub mod join;
 pub mod local;
 pub mod port;
 pub mod relay;
+pub mod seal;
 pub mod segment;
 pub mod vxlan;
 
@@ -34,5 +36,7 @@ pub use batch::Wire;
 pub use config::PortConfig;
 pub use counters::{Counters, Reason};
 pub use fdb::{Fdb, FdbError};
-pub use port::{Inbound, Port, Ready};
+pub use inbound::Inbound;
+pub use port::{Port, Ready};
 pub use relay::Relay;
+pub use seal::Seals;

@@ -26,39 +26,16 @@ use crate::{
     counters::{Counters, Reason},
     fdb::{Fdb, Learned},
     frame::{Ethernet, Ip, Tcp},
+    inbound::Inbound,
     join::{Joiner, known_checksum, write_large_headers},
     local::{self, Local},
+    seal::Seals,
     segment::{Plan, complete},
     vxlan::{self, HEADER_BYTES},
 };
 
 /// Answers that wait for the guest to take them: more than any system asks at once.
 const ANSWERS_MAX: usize = 16;
-
-/// The datagrams of one receive call, and how far they have been looked at.
-#[derive(Debug, Clone, Copy)]
-pub struct Inbound {
-    source: SocketAddrV4,
-    stride: usize,
-    bytes: usize,
-    next: usize,
-}
-
-impl Inbound {
-    /// `bytes` bytes from `source`: datagrams of `stride` bytes, the last perhaps shorter.
-    pub fn new(source: SocketAddrV4, bytes: usize, stride: usize) -> Self {
-        Self { source, stride: stride.max(1), bytes, next: 0 }
-    }
-
-    /// Nothing.
-    pub fn empty() -> Self {
-        Self::new(SocketAddrV4::new(std::net::Ipv4Addr::UNSPECIFIED, 0), 0, 1)
-    }
-
-    fn next_range(&self) -> Option<Range<usize>> {
-        (self.next < self.bytes).then(|| self.next..(self.next + self.stride).min(self.bytes))
-    }
-}
 
 /// A frame for the guest, to be looked at with [`Port::frame`] before the port is used again.
 #[derive(Debug, Clone)]
@@ -104,12 +81,12 @@ impl Port {
     /// A port that knows nothing yet.
     pub fn new(config: PortConfig) -> Self {
         Self {
+            batch: Batch::new(config.sealed),
             config,
             accepts: Accepts::default(),
             learned: Learned::default(),
             guest: GuestAddresses::default(),
             announcing: None,
-            batch: Batch::default(),
             joiner: Joiner::default(),
             cutting: None,
             answers: VecDeque::new(),
@@ -195,7 +172,7 @@ impl Port {
         if let Some(segmentation) = &offload.segmentation {
             let mut plan = Plan::new(frame, segmentation, usize::from(self.config.mtu))?;
             while let Some(bytes) = plan.next_bytes() {
-                let datagram = self.batch.datagram(to, HEADER_BYTES + bytes, wire);
+                let datagram = self.batch.payload(to, HEADER_BYTES + bytes, wire);
                 datagram[..HEADER_BYTES].copy_from_slice(&header);
                 plan.write_next(frame, &mut datagram[HEADER_BYTES..]);
             }
@@ -209,7 +186,7 @@ impl Port {
         {
             return Err(Reason::GuestOffload);
         }
-        let datagram = self.batch.datagram(to, HEADER_BYTES + frame.len(), wire);
+        let datagram = self.batch.payload(to, HEADER_BYTES + frame.len(), wire);
         datagram[..HEADER_BYTES].copy_from_slice(&header);
         datagram[HEADER_BYTES..].copy_from_slice(frame);
         complete(&mut datagram[HEADER_BYTES..], offload.checksum)
@@ -227,6 +204,11 @@ impl Port {
         !self.answers.is_empty()
     }
 
+    /// Opens what one receive call of a sealed port brought, into `inbound`.
+    pub fn open(&mut self, seals: &mut Seals, run: &mut [u8], stride: usize, inbound: &mut Inbound) {
+        inbound.open(seals, run, stride, &mut self.counters);
+    }
+
     /// The next frame for the guest: an answer of this port, or one among `datagrams`, which are what `inbound` was made of.
     pub fn next_frame(&mut self, now: Instant, fdb: &Fdb, inbound: &mut Inbound, datagrams: &[u8]) -> Option<Ready> {
         if let Some(answer) = self.answers.pop_front() {
@@ -238,9 +220,9 @@ impl Port {
             if let Some(ready) = self.next_cut(datagrams) {
                 return Some(ready);
             }
-            let range = inbound.next_range()?;
-            inbound.next = range.end;
-            match self.admit(now, fdb, inbound.source, datagrams, range) {
+            let (range, source) = inbound.peek()?;
+            inbound.skip();
+            match self.admit(now, fdb, source, datagrams, range) {
                 Ok((range, ethernet)) => {
                     if let Some(ready) = self.make_ready(inbound, datagrams, range, &ethernet) {
                         self.counters.rx_frames += 1;
@@ -326,12 +308,12 @@ impl Port {
     fn join_following(&mut self, inbound: &mut Inbound, datagrams: &[u8], first: &[u8]) {
         // The VXLAN header stands right before the frame: equal headers and equal Ethernet addresses need not be judged again.
         let header = self.config.vni.header();
-        while let Some(next) = inbound.next_range() {
-            let Some((found, frame)) = datagrams[next.clone()].split_first_chunk::<HEADER_BYTES>() else { break };
+        while let Some((next, _source)) = inbound.peek() {
+            let Some((found, frame)) = datagrams[next].split_first_chunk::<HEADER_BYTES>() else { break };
             if *found != header || !self.joiner.push(first, frame) {
                 break;
             }
-            inbound.next = next.end;
+            inbound.skip();
             self.counters.rx_datagrams += 1;
         }
     }

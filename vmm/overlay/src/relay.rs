@@ -1,6 +1,7 @@
 //! The old place of a guest that moved: for some seconds it sends on what still arrives for it.
 //!
-//! Who sent it has an old forwarding database; the control plane is telling it. A datagram goes on as it came, byte for byte. It never goes
+//! Who sent it has an old forwarding database; the control plane is telling it. A datagram goes on as it came, byte for byte; on a sealed LAN it was
+//! opened here, and is sealed anew for the new place. It never goes
 //! back to the endpoint it came from: two old places that point at each other (a guest that moved there and back) end the loop at once. The
 //! endpoint and not the machine is compared, because the guest may move to where its correspondent lives.
 
@@ -9,9 +10,12 @@ use std::{net::SocketAddrV4, time::Instant};
 use rebec_vmm_api::MacAddr;
 
 use crate::{
-    batch::{Batch, Wire},
+    batch::{Batch, RUN_BYTES_MAX, Wire},
+    config::PortConfig,
     counters::{Counters, Reason},
     frame::Ethernet,
+    inbound::Inbound,
+    seal::{Seals, layout::OVERHEAD_BYTES_MAX},
     vxlan::{self, NotVxlan, Vni},
 };
 
@@ -28,17 +32,24 @@ pub struct Relay {
 
 impl Relay {
     /// Forwards what is for `mac`, or for everyone, to `to`.
-    pub fn new(vni: Vni, mac: MacAddr, to: SocketAddrV4, until: Instant) -> Self {
-        Self { vni, mac, to, until, batch: Batch::default(), counters: Counters::default() }
+    pub fn new(config: &PortConfig, to: SocketAddrV4, until: Instant) -> Self {
+        Self { vni: config.vni, mac: config.mac, to, until, batch: Batch::new(config.sealed), counters: Counters::default() }
     }
 
-    /// Takes the datagrams of one receive call: `stride` bytes each, the last perhaps shorter. They are on the wire when this returns.
-    pub fn handle(&mut self, now: Instant, source: SocketAddrV4, datagrams: &[u8], stride: usize, wire: &mut impl Wire) {
-        for datagram in datagrams.chunks(stride.max(1)) {
+    /// Opens what one receive call of a sealed port brought, into `inbound`.
+    pub fn open(&mut self, seals: &mut Seals, run: &mut [u8], stride: usize, inbound: &mut Inbound) {
+        inbound.open(seals, run, stride, &mut self.counters);
+    }
+
+    /// Takes the datagrams of one receive call, which are what `inbound` was made of. They are on the wire when this returns.
+    pub fn handle(&mut self, now: Instant, inbound: &mut Inbound, datagrams: &[u8], wire: &mut impl Wire) {
+        while let Some((range, source)) = inbound.peek() {
+            inbound.skip();
+            let datagram = &datagrams[range];
             self.counters.rx_datagrams += 1;
             match self.admit(now, source, datagram) {
                 Ok(()) => {
-                    self.batch.datagram(&[self.to], datagram.len(), wire).copy_from_slice(datagram);
+                    self.batch.payload(&[self.to], datagram.len(), wire).copy_from_slice(datagram);
                     self.counters.relayed += 1;
                 }
                 Err(reason) => self.counters.drop(reason),
@@ -53,7 +64,7 @@ impl Relay {
         if vni != self.vni {
             return Err(Reason::WireOtherLan);
         }
-        if datagram.len() > crate::batch::RUN_BYTES_MAX {
+        if datagram.len() + OVERHEAD_BYTES_MAX > RUN_BYTES_MAX {
             return Err(Reason::WireOversize);
         }
         let ethernet = Ethernet::parse(frame).ok_or(Reason::WireShort)?;
@@ -106,6 +117,14 @@ mod tests {
     const NEW: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 9), 4789);
     const PEER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 9), 4790);
 
+    fn config() -> PortConfig {
+        PortConfig { vni: Vni::new(5).unwrap(), mac: MINE, mtu: 1400, lease: None, sealed: false }
+    }
+
+    fn handle(relay: &mut Relay, now: Instant, source: SocketAddrV4, run: &[u8], stride: usize, sent: &mut Sent) {
+        relay.handle(now, &mut Inbound::new(source, run.len(), stride), run, sent);
+    }
+
     fn datagram(vni: u32, to: MacAddr, from: MacAddr, bytes: usize) -> Vec<u8> {
         [&Vni::new(vni).unwrap().header()[..], &ethernet(to, from, IPV4, &vec![7; bytes])].concat()
     }
@@ -113,19 +132,19 @@ mod tests {
     #[test]
     fn what_is_for_the_guest_follows_it_until_the_deadline() {
         let start = Instant::now();
-        let mut relay = Relay::new(Vni::new(5).unwrap(), MINE, NEW, start + Duration::from_secs(5));
+        let mut relay = Relay::new(&config(), NEW, start + Duration::from_secs(5));
         let run = [datagram(5, MINE, THEIRS, 100), datagram(5, MINE, THEIRS, 100), datagram(5, MacAddr::BROADCAST, THEIRS, 40)].concat();
         let mut sent = Sent::default();
-        relay.handle(start, PEER, &run, 122, &mut sent);
+        handle(&mut relay, start, PEER, &run, 122, &mut sent);
         assert_eq!(sent.0, [(NEW, 122, run.clone())]);
-        relay.handle(start + Duration::from_secs(5), PEER, &run, 122, &mut sent);
+        handle(&mut relay, start + Duration::from_secs(5), PEER, &run, 122, &mut sent);
         assert_eq!((sent.0.len(), relay.counters().of(Reason::RelayOver), relay.counters().relayed), (1, 3, 3));
     }
 
     #[test]
     fn nothing_else_is_sent_on() {
         let start = Instant::now();
-        let mut relay = Relay::new(Vni::new(5).unwrap(), MINE, NEW, start + Duration::from_secs(5));
+        let mut relay = Relay::new(&config(), NEW, start + Duration::from_secs(5));
         let mut sent = Sent::default();
         let good = datagram(5, MINE, THEIRS, 100);
         for (source, datagram, reason) in [
@@ -138,10 +157,10 @@ mod tests {
             (PEER, [&[0; 8][..], &good[8..]].concat(), Reason::WireNoVni),
         ] {
             let before = relay.counters().of(reason);
-            relay.handle(start, source, &datagram, datagram.len(), &mut sent);
+            handle(&mut relay, start, source, &datagram, datagram.len(), &mut sent);
             assert_eq!(relay.counters().of(reason), before + 1, "{}", reason.name());
         }
-        relay.handle(start, PEER, &[], 0, &mut sent);
+        handle(&mut relay, start, PEER, &[], 0, &mut sent);
         assert!(sent.0.is_empty());
     }
 }

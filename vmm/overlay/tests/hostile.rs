@@ -21,7 +21,7 @@ const PEER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 4789);
 struct Sent(Vec<Vec<u8>>);
 
 impl Wire for Sent {
-    fn send(&mut self, _to: SocketAddrV4, datagrams: &[u8], stride: usize) {
+    fn send(&mut self, _to: SocketAddrV4, datagrams: &mut [u8], stride: usize) {
         assert!(datagrams.len() <= 65_507 && datagrams.len().div_ceil(stride) <= 64);
         self.0.extend(datagrams.chunks(stride).map(<[u8]>::to_vec));
     }
@@ -30,7 +30,7 @@ impl Wire for Sent {
 fn port() -> (Port, Fdb) {
     let mut fdb = Fdb::default();
     fdb.add(LOCAL, THEIRS, PEER).unwrap();
-    (Port::new(PortConfig { vni: Vni::new(0x12_3456).unwrap(), mac: MINE, mtu: 1400, lease: None }), fdb)
+    (Port::new(PortConfig { vni: Vni::new(0x12_3456).unwrap(), mac: MINE, mtu: 1400, lease: None, sealed: false }), fdb)
 }
 
 fn transmit(offload: Offload, frame: &[u8]) -> (Vec<Vec<u8>>, Port) {
@@ -89,7 +89,7 @@ fn what_was_sent_can_be_received() {
     let (offload, frame) = tso_frame();
     let (sent, _) = transmit(offload, &frame);
     // The same LAN seen from the other side.
-    let mut port = Port::new(PortConfig { vni: Vni::new(0x12_3456).unwrap(), mac: THEIRS, mtu: 1400, lease: None });
+    let mut port = Port::new(PortConfig { vni: Vni::new(0x12_3456).unwrap(), mac: THEIRS, mtu: 1400, lease: None, sealed: false });
     port.set_accepts(Accepts { checksum: true, tcp4: true, tcp6: true, ecn: true });
     let received = receive(&mut port, &Fdb::default(), &sent.concat(), sent[0].len());
     assert_eq!(received.len(), 1);
@@ -102,7 +102,7 @@ fn segments_of_another_lan_join_nothing() {
     let (offload, frame) = tso_frame();
     let (mut sent, _) = transmit(offload, &frame);
     sent[1][6] ^= 1;
-    let mut port = Port::new(PortConfig { vni: Vni::new(0x12_3456).unwrap(), mac: THEIRS, mtu: 1400, lease: None });
+    let mut port = Port::new(PortConfig { vni: Vni::new(0x12_3456).unwrap(), mac: THEIRS, mtu: 1400, lease: None, sealed: false });
     port.set_accepts(Accepts { checksum: true, tcp4: true, tcp6: true, ecn: true });
     let received = receive(&mut port, &Fdb::default(), &sent.concat(), sent[0].len());
     assert_eq!(received, [(Offload { checksum: Checksum::Valid, segmentation: None }, sent[0][8..].to_vec())]);
@@ -113,7 +113,7 @@ fn segments_of_another_lan_join_nothing() {
 fn a_short_frame_is_completed_without_its_padding() {
     let (_, frame) = tso_frame();
     let padded = [&Vni::new(0x12_3456).unwrap().header()[..], &frame, &[9; 3]].concat();
-    let mut port = Port::new(PortConfig { vni: Vni::new(0x12_3456).unwrap(), mac: THEIRS, mtu: 1400, lease: None });
+    let mut port = Port::new(PortConfig { vni: Vni::new(0x12_3456).unwrap(), mac: THEIRS, mtu: 1400, lease: None, sealed: false });
     let received = receive(&mut port, &Fdb::default(), &padded, padded.len());
     let mut whole = frame;
     whole[50..52].copy_from_slice(&[0x69, 0x2c]);

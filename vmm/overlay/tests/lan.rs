@@ -12,7 +12,7 @@ use std::{
 };
 
 use rebec_offload::{Accepts, Checksum, Offload, SegmentKind, Segmentation};
-use rebec_overlay::{Fdb, Inbound, Port, PortConfig, Reason, Relay, Wire, checksum::Sum, vxlan::Vni};
+use rebec_overlay::{Fdb, Inbound, Port, PortConfig, Reason, Relay, Seals, Wire, checksum::Sum, seal::PortSecret, vxlan::Vni};
 use rebec_vmm_api::MacAddr;
 
 const ALL: Accepts = Accepts { checksum: true, tcp4: true, tcp6: true, ecn: true };
@@ -48,17 +48,39 @@ fn station(number: u8) -> MacAddr {
     MacAddr([0x52, 0x54, 0, 0, 1, number])
 }
 
-fn config(number: u8) -> PortConfig {
-    PortConfig { vni: Vni::new(42).unwrap(), mac: station(number), mtu: 1400, lease: None }
+fn config(number: u8, sealed: bool) -> PortConfig {
+    PortConfig { vni: Vni::new(42).unwrap(), mac: station(number), mtu: 1400, lease: None, sealed }
+}
+
+/// The keys of the port at endpoint `number`, which knows those at 1 to 9.
+fn seals(number: u8, sealed: bool) -> Option<Seals> {
+    let secret = |number: u8| PortSecret::new([number; 32]);
+    let mut seals = Seals::default();
+    for other in (1..=9).filter(|other| *other != number) {
+        let key = secret(other).public();
+        seals.add(endpoint(other), key, secret(number).pair(&key, Vni::new(42).unwrap()).unwrap()).unwrap();
+    }
+    sealed.then_some(seals)
 }
 
 /// What one port put on the wire.
-#[derive(Default)]
-struct Outbox(Vec<(SocketAddrV4, usize, Vec<u8>)>);
+struct Outbox<'a> {
+    runs: Vec<(SocketAddrV4, usize, Vec<u8>)>,
+    seals: Option<&'a mut Seals>,
+}
 
-impl Wire for Outbox {
-    fn send(&mut self, to: SocketAddrV4, datagrams: &[u8], stride: usize) {
-        self.0.push((to, stride, datagrams.to_vec()));
+impl<'a> Outbox<'a> {
+    fn of(seals: &'a mut Option<Seals>) -> Self {
+        Self { runs: Vec::new(), seals: seals.as_mut() }
+    }
+}
+
+impl Wire for Outbox<'_> {
+    fn send(&mut self, to: SocketAddrV4, datagrams: &mut [u8], stride: usize) {
+        if let Some(seals) = &mut self.seals {
+            seals.seal(Instant::now(), to, datagrams, stride).unwrap();
+        }
+        self.runs.push((to, stride, datagrams.to_vec()));
     }
 }
 
@@ -79,8 +101,8 @@ struct Network {
 }
 
 impl Network {
-    fn take(&mut self, from: SocketAddrV4, outbox: Outbox) {
-        for (to, stride, bytes) in outbox.0 {
+    fn take(&mut self, from: SocketAddrV4, outbox: Outbox<'_>) {
+        for (to, stride, bytes) in outbox.runs {
             let copies = if !self.faults { 1 } else { [0, 1, 1, 1, 1, 1, 1, 2][self.seed.below(8) as usize] };
             for _ in 0..copies {
                 let late = if self.faults && self.seed.below(4) == 0 { self.seed.below(20) } else { 0 };
@@ -97,11 +119,15 @@ impl Network {
     }
 }
 
-fn frames_of(port: &mut Port, now: Instant, fdb: &Fdb, run: &Run) -> Vec<(Offload, Vec<u8>)> {
-    let mut inbound = Inbound::new(run.from, run.bytes.len(), run.stride);
+fn frames_of(port: &mut Port, seals: &mut Option<Seals>, now: Instant, fdb: &Fdb, run: &Run) -> Vec<(Offload, Vec<u8>)> {
+    let mut bytes = run.bytes.clone();
+    let mut inbound = Inbound::new(run.from, bytes.len(), run.stride);
+    if let Some(seals) = seals {
+        port.open(seals, &mut bytes, run.stride, &mut inbound);
+    }
     let mut frames = Vec::new();
-    while let Some(ready) = port.next_frame(now, fdb, &mut inbound, &run.bytes) {
-        frames.push((ready.offload, port.frame(&ready, &run.bytes).to_vec()));
+    while let Some(ready) = port.next_frame(now, fdb, &mut inbound, &bytes) {
+        frames.push((ready.offload, port.frame(&ready, &bytes).to_vec()));
     }
     frames
 }
@@ -114,9 +140,15 @@ fn datagram_frame(to: MacAddr, from: MacAddr, number: u32, bytes: usize) -> Vec<
 
 #[test]
 fn frames_reach_whom_they_are_for_and_no_one_else() {
+    for sealed in [false, true] {
+        frames_reach(sealed);
+    }
+}
+
+fn frames_reach(sealed: bool) {
     let mut network = Network { seed: Seed::from_environment(1), faults: true, now: 0, flying: Vec::new() };
     let start = Instant::now();
-    let mut ports: BTreeMap<SocketAddrV4, (u8, Port, Fdb)> = (1..=5)
+    let mut ports: BTreeMap<SocketAddrV4, (u8, Port, Fdb, Option<Seals>)> = (1..=5)
         .map(|number| {
             let mut fdb = Fdb::default();
             for other in (1..=5).filter(|other| *other != number) {
@@ -127,7 +159,7 @@ fn frames_reach_whom_they_are_for_and_no_one_else() {
                 fdb.remove(station(5));
                 fdb.add(endpoint(3), station(77), endpoint(5)).unwrap();
             }
-            (endpoint(number), (number, Port::new(config(number)), fdb))
+            (endpoint(number), (number, Port::new(config(number, sealed)), fdb, seals(number, sealed)))
         })
         .collect();
     let mut sent: BTreeMap<u32, (u8, Option<u8>, Vec<u8>)> = BTreeMap::new();
@@ -138,8 +170,8 @@ fn frames_reach_whom_they_are_for_and_no_one_else() {
             let to = Some(1 + network.seed.below(6) as u8).filter(|to| *to <= 5);
             let mac = to.map_or(MacAddr::BROADCAST, station);
             let frame = datagram_frame(mac, station(from), step, network.seed.below(1380) as usize);
-            let (_, port, fdb) = ports.get_mut(&endpoint(from)).unwrap();
-            let mut outbox = Outbox::default();
+            let (_, port, fdb, seals) = ports.get_mut(&endpoint(from)).unwrap();
+            let mut outbox = Outbox::of(seals);
             port.transmit(start, fdb, &Offload::default(), &frame, &mut outbox);
             if step % 3 == 0 {
                 port.flush(&mut outbox);
@@ -147,15 +179,15 @@ fn frames_reach_whom_they_are_for_and_no_one_else() {
             network.take(endpoint(from), outbox);
             sent.insert(step, (from, to, frame));
         } else if step == 2000 {
-            for (at, (_, port, _)) in &mut ports {
-                let mut outbox = Outbox::default();
+            for (at, (_, port, _, seals)) in &mut ports {
+                let mut outbox = Outbox::of(seals);
                 port.flush(&mut outbox);
                 network.take(*at, outbox);
             }
         }
         for run in network.arrived() {
-            let (number, port, fdb) = ports.get_mut(&run.to).unwrap();
-            for (offload, frame) in frames_of(port, start, fdb, &run) {
+            let (number, port, fdb, seals) = ports.get_mut(&run.to).unwrap();
+            for (offload, frame) in frames_of(port, seals, start, fdb, &run) {
                 assert_eq!(offload, Offload::default());
                 let step = u32::from_be_bytes(frame[14..18].try_into().unwrap());
                 let (from, to, original) = &sent[&step];
@@ -172,10 +204,11 @@ fn frames_reach_whom_they_are_for_and_no_one_else() {
     let expected = unicast_to_others + 4 * broadcast;
     // One run in eight is lost; runs hold few frames here.
     assert!(reached > expected * 3 / 4 && reached < expected, "{reached} of {expected}");
-    let (_, port, _) = &ports[&endpoint(3)];
+    let (_, port, ..) = &ports[&endpoint(3)];
     assert!(port.counters().flooded > 0);
-    let (_, port, _) = &ports[&endpoint(1)];
+    let (_, port, ..) = &ports[&endpoint(1)];
     assert!(port.counters().of(Reason::WireOtherStation) > 0, "unknown unicast was flooded to 1 and dropped there");
+    assert_eq!(port.counters().of(Reason::SealReplay) > 0, sealed, "the network doubles");
 }
 
 fn large_tcp(to: MacAddr, from: MacAddr, sequence: u32, payload: &[u8]) -> (Offload, Vec<u8>) {
@@ -196,14 +229,21 @@ fn large_tcp(to: MacAddr, from: MacAddr, sequence: u32, payload: &[u8]) -> (Offl
 
 #[test]
 fn a_tcp_stream_arrives_in_large_frames_with_right_checksums() {
+    for sealed in [false, true] {
+        tcp_stream(sealed);
+    }
+}
+
+fn tcp_stream(sealed: bool) {
     let mut network = Network { seed: Seed::from_environment(2), faults: false, now: 0, flying: Vec::new() };
     let start = Instant::now();
-    let (mut sender, mut receiver) = (Port::new(config(1)), Port::new(config(2)));
+    let (mut sender, mut receiver) = (Port::new(config(1, sealed)), Port::new(config(2, sealed)));
+    let (mut seals_of_sender, mut seals_of_receiver) = (seals(1, sealed), seals(2, sealed));
     receiver.set_accepts(ALL);
     let (mut to_receiver, none) = (Fdb::default(), Fdb::default());
     to_receiver.add(endpoint(1), station(2), endpoint(2)).unwrap();
     let mut stream = Vec::new();
-    let mut outbox = Outbox::default();
+    let mut outbox = Outbox::of(&mut seals_of_sender);
     for _ in 0..200 {
         let bytes = 1 + network.seed.below(65_000) as usize;
         let payload: Vec<u8> = (0..bytes).map(|_| network.seed.next() as u8).collect();
@@ -215,7 +255,7 @@ fn a_tcp_stream_arrives_in_large_frames_with_right_checksums() {
     network.take(endpoint(1), outbox);
     let (mut joined, mut frames): (Vec<u8>, u64) = (Vec::new(), 0);
     for run in network.arrived() {
-        for (offload, frame) in frames_of(&mut receiver, start, &none, &run) {
+        for (offload, frame) in frames_of(&mut receiver, &mut seals_of_receiver, start, &none, &run) {
             let segment_sum = Sum::default().bytes(&frame[26..34]).word(6).word((frame.len() - 34) as u16);
             match offload.checksum {
                 Checksum::Valid => assert!(segment_sum.bytes(&frame[34..]).is_right()),
@@ -235,10 +275,16 @@ fn a_tcp_stream_arrives_in_large_frames_with_right_checksums() {
 
 #[test]
 fn a_guest_that_moves_is_reached_all_the_time() {
+    for sealed in [false, true] {
+        moves(sealed);
+    }
+}
+
+fn moves(sealed: bool) {
     let start = Instant::now();
-    let vni = Vni::new(42).unwrap();
-    let mut client = Port::new(config(1));
-    let mut here = Port::new(config(2));
+    let mut client = Port::new(config(1, sealed));
+    let mut here = Port::new(config(2, sealed));
+    let (mut seals_of_client, mut seals_here, mut seals_there) = (seals(1, sealed), seals(2, sealed), seals(9, sealed));
     let mut fdb = Fdb::default();
     fdb.add(endpoint(1), station(2), endpoint(2)).unwrap();
     let mut here_fdb = Fdb::default();
@@ -246,29 +292,35 @@ fn a_guest_that_moves_is_reached_all_the_time() {
     // The guest says its address once; it travels with it.
     let arp =
         [&[0xff; 6][..], &station(2).0, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &station(2).0, &[10, 0, 0, 2], &[0; 6], &[10, 0, 0, 1]].concat();
-    let mut outbox = Outbox::default();
+    let mut outbox = Outbox::of(&mut seals_here);
     here.transmit(start, &here_fdb, &Offload::default(), &arp, &mut outbox);
-    let mut there = Port::new(config(2));
+    let mut there = Port::new(config(2, sealed));
     there.restore(&here.saved()).unwrap();
-    let mut relay = Relay::new(vni, station(2), endpoint(9), start + Duration::from_secs(5));
+    let mut relay = Relay::new(&config(2, sealed), endpoint(9), start + Duration::from_secs(5));
     drop(here);
 
-    let say = |client: &mut Port, fdb: &Fdb, number| {
-        let mut outbox = Outbox::default();
+    let mut say = |client: &mut Port, fdb: &Fdb, number| {
+        let mut outbox = Outbox::of(&mut seals_of_client);
         client.transmit(start, fdb, &Offload::default(), &datagram_frame(station(2), station(1), number, 100), &mut outbox);
         client.flush(&mut outbox);
-        outbox.0
+        outbox.runs
     };
     // The client still sends to the old place, which sends on.
-    let mut relayed = Outbox::default();
-    for (to, stride, run) in say(&mut client, &fdb, 1) {
+    let mut relayed = Vec::new();
+    for (to, stride, mut run) in say(&mut client, &fdb, 1) {
         assert_eq!(to, endpoint(2));
-        relay.handle(start, endpoint(1), &run, stride, &mut relayed);
+        let mut inbound = Inbound::new(endpoint(1), run.len(), stride);
+        if let Some(seals) = &mut seals_here {
+            relay.open(seals, &mut run, stride, &mut inbound);
+        }
+        let mut outbox = Outbox::of(&mut seals_here);
+        relay.handle(start, &mut inbound, &run, &mut outbox);
+        relayed.extend(outbox.runs);
     }
-    let (to, stride, bytes) = relayed.0.remove(0);
+    let (to, stride, bytes) = relayed.remove(0);
     assert_eq!(to, endpoint(9));
     let run = Run { due: 0, from: endpoint(2), to, stride, bytes };
-    assert_eq!(frames_of(&mut there, start, &Fdb::default(), &run).len(), 1);
+    assert_eq!(frames_of(&mut there, &mut seals_there, start, &Fdb::default(), &run).len(), 1);
 
     // Then its control plane hears.
     fdb.add(endpoint(1), station(2), endpoint(9)).unwrap();
@@ -281,11 +333,15 @@ fn a_guest_that_moves_is_reached_all_the_time() {
     let (mut rounds, mut now) = (0, start);
     while let Some(due) = there.next_deadline() {
         now = now.max(due);
-        let mut outbox = Outbox::default();
+        let mut outbox = Outbox::of(&mut seals_there);
         there.tick(now, &there_fdb, &mut outbox);
-        let heard: Vec<_> = outbox.0.iter().flat_map(|(_, stride, run)| run.chunks(*stride)).collect();
+        let mut heard = Vec::new();
+        for (to, stride, bytes) in outbox.runs {
+            let run = Run { due: 0, from: endpoint(9), to, stride, bytes };
+            heard.extend(frames_of(&mut client, &mut seals_of_client, now, &fdb, &run));
+        }
         assert_eq!(heard.len(), 2, "both forms of gratuitous ARP");
-        assert!(heard.iter().all(|datagram| datagram[8 + 28..8 + 32] == [10, 0, 0, 2]));
+        assert!(heard.iter().all(|(_, frame)| frame[28..32] == [10, 0, 0, 2]));
         rounds += 1;
     }
     assert_eq!((rounds, now - start), (4, Duration::from_millis(600)));
@@ -294,7 +350,7 @@ fn a_guest_that_moves_is_reached_all_the_time() {
 #[test]
 fn only_physical_machines_teach_and_never_against_the_control_plane() {
     let start = Instant::now();
-    let mut port = Port::new(config(1));
+    let mut port = Port::new(config(1, false));
     let mut fdb = Fdb::default();
     fdb.add(endpoint(1), MacAddr([0; 6]), endpoint(7)).unwrap();
     fdb.add(endpoint(1), station(2), endpoint(2)).unwrap();
@@ -302,13 +358,13 @@ fn only_physical_machines_teach_and_never_against_the_control_plane() {
     let hear = |port: &mut Port, fdb: &Fdb, from: SocketAddrV4, source: MacAddr| {
         let frame = datagram_frame(station(1), source, 1, 50);
         let bytes = [&Vni::new(42).unwrap().header()[..], &frame].concat();
-        assert_eq!(frames_of(port, start, fdb, &Run { due: 0, from, to: endpoint(1), stride: bytes.len(), bytes }).len(), 1);
+        assert_eq!(frames_of(port, &mut None, start, fdb, &Run { due: 0, from, to: endpoint(1), stride: bytes.len(), bytes }).len(), 1);
     };
     let goes_to = |port: &mut Port, fdb: &Fdb, now, station: MacAddr| {
-        let mut outbox = Outbox::default();
+        let mut outbox = Outbox { runs: Vec::new(), seals: None };
         port.transmit(now, fdb, &Offload::default(), &datagram_frame(station, MacAddr([0x52, 0x54, 0, 0, 1, 1]), 1, 50), &mut outbox);
         port.flush(&mut outbox);
-        outbox.0.into_iter().map(|(to, ..)| to).collect::<Vec<_>>()
+        outbox.runs.into_iter().map(|(to, ..)| to).collect::<Vec<_>>()
     };
     // A Linux vxlan device sends from any port.
     hear(&mut port, &fdb, SocketAddrV4::new(*endpoint(7).ip(), 33_333), station(70));

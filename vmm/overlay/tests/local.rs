@@ -31,7 +31,7 @@ const DNS: Ipv4Addr = Ipv4Addr::new(9, 9, 9, 9);
 struct Sent(usize);
 
 impl Wire for Sent {
-    fn send(&mut self, _to: SocketAddrV4, datagrams: &[u8], stride: usize) {
+    fn send(&mut self, _to: SocketAddrV4, datagrams: &mut [u8], stride: usize) {
         self.0 += datagrams.len().div_ceil(stride);
     }
 }
@@ -48,7 +48,7 @@ impl Guest {
         let mut fdb = Fdb::default();
         fdb.add(LOCAL, THEIRS, PEER).unwrap();
         fdb.add_address(THEIRS, NEIGHBOUR).unwrap();
-        let port = Port::new(PortConfig { vni: Vni::new(7).unwrap(), mac: MINE, mtu: 1400, lease });
+        let port = Port::new(PortConfig { vni: Vni::new(7).unwrap(), mac: MINE, mtu: 1400, lease, sealed: false });
         Self { port, fdb, sent: Sent::default() }
     }
 

@@ -1,6 +1,6 @@
 //! Measures a LAN without guests: large TCP frames from one `LanPort` to another, each on its own thread in its own network namespace.
 //!
-//! Arguments: seconds, then for each side a network namespace (`-` for this one) and an address of it. A receiver acknowledges every few
+//! Arguments: seconds, then for each side a network namespace (`-` for this one) and an address of it, then `seal` if frames are to be sealed. A receiver acknowledges every few
 //! frames and a sender keeps 1 MiB under way, as a TCP connection would; nothing is lost on the way, and lost frames would end the run.
 
 #[expect(dead_code, reason = "the program uses all of it")]
@@ -10,7 +10,7 @@ mod lan;
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::AsFd,
-    sync::{Arc, Barrier},
+    sync::{Arc, Barrier, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use rebec_devices::net::FramePort;
 use rebec_offload::{Accepts, Checksum, Offload, SegmentKind, Segmentation};
 use rebec_overlay::checksum::Sum;
-use rebec_vmm_api::{MacAddr, NetConfig, Peer};
+use rebec_vmm_api::{MacAddr, NetConfig, Peer, PortKey};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 const SEGMENT_BYTES: usize = 1348;
@@ -33,19 +33,24 @@ const PORT: u16 = 4709;
 fn main() -> Result<()> {
     env_logger::init();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [seconds, from_space, from, to_space, to] = &arguments[..] else { bail!("arguments: SECONDS NAMESPACE ADDRESS NAMESPACE ADDRESS") };
+    let (ends_of, sealed) = match &arguments[..] {
+        [ends @ .., word] if word == "seal" => (ends, true),
+        ends => (ends, false),
+    };
+    let [seconds, from_space, from, to_space, to] = ends_of else { bail!("arguments: SECONDS NAMESPACE ADDRESS NAMESPACE ADDRESS [seal]") };
     let time = Duration::from_secs_f64(seconds.parse().context("seconds")?);
     let ends = [SocketAddrV4::new(from.parse().context("address")?, PORT), SocketAddrV4::new(to.parse().context("address")?, PORT + 1)];
     let ready = Arc::new(Barrier::new(2));
+    let ((tell_sender, of_receiver), (tell_receiver, of_sender)) = (mpsc::channel(), mpsc::channel());
     let receiver = {
         let (space, ready) = (to_space.clone(), ready.clone());
         thread::spawn(move || -> Result<f64> {
-            let port = attach(&space, ends, 1)?;
+            let port = attach(&space, ends, 1, sealed, &tell_sender, &of_sender)?;
             ready.wait();
             receive(port, time)
         })
     };
-    let sender = attach(from_space, ends, 0)?;
+    let sender = attach(from_space, ends, 0, sealed, &tell_receiver, &of_receiver)?;
     ready.wait();
     let sent = send(sender, time)?;
     let received = receiver.join().map_err(|_panic| anyhow::anyhow!("the receiver panicked"))??;
@@ -53,14 +58,26 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn attach(space: &str, ends: [SocketAddrV4; 2], own: usize) -> Result<lan::LanPort> {
+fn attach(
+    space: &str,
+    ends: [SocketAddrV4; 2],
+    own: usize,
+    sealed: bool,
+    tell: &mpsc::Sender<PortKey>,
+    other: &mpsc::Receiver<PortKey>,
+) -> Result<lan::LanPort> {
     if space != "-" {
         let file = std::fs::File::open(format!("/run/netns/{space}")).with_context(|| format!("network namespace {space}"))?;
         nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
     }
     let peers = vec![Peer { mac: MACS[1 - own], endpoint: ends[1 - own], ip: None }];
-    let mut port =
-        lan::Lan::bind(&NetConfig { vni: 7, mac: MACS[own], local: ends[own], socket: None, lease: None, peers }, None, 1400)?.port()?;
+    let config = NetConfig { vni: 7, mac: MACS[own], local: ends[own], socket: None, lease: None, peers, sealed };
+    let lan = lan::Lan::bind(&config, None, 1400)?;
+    if let Some(key) = lan.key() {
+        tell.send(key)?;
+        lan.peer_key_add(ends[1 - own], other.recv()?)?;
+    }
+    let mut port = lan.port()?;
     port.set_accepts(Accepts { checksum: true, tcp4: true, tcp6: true, ecn: true });
     Ok(port)
 }

@@ -13,7 +13,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use rebec_layout::{SLOTS, VCPUS_MAX};
-use rebec_vmm_api::{DiskConfig, Handle, MacAddr, MemorySize, NetConfig, SerialConfig, control::MigrateOptions};
+use rebec_vmm_api::{DiskConfig, Handle, MacAddr, MemorySize, NetConfig, PortKey, SerialConfig, control::MigrateOptions};
 
 use crate::cgroup;
 
@@ -263,6 +263,27 @@ pub enum CtlRequest {
         /// The station; 00:00:00:00:00:00 for every physical machine
         #[arg(value_name = "MAC")]
         mac: MacAddr,
+    },
+    /// Tell a port that seals whose key is behind an endpoint
+    PeerKey {
+        /// The NIC whose port it is
+        #[arg(value_name = "NET-MAC")]
+        net: MacAddr,
+        /// The other port's endpoint
+        #[arg(value_name = "IP:PORT")]
+        endpoint: SocketAddrV4,
+        /// The other port's key, as `ctl status` shows it there
+        #[arg(value_name = "KEY")]
+        key: PortKey,
+    },
+    /// Tell a port that seals to forget whose key is behind an endpoint
+    PeerKeyRemove {
+        /// The NIC whose port it is
+        #[arg(value_name = "NET-MAC")]
+        net: MacAddr,
+        /// The other port's endpoint
+        #[arg(value_name = "IP:PORT")]
+        endpoint: SocketAddrV4,
     },
     /// Move the VM, memory and disks, to a waiting `rebec-vmm receive`
     #[command(after_help = "\

@@ -23,7 +23,7 @@ use rebec_devices::power::PowerEvent;
 use rebec_migrate::Record;
 use rebec_overlay::FdbError;
 use rebec_vmm_api::{
-    Peer,
+    MacAddr, Peer,
     control::{Answer, Command, ControlError, ErrorCode, MigrateOptions, NetStatus, ResponseBody, Status, VmState},
     report::Outcome,
 };
@@ -34,7 +34,7 @@ use crate::{
     departure::{self, Departed, Departure},
     event::Event,
     held::Held,
-    lan::Lan,
+    lan::{Lan, PeerKeyError},
     lease::Lease,
     lending::Lending,
     moving::{Canceller, Outgoing, Settled},
@@ -294,6 +294,8 @@ impl Owner {
             Command::Resume => self.resume(),
             Command::FdbAdd { mac, endpoint, ip } => self.edit_fdb(|lan| lan.fdb_add(&Peer { mac, endpoint, ip })),
             Command::FdbRemove { mac } => self.edit_fdb(|lan| lan.fdb_remove(mac)),
+            Command::PeerKey { net, endpoint, key } => self.edit_keys(net, |lan| lan.peer_key_add(endpoint, key)),
+            Command::PeerKeyRemove { net, endpoint } => self.edit_keys(net, |lan| lan.peer_key_remove(endpoint)),
             Command::PowerButton => self.press_power_button(),
             Command::Cancel => self.cancel(),
             Command::Lease { until_ms } => self.extend(until_ms),
@@ -325,6 +327,11 @@ impl Owner {
 
     fn edit_fdb(&self, edit: impl FnMut(&Lan) -> Result<(), FdbError>) -> Result<Answer, ControlError> {
         self.lans.iter().try_for_each(edit).map(|()| Answer::Done).map_err(|error| failed(error.to_string()))
+    }
+
+    fn edit_keys(&self, net: MacAddr, edit: impl FnOnce(&Lan) -> Result<(), PeerKeyError>) -> Result<Answer, ControlError> {
+        let lan = self.lans.iter().find(|lan| lan.mac() == net).ok_or_else(|| failed(format!("net {net}: this VM has none")))?;
+        edit(lan).map(|()| Answer::Done).map_err(|error| failed(format!("net {net}: {error}")))
     }
 
     fn pause(&mut self) -> Result<Answer, ControlError> {
@@ -484,8 +491,14 @@ fn status_of(held: &Held, state: VmState, lans: &[Lan]) -> Status {
 fn net_status(lans: &[Lan]) -> Vec<NetStatus> {
     let one = |lan: &Lan| {
         let counters = lan.counters();
-        let (mac, vni) = (lan.mac(), lan.vni());
-        NetStatus { mac, vni, tx_frames: counters.tx_frames, rx_frames: counters.rx_frames, dropped: counters.dropped.iter().sum() }
+        NetStatus {
+            mac: lan.mac(),
+            vni: lan.vni(),
+            tx_frames: counters.tx_frames,
+            rx_frames: counters.rx_frames,
+            dropped: counters.dropped.iter().sum(),
+            key: lan.key(),
+        }
     };
     lans.iter().map(one).collect()
 }

@@ -96,6 +96,8 @@ pub fn run(options: &CtlOptions) -> Result<ExitCode, CtlError> {
         CtlRequest::Lease { for_ms } => ("lease", Command::Lease { until_ms: lease::now_ms().saturating_add(*for_ms) }),
         CtlRequest::FdbAdd { mac, endpoint, ip } => ("fdb-add", Command::FdbAdd { mac: *mac, endpoint: *endpoint, ip: *ip }),
         CtlRequest::FdbRemove { mac } => ("fdb-remove", Command::FdbRemove { mac: *mac }),
+        CtlRequest::PeerKey { net, endpoint, key } => ("peer-key", Command::PeerKey { net: *net, endpoint: *endpoint, key: *key }),
+        CtlRequest::PeerKeyRemove { net, endpoint } => ("peer-key-remove", Command::PeerKeyRemove { net: *net, endpoint: *endpoint }),
     };
     match client.ask(what, command)? {
         Answer::Done => Ok(ExitCode::SUCCESS),

@@ -24,8 +24,9 @@ pub fn table(status: &Status) -> String {
 }
 
 fn counters(net: &NetStatus) -> String {
-    let NetStatus { mac, vni, tx_frames, rx_frames, dropped } = net;
-    format!("{mac} on LAN {vni}: {tx_frames} frames out, {rx_frames} in, {dropped} dropped")
+    let NetStatus { mac, vni, tx_frames, rx_frames, dropped, key } = net;
+    let key = key.map_or_else(String::new, |key| format!(", key {key}"));
+    format!("{mac} on LAN {vni}: {tx_frames} frames out, {rx_frames} in, {dropped} dropped{key}")
 }
 
 fn state(state: VmState) -> &'static str {
@@ -81,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_table_has_a_line_for_everything_and_no_control_characters() {
-        let net = NetStatus { mac: "52:54:00:00:00:01".parse().unwrap(), vni: 7, tx_frames: 3, rx_frames: 4, dropped: 0 };
+        let net = NetStatus { mac: "52:54:00:00:00:01".parse().unwrap(), vni: 7, tx_frames: 3, rx_frames: 4, dropped: 0, key: None };
         let status = Status {
             state: VmState::Running,
             epoch: 1,

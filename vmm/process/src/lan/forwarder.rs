@@ -2,26 +2,33 @@
 
 use std::{io, net::UdpSocket, os::fd::AsFd, sync::Arc, time::Instant};
 
-use rebec_overlay::{Counters, Relay};
+use rebec_overlay::{Counters, Inbound, Reason, Relay};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::socket::{RECEIVE_BYTES_MAX, Receiver, Sender};
+use super::{
+    sealing::{Outlet, Sealing},
+    socket::{RECEIVE_BYTES_MAX, Receiver, Sender},
+};
 
 /// Forwards on the thread that runs it.
 pub struct Forwarder {
     relay: Relay,
     socket: Arc<UdpSocket>,
     receiver: Receiver,
-    sender: Sender,
+    outlet: Outlet,
+    sealing: Option<Arc<Sealing>>,
+    inbound: Inbound,
     buffer: Box<[u8]>,
 }
 
 impl Forwarder {
-    pub(super) fn new(relay: Relay, socket: Arc<UdpSocket>) -> Self {
+    pub(super) fn new(relay: Relay, socket: Arc<UdpSocket>, sealing: Option<Arc<Sealing>>) -> Self {
         Self {
             relay,
             receiver: Receiver::new(socket.clone()),
-            sender: Sender::new(socket.clone()),
+            outlet: Outlet::new(Sender::new(socket.clone()), sealing.clone()),
+            sealing,
+            inbound: Inbound::empty(),
             buffer: vec![0; RECEIVE_BYTES_MAX].into(),
             socket,
         }
@@ -32,14 +39,22 @@ impl Forwarder {
         loop {
             let now = Instant::now();
             while let Some(received) = self.receiver.receive(&mut self.buffer)? {
-                self.relay.handle(now, received.source, &self.buffer[..received.bytes], received.stride, &mut self.sender);
+                let run = &mut self.buffer[..received.bytes];
+                match &self.sealing {
+                    Some(sealing) => self.relay.open(&mut sealing.seals(), run, received.stride, &mut self.inbound),
+                    None => self.inbound = Inbound::new(received.source, received.bytes, received.stride),
+                }
+                self.outlet.tell(now);
+                self.relay.handle(now, &mut self.inbound, run, &mut self.outlet);
                 if Instant::now() >= self.relay.until() {
                     break;
                 }
             }
             let left = self.relay.until().saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Ok(*self.relay.counters());
+                let mut counters = *self.relay.counters();
+                counters.drop_many(Reason::SealNoKey, self.outlet.without_key());
+                return Ok(counters);
             }
             let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
             match poll(&mut [PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::IN)], Some(&timeout)) {

@@ -9,11 +9,12 @@
 //!                  Forwarder   after a move, on a thread of its own: the queues stand still by then, so the socket has one reader
 //! ```
 //!
-//! Frames are not sealed: whoever can send to the endpoint can speak on the LAN.
+//! A port that seals has a key pair of its own, made with it; where it does not, whoever can send to the endpoint can speak on the LAN.
 
 mod counters;
 mod forwarder;
 mod port;
+mod sealing;
 mod socket;
 
 use std::{
@@ -27,9 +28,10 @@ use arc_swap::ArcSwap;
 pub use forwarder::Forwarder;
 pub use port::LanPort;
 use rebec_overlay::{Counters, Fdb, FdbError, PortConfig, Relay, vxlan::Vni};
-use rebec_vmm_api::{MacAddr, NetConfig, Peer};
+use rebec_vmm_api::{MacAddr, NetConfig, Peer, PortKey};
+pub use sealing::PeerKeyError;
 
-use self::counters::SharedCounters;
+use self::{counters::SharedCounters, sealing::Sealing};
 
 /// Why a NIC could not be attached to its LAN.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +62,14 @@ pub enum LanError {
         /// The label.
         vni: u32,
     },
+    /// No random bytes for its key.
+    #[error("net {mac}: make the port's key")]
+    Key {
+        /// The NIC.
+        mac: MacAddr,
+        /// What the system said.
+        source: io::Error,
+    },
     /// An entry of the forwarding database cannot be.
     #[error("net {mac}: peer {peer}@{endpoint}")]
     Peer {
@@ -82,6 +92,7 @@ pub struct Lan {
     local: SocketAddrV4,
     socket: Arc<UdpSocket>,
     fdb: Arc<ArcSwap<Fdb>>,
+    sealing: Option<Arc<Sealing>>,
     counters: Arc<SharedCounters>,
 }
 
@@ -105,11 +116,12 @@ impl Lan {
             add_to(&mut fdb, local, peer).map_err(|source| LanError::Peer { mac, peer: peer.mac, endpoint: peer.endpoint, source })?;
         }
         Ok(Self {
-            config: PortConfig { vni, mac, mtu, lease: config.lease },
+            config: PortConfig { vni, mac, mtu, lease: config.lease, sealed: config.sealed },
             vni: config.vni,
             local,
             socket: Arc::new(socket),
             fdb: Arc::new(ArcSwap::from_pointee(fdb)),
+            sealing: config.sealed.then(|| Sealing::new(vni).map(Arc::new)).transpose().map_err(|source| LanError::Key { mac, source })?,
             counters: Arc::default(),
         })
     }
@@ -131,7 +143,7 @@ impl Lan {
 
     /// The frame port of the NIC's device. One at a time: two would share the socket's datagrams out between them.
     pub fn port(&self) -> io::Result<LanPort> {
-        Ok(LanPort::new(self.config, self.socket.clone(), self.fdb.clone(), self.counters.clone()))
+        Ok(LanPort::new(self.config, self.socket.clone(), self.fdb.clone(), self.sealing.clone(), self.counters.clone()))
     }
 
     /// Says where a station lives, from the next frame on. An entry for the NIC itself is accepted and has no effect: `fdb-add` tells every
@@ -141,6 +153,22 @@ impl Lan {
             return Ok(());
         }
         self.edit_fdb(|fdb| add_to(fdb, self.local, peer))
+    }
+
+    /// The public key of this port, if it seals.
+    pub fn key(&self) -> Option<PortKey> {
+        self.sealing.as_ref().map(|sealing| sealing.key())
+    }
+
+    /// Says whose key is behind an endpoint: who is there hears this port and is heard.
+    pub fn peer_key_add(&self, endpoint: SocketAddrV4, key: PortKey) -> Result<(), PeerKeyError> {
+        self.sealing.as_ref().ok_or(PeerKeyError::Unsealed)?.add(endpoint, key)
+    }
+
+    /// Forgets whose key is behind an endpoint, if it is known.
+    pub fn peer_key_remove(&self, endpoint: SocketAddrV4) -> Result<(), PeerKeyError> {
+        self.sealing.as_ref().ok_or(PeerKeyError::Unsealed)?.remove(endpoint);
+        Ok(())
     }
 
     /// Forgets a station, if it is known.
@@ -161,8 +189,7 @@ impl Lan {
 
     /// The NIC has moved to `to`: what sends on the datagrams that still arrive here, until `until`. The queues must be stopped.
     pub fn forwarder(&self, to: SocketAddrV4, until: Instant) -> Forwarder {
-        let relay = Relay::new(self.config.vni, self.config.mac, to, until);
-        Forwarder::new(relay, self.socket.clone())
+        Forwarder::new(Relay::new(&self.config, to, until), self.socket.clone(), self.sealing.clone())
     }
 
     /// What passed since the machine was built, and what did not.

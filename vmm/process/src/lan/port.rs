@@ -15,6 +15,7 @@ use rebec_overlay::{Fdb, Inbound, Port, PortConfig, Reason};
 
 use super::{
     counters::SharedCounters,
+    sealing::{Outlet, Sealing},
     socket::{RECEIVE_BYTES_MAX, Receiver, Sender},
 };
 
@@ -23,8 +24,9 @@ pub struct LanPort {
     socket: Arc<UdpSocket>,
     fdb: Cache<Arc<ArcSwap<Fdb>>, Arc<Fdb>>,
     port: Port,
-    sender: Sender,
+    outlet: Outlet,
     receiver: Receiver,
+    sealing: Option<Arc<Sealing>>,
     buffer: Box<[u8]>,
     inbound: Inbound,
     /// Time of the burst under way: entries age in minutes, so not every frame asks the clock.
@@ -33,12 +35,19 @@ pub struct LanPort {
 }
 
 impl LanPort {
-    pub(super) fn new(config: PortConfig, socket: Arc<UdpSocket>, fdb: Arc<ArcSwap<Fdb>>, counters: Arc<SharedCounters>) -> Self {
+    pub(super) fn new(
+        config: PortConfig,
+        socket: Arc<UdpSocket>,
+        fdb: Arc<ArcSwap<Fdb>>,
+        sealing: Option<Arc<Sealing>>,
+        counters: Arc<SharedCounters>,
+    ) -> Self {
         Self {
             fdb: Cache::new(fdb),
             port: Port::new(config),
-            sender: Sender::new(socket.clone()),
+            outlet: Outlet::new(Sender::new(socket.clone()), sealing.clone()),
             receiver: Receiver::new(socket.clone()),
+            sealing,
             buffer: vec![0; RECEIVE_BYTES_MAX].into(),
             inbound: Inbound::empty(),
             now: Instant::now(),
@@ -58,13 +67,20 @@ impl LanPort {
                 return Ok(None);
             };
             self.now = Instant::now();
-            self.inbound = Inbound::new(received.source, received.bytes, received.stride);
+            match &self.sealing {
+                Some(sealing) => {
+                    let run = &mut self.buffer[..received.bytes];
+                    self.port.open(&mut sealing.seals(), run, received.stride, &mut self.inbound);
+                }
+                None => self.inbound = Inbound::new(received.source, received.bytes, received.stride),
+            }
         }
     }
 
     fn publish(&self) {
         let mut counters = self.port.counters();
-        counters.drop_many(Reason::SendRefused, self.sender.lost());
+        counters.drop_many(Reason::SendRefused, self.outlet.lost());
+        counters.drop_many(Reason::SealNoKey, self.outlet.without_key());
         self.counters.store(&counters);
     }
 }
@@ -75,13 +91,14 @@ impl FramePort for LanPort {
     }
 
     fn send(&mut self, offload: &Offload, frame: &[u8]) -> io::Result<()> {
-        self.port.transmit(self.now, self.fdb.load(), offload, frame, &mut self.sender);
+        self.port.transmit(self.now, self.fdb.load(), offload, frame, &mut self.outlet);
         Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.port.flush(&mut self.sender);
+        self.port.flush(&mut self.outlet);
         self.now = Instant::now();
+        self.outlet.tell(self.now);
         self.publish();
         Ok(())
     }
@@ -106,7 +123,8 @@ impl FramePort for LanPort {
 
     fn tick(&mut self, now: Instant) {
         self.now = now;
-        self.port.tick(now, self.fdb.load(), &mut self.sender);
+        self.outlet.tell(now);
+        self.port.tick(now, self.fdb.load(), &mut self.outlet);
         self.publish();
     }
 

@@ -140,7 +140,7 @@ impl Sender {
 }
 
 impl Wire for Sender {
-    fn send(&mut self, to: SocketAddrV4, datagrams: &[u8], stride: usize) {
+    fn send(&mut self, to: SocketAddrV4, datagrams: &mut [u8], stride: usize) {
         let address = SockaddrIn::from(to);
         if datagrams.len() <= stride || stride < self.uncut_stride {
             match self.send_run(&address, datagrams, stride) {
