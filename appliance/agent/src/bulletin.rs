@@ -19,7 +19,7 @@ use crate::{
     later::{self, Later},
     peers::Peers,
     store::Store,
-    vm::{Vms, start},
+    vm::{Vms, room},
 };
 
 /// Disk and memory are told in steps, so that every block written is no news.
@@ -118,7 +118,7 @@ impl Bulletin {
         Vitals {
             for_s: 0,
             disk_used_mib: in_steps(disk.saturating_sub(free)),
-            memory_used_mib: u32::try_from(start::promised_bytes(&self.vms) >> 20).unwrap_or(u32::MAX),
+            memory_used_mib: u32::try_from(room::promised_bytes(&self.vms) >> 20).unwrap_or(u32::MAX),
             vms: u32::try_from(self.vms.all().len()).unwrap_or(u32::MAX),
         }
     }

@@ -87,9 +87,20 @@ impl Peers {
         *key == self.knowledge.key() || self.silence(key).is_none()
     }
 
-    /// Waits until something holds that may only not hold yet because this agent has just started and has heard nobody.
-    pub async fn once_heard(&self, holds: impl Fn() -> bool) {
-        self.knowledge.until(HEARD_TIME.saturating_sub(self.begun.elapsed()), holds).await;
+    /// Finds what may only not be there yet because this agent has just started and has heard nobody.
+    pub async fn once_heard<T, E>(&self, find: impl Fn() -> Result<T, E>) -> Result<T, E> {
+        let mut changed = self.knowledge.watch();
+        let heard = self.begun + HEARD_TIME;
+        loop {
+            let found = find();
+            if found.is_ok() {
+                return found;
+            }
+            match tokio::time::timeout_at(heard.into(), changed.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return found,
+            }
+        }
     }
 
     /// Forgets a pool that this host has left.

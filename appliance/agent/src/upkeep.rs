@@ -21,7 +21,7 @@ use rebec_vmm_api::control::Command;
 use crate::{
     knowledge::Knowledge,
     store::Store,
-    vm::{LocalVm, Vms, Want, stop, watch},
+    vm::{LocalVm, Vms, Want, look, stop},
 };
 
 /// Between two looks at the logs of VMMs, which a VMM that was taken over may fill.
@@ -114,14 +114,14 @@ async fn stand_still(vm: &Arc<LocalVm>, room: Room) -> anyhow::Result<()> {
     vm.keep(|kept| kept.stands_still = true)?;
     vm.talk(|control| control.tell(Command::Pause)).await?;
     log::warn!("vm {}: stands still: its disk grows, and {} MiB are left on this host", vm.name(), room.free_bytes >> 20);
-    watch::look(vm).await;
+    look::at(vm).await;
     Ok(())
 }
 
 async fn go_on(vm: &Arc<LocalVm>) -> anyhow::Result<()> {
     vm.go_on().await?;
     log::info!("vm {}: goes on: there is room again", vm.name());
-    watch::look(vm).await;
+    look::at(vm).await;
     Ok(())
 }
 

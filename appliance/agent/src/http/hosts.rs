@@ -11,7 +11,6 @@ use axum::{
 use rebec_api::{
     ApiError, ErrorCode,
     host::{DeclareDead, DrainHost, HostInfo, SetRole},
-    vm::MoveVm,
 };
 use rebec_book::{
     Key,
@@ -19,19 +18,12 @@ use rebec_book::{
     record::{Kind, id_of_key},
 };
 use rebec_host::failed;
-use rebec_vmm_api::Outcome;
 
 use super::{
     answer::{Answer, Failure, Json},
     forward, jobs, shown,
 };
-use crate::{
-    agent::Agent,
-    jobs::Reporter,
-    orders::plan,
-    pool, roles,
-    vm::{Want, depart},
-};
+use crate::{agent::Agent, orders::drain, pool, roles};
 
 /// `GET /v1/hosts`
 pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<HostInfo>> {
@@ -76,37 +68,10 @@ pub async fn drain(
     Ok(jobs::begin(&agent, granted.asker(), order, what, async move |agent, reporter| {
         agent.bulletin.set_draining(!undo).map_err(|error| failed(&error))?;
         if !undo {
-            empty(&agent, &reporter).await?;
+            drain::empty(&agent.orders, &reporter).await?;
         }
         info(&agent, host)
     })?)
-}
-
-/// Moves every running VM away; those that find no place stay and are named.
-async fn empty(agent: &Arc<Agent>, reporter: &Reporter) -> Result<(), ApiError> {
-    let mut details = vec![];
-    for vm in agent.vms.all() {
-        let kept = vm.kept();
-        if kept.want != Want::Running {
-            continue;
-        }
-        let moved = async {
-            let domain = plan::stays_in(&agent.knowledge, &kept.home);
-            let chosen = plan::place(&agent.orders, &kept.body, None, domain.as_deref(), Some(&kept))?;
-            let peer = agent.knowledge.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
-            depart::depart(&agent.vms, &vm, &peer, &MoveVm::default(), reporter).await
-        };
-        match moved.await {
-            Ok(report) if report.outcome == Outcome::Moved => {}
-            Ok(report) => details.push(format!("{}: {}", kept.body.name, report.reason.unwrap_or_default())),
-            Err(error) => details.push(format!("{}: {error}", kept.body.name)),
-        }
-    }
-    if details.is_empty() {
-        return Ok(());
-    }
-    let message = format!("{} VMs stay on host {}, which takes no others", details.len(), agent.knowledge.own_name());
-    Err(ApiError { code: ErrorCode::Refused, message, details })
 }
 
 /// `POST /v1/hosts/{name}/declare-dead`

@@ -14,13 +14,7 @@ use rebec_api::{
     ApiError, ErrorCode,
     job::{Job, JobProgress},
 };
-use rebec_book::{
-    Signed,
-    authority::Question,
-    gossip::message as gossip,
-    key::{Digest, Id},
-    record::Kind,
-};
+use rebec_book::{Signed, authority::Question, gossip::message as gossip, key::Digest, record::Kind};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
@@ -37,11 +31,12 @@ use crate::{
         addresses::{self, LeaseQuestion},
         order::StartOrder,
         record::Introduction,
+        remove::Removal,
     },
     pool::{self, JoinAnswer, JoinQuestion},
     vm::{
-        Want,
-        arrive::{self, Offer},
+        Want, arrive,
+        depart::Offer,
         start::{self, Order},
         stop,
     },
@@ -145,13 +140,6 @@ pub async fn starts(
         }
         agent.knowledge.pool(|book| book.select(|key| key.kind == Kind::SEEN && key.id == vm, usize::MAX))
     })?)
-}
-
-/// `POST /internal/removals`
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Removal {
-    /// The VM.
-    pub vm: Id,
 }
 
 /// `POST /internal/removals`: from the VM's home.

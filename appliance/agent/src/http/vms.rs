@@ -2,21 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{
-    answer::{Answer, Failure, Json},
-    forward, internal, jobs, shown,
-};
-use crate::{
-    agent::Agent,
-    jobs::{Begun, Reporter},
-    keeper::Wish,
-    orders::{order, plan, record},
-    vm::{
-        LocalVm, Want, depart,
-        start::{self, Order},
-        stop,
-    },
-};
 use axum::{
     body::Body,
     extract::{Extension, FromRequest, State},
@@ -28,15 +13,27 @@ use rebec_api::{
     vm::{MoveVm, NewVm, StopVm, VmInfo},
 };
 use rebec_book::{
-    Book, Key,
+    Key,
     authority::{Asker, Granted},
     key::Id,
-    record::{Assigned, Kind, SeenState},
+    record::Assigned,
     view,
 };
 
-/// How long a start by a keeper is watched: a lease, its margin, and an image that must be fetched.
-const START_TIME: Duration = Duration::from_secs(90);
+use super::{
+    answer::{Answer, Failure, Json},
+    forward, jobs, shown,
+};
+use crate::{
+    agent::Agent,
+    jobs::{Begun, Reporter},
+    orders::{order, plan, record, remove, restart},
+    vm::{
+        LocalVm, Want, depart,
+        start::{self, Order},
+        stop,
+    },
+};
 
 /// `GET /v1/vms`
 pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<VmInfo>> {
@@ -119,15 +116,8 @@ pub async fn create(
     };
     let job = reporter.is_about(format!("run VM {} on host {} ({})", new.name, chosen.name, chosen.reason));
     jobs::goes_on(&agent, reporter, async move |agent, reporter| {
-        let outcome = order::start_at(&agent.orders, id, Order::FIRST, &chosen, &reporter).await;
-        // A VM that never ran leaves nothing behind. One whose host did not answer may run, and one that another order is about as well.
-        if let Err(error) = &outcome
-            && !matches!(error.code, ErrorCode::Unreachable | ErrorCode::Conflict)
-            && agent.knowledge.read(|book| view::seen(book, id).is_none()) == Some(true)
-        {
-            agent.knowledge.publish(Kind::VM, id, None)?;
-        }
-        outcome.and_then(|()| info(&agent, id))
+        order::first(&agent.orders, id, &chosen, &reporter).await?;
+        info(&agent, id)
     });
     Ok(jobs::accepted(&job))
 }
@@ -139,7 +129,7 @@ pub async fn start(
     request: Request<Body>,
 ) -> Result<Response, Failure> {
     let found = find(&agent, &granted)?;
-    if found.holder != agent.knowledge.key() && !is_dead(&agent, &found.holder) {
+    if found.holder != agent.knowledge.key() && !agent.knowledge.is_dead(&found.holder) {
         return Ok(forward::about(&agent, &found.holder, found.id, request).await?.into_response());
     }
     if found.holder != agent.knowledge.key() {
@@ -153,14 +143,6 @@ pub async fn start(
         start::start(&agent.vms, found.id, order, &reporter).await?;
         info(&agent, found.id)
     })?)
-}
-
-fn is_dead(agent: &Agent, host: &Key) -> bool {
-    agent.knowledge.read(|book| was_declared_dead(book, host)) == Some(true)
-}
-
-fn was_declared_dead(book: &Book, host: &Key) -> bool {
-    book.dead(host).is_some()
 }
 
 /// What a VM had written is lost with its host: it starts from its image, where its home assigns it now.
@@ -183,22 +165,8 @@ fn start_elsewhere(agent: &Arc<Agent>, found: Whereabouts, order: Option<Id>) ->
 fn start_by_keeper(agent: &Arc<Agent>, id: Id, name: String, keeper: Key, order: Option<Id>) -> Result<Response, ApiError> {
     let what = format!("have VM {name} started by its keeper, host {}", agent.knowledge.name_of(&keeper));
     jobs::begin(agent, Asker::Host(agent.knowledge.key()), order, what, async move |agent, _| {
-        if keeper == agent.knowledge.key() {
-            agent.keeper.wish(id)?;
-        } else {
-            let unknown = || ApiError::new(ErrorCode::Unreachable, format!("VM {name}: its keeper is not known here"));
-            let peer = agent.knowledge.peer(&keeper).ok_or_else(unknown)?;
-            agent.peers.mesh.ask::<_, ()>(&peer, "/internal/restarts", &Wish { vm: id }).await?;
-        }
-        let runs = |book: &Book| {
-            view::seen(book, id).is_some_and(|seen| seen.body.state == SeenState::Running && !was_declared_dead(book, &seen.holder))
-        };
-        if agent.knowledge.until(START_TIME, || agent.knowledge.read(runs) == Some(true)).await {
-            return info(&agent, id);
-        }
-        let message =
-            format!("VM {name}: not started within {} s; its keeper goes on trying, see `rebec vm show {name}`", START_TIME.as_secs());
-        Err(ApiError::new(ErrorCode::Failed, message))
+        restart::by_keeper(&agent.orders, id, &name, keeper).await?;
+        info(&agent, id)
     })
 }
 
@@ -235,14 +203,8 @@ pub async fn remove(
     if found.home != agent.knowledge.key() {
         return Ok(forward::about(&agent, &found.home, found.id, request).await?.into_response());
     }
-    if found.holder == agent.knowledge.key() {
-        stop::remove(&agent.vms, found.id).await?;
-    } else if found.is_known && !is_dead(&agent, &found.holder) {
-        let peer = agent.knowledge.peer(&found.holder);
-        let peer = peer.ok_or_else(|| ApiError::new(ErrorCode::Unreachable, format!("VM {}: its host is not known here", found.name)))?;
-        agent.peers.mesh.ask::<_, ()>(&peer, "/internal/removals", &internal::Removal { vm: found.id }).await?;
-    }
-    agent.knowledge.publish(Kind::VM, found.id, None)?;
+    let holder = Some(found.holder).filter(|host| *host == agent.knowledge.key() || found.is_known);
+    remove::everywhere(&agent.orders, found.id, &found.name, holder).await?;
     Ok(StatusCode::OK.into_response())
 }
 
@@ -262,14 +224,7 @@ pub async fn depart(
         return Err(ApiError::new(ErrorCode::Conflict, format!("VM {name} does not run; only a running VM is moved")).into());
     }
     let kept = vm.kept();
-    // Into another domain only where somebody says so.
-    let stays = if wish.host.is_none() { plan::stays_in(&agent.knowledge, &kept.home) } else { None };
-    let domain = wish.domain.as_deref().or(stays.as_deref());
-    let place = || plan::place(&agent.orders, &kept.body, wish.host.as_deref(), domain, Some(&kept));
-    // The order may have come before, to an agent that ended while it was at it.
-    agent.peers.once_heard(|| place().is_ok()).await;
-    let chosen = place()?;
-    let peer = agent.knowledge.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
+    let (chosen, peer) = plan::elsewhere(&agent.orders, &kept, &wish).await?;
     let what = format!("move VM {name} to host {} ({})", chosen.name, chosen.reason);
     let work = async move |agent: Arc<Agent>, reporter: Arc<Reporter>| depart::depart(&agent.vms, &vm, &peer, &wish, &reporter).await;
     Ok(jobs::begin(&agent, granted.asker(), order, what, work)?)

@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! record (durable: it is wanted; addresses) -> plan (which host, which epoch) -> order (vm::start here, or the same of another host)
-//!                                     restart (of what this host keeps) -> plan
+//!                restart (of what this host keeps), drain (of this host) -> plan
+//! remove (where it is, and the record)
 //! ```
 
 pub mod addresses;
+pub mod drain;
 pub mod order;
 pub mod plan;
 pub mod record;
+pub mod remove;
 pub mod restart;
 
 use std::{

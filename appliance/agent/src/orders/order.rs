@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use rebec_api::ApiError;
+use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
     Signed,
     key::{Id, Name},
-    record::VmPrivate,
+    record::{Kind, VmPrivate},
+    view,
 };
 use rebec_pool::place::Choice;
 use serde::{Deserialize, Serialize};
@@ -54,4 +55,17 @@ pub async fn start_at(orders: &Arc<Orders>, id: Id, order: Order, chosen: &Choic
         orders.peers.learn(records);
     }
     Ok(())
+}
+
+/// The first start of a VM that was just recorded. One that never ran leaves nothing behind: its record is withdrawn.
+pub async fn first(orders: &Arc<Orders>, id: Id, chosen: &Choice, reporter: &Reporter) -> Result<(), ApiError> {
+    let outcome = start_at(orders, id, Order::FIRST, chosen, reporter).await;
+    // One whose host did not answer may run, and one that another order is about as well.
+    if let Err(error) = &outcome
+        && !matches!(error.code, ErrorCode::Unreachable | ErrorCode::Conflict)
+        && orders.knowledge.read(|book| view::seen(book, id).is_none()) == Some(true)
+    {
+        orders.knowledge.publish(Kind::VM, id, None)?;
+    }
+    outcome
 }

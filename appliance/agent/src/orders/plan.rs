@@ -1,6 +1,6 @@
 //! Where a VM is to be, and at which epoch: decided by `rebec_pool`, on what is known here.
 
-use rebec_api::{ApiError, ErrorCode};
+use rebec_api::{ApiError, ErrorCode, vm::MoveVm};
 use rebec_book::{
     Body, Book, Key,
     key::Id,
@@ -15,7 +15,7 @@ use rebec_pool::{
 };
 
 use super::Orders;
-use crate::{knowledge::Knowledge, names, peers::Peers, vm::Kept};
+use crate::{knowledge::Knowledge, mesh::Peer, names, peers::Peers, vm::Kept};
 
 /// Chooses a host for a VM; `moving` is what this host keeps of one that leaves it.
 pub fn place(orders: &Orders, body: &VmBody, host: Option<&str>, domain: Option<&str>, moving: Option<&Kept>) -> Result<Choice, ApiError> {
@@ -41,6 +41,17 @@ pub fn place(orders: &Orders, body: &VmBody, host: Option<&str>, domain: Option<
         let message = format!("VM {} fits on no host that is in question", body.name);
         ApiError { code: ErrorCode::Refused, message, details }
     })
+}
+
+/// The host that a VM is to move to, and how it is reached.
+pub async fn elsewhere(orders: &Orders, kept: &Kept, wish: &MoveVm) -> Result<(Choice, Peer), ApiError> {
+    // Into another domain only where somebody says so.
+    let stays = if wish.host.is_none() { stays_in(&orders.knowledge, &kept.home) } else { None };
+    let domain = wish.domain.as_deref().or(stays.as_deref());
+    // The order may have come before, to an agent that ended while it was at it.
+    let chosen = orders.peers.once_heard(|| place(orders, &kept.body, wish.host.as_deref(), domain, Some(kept))).await?;
+    let peer = orders.knowledge.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
+    Ok((chosen, peer))
 }
 
 /// The domain that a VM stays in where nobody says otherwise, by name.

@@ -2,17 +2,27 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rebec_api::ApiError;
-use rebec_book::{key::Id, record::Assigned};
+use rebec_api::{ApiError, ErrorCode};
+use rebec_book::{
+    Book, Key,
+    key::Id,
+    record::{Assigned, SeenState},
+    view,
+};
 use rebec_host::{failed, lock};
 
 use super::{Orders, order, plan};
-use crate::vm::{grants, start::Order};
+use crate::{
+    keeper::Wish,
+    vm::{grants, start::Order},
+};
 
 /// Between two looks for VMs whose holders are silent.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 /// After a start elsewhere that failed: no host had room, or the one that was chosen refused.
 const RETRY: Duration = Duration::from_secs(5);
+/// How long a start by a keeper is watched: a lease, its margin, and an image that must be fetched.
+const START_TIME: Duration = Duration::from_secs(90);
 
 /// Looks after the VMs that this host keeps, as long as the agent lives.
 pub async fn run(orders: Arc<Orders>) {
@@ -57,4 +67,23 @@ async fn restart(orders: &Arc<Orders>, vm: Id) -> Result<(), ApiError> {
     let outcome = order::start_at(orders, vm, order, &chosen, &reporter).await;
     reporter.end(outcome.clone().map(|()| serde_json::Value::Null));
     outcome
+}
+
+/// Who may run a VM whose host was lost is for its keeper to say, which starts it elsewhere by itself unless it was stopped.
+pub async fn by_keeper(orders: &Orders, id: Id, name: &str, keeper: Key) -> Result<(), ApiError> {
+    if keeper == orders.knowledge.key() {
+        orders.keeper.wish(id)?;
+    } else {
+        let unknown = || ApiError::new(ErrorCode::Unreachable, format!("VM {name}: its keeper is not known here"));
+        let peer = orders.knowledge.peer(&keeper).ok_or_else(unknown)?;
+        orders.peers.mesh.ask::<_, ()>(&peer, "/internal/restarts", &Wish { vm: id }).await?;
+    }
+    let runs =
+        |book: &Book| view::seen(book, id).is_some_and(|seen| seen.body.state == SeenState::Running && book.dead(&seen.holder).is_none());
+    if orders.knowledge.until(START_TIME, || orders.knowledge.read(runs) == Some(true)).await {
+        return Ok(());
+    }
+    let message =
+        format!("VM {name}: not started within {} s; its keeper goes on trying, see `rebec vm show {name}`", START_TIME.as_secs());
+    Err(ApiError::new(ErrorCode::Failed, message))
 }

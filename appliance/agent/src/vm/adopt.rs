@@ -10,7 +10,7 @@ use rebec_host::{
 };
 use rebec_vmm_api::control::OtherVersion;
 
-use super::{Kept, LocalVm, Vms, process::Process, watch};
+use super::{Kept, LocalVm, Vms, look, process::Process, watch};
 use crate::facts;
 
 /// Adopts every VM of the state folder.
@@ -36,7 +36,7 @@ async fn one(vms: &Arc<Vms>, folder: &Path, kept: Kept) {
         Ok(process) => {
             log::info!("vm {}: adopted", kept.body.name);
             vm.learn(Input::Adopted);
-            watch::look(&vm).await;
+            look::at(&vm).await;
             watch::spawn(vms, &vm, Some(process));
         }
         Err(error) if error.is::<OtherVersion>() => {

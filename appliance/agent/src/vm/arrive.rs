@@ -1,54 +1,23 @@
 //! A VM arrives from another host: its parts are gathered, an empty layer made, a VMM started that waits; then each stream of
 //! the move is joined to it. Whether it runs here is decided by the two VMMs and their ledgers alone.
 
-use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
-    Signed,
     authority::{Granted, Question},
     key::Id,
-    record::{SeenState, VmPrivate},
 };
-use rebec_host::{
-    disks,
-    life::{Goal, Input, Life},
-};
+use rebec_host::life::{Goal, Input, Life};
 use rebec_pool::lease::Stance;
-use serde::{Deserialize, Serialize};
 
-use super::{
-    Kept, LocalVm, Vms, Want,
-    control::Control,
-    launch, lease,
-    process::{Beginning, Process},
-    sockets, start, watch,
-};
-use crate::{facts, jobs::Reporter};
+use super::{Kept, LocalVm, Vms, Want, gather, lease, room, sockets, start};
+use crate::jobs::Reporter;
 
 /// How long a VM that comes back waits for its old VMM, which forwards late frames for a few seconds.
 const LEFT_TIME: Duration = Duration::from_secs(30);
 /// How often an offer may find the VMM of an earlier one that is just ending.
 const ATTEMPTS_MAX: usize = 3;
-/// VMs of this host that are asked for content.
-const DONORS_MAX: usize = 4;
-
-/// `POST /internal/arrivals`: a job.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Offer {
-    /// The VM.
-    pub vm: Id,
-    /// Its ownership counter at the host that sends it.
-    pub epoch: u64,
-    /// Records it needs here.
-    pub records: Vec<Signed>,
-    /// What others are not told of it.
-    #[serde(with = "rebec_book::record::as_text")]
-    pub private: VmPrivate,
-    /// The order's name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub order: Option<Id>,
-}
 
 /// Makes ready for a VM whose holder sends it, as the question said that was granted.
 pub async fn prepare(vms: &Arc<Vms>, granted: Granted, reporter: &Reporter) -> Result<(), ApiError> {
@@ -58,7 +27,7 @@ pub async fn prepare(vms: &Arc<Vms>, granted: Granted, reporter: &Reporter) -> R
     let (home, body) = vms.knowledge.desired(id)?;
     start::require_known(vms, &body)?;
     let (name, epoch) = (body.name.clone(), epoch.saturating_add(1));
-    start::gather(vms, &body.image, Some(from), reporter).await?;
+    gather::gather(vms, &body.image, Some(from), reporter).await?;
     let kept = Kept { from: Some(from), epoch, ..Kept::new(id, home, body.clone(), start::private(vms, id)?, Want::Arriving) };
     let leased_until = lease::require(vms, &kept, Stance::Arrives).await?;
     for _ in 0..ATTEMPTS_MAX {
@@ -75,7 +44,7 @@ pub async fn prepare(vms: &Arc<Vms>, granted: Granted, reporter: &Reporter) -> R
             return Ok(());
         }
         if vm.life(|life| life.vmm().is_none() && life.word().reason.is_some()) {
-            return Err(watch::why_not(&vm));
+            return Err(vm.why_not());
         }
         // What waited for an earlier attempt is just ending.
         let is_still_here = || vms.get(&id).is_some_and(|here| Arc::ptr_eq(&here, &vm));
@@ -91,44 +60,15 @@ pub async fn prepare(vms: &Arc<Vms>, granted: Granted, reporter: &Reporter) -> R
 async fn admit(vms: &Arc<Vms>, kept: &Kept) -> Result<Arc<LocalVm>, ApiError> {
     let _admission = vms.admission.lock().await;
     if vms.get(&kept.id).is_none() {
-        start::require_room(vms, &kept.body)?;
+        room::require(vms, &kept.body)?;
     }
-    let vm = start::place_here(vms, kept.clone())?;
+    let vm = room::take(vms, kept.clone())?;
     let from = kept.from.ok_or_else(|| ApiError::new(ErrorCode::BadRequest, "a VM that arrives has a source"))?;
     vm.hear(Input::Want(Goal::Arrive { from, epoch: kept.epoch })).map_err(|_| {
         let message = format!("host {} still has VM {}; try again in a moment", vms.knowledge.own_name(), kept.body.name);
         ApiError::new(ErrorCode::Conflict, message)
     })?;
     Ok(vm)
-}
-
-/// Starts a VMM that waits for the VM; one whose ledger says that it was prepared before tells the source that it is released.
-pub async fn wait_for(vms: &Arc<Vms>, vm: &Arc<LocalVm>) -> anyhow::Result<Process> {
-    let kept = vm.kept();
-    disks::make(&vms.host.depot, &vm.folder, &kept)?;
-    let ports = sockets::bind(vms.host.underlay(), kept.body.nics.len())?;
-    vm.keep(|kept| {
-        kept.endpoints = sockets::endpoints(&ports);
-        kept.boot = facts::boot_id();
-    })?;
-    let how = Beginning::Arrive { at: sockets::listen(&vm.folder)?, donors: donors(vms, &kept).await };
-    launch::start(vms, vm, how, ports).await
-}
-
-/// Connections to running VMs of the same home host: their content is within the same trust.
-async fn donors(vms: &Vms, arriving: &Kept) -> Vec<UnixStream> {
-    let others = vms.all().into_iter().filter(|vm| {
-        let kept = vm.kept();
-        kept.id != arriving.id && kept.home == arriving.home && kept.want == Want::Running && vm.seen().state == SeenState::Running
-    });
-    let mut donors = vec![];
-    for vm in others.take(DONORS_MAX) {
-        match vm.turn(Control::donate).await {
-            Ok(donor) => donors.push(donor),
-            Err(error) => log::info!("vm {}: it lends nothing to {}: {error:#}", vm.name(), arriving.body.name),
-        }
-    }
-    donors
 }
 
 /// One stream of a move, as long as it is held.

@@ -15,7 +15,12 @@ use rebec_api::{
     ApiError, ErrorCode,
     vm::{MoveVm, STREAM_UPGRADE},
 };
-use rebec_book::{key::Name, view};
+use rebec_book::{
+    Signed,
+    key::{Id, Name},
+    record::VmPrivate,
+    view,
+};
 use rebec_host::{
     life::{Goal, Input},
     release,
@@ -25,9 +30,10 @@ use rebec_vmm_api::{
     MoveReport, Outcome,
     control::{Command, MigrateOptions, Progress},
 };
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{LocalVm, Vms, arrive::Offer, control::Control, failed, lease, watch};
+use super::{LocalVm, Vms, control::Control, failed, lease, look};
 use crate::{
     chance::random,
     errand,
@@ -41,6 +47,23 @@ const STREAMS: u8 = 2;
 const RELAY_BYTES: usize = 256 << 10;
 /// How long the end of a move waits for the word of the other side's agent.
 const TOLD_TIME: Duration = Duration::from_secs(3);
+
+/// `POST /internal/arrivals`: a job.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Offer {
+    /// The VM.
+    pub vm: Id,
+    /// Its ownership counter at the host that sends it.
+    pub epoch: u64,
+    /// Records it needs here.
+    pub records: Vec<Signed>,
+    /// What others are not told of it.
+    #[serde(with = "rebec_book::record::as_text")]
+    pub private: VmPrivate,
+    /// The order's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Id>,
+}
 
 /// An attempt to move a VM, whose life waits for how it ended: also if it ends in no way that was thought of.
 struct Attempt {
@@ -82,7 +105,7 @@ pub async fn depart(vms: &Arc<Vms>, vm: &Arc<LocalVm>, to: &Peer, wish: &MoveVm,
     // On its way it needs room no more than before: it is what makes room.
     vm.go_on().await.map_err(|error| failed(&error))?;
     // No epoch is passed that the keeper has not promised the one before.
-    watch::look(vm).await;
+    look::at(vm).await;
     vm.leased_until(lease::require(vms, &vm.kept(), Stance::Runs).await?);
     lease::tell(vm).await;
     vm.hear(Input::Want(goal))?;
@@ -106,7 +129,7 @@ pub async fn depart(vms: &Arc<Vms>, vm: &Arc<LocalVm>, to: &Peer, wish: &MoveVm,
         let there = || vms.knowledge.read(|book| view::seen(book, id).is_some_and(|seen| seen.holder == to.key)) == Some(true);
         vms.knowledge.until(TOLD_TIME, there).await;
     } else {
-        watch::look(vm).await;
+        look::at(vm).await;
     }
     report.map_err(|error| failed(&error))
 }
@@ -206,7 +229,7 @@ pub async fn bring(vms: Arc<Vms>, vm: Arc<LocalVm>, is_dead: bool, reporter: Arc
     }
     attempt.end(&report);
     if report.is_ok_and(|report| report.outcome != Outcome::Waiting) {
-        watch::look(&vm).await;
+        look::at(&vm).await;
     }
 }
 

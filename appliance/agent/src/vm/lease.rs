@@ -9,7 +9,7 @@ use rebec_host::life::Input;
 use rebec_pool::lease::{Ask, Stance};
 use rebec_vmm_api::control::Command;
 
-use super::{Kept, LocalVm, Vms, watch};
+use super::{Kept, LocalVm, Vms, look};
 use crate::{
     facts,
     keeper::{Question, TERMS, Verdict},
@@ -40,7 +40,7 @@ pub async fn renew(vms: Arc<Vms>, vm: Arc<LocalVm>) {
             vm.leased_until(until);
             tell(&vm).await;
             if vm.seen().state == SeenState::Unleased {
-                watch::look(&vm).await;
+                look::at(&vm).await;
             }
         }
         Ok(Heard::Superseded(why)) => withdraw(&vm, kept.epoch, &why),

@@ -14,11 +14,14 @@
 pub mod adopt;
 pub mod arrive;
 pub mod depart;
+mod gather;
 pub mod grants;
 pub mod launch;
 pub mod lease;
+pub mod look;
 pub mod outcast;
 pub mod ports;
+pub mod room;
 pub mod start;
 pub mod stop;
 pub mod watch;
@@ -247,6 +250,12 @@ impl LocalVm {
     /// Looks at its life.
     pub fn life<T>(&self, look: impl FnOnce(&Life) -> T) -> T {
         look(&lock(&self.inner).life)
+    }
+
+    /// Why a VM that was to run or to wait here does not.
+    pub fn why_not(&self) -> ApiError {
+        let reason = self.life(|life| life.word().reason.clone()).unwrap_or_else(|| "it ended; see the agent's log".to_owned());
+        ApiError::new(ErrorCode::Failed, reason)
     }
 
     /// What its task is to do next.

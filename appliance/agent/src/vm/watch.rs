@@ -2,21 +2,19 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rebec_api::ErrorCode;
-use rebec_book::{Key, record::Kind, view};
+use rebec_book::record::Kind;
 use rebec_host::{
     folders,
-    life::{Ended, How, Input, Life, Output, Said},
+    life::{Ended, How, Input, Life, Output},
 };
-use rebec_vmm_api::control::{self, Command, ControlError, VmState};
+use rebec_vmm_api::control::{self, Command, ControlError};
 use tokio::task::JoinHandle;
 
 use super::{
-    LocalVm, Vms, Want, arrive,
+    LocalVm, Vms, Want,
     control::Control,
-    depart, grants, lease, ledger,
+    depart, grants, launch, lease, ledger, look,
     process::{self, Process},
-    start,
 };
 use crate::{facts, jobs::Reporter};
 
@@ -79,7 +77,7 @@ impl Hands {
         let looks = tokio::spawn(async move {
             let mut has_come = false;
             loop {
-                look(&vm).await;
+                look::at(&vm).await;
                 until_look(&vm, &mut has_come).await;
             }
         });
@@ -89,8 +87,8 @@ impl Hands {
     async fn start(&mut self, how: How) {
         let (vms, vm) = (&self.vms, &self.vm);
         let started = match how {
-            How::Boot => start::boot(vms, vm).await,
-            How::Arrive => arrive::wait_for(vms, vm).await,
+            How::Boot => launch::boot(vms, vm).await,
+            How::Arrive => launch::wait_for(vms, vm).await,
         };
         match started {
             Ok(process) => {
@@ -190,43 +188,6 @@ async fn until_look(vm: &LocalVm, has_come: &mut bool) {
     tokio::time::sleep(PERIOD).await;
 }
 
-/// Asks the VMM how its VM is, and the book what others say, and tells its life.
-pub async fn look(vm: &Arc<LocalVm>) {
-    let Some(number) = vm.life(Life::vmm) else { return };
-    match vm.talk(|control| Ok((control.status()?, control.pid()?))).await {
-        Ok((status, pid)) => {
-            let kept = vm.kept();
-            let has_lease = status.state != VmState::Running || status.lease_ms != Some(0);
-            let unleased = kept.body.keeper.filter(|_| !has_lease).map(|keeper| vm.knowledge.name_of(&keeper));
-            let said = Said { vmm: number, state: status.state, epoch: status.epoch, pid, unleased };
-            vm.learn(Input::Said(said));
-        }
-        Err(error) => log::debug!("vm {}: {error:#}", vm.name()),
-    }
-    hear_others(vm);
-}
-
-/// What the book says about those that the VM is sent by, or to.
-fn hear_others(vm: &LocalVm) {
-    let kept = vm.kept();
-    let is_dead = |host: &Key| vm.knowledge.is_dead(host);
-    if let Some(to) = kept.to.filter(|to| vm.life(Life::is_granted) && is_dead(to)) {
-        vm.learn(Input::DeclaredDead(to));
-    }
-    let Some(from) = kept.from.filter(|_| kept.want == Want::Arriving) else { return };
-    if is_dead(&from) {
-        return vm.learn(Input::DeclaredDead(from));
-    }
-    // Its source's own word: whom it sends the VM to.
-    let sends_elsewhere = |book: &rebec_book::Book| {
-        let word = view::claims(book, kept.id).find(|(host, _)| *host == from).map(|(_, seen)| seen.to);
-        word.is_some_and(|to| to != Some(vm.knowledge.key()))
-    };
-    if vm.knowledge.read(sends_elsewhere) == Some(true) {
-        vm.learn(Input::NotSent);
-    }
-}
-
 /// Nothing of the VM stays here.
 fn remove(vms: &Vms, vm: &LocalVm) {
     let id = vm.id();
@@ -253,10 +214,4 @@ fn remove(vms: &Vms, vm: &LocalVm) {
         }
     }
     vms.knowledge.touch();
-}
-
-/// Why a VM that was to run or to wait here does not.
-pub fn why_not(vm: &LocalVm) -> rebec_api::ApiError {
-    let reason = vm.life(|life| life.word().reason.clone()).unwrap_or_else(|| "it ended; see the agent's log".to_owned());
-    rebec_api::ApiError::new(ErrorCode::Failed, reason)
 }

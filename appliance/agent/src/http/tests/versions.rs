@@ -11,9 +11,9 @@ use super::{super::internal, *};
 use crate::{
     keeper,
     mesh::versions::{Answerer, MUST, SPEAKS, between_hosts, speaks},
-    orders::{addresses::LeaseQuestion, order::StartOrder, record::Introduction},
+    orders::{addresses::LeaseQuestion, order::StartOrder, record::Introduction, remove::Removal},
     pool::{JoinAnswer, JoinQuestion},
-    vm::arrive::Offer,
+    vm::depart::Offer,
 };
 
 /// Bodies between hosts as each version writes them. A line that is there is never changed.
@@ -43,7 +43,7 @@ fn questions_and_answers_that_were_kept_are_read_and_written_as_they_were() {
             "promised" => kept::<keeper::Verdict>(line),
             "restarts" => kept::<keeper::Wish>(line),
             "starts" => kept::<StartOrder>(line),
-            "removals" => kept::<internal::Removal>(line),
+            "removals" => kept::<Removal>(line),
             "arrivals" => kept::<Offer>(line),
             "jobs/wait" => kept::<internal::JobQuestion>(line),
             "job" => kept::<Job>(line),
