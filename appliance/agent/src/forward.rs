@@ -4,34 +4,35 @@ use std::sync::Arc;
 
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{record::SeenState, view};
-use rebec_host::forward::{Forward, Guest};
+use rebec_host::forward::{Forward, Forwards, Guest};
 
 use crate::{
-    agent::{Agent, random},
+    chance::random,
+    knowledge::Knowledge,
     vm::{LocalVm, Want},
 };
 
 /// Connects to a TCP port of a guest that runs here.
-pub async fn connect(agent: &Arc<Agent>, vm: &Arc<LocalVm>, port: u16) -> Result<Forward, ApiError> {
-    agent.forwards.connect(|| guest(agent, vm), port).await
+pub async fn connect(forwards: &Forwards, knowledge: &Arc<Knowledge>, vm: &Arc<LocalVm>, port: u16) -> Result<Forward, ApiError> {
+    forwards.connect(|| guest(knowledge, vm), port).await
 }
 
-fn guest(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<Guest, ApiError> {
+fn guest(knowledge: &Arc<Knowledge>, vm: &Arc<LocalVm>) -> Result<Guest, ApiError> {
     let kept = vm.kept();
     let name = kept.body.name;
     if !matches!(vm.seen().state, SeenState::Running | SeenState::Paused | SeenState::Moving) {
         return Err(ApiError::new(ErrorCode::Conflict, format!("VM {name} does not run; `rebec vm start {name}`")));
     }
     let nic = kept.body.nics.first().zip(kept.endpoints.first()).map(|(nic, endpoint)| (nic.clone(), *endpoint));
-    let mtu = |lan| agent.book(|book| view::lans(book).into_iter().find(|known| known.id == lan).map(|known| known.body.mtu)).flatten();
+    let mtu = |lan| knowledge.read(|book| view::lans(book).into_iter().find(|known| known.id == lan).map(|known| known.body.mtu)).flatten();
     let mtu = nic.as_ref().and_then(|(nic, _)| mtu(nic.lan)).unwrap_or(rebec_book::lan::MTU);
-    let gone = Box::pin(has_gone(agent.clone(), vm.clone()));
+    let gone = Box::pin(has_gone(knowledge.clone(), vm.clone()));
     Ok(Guest { id: kept.id, name, nic, mtu, control: vm.control(), gone, random: random() })
 }
 
 /// Until the VMM that was told of the station is not the one that runs here.
-async fn has_gone(agent: Arc<Agent>, vm: Arc<LocalVm>) {
-    let (mut changed, pid) = (agent.knowledge.watch(), vm.seen().pid);
+async fn has_gone(knowledge: Arc<Knowledge>, vm: Arc<LocalVm>) {
+    let (mut changed, pid) = (knowledge.watch(), vm.seen().pid);
     while vm.seen().pid == pid && vm.want() == Want::Running {
         if changed.changed().await.is_err() {
             return;

@@ -11,18 +11,18 @@ use futures_util::{StreamExt, future::BoxFuture};
 use rebec_book::{Key, record::PartRef};
 use rebec_host::depot::{Holder, Pieces};
 
-use crate::{agent::Agent, mesh::Peer};
+use crate::{mesh::Peer, peers::Peers};
 
 /// A host that is asked over the mesh.
 pub struct Over {
-    agent: Arc<Agent>,
+    peers: Arc<Peers>,
     peer: Peer,
 }
 
 impl Over {
     /// A holder for the depot.
-    pub fn holder(agent: &Arc<Agent>, peer: Peer) -> Arc<dyn Holder> {
-        Arc::new(Self { agent: agent.clone(), peer })
+    pub fn holder(peers: &Arc<Peers>, peer: Peer) -> Arc<dyn Holder> {
+        Arc::new(Self { peers: peers.clone(), peer })
     }
 }
 
@@ -38,7 +38,7 @@ impl Holder for Over {
     fn read<'a>(&'a self, part: &'a PartRef, from: u64) -> BoxFuture<'a, Result<Pieces>> {
         Box::pin(async move {
             let request = Request::get(format!("/internal/parts/{}", part.digest)).header(header::RANGE, format!("bytes={from}-"));
-            let response = self.agent.mesh.request_bulk(&self.peer, request.body(Body::empty())?).await?;
+            let response = self.peers.mesh.request_bulk(&self.peer, request.body(Body::empty())?).await?;
             if !response.status().is_success() {
                 bail!("HTTP status {}", response.status());
             }

@@ -11,14 +11,15 @@ use std::{
 
 use anyhow::{Result, anyhow, ensure};
 use ed25519_dalek::SigningKey;
+use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
-    Body, Book, Key, Record, Signed,
+    Body, Book, Grant, Key, Record, Signed,
     book::{Came, GONE_MAX},
     key::{Id, Name, public},
     record::{FloorBody, Kind, RecordKey},
 };
 use rebec_host::lock;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     chance::now_s,
@@ -29,9 +30,15 @@ use crate::{
 /// What is said to whoever asks about a pool where there is none.
 pub const NO_POOL: &str = "this host belongs to no pool yet; make one with `rebec pool init`, or join one with `rebec pool join`";
 
+/// Records that wait to be told. What does not fit is mended by the next round of the gossip.
+const UNTOLD_MAX: usize = 4096;
+
 /// The book and what keeps it.
 pub struct Knowledge {
     own: Key,
+    secret: SigningKey,
+    /// The name that this host would take where nobody has given it one.
+    name: Option<String>,
     later: Option<Later>,
     store: Arc<Store>,
     book: Mutex<Option<Book>>,
@@ -39,21 +46,30 @@ pub struct Knowledge {
     numbering: Mutex<()>,
     /// What did not concern this host's domain at the last look.
     unconcerned: Mutex<BTreeSet<RecordKey>>,
+    /// What was written here and others have not been told.
+    untold: Mutex<Vec<Signed>>,
+    /// There is something of that.
+    written: Notify,
     /// Grows with every change.
     changed: watch::Sender<u64>,
 }
 
 impl Knowledge {
-    /// What was left on the disk.
-    pub fn open(own: Key, store: Arc<Store>, later: Option<Later>) -> Result<Self> {
+    /// What was left on the disk, of a host whose records are signed with this.
+    pub fn open(secret: SigningKey, name: Option<String>, store: Arc<Store>, later: Option<Later>) -> Result<Self> {
+        let own = public(&secret);
         let book = store.book()?.map(|book| book.of_host(own));
         Ok(Self {
             own,
+            secret,
+            name,
             later,
             store,
             book: Mutex::new(book),
             numbering: Mutex::default(),
             unconcerned: Mutex::default(),
+            untold: Mutex::default(),
+            written: Notify::new(),
             changed: watch::Sender::new(0),
         })
     }
@@ -69,7 +85,7 @@ impl Knowledge {
     }
 
     /// Enters a pool whose first records are known, as a host of a domain. What cannot be believed is left out: the rest is there.
-    pub fn enter(&self, pool: Key, domain: Key, records: Vec<Signed>, host: &SigningKey) -> Result<()> {
+    pub fn enter(&self, pool: Key, domain: Key, records: Vec<Signed>) -> Result<()> {
         let _numbering = lock(&self.numbering);
         let mut book = Book::new(pool).of_host(self.own);
         let mut believed = |signed: &Signed| match book.merge(signed.clone()) {
@@ -86,7 +102,7 @@ impl Knowledge {
         // Above whatever it wrote in an earlier membership, which is void.
         let floor = now_s() << 20;
         let body = Body::Floor(FloorBody { floor });
-        let first = Record::sign(Kind::FLOOR, Name([0; 16]), floor + 1, Some(&body), host)?;
+        let first = Record::sign(Kind::FLOOR, Name([0; 16]), floor + 1, Some(&body), &self.secret)?;
         book.restore(first.clone(), Came::InTurn)?;
         taken.push(first);
         self.store.enter(pool, domain, &taken)?;
@@ -99,6 +115,7 @@ impl Knowledge {
     pub fn forget(&self) -> Result<()> {
         self.store.leave()?;
         *lock(&self.book) = None;
+        lock(&self.untold).clear();
         self.touch();
         Ok(())
     }
@@ -128,6 +145,49 @@ impl Knowledge {
             }
         }
         new
+    }
+
+    /// Writes one of this host's own records, of which everybody hears.
+    pub fn publish(&self, kind: Kind, id: Id, body: Option<Body>) -> Result<(), ApiError> {
+        self.publish_as(kind, id, body, &self.secret)
+    }
+
+    /// The same with any key that this host holds.
+    pub fn publish_as(&self, kind: Kind, id: Id, body: Option<Body>, secret: &SigningKey) -> Result<(), ApiError> {
+        let written = self.write(kind, id, body, secret);
+        let records = written.map_err(|error| ApiError::new(ErrorCode::Failed, format!("{error:#}")))?;
+        self.tell(records);
+        Ok(())
+    }
+
+    /// The same of a body that this version does not understand.
+    pub fn publish_bytes(&self, kind: Kind, id: Id, body: &[u8]) -> Result<()> {
+        self.tell(self.write_bytes(kind, id, body, &self.secret)?);
+        Ok(())
+    }
+
+    /// Others are to hear of what was written here.
+    pub fn tell(&self, records: Vec<Signed>) {
+        let mut untold = lock(&self.untold);
+        let room = UNTOLD_MAX.saturating_sub(untold.len());
+        untold.extend(records.into_iter().take(room));
+        drop(untold);
+        self.written.notify_one();
+    }
+
+    /// What others have not been told; whoever takes it tells them.
+    pub fn take_untold(&self) -> Vec<Signed> {
+        std::mem::take(&mut *lock(&self.untold))
+    }
+
+    /// Until something was written, since this was waited for last. For who tells it.
+    pub async fn written(&self) {
+        self.written.notified().await;
+    }
+
+    /// Gives a VM to a host at an epoch, in this host's name.
+    pub fn sign_grant(&self, vm: &Id, to: Key, epoch: u64) -> Grant {
+        Grant::sign(vm, to, epoch, &self.secret)
     }
 
     /// Numbers, signs, stores and believes a record; returns what others are to hear.
@@ -213,5 +273,6 @@ impl Knowledge {
     }
 }
 
+mod known;
 #[cfg(test)]
 mod power;

@@ -20,3 +20,13 @@ pub struct Later {
     /// What it asks other hosts, and this version does not.
     pub question: &'static str,
 }
+
+/// The version of Rebec that a host is of.
+pub fn rebec(later: Option<Later>) -> &'static str {
+    later.map_or(env!("CARGO_PKG_VERSION"), |later| later.rebec)
+}
+
+/// What it speaks in moves: its VMMs are of its own version.
+pub fn moves(later: Option<Later>) -> Versions {
+    later.map_or(rebec_migrate::frame::VERSIONS, |later| later.moves)
+}

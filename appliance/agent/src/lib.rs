@@ -9,19 +9,25 @@
 
 mod agent;
 mod audit;
+mod bulletin;
 mod chance;
 mod descriptors;
-mod exchange;
+mod errand;
 mod forward;
 mod holder;
 mod http;
 mod identity;
 mod invitations;
 mod jobs;
+mod keeper;
 mod knowledge;
 mod later;
 mod logs;
 mod machine;
+mod names;
+mod options;
+mod orders;
+mod peers;
 mod pool;
 mod roles;
 mod run;
@@ -31,10 +37,12 @@ mod store;
 mod tokens;
 mod upkeep;
 mod vm;
+mod warrants;
 
 use rebec_host::{depot, derived, facts};
 use rebec_peer as mesh;
 
 pub use later::Later;
+pub use options::Options;
 pub use rebec_links::Addressing;
-pub use run::{MESH_PORT, Options, run};
+pub use run::{MESH_PORT, run};

@@ -2,41 +2,46 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
 };
 
+use rebec_host::lock;
 use rebec_links::{
     Addressing, LinkState, Policy, Progress,
     time::{self, clock::SystemClock},
 };
 use tokio::sync::watch;
 
-use crate::{
-    agent::{Agent, lock},
-    run::publish_host,
-};
+use crate::{bulletin::Bulletin, knowledge::Knowledge};
 
 /// Where the appliance's resolver looks.
 const RESOLV_CONF: &str = "/run/resolv.conf";
 
+/// How the machine's clock is kept, in words; none where that is not the agent's.
+pub type Clock = watch::Sender<Option<String>>;
+
 /// Keeps what the agent is told to.
-pub fn keep(agent: &Arc<Agent>) {
-    let given = agent.options.time.clone();
+pub fn keep(links: Option<Addressing>, given: Option<Vec<IpAddr>>, knowledge: &Arc<Knowledge>, bulletin: &Arc<Bulletin>, clock: &Clock) {
     let servers = given.iter().flatten().map(|address| SocketAddr::new(*address, time::PORT)).collect();
     let (named, servers) = watch::channel(servers);
-    if let Some(addressing) = agent.options.links.clone() {
+    if let Some(addressing) = links {
         // Servers that the user names are asked in place of those that DHCP names.
         let named = given.as_ref().is_some_and(Vec::is_empty).then_some(named);
-        tokio::spawn(bring_up_links(agent.clone(), addressing, named));
+        tokio::spawn(bring_up_links(knowledge.clone(), bulletin.clone(), addressing, named));
     }
     if given.is_some() {
-        tokio::spawn(keep_time(agent.clone(), servers));
+        tokio::spawn(keep_time(clock.clone(), servers));
     }
 }
 
-async fn bring_up_links(agent: Arc<Agent>, addressing: Addressing, named: Option<watch::Sender<Vec<SocketAddr>>>) {
-    let policy = Policy { addressing, hostname: Some(agent.own_name()), resolv_conf: RESOLV_CONF.into(), only: None };
+async fn bring_up_links(
+    knowledge: Arc<Knowledge>,
+    bulletin: Arc<Bulletin>,
+    addressing: Addressing,
+    named: Option<watch::Sender<Vec<SocketAddr>>>,
+) {
+    let policy = Policy { addressing, hostname: Some(knowledge.own_name()), resolv_conf: RESOLV_CONF.into(), only: None };
     let servers = Mutex::new(TimeServers::default());
     let tell = |state| {
         log::info!("link {state}");
@@ -44,18 +49,18 @@ async fn bring_up_links(agent: Arc<Agent>, addressing: Addressing, named: Option
             let now = lock(&servers).after(state);
             named.send_if_modified(|known| std::mem::replace(known, now.clone()) != now);
         }
-        publish_host(&agent);
-        agent.touch();
+        bulletin.publish();
+        knowledge.touch();
     };
     if let Err(error) = rebec_links::bring_up(policy, tell).await {
         log::error!("links: {error}");
     }
 }
 
-async fn keep_time(agent: Arc<Agent>, servers: watch::Receiver<Vec<SocketAddr>>) {
+async fn keep_time(clock: Clock, servers: watch::Receiver<Vec<SocketAddr>>) {
     let tell = |state: time::TimeState| {
         let now = Some(state.to_string());
-        if agent.clock.send_replace(now.clone()) != now {
+        if clock.send_replace(now.clone()) != now {
             log::info!("clock: {state}");
         }
     };

@@ -15,21 +15,25 @@ use rebec_book::{
     authority::{self, Granted},
     book::Came,
     key::public,
-    record::{AuditHead, DomainBody, HostBody, Kind, MemberBody, PARTS_MAX, PartsBody, PoolBody, Speaks, UserBody, id_of_key},
+    record::{DomainBody, Kind, MemberBody, PoolBody, UserBody, id_of_key},
     view,
 };
-use rebec_vmm_api::{Versions, control::PROTOCOL};
+use rebec_host::failed;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::{
-    agent::{Agent, now_s, random},
-    exchange, facts,
-    http::{names, tls},
-    identity::Role,
+    bulletin::Bulletin,
+    chance::{now_s, random},
+    identity::{Identity, Role},
     invitations,
+    knowledge::Knowledge,
     mesh::Peer,
-    roles, run,
-    vm::failed,
+    names,
+    peers::Peers,
+    roles,
+    store::Store,
+    vm::Vms,
 };
 
 /// Longest life of a ticket.
@@ -44,6 +48,45 @@ const EXPORTED: &str = "root-key-exported";
 const JOIN_RETRY: Duration = Duration::from_millis(500);
 /// How long an unattended join tries before its reason is shown as a refusal. It goes on trying.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How this host stands with its pool, and what it needs to change that.
+pub struct Membership {
+    identity: Arc<Identity>,
+    knowledge: Arc<Knowledge>,
+    peers: Arc<Peers>,
+    store: Arc<Store>,
+    vms: Arc<Vms>,
+    bulletin: Arc<Bulletin>,
+    /// How far this host is with its pool.
+    join: watch::Sender<Join>,
+}
+
+impl Membership {
+    /// Of a host that has not said yet whether it belongs to a pool.
+    pub fn new(
+        identity: Arc<Identity>,
+        knowledge: Arc<Knowledge>,
+        peers: Arc<Peers>,
+        store: Arc<Store>,
+        vms: Arc<Vms>,
+        bulletin: Arc<Bulletin>,
+    ) -> Self {
+        Self { identity, knowledge, peers, store, vms, bulletin, join: watch::Sender::new(Join::Alone) }
+    }
+
+    /// How far this host is with its pool.
+    pub fn watch(&self) -> watch::Receiver<Join> {
+        self.join.subscribe()
+    }
+
+    fn forget_pool(&self) -> Result<()> {
+        self.knowledge.forget()?;
+        self.peers.forget();
+        self.identity.forget()?;
+        self.join.send_replace(Join::Alone);
+        Ok(())
+    }
+}
 
 /// `POST /internal/join`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -67,14 +110,14 @@ pub struct JoinAnswer {
 }
 
 /// Founds a pool and its first domain, with this host.
-pub fn init(agent: &Arc<Agent>, new: &InitPool) -> Result<(), ApiError> {
+pub fn init(membership: &Membership, new: &InitPool) -> Result<(), ApiError> {
     names::check("pool", &new.name)?;
     names::check("domain", &new.domain)?;
-    require_alone(agent)?;
+    require_alone(membership)?;
     let found = || -> Result<()> {
-        agent.identity.forget()?;
-        let pool = agent.identity.make(Role::Pool)?;
-        let domain = agent.identity.make(Role::Domain)?;
+        membership.identity.forget()?;
+        let pool = membership.identity.make(Role::Pool)?;
+        let domain = membership.identity.make(Role::Domain)?;
         let (pool, domain) = (pool.as_signing_key(), domain.as_signing_key());
         let (key, domain_key) = (public(pool), public(domain));
         let named = Body::Pool(PoolBody { name: new.name.clone() });
@@ -82,25 +125,30 @@ pub fn init(agent: &Arc<Agent>, new: &InitPool) -> Result<(), ApiError> {
         let records = vec![
             Record::sign(Kind::POOL, id_of_key(&key), 1, Some(&named), pool)?,
             Record::sign(Kind::DOMAIN, id_of_key(&domain_key), 2, Some(&body), pool)?,
-            first_member(agent, domain)?,
+            first_member(membership, domain)?,
         ];
-        agent.knowledge.enter(key, domain_key, records, agent.identity.host().as_signing_key())
+        membership.knowledge.enter(key, domain_key, records)
     };
     found().map_err(|error| failed(&error))?;
-    run::publish_host(agent);
-    joined(agent);
+    membership.bulletin.publish();
+    joined(membership);
     Ok(())
 }
 
 /// The first record of a domain's key: that its founder belongs to it, and that root there is its admin.
-fn first_member(agent: &Agent, domain: &SigningKey) -> Result<Signed> {
-    let member =
-        MemberBody { host: agent.key(), domain: public(domain), name: agent.own_name(), dead: None, role: Some(authority::Role::Admin) };
-    Ok(Record::sign(Kind::MEMBER, id_of_key(&agent.key()), 1, Some(&Body::Member(member)), domain)?)
+fn first_member(membership: &Membership, domain: &SigningKey) -> Result<Signed> {
+    let member = MemberBody {
+        host: membership.knowledge.key(),
+        domain: public(domain),
+        name: membership.knowledge.own_name(),
+        dead: None,
+        role: Some(authority::Role::Admin),
+    };
+    Ok(Record::sign(Kind::MEMBER, id_of_key(&membership.knowledge.key()), 1, Some(&Body::Member(member)), domain)?)
 }
 
-fn require_alone(agent: &Agent) -> Result<(), ApiError> {
-    match agent.book(|book| view::pool_name(book).unwrap_or("?").to_owned()) {
+fn require_alone(membership: &Membership) -> Result<(), ApiError> {
+    match membership.knowledge.read(|book| view::pool_name(book).unwrap_or("?").to_owned()) {
         Some(name) => {
             Err(ApiError::new(ErrorCode::Conflict, format!("this host belongs to pool {name} already; `rebec pool leave` first")))
         }
@@ -109,26 +157,26 @@ fn require_alone(agent: &Agent) -> Result<(), ApiError> {
 }
 
 /// Says on the screen that this host is a member.
-pub fn joined(agent: &Agent) {
-    let state = agent.book(|book| {
-        let domain = book.membership(&agent.key()).map(|(domain, _)| domain);
+pub fn joined(membership: &Membership) {
+    let state = membership.knowledge.read(|book| {
+        let domain = book.membership(&membership.knowledge.key()).map(|(domain, _)| domain);
         let domain = view::domains(book).into_iter().find(|one| Some(one.body.key) == domain).map(|one| one.name);
         Some(Join::Joined { pool: view::pool_name(book)?.to_owned(), domain: domain? })
     });
-    agent.join.send_replace(state.flatten().unwrap_or(Join::Alone));
+    membership.join.send_replace(state.flatten().unwrap_or(Join::Alone));
 }
 
 /// Issues a ticket for a host of the own domain, or for a host that founds a new one.
-pub fn invite(agent: &Agent, invite: &Invite, founds: Option<String>) -> Result<Invited, ApiError> {
+pub fn invite(membership: &Membership, invite: &Invite, founds: Option<String>) -> Result<Invited, ApiError> {
     let role = if founds.is_some() { Role::Pool } else { Role::Domain };
     if let Some(name) = &founds {
         names::check("domain", name)?;
-        if agent.pool(|book| !book.of_name(Kind::DOMAIN, name).is_empty())? {
+        if membership.knowledge.pool(|book| !book.of_name(Kind::DOMAIN, name).is_empty())? {
             return Err(ApiError::new(ErrorCode::Conflict, format!("domain `{name}` exists already; choose another name")));
         }
     }
-    let pool = agent.pool(rebec_book::Book::pool)?;
-    if agent.identity.get(role).map_err(|error| failed(&error))?.is_none() {
+    let pool = membership.knowledge.pool(rebec_book::Book::pool)?;
+    if membership.identity.get(role).map_err(|error| failed(&error))?.is_none() {
         let (what, which) = if founds.is_some() { ("pool's", "the pool") } else { ("domain's", "the domain") };
         return Err(ApiError::new(
             ErrorCode::Forbidden,
@@ -141,24 +189,24 @@ pub fn invite(agent: &Agent, invite: &Invite, founds: Option<String>) -> Result<
             format!("an invitation has 1 to {USES_MAX} uses and is valid for 1 s to 365 days"),
         ));
     }
-    let addresses = agent.mesh_addresses();
+    let addresses = membership.bulletin.mesh_addresses();
     if addresses.is_empty() {
         return Err(ApiError::new(ErrorCode::Conflict, "this host has no address that others could reach; connect it to a network first"));
     }
     let (secret, expires) = (random::<16>(), now_s() + invite.valid_s);
     let kept = invitations::Kept::new(&secret, founds, expires, invite.uses).with_role(invite.role);
     let id = kept.id();
-    invitations::add(&agent.store, kept, now_s()).map_err(|error| failed(&error))?;
-    let ticket = Ticket { pool, issuer: agent.key(), addresses, secret, expires };
+    invitations::add(&membership.store, kept, now_s()).map_err(|error| failed(&error))?;
+    let ticket = Ticket { pool, issuer: membership.knowledge.key(), addresses, secret, expires };
     Ok(Invited { ticket: ticket.to_string(), id, expires, uses: invite.uses })
 }
 
 /// The issuer's side of a join.
-pub fn admit(agent: &Arc<Agent>, granted: Granted, question: &JoinQuestion) -> Result<JoinAnswer, ApiError> {
+pub fn admit(membership: &Membership, granted: Granted, question: &JoinQuestion) -> Result<JoinAnswer, ApiError> {
     let joiner = granted.host().ok_or_else(|| ApiError::new(ErrorCode::Forbidden, "hosts join, users do not"))?;
     names::check("host", &question.name)?;
-    let issuer = agent.pool(Book::own_domain)?;
-    let known = agent.pool(|book| {
+    let issuer = membership.knowledge.pool(Book::own_domain)?;
+    let known = membership.knowledge.pool(|book| {
         let mut claims = book.claims(&joiner);
         claims
             .find(|(domain, _)| Some(*domain) == issuer || *domain == question.domain_key)
@@ -170,32 +218,37 @@ pub fn admit(agent: &Arc<Agent>, granted: Granted, question: &JoinQuestion) -> R
         }
         // A joiner that did not hear the answer asks again.
         Some((domain, None)) => domain,
-        None => admit_new(agent, joiner, question)?,
+        None => admit_new(membership, joiner, question)?,
     };
-    let records = agent.pool(|book| book.select(|key| key.kind <= Kind::HOST, RECORDS_BYTES_MAX))?;
+    let records = membership.knowledge.pool(|book| book.select(|key| key.kind <= Kind::HOST, RECORDS_BYTES_MAX))?;
     Ok(JoinAnswer { domain, records })
 }
 
-fn admit_new(agent: &Arc<Agent>, joiner: Key, question: &JoinQuestion) -> Result<Key, ApiError> {
-    let kept = invitations::redeem(&agent.store, &question.secret, now_s()).map_err(|error| failed(&error))?;
+fn admit_new(membership: &Membership, joiner: Key, question: &JoinQuestion) -> Result<Key, ApiError> {
+    let kept = invitations::redeem(&membership.store, &question.secret, now_s()).map_err(|error| failed(&error))?;
     let role = if kept.founds.is_some() { Role::Pool } else { Role::Domain };
-    let secret = agent.identity.get(role).map_err(|error| failed(&error))?;
+    let secret = membership.identity.get(role).map_err(|error| failed(&error))?;
     let secret =
         secret.ok_or_else(|| ApiError::new(ErrorCode::Forbidden, "the issuer no longer holds the root key; ask for a new ticket"))?;
     let secret = secret.as_signing_key();
     let domain = match kept.founds {
         Some(name) => {
             let domain = question.domain_key;
-            agent.publish_as(Kind::DOMAIN, id_of_key(&domain), Some(Body::Domain(DomainBody { name, key: domain })), secret)?;
-            agent.knowledge.take_in(vec![question.member.clone()], Came::InTurn);
-            exchange::wrote(agent, vec![question.member.clone()]);
+            membership.knowledge.publish_as(
+                Kind::DOMAIN,
+                id_of_key(&domain),
+                Some(Body::Domain(DomainBody { name, key: domain })),
+                secret,
+            )?;
+            membership.knowledge.take_in(vec![question.member.clone()], Came::InTurn);
+            membership.knowledge.tell(vec![question.member.clone()]);
             domain
         }
         None => {
             let domain = public(secret);
             let role = roles::meant_for_host(kept.role);
             let body = MemberBody { host: joiner, domain, name: question.name.clone(), dead: None, role };
-            agent.publish_as(Kind::MEMBER, id_of_key(&joiner), Some(Body::Member(body)), secret)?;
+            membership.knowledge.publish_as(Kind::MEMBER, id_of_key(&joiner), Some(Body::Member(body)), secret)?;
             domain
         }
     };
@@ -204,38 +257,39 @@ fn admit_new(agent: &Arc<Agent>, joiner: Key, question: &JoinQuestion) -> Result
 }
 
 /// The joiner's side: once, with the reason of a refusal.
-pub async fn join(agent: &Arc<Agent>, text: &str) -> Result<(), ApiError> {
+pub async fn join(membership: &Membership, text: &str) -> Result<(), ApiError> {
     let ticket: Ticket =
         text.parse().map_err(|error: rebec_book::ticket::BadTicket| ApiError::new(ErrorCode::BadRequest, error.to_string()))?;
-    require_alone(agent)?;
+    require_alone(membership)?;
     let issuer = Peer { key: ticket.issuer, name: ticket.issuer.short(), addresses: ticket.addresses.clone() };
-    agent.join.send_replace(Join::Joining { what: format!("asking host {}", issuer.name) });
-    let outcome = attempt(agent, &ticket, &issuer).await;
+    membership.join.send_replace(Join::Joining { what: format!("asking host {}", issuer.name) });
+    let outcome = attempt(membership, &ticket, &issuer).await;
     if let Err(error) = &outcome {
-        agent.join.send_replace(Join::Refused { reason: error.to_string() });
+        membership.join.send_replace(Join::Refused { reason: error.to_string() });
     }
     outcome
 }
 
-async fn attempt(agent: &Arc<Agent>, ticket: &Ticket, issuer: &Peer) -> Result<(), ApiError> {
+async fn attempt(membership: &Membership, ticket: &Ticket, issuer: &Peer) -> Result<(), ApiError> {
     // One of an attempt whose answer was lost counts, if the ticket founds a domain.
-    let domain = match agent.identity.get(Role::Domain).map_err(|error| failed(&error))? {
+    let domain = match membership.identity.get(Role::Domain).map_err(|error| failed(&error))? {
         Some(domain) => domain,
-        None => agent.identity.make(Role::Domain).map_err(|error| failed(&error))?,
+        None => membership.identity.make(Role::Domain).map_err(|error| failed(&error))?,
     };
     let domain = domain.as_signing_key();
-    let member = first_member(agent, domain).map_err(|error| failed(&error))?;
-    let question = JoinQuestion { secret: ticket.secret, name: agent.own_name(), domain_key: public(domain), member };
-    let answer: JoinAnswer = agent.mesh.ask(issuer, "/internal/join", &question).await.map_err(|error| hint_clock(error, ticket))?;
+    let member = first_member(membership, domain).map_err(|error| failed(&error))?;
+    let question = JoinQuestion { secret: ticket.secret, name: membership.knowledge.own_name(), domain_key: public(domain), member };
+    let answer: JoinAnswer =
+        membership.peers.mesh.ask(issuer, "/internal/join", &question).await.map_err(|error| hint_clock(error, ticket))?;
     if answer.domain != public(domain) {
-        agent.identity.forget().map_err(|error| failed(&error))?;
+        membership.identity.forget().map_err(|error| failed(&error))?;
     }
-    let entered = agent.knowledge.enter(ticket.pool, answer.domain, answer.records, agent.identity.host().as_signing_key());
+    let entered = membership.knowledge.enter(ticket.pool, answer.domain, answer.records);
     entered.map_err(|error| failed(&error))?;
-    exchange::heard(agent, issuer.key);
-    run::publish_host(agent);
-    joined(agent);
-    exchange::catch_up(agent, issuer.key).await;
+    membership.peers.heard(issuer.key);
+    membership.bulletin.publish();
+    joined(membership);
+    membership.peers.catch_up(issuer.key).await;
     Ok(())
 }
 
@@ -249,18 +303,18 @@ fn hint_clock(error: ApiError, ticket: &Ticket) -> ApiError {
 }
 
 /// An unattended join, by a ticket from the command line of a kernel or a seed volume: tries until it is let in or refused.
-pub async fn join_unattended(agent: Arc<Agent>, text: String) {
+pub async fn join_unattended(membership: Arc<Membership>, text: String) {
     let began = tokio::time::Instant::now();
     loop {
-        if agent.book(|_| ()).is_some() {
+        if membership.knowledge.read(|_| ()).is_some() {
             return;
         }
-        match join(&agent, &text).await {
+        match join(&membership, &text).await {
             Ok(()) => return,
             Err(error) if error.code == ErrorCode::Unreachable => {
                 let waits = Join::Joining { what: format!("{}; trying again", error.message) };
                 let shown = if began.elapsed() > JOIN_PATIENCE { Join::Refused { reason: error.message } } else { waits };
-                agent.join.send_replace(shown);
+                membership.join.send_replace(shown);
             }
             Err(error) => {
                 log::error!("join: {error}");
@@ -272,47 +326,49 @@ pub async fn join_unattended(agent: Arc<Agent>, text: String) {
 }
 
 /// Leaves the pool: who holds its domain's key forgets it too, where it can be told.
-pub async fn leave(agent: &Arc<Agent>) -> Result<(), ApiError> {
-    agent.pool(|_| ())?;
+pub async fn leave(membership: &Membership) -> Result<(), ApiError> {
+    membership.knowledge.pool(|_| ())?;
     let conflict = |message: String| Err(ApiError::new(ErrorCode::Conflict, message));
-    if let Some(vm) = agent.local_vms().first() {
+    if let Some(vm) = membership.vms.all().first() {
         return conflict(format!("VM {} is on this host; move it away or remove it first", vm.name()));
     }
-    let own = agent.key();
-    let kept = agent.pool(|book| view::vms(book).into_iter().find(|vm| vm.body.keeper == Some(own)).map(|vm| vm.name))?;
+    let own = membership.knowledge.key();
+    let kept = membership.knowledge.pool(|book| view::vms(book).into_iter().find(|vm| vm.body.keeper == Some(own)).map(|vm| vm.name))?;
     if let Some(name) = kept {
         return conflict(format!("this host is the keeper of VM {name}; remove that VM first"));
     }
-    let home = agent.pool(|book| view::vms(book).into_iter().find(|vm| vm.home == own).map(|vm| vm.name))?;
+    let home = membership.knowledge.pool(|book| view::vms(book).into_iter().find(|vm| vm.home == own).map(|vm| vm.name))?;
     if let Some(name) = home {
         return conflict(format!("VM {name} is at home on this host; remove it first"));
     }
-    if let Some(what) = lost_with(agent)? {
+    if let Some(what) = lost_with(membership)? {
         return conflict(format!("this host holds the only root key of {what}; copy it first with `rebec domain key export FILE`"));
     }
-    for peer in agent.peers() {
-        if agent.answers(&peer.key) {
+    for peer in membership.knowledge.peers() {
+        if membership.peers.answers(&peer.key) {
             // Those without the domain's key answer that they cannot; the others do.
-            if agent.mesh.ask::<_, ()>(&peer, "/internal/leave", &serde_json::json!({})).await.is_ok() {
+            if membership.peers.mesh.ask::<_, ()>(&peer, "/internal/leave", &serde_json::json!({})).await.is_ok() {
                 break;
             }
         }
     }
-    agent.forget_pool().map_err(|error| failed(&error))
+    membership.forget_pool().map_err(|error| failed(&error))
 }
 
 /// What nobody could let a host into any more, if this host's keys went: they were never exported, and others belong to it.
-fn lost_with(agent: &Agent) -> Result<Option<String>, ApiError> {
-    if agent.store.fact::<bool>(EXPORTED).map_err(|error| failed(&error))?.unwrap_or(false) {
+fn lost_with(membership: &Membership) -> Result<Option<String>, ApiError> {
+    if membership.store.fact::<bool>(EXPORTED).map_err(|error| failed(&error))?.unwrap_or(false) {
         return Ok(None);
     }
-    let holds = |role| agent.identity.get(role).map(|key| key.is_some()).map_err(|error| failed(&error));
+    let holds = |role| membership.identity.get(role).map(|key| key.is_some()).map_err(|error| failed(&error));
     let (domain, pool) = (holds(Role::Domain)?, holds(Role::Pool)?);
-    agent.pool(|book| {
+    membership.knowledge.pool(|book| {
         let own = book.own_domain();
         let others = |of_domain: bool| {
             let hosts = view::hosts(book);
-            hosts.iter().any(|host| host.key != agent.key() && host.member.dead.is_none() && (!of_domain || Some(host.domain) == own))
+            hosts.iter().any(|host| {
+                host.key != membership.knowledge.key() && host.member.dead.is_none() && (!of_domain || Some(host.domain) == own)
+            })
         };
         let name = || own.map_or_else(String::new, |own| book.domain_name(&own));
         match () {
@@ -324,113 +380,82 @@ fn lost_with(agent: &Agent) -> Result<Option<String>, ApiError> {
 }
 
 /// A host of the own domain leaves.
-pub fn dismiss(agent: &Arc<Agent>, granted: Granted) -> Result<(), ApiError> {
+pub fn dismiss(membership: &Membership, granted: Granted) -> Result<(), ApiError> {
     let host = granted.host().ok_or_else(|| ApiError::new(ErrorCode::Forbidden, "hosts leave, users do not"))?;
-    let secret = domain_secret(agent)?;
-    agent.publish_as(Kind::MEMBER, id_of_key(&host), None, secret.as_signing_key())
+    let secret = domain_secret(membership)?;
+    membership.knowledge.publish_as(Kind::MEMBER, id_of_key(&host), None, secret.as_signing_key())
 }
 
 /// An operator says that a host does not run and will not.
-pub fn declare_dead(agent: &Arc<Agent>, host: Key, reason: &str) -> Result<(), ApiError> {
-    if host == agent.key() {
+pub fn declare_dead(membership: &Membership, host: Key, reason: &str) -> Result<(), ApiError> {
+    if host == membership.knowledge.key() {
         return Err(ApiError::new(ErrorCode::BadRequest, "this host is the one that answers; it is not dead"));
     }
-    if agent.answers(&host) {
+    if membership.peers.answers(&host) {
         return Err(ApiError::new(
             ErrorCode::Conflict,
-            format!("host {} answers; only a host that is silent can be declared dead", agent.name_of(&host)),
+            format!("host {} answers; only a host that is silent can be declared dead", membership.knowledge.name_of(&host)),
         ));
     }
-    say_anew(agent, host, |member| MemberBody { dead: Some(format!("{reason} (at {})", now_s())), ..member })
+    say_anew(membership, host, |member| MemberBody { dead: Some(format!("{reason} (at {})", now_s())), ..member })
 }
 
 /// Gives root at a host another role in the domain, or none.
-pub fn set_role(agent: &Agent, host: Key, role: Option<authority::Role>) -> Result<(), ApiError> {
-    if host == agent.key() && role != Some(authority::Role::Admin) {
+pub fn set_role(membership: &Membership, host: Key, role: Option<authority::Role>) -> Result<(), ApiError> {
+    if host == membership.knowledge.key() && role != Some(authority::Role::Admin) {
         let message = "root at this host has the domain's root key, and can be no less than admin";
         return Err(ApiError::new(ErrorCode::Conflict, message));
     }
-    say_anew(agent, host, |member| MemberBody { role, ..member })
+    say_anew(membership, host, |member| MemberBody { role, ..member })
 }
 
 /// Changes what the domain says of a host of its own.
-fn say_anew(agent: &Agent, host: Key, change: impl FnOnce(MemberBody) -> MemberBody) -> Result<(), ApiError> {
-    let secret = domain_secret(agent)?;
-    let known = agent.pool(|book| book.membership(&host).map(|(domain, member)| (domain, member.clone())))?;
+fn say_anew(membership: &Membership, host: Key, change: impl FnOnce(MemberBody) -> MemberBody) -> Result<(), ApiError> {
+    let secret = domain_secret(membership)?;
+    let known = membership.knowledge.pool(|book| book.membership(&host).map(|(domain, member)| (domain, member.clone())))?;
     let (domain, member) = known.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "no such host"))?;
     if domain != public(secret.as_signing_key()) {
         return Err(ApiError::new(ErrorCode::Forbidden, "the host belongs to another domain; that is for its administrator to say"));
     }
-    agent.publish_as(Kind::MEMBER, id_of_key(&host), Some(Body::Member(change(member))), secret.as_signing_key())
+    membership.knowledge.publish_as(Kind::MEMBER, id_of_key(&host), Some(Body::Member(change(member))), secret.as_signing_key())
 }
 
 /// Gives a key a role in the own domain.
-pub fn set_user(agent: &Agent, key: Key, name: &str, role: authority::Role, until: Option<u64>) -> Result<UserBody, ApiError> {
-    let secret = domain_secret(agent)?;
+pub fn set_user(membership: &Membership, key: Key, name: &str, role: authority::Role, until: Option<u64>) -> Result<UserBody, ApiError> {
+    let secret = domain_secret(membership)?;
     let domain = public(secret.as_signing_key());
     let user = UserBody { key, domain, name: name.to_owned(), role, until };
-    agent.publish_as(Kind::USER, id_of_key(&key), Some(Body::User(user.clone())), secret.as_signing_key())?;
+    membership.knowledge.publish_as(Kind::USER, id_of_key(&key), Some(Body::User(user.clone())), secret.as_signing_key())?;
     Ok(user)
 }
 
 /// Takes it back.
-pub fn remove_user(agent: &Agent, key: Key) -> Result<(), ApiError> {
-    agent.publish_as(Kind::USER, id_of_key(&key), None, domain_secret(agent)?.as_signing_key())
+pub fn remove_user(membership: &Membership, key: Key) -> Result<(), ApiError> {
+    membership.knowledge.publish_as(Kind::USER, id_of_key(&key), None, domain_secret(membership)?.as_signing_key())
 }
 
-fn domain_secret(agent: &Agent) -> Result<iroh::SecretKey, ApiError> {
-    let secret = agent.identity.get(Role::Domain).map_err(|error| failed(&error))?;
+fn domain_secret(membership: &Membership) -> Result<iroh::SecretKey, ApiError> {
+    let secret = membership.identity.get(Role::Domain).map_err(|error| failed(&error))?;
     secret.ok_or_else(|| {
         ApiError::new(ErrorCode::Forbidden, "this host does not hold the domain's root key; ask on the host that founded the domain")
     })
 }
 
-/// The facts of this host, as the pool is told; none where it belongs to none.
-pub fn host_body(agent: &Agent) -> Option<HostBody> {
-    let (disk_bytes, _) = facts::disk_bytes(&agent.options.state);
-    // In steps: what a file system says of itself changes a little as it is used.
-    let step = 64 << 20;
-    Some(HostBody {
-        domain: agent.store.domain().ok().flatten()?,
-        addresses: agent.mesh_addresses(),
-        underlay: agent.underlay(),
-        api: tls::address(agent),
-        no_kvm: facts::no_kvm(),
-        cpus: facts::cpus(),
-        memory_bytes: agent.memory_bytes(),
-        disk_bytes: disk_bytes / step * step,
-        draining: agent.store.fact("draining").ok().flatten().unwrap_or(false),
-        durable: agent.options.durable,
-        version: agent.rebec().to_owned(),
-        audit: agent.audit.told().map(|head| AuditHead { seq: head.seq, hash: head.hash }),
-        speaks: Some(Speaks { peer: pair(agent.mesh.speaks()), moves: pair(agent.moves()), control: pair(PROTOCOL) }),
-    })
-}
-
-fn pair(versions: Versions) -> (u16, u16) {
-    (versions.lowest, versions.highest)
-}
-
-/// The parts of this host, as the pool is told: as many records as they need.
-pub fn parts_bodies(agent: &Agent) -> Vec<PartsBody> {
-    agent.depot.list().chunks(PARTS_MAX).map(|digests| PartsBody { digests: digests.to_vec() }).collect()
-}
-
 /// Makes room for the domain's root key outside this host: who has its bytes can be the domain.
-pub fn export_key(agent: &Agent) -> Result<[u8; 32], ApiError> {
-    let secret = domain_secret(agent)?;
-    agent.store.set_fact(EXPORTED, &true).map_err(|error| failed(&error))?;
+pub fn export_key(membership: &Membership) -> Result<[u8; 32], ApiError> {
+    let secret = domain_secret(membership)?;
+    membership.store.set_fact(EXPORTED, &true).map_err(|error| failed(&error))?;
     Ok(secret.to_bytes())
 }
 
 /// Takes a copy of the domain's root key: from here on this host can let others in, and its root is the domain's admin.
-pub fn import_key(agent: &Agent, bytes: &[u8; 32]) -> Result<(), ApiError> {
+pub fn import_key(membership: &Membership, bytes: &[u8; 32]) -> Result<(), ApiError> {
     let secret = iroh::SecretKey::from_bytes(bytes);
-    let own = agent.pool(Book::own_domain)?;
+    let own = membership.knowledge.pool(Book::own_domain)?;
     if own != Some(public(secret.as_signing_key())) {
         return Err(ApiError::new(ErrorCode::Conflict, "the key is another domain's than this host's"));
     }
-    agent.identity.keep(Role::Domain, &secret).map_err(|error| failed(&error))?;
+    membership.identity.keep(Role::Domain, &secret).map_err(|error| failed(&error))?;
     // Who has the key is the domain.
-    set_role(agent, agent.key(), Some(authority::Role::Admin))
+    set_role(membership, membership.knowledge.key(), Some(authority::Role::Admin))
 }

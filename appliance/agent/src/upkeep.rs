@@ -1,7 +1,7 @@
 //! Keeps the disk of this host in order: logs of VMMs are cut, parts that nothing needs go, room is kept for records, guests that would fill the
 //! rest stand still, and what is here of VMs that their homes do not list goes or is listed again.
 
-use std::{os::unix::fs::MetadataExt as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use rebec_book::{
     Body,
@@ -10,7 +10,7 @@ use rebec_book::{
     view,
 };
 use rebec_host::{
-    facts,
+    Host, disks,
     growth::{Act, Growth, Guest, Room},
     life::{Goal, Input, Life},
     reserve::Reserve,
@@ -19,9 +19,9 @@ use rebec_host::{
 use rebec_vmm_api::control::Command;
 
 use crate::{
-    agent::Agent,
-    http::images,
-    vm::{LocalVm, Want, stop, watch},
+    knowledge::Knowledge,
+    store::Store,
+    vm::{LocalVm, Vms, Want, look, stop},
 };
 
 /// Between two looks at the logs of VMMs, which a VMM that was taken over may fill.
@@ -36,15 +36,15 @@ const LIST_PERIOD: Duration = Duration::from_secs(60);
 const END_TIME: Duration = Duration::from_secs(60);
 
 /// Until the agent ends.
-pub async fn run(agent: Arc<Agent>) {
+pub async fn run(host: Arc<Host>, knowledge: Arc<Knowledge>, vms: Arc<Vms>) {
     let mut looks = 0;
     loop {
-        let (worker, is_sweep) = (agent.clone(), looks % LOOKS_PER_SWEEP == 0);
+        let (host, knowledge, vms, is_sweep) = (host.clone(), knowledge.clone(), vms.clone(), looks % LOOKS_PER_SWEEP == 0);
         let work = move || {
-            cut_logs(&worker);
-            Reserve::of(&worker.options.state).fill();
+            cut_logs(&vms);
+            Reserve::of(host.state()).fill();
             if is_sweep {
-                sweep(&worker);
+                sweep(&host, &knowledge, &vms);
             }
         };
         if let Err(error) = tokio::task::spawn_blocking(work).await {
@@ -55,8 +55,8 @@ pub async fn run(agent: Arc<Agent>) {
     }
 }
 
-fn cut_logs(agent: &Agent) {
-    for vm in agent.local_vms() {
+fn cut_logs(vms: &Vms) {
+    for vm in vms.all() {
         if let Err(error) = said::bound(&vm.folder.join("vmm.log")) {
             log::debug!("vm {}: cut vmm.log: {error}", vm.name());
         }
@@ -64,21 +64,21 @@ fn cut_logs(agent: &Agent) {
 }
 
 /// A host that belongs to no pool does not know what it will need.
-fn sweep(agent: &Agent) {
-    let Some(mut needed) = agent.book(images::needed) else { return };
-    let here = agent.local_vms();
+fn sweep(host: &Host, knowledge: &Knowledge, vms: &Vms) {
+    let Some(mut needed) = knowledge.read(view::needed) else { return };
+    let here = vms.all();
     needed.extend(here.iter().flat_map(|vm| vm.kept().body.image.parts().map(|part| part.digest).collect::<Vec<_>>()));
-    agent.depot.sweep(&needed);
+    host.depot.sweep(&needed);
 }
 
 /// Has guests stand still that would fill the disk, until the agent ends.
-pub async fn watch_room(agent: Arc<Agent>) {
+pub async fn watch_room(host: Arc<Host>, all: Arc<Vms>) {
     let mut growth = Growth::default();
     loop {
         tokio::time::sleep(ROOM_PERIOD).await;
-        let (all_bytes, free_bytes) = facts::disk_bytes(&agent.options.state);
+        let (all_bytes, free_bytes) = host.disk_bytes();
         let room = Room { all_bytes, free_bytes };
-        let vms = agent.local_vms();
+        let vms = all.all();
         if room.is_enough() && !vms.iter().any(|vm| vm.kept().stands_still) {
             growth = Growth::default();
             continue;
@@ -86,14 +86,14 @@ pub async fn watch_room(agent: Arc<Agent>) {
         let guests: Vec<Guest> = vms.iter().filter(|vm| vm.want() == Want::Running).filter_map(|vm| guest(vm)).collect();
         for act in growth.look(room, &guests) {
             let (Act::Stand(id) | Act::GoOn(id)) = act;
-            let Some(vm) = agent.local_vm(&id) else { continue };
+            let Some(vm) = all.get(&id) else { continue };
             // Who is being started, stopped or moved needs what room there is.
             if !vm.life(Life::is_running) {
                 continue;
             }
             let done = match act {
-                Act::Stand(_) => stand_still(&agent, &vm, room).await,
-                Act::GoOn(_) => go_on(&agent, &vm).await,
+                Act::Stand(_) => stand_still(&vm, room).await,
+                Act::GoOn(_) => go_on(&vm).await,
             };
             if let Err(error) = done {
                 log::warn!("vm {}: {error:#}", vm.name());
@@ -104,72 +104,71 @@ pub async fn watch_room(agent: Arc<Agent>) {
 
 /// A VM with a disk, as far as its growth goes.
 fn guest(vm: &LocalVm) -> Option<Guest> {
-    let layer = std::fs::metadata(vm.folder.join("disk.qcow2")).ok()?;
+    let taken_bytes = disks::taken_bytes(&vm.folder)?;
     let stands_still = vm.kept().stands_still && vm.seen().state == SeenState::Paused;
-    Some(Guest { vm: vm.id(), taken_bytes: layer.blocks() * 512, stands_still })
+    Some(Guest { vm: vm.id(), taken_bytes, stands_still })
 }
 
-async fn stand_still(agent: &Agent, vm: &Arc<LocalVm>, room: Room) -> anyhow::Result<()> {
+async fn stand_still(vm: &Arc<LocalVm>, room: Room) -> anyhow::Result<()> {
     // Kept first, so that an agent that starts anew knows whose doing it is.
     vm.keep(|kept| kept.stands_still = true)?;
     vm.talk(|control| control.tell(Command::Pause)).await?;
     log::warn!("vm {}: stands still: its disk grows, and {} MiB are left on this host", vm.name(), room.free_bytes >> 20);
-    watch::look(agent, vm).await;
+    look::at(vm).await;
     Ok(())
 }
 
-async fn go_on(agent: &Agent, vm: &Arc<LocalVm>) -> anyhow::Result<()> {
+async fn go_on(vm: &Arc<LocalVm>) -> anyhow::Result<()> {
     vm.go_on().await?;
     log::info!("vm {}: goes on: there is room again", vm.name());
-    watch::look(agent, vm).await;
+    look::at(vm).await;
     Ok(())
 }
 
 /// Compares the VMs that are here with those that their homes list, at the start and from time to time, until the agent ends.
-pub async fn watch_list(agent: Arc<Agent>) {
+pub async fn watch_list(knowledge: Arc<Knowledge>, store: Arc<Store>, vms: Arc<Vms>) {
     loop {
-        compare(&agent).await;
+        compare(&knowledge, &store, &vms).await;
         tokio::time::sleep(LIST_PERIOD).await;
     }
 }
 
 /// One such comparison.
-pub async fn compare(agent: &Arc<Agent>) {
-    for vm in agent.local_vms() {
-        if agent.book(|book| view::vm_body(book, vm.id()).is_none()) == Some(true) {
-            unlisted(agent, &vm).await;
+pub async fn compare(knowledge: &Knowledge, store: &Store, vms: &Vms) {
+    for vm in vms.all() {
+        if knowledge.read(|book| view::vm_body(book, vm.id()).is_none()) == Some(true) {
+            unlisted(knowledge, store, &vm).await;
         }
     }
 }
 
 /// A VM that is here and has no record. Its home's word counts: where that withdrew it, it ends and goes; this host lists its own again.
-async fn unlisted(agent: &Arc<Agent>, vm: &Arc<LocalVm>) {
+async fn unlisted(knowledge: &Knowledge, store: &Store, vm: &Arc<LocalVm>) {
     let (id, kept) = (vm.id(), vm.kept());
-    if has_withdrawn(agent, &kept.home, id) {
+    if has_withdrawn(knowledge, &kept.home, id) {
         log::warn!("vm {}: its home has removed it: it is ended, and goes", kept.body.name);
-        let ended = stop::stop(agent, vm, END_TIME, None).await;
-        if let Err(error) = ended.and_then(|()| vm.hear(agent, Input::Want(Goal::Remove))) {
+        let ended = stop::stop(vm, END_TIME, None).await;
+        if let Err(error) = ended.and_then(|()| vm.hear(Input::Want(Goal::Remove))) {
             log::warn!("{error}");
         }
-    } else if kept.home == agent.key() {
+    } else if kept.home == knowledge.key() {
         log::warn!("vm {}: it had no record; it is listed again: `rebec vm show {}`", kept.body.name, kept.body.name);
-        let listed = agent
-            .store
+        let listed = store
             .set_private(&id, &kept.private)
             .map_err(|error| format!("{error:#}"))
-            .and_then(|()| agent.publish(Kind::VM, id, Some(Body::Vm(kept.body.into()))).map_err(|error| error.to_string()));
+            .and_then(|()| knowledge.publish(Kind::VM, id, Some(Body::Vm(kept.body.into()))).map_err(|error| error.to_string()));
         if let Err(error) = listed {
             log::error!("{error}");
         }
         // How it is was said when nobody could believe it.
-        vm.say(agent);
+        vm.say();
     } else {
-        let home = agent.name_of(&kept.home);
+        let home = knowledge.name_of(&kept.home);
         log::warn!("vm {}: host {home}, its home, does not list it: it is in `rebec vm ls` again when that host answers", kept.body.name);
     }
 }
 
 /// Whether its home itself says that it is gone: anybody can say so of any id.
-fn has_withdrawn(agent: &Agent, home: &Key, vm: Id) -> bool {
-    agent.book(|book| book.about(Kind::VM, vm).any(|record| record.key.writer == *home && record.body.is_none())) == Some(true)
+fn has_withdrawn(knowledge: &Knowledge, home: &Key, vm: Id) -> bool {
+    knowledge.read(|book| book.about(Kind::VM, vm).any(|record| record.key.writer == *home && record.body.is_none())) == Some(true)
 }

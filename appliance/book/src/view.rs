@@ -1,7 +1,7 @@
 //! The book as people see it: hosts, LANs, images and VMs by the names that they have here ([`crate::names`]). Only what members of
 //! the pool wrote is seen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     book::{Book, Thing},
@@ -117,6 +117,13 @@ pub fn lans(book: &Book) -> Vec<Named<'_, LanBody>> {
 /// The images, by name.
 pub fn images(book: &Book) -> Vec<Named<'_, ImageBody>> {
     named(book, Kind::IMAGE, |body| if let Body::Image(image) = body { Some((&**image, image.name.as_str())) } else { None })
+}
+
+/// The parts of all images, and of all VMs.
+pub fn needed(book: &Book) -> BTreeSet<Digest> {
+    let images = images(book).into_iter().flat_map(|image| image.body.parts());
+    let vms = vms(book).into_iter().flat_map(|vm| vm.body.image.parts());
+    images.chain(vms).map(|part| part.digest).collect()
 }
 
 /// The VMs, by name.

@@ -2,23 +2,27 @@
 //! for a part, what a VM is and whether it may run are told to it. How a VM comes to be:
 //!
 //! ```text
-//! depot (parts by digest) -> derived (made of them once) -> seed, sockets, ledger -> handover -> process (a VMM, in its limits)
-//!                                                                       control, console, forward: what is said to it later
+//! depot (parts by digest) -> derived (made of them once) -> kept, disks, sockets, ledger -> handover -> process (a VMM, in its limits)
+//!                                                                              control, console, forward: what is said to it later
 //! ```
 //! When, and what comes after, is decided by [`life`], which does nothing itself.
 
 pub mod console;
 pub mod control;
 pub mod depot;
+pub mod disks;
 pub mod facts;
 pub mod folders;
 pub mod forward;
 pub mod growth;
 pub mod handover;
+pub mod host;
+pub mod kept;
 pub mod ledger;
 pub mod life;
 pub mod limits;
 pub mod process;
+pub mod release;
 pub mod reserve;
 pub mod said;
 pub mod seed;
@@ -27,6 +31,7 @@ pub mod sockets;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use depot::derived;
+pub use host::Host;
 use rebec_api::{ApiError, ErrorCode};
 
 /// An error of this machine, as the API says it.

@@ -27,7 +27,7 @@ impl From<ApiError> for Failure {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        Self(crate::vm::failed(&error))
+        Self(rebec_host::failed(&error))
     }
 }
 

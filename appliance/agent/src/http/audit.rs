@@ -54,7 +54,7 @@ const TOLD: &str = "the pool was told of";
 
 /// The row of which the pool was told.
 fn told(agent: &Agent) -> Option<Head> {
-    let told = agent.book(|book| book.host(&agent.key()).and_then(|host| host.audit)).flatten();
+    let told = agent.knowledge.read(|book| book.host(&agent.knowledge.key()).and_then(|host| host.audit)).flatten();
     told.map(|told| Head { seq: told.seq, hash: told.hash })
 }
 

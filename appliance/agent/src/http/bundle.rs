@@ -14,11 +14,7 @@ use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
 use super::{answer::Failure, pools, shown};
-use crate::{
-    agent::{Agent, now_s},
-    facts, logs, screen, tokens,
-    vm::LocalVm,
-};
+use crate::{agent::Agent, chance::now_s, facts, logs, screen, tokens, vm::LocalVm};
 
 /// Of each text of a VM, its end.
 const TAIL_BYTES: u64 = 64 << 10;
@@ -44,11 +40,11 @@ pub async fn show(State(agent): State<Arc<Agent>>) -> Result<Response, Failure> 
 fn bundle(agent: &Agent) -> Result<Vec<u8>> {
     let mut bundle = Bundle { tar: tar::Builder::new(vec![]), time: now_s() };
     bundle.text("version.txt", &format!("rebec {}\n{}\n", env!("CARGO_PKG_VERSION"), kernel_version()))?;
-    bundle.json("host.json", &screen::screen(agent))?;
+    bundle.json("host.json", &screen::screen(&agent.screen))?;
     bundle.json("facts.json", &Facts::of(agent))?;
     bundle.json("pool.json", &pools::pool_status(agent))?;
     bundle.json("jobs.json", &agent.jobs.all())?;
-    let lists = agent.book(|book| {
+    let lists = agent.knowledge.read(|book| {
         let mut images = shown::images(book);
         images.iter_mut().filter(|image| !image.cmdline.is_empty()).for_each(|image| image.cmdline = LEFT_OUT.to_owned());
         (shown::domains(book), shown::hosts(agent, book), shown::vms(agent, book), shown::lans(book), images)
@@ -62,7 +58,7 @@ fn bundle(agent: &Agent) -> Result<Vec<u8>> {
     }
     bundle.text("agent.log", &logs::tail())?;
     bundle.text("kernel.log", &kernel_messages())?;
-    for vm in agent.local_vms().iter().take(VMS_MAX) {
+    for vm in agent.vms.all().iter().take(VMS_MAX) {
         bundle.vm(vm)?;
     }
     bundle.tar.into_inner().context("support bundle")
@@ -117,7 +113,7 @@ struct Facts {
 
 impl Facts {
     fn of(agent: &Agent) -> Self {
-        let (disk_bytes, disk_free_bytes) = facts::disk_bytes(&agent.options.state);
+        let (disk_bytes, disk_free_bytes) = agent.host.disk_bytes();
         Self {
             cpus: facts::cpus(),
             memory_bytes: facts::memory_bytes(),
@@ -126,8 +122,8 @@ impl Facts {
             no_kvm: facts::no_kvm(),
             addresses: facts::addresses(),
             boot_id: facts::boot_id(),
-            durable: agent.options.durable,
-            parts: agent.depot.list().len(),
+            durable: agent.bulletin.is_durable(),
+            parts: agent.host.depot.list().len(),
         }
     }
 }

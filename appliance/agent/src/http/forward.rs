@@ -37,7 +37,8 @@ pub async fn to(agent: &Arc<Agent>, host: &Key, request: Request<Body>) -> Resul
         let message = "what this is about has just gone to another host; try again";
         return Err(ApiError::new(ErrorCode::Conflict, message).into());
     }
-    let peer = agent.peer(host).ok_or_else(|| ApiError::new(ErrorCode::Unreachable, "its host is not known here yet; try again"))?;
+    let peer =
+        agent.knowledge.peer(host).ok_or_else(|| ApiError::new(ErrorCode::Unreachable, "its host is not known here yet; try again"))?;
     let mut request = warrants::sign(agent, request).await?;
     request.headers_mut().insert(FORWARDED, HeaderValue::from_static("1"));
     let upgrades = request.headers().contains_key(header::UPGRADE);
@@ -46,7 +47,7 @@ pub async fn to(agent: &Arc<Agent>, host: &Key, request: Request<Body>) -> Resul
     *onward.method_mut() = parts.method.clone();
     *onward.uri_mut() = parts.uri.clone();
     *onward.headers_mut() = parts.headers.clone();
-    let mut response = agent.mesh.request(&peer, onward).await?;
+    let mut response = agent.peers.mesh.request(&peer, onward).await?;
     if upgrades && response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let mut original = Request::from_parts(parts, Body::empty());
         let (far, near) = (hyper::upgrade::on(&mut response), hyper::upgrade::on(&mut original));

@@ -11,29 +11,23 @@ use axum::{
 use rebec_api::{
     ApiError, ErrorCode,
     host::{DeclareDead, DrainHost, HostInfo, SetRole},
-    vm::MoveVm,
 };
 use rebec_book::{
     Key,
     authority::Granted,
     record::{Kind, id_of_key},
 };
-use rebec_vmm_api::Outcome;
+use rebec_host::failed;
 
 use super::{
     answer::{Answer, Failure, Json},
     forward, jobs, shown,
 };
-use crate::{
-    agent::Agent,
-    jobs::Reporter,
-    pool, roles, run,
-    vm::{Want, create, depart, failed},
-};
+use crate::{agent::Agent, orders::drain, pool, roles};
 
 /// `GET /v1/hosts`
 pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<HostInfo>> {
-    Ok(axum::Json(agent.pool(|book| shown::hosts(&agent, book))?))
+    Ok(axum::Json(agent.knowledge.pool(|book| shown::hosts(&agent, book))?))
 }
 
 /// `GET /v1/hosts/{name}`
@@ -42,14 +36,14 @@ pub async fn show(State(agent): State<Arc<Agent>>, Extension(granted): Extension
 }
 
 fn info(agent: &Agent, host: Key) -> Result<HostInfo, ApiError> {
-    let found = agent.pool(|book| shown::hosts(agent, book).into_iter().find(|shown| shown.key == host.to_string()))?;
+    let found = agent.knowledge.pool(|book| shown::hosts(agent, book).into_iter().find(|shown| shown.key == host.to_string()))?;
     found.ok_or_else(gone)
 }
 
 /// The host that a granted command is about.
 fn key(agent: &Agent, granted: &Granted) -> Result<Key, ApiError> {
     let id = granted.about().ok_or_else(gone)?;
-    agent.pool(|book| book.thing(Kind::MEMBER, id).map(|thing| thing.home))?.ok_or_else(gone)
+    agent.knowledge.pool(|book| book.thing(Kind::MEMBER, id).map(|thing| thing.home))?.ok_or_else(gone)
 }
 
 fn gone() -> ApiError {
@@ -64,48 +58,20 @@ pub async fn drain(
     request: Request<Body>,
 ) -> Result<Response, Failure> {
     let host = key(&agent, &granted)?;
-    if host != agent.key() {
+    if host != agent.knowledge.key() {
         return Ok(forward::about(&agent, &host, id_of_key(&host), request).await?.into_response());
     }
-    let (name, order) = (agent.own_name(), jobs::order(request.headers())?);
+    let (name, order) = (agent.knowledge.own_name(), jobs::order(request.headers())?);
     let says_nothing = hyper::body::Body::is_end_stream(request.body());
     let DrainHost { undo } = if says_nothing { DrainHost::default() } else { Json::from_request(request, &()).await?.0 };
     let what = if undo { format!("let host {name} take VMs again") } else { format!("drain host {name}") };
     Ok(jobs::begin(&agent, granted.asker(), order, what, async move |agent, reporter| {
-        agent.store.set_fact("draining", &!undo).map_err(|error| failed(&error))?;
-        run::publish_host(&agent);
+        agent.bulletin.set_draining(!undo).map_err(|error| failed(&error))?;
         if !undo {
-            empty(&agent, &reporter).await?;
+            drain::empty(&agent.orders, &reporter).await?;
         }
         info(&agent, host)
     })?)
-}
-
-/// Moves every running VM away; those that find no place stay and are named.
-async fn empty(agent: &Arc<Agent>, reporter: &Reporter) -> Result<(), ApiError> {
-    let mut details = vec![];
-    for vm in agent.local_vms() {
-        let kept = vm.kept();
-        if kept.want != Want::Running {
-            continue;
-        }
-        let moved = async {
-            let domain = create::stays_in(agent, &kept.home);
-            let chosen = create::place(agent, &kept.body, None, domain.as_deref(), Some(&kept))?;
-            let peer = agent.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
-            depart::depart(agent, &vm, &peer, &MoveVm::default(), reporter).await
-        };
-        match moved.await {
-            Ok(report) if report.outcome == Outcome::Moved => {}
-            Ok(report) => details.push(format!("{}: {}", kept.body.name, report.reason.unwrap_or_default())),
-            Err(error) => details.push(format!("{}: {error}", kept.body.name)),
-        }
-    }
-    if details.is_empty() {
-        return Ok(());
-    }
-    let message = format!("{} VMs stay on host {}, which takes no others", details.len(), agent.own_name());
-    Err(ApiError { code: ErrorCode::Refused, message, details })
 }
 
 /// `POST /v1/hosts/{name}/declare-dead`
@@ -115,8 +81,8 @@ pub async fn declare_dead(
     Json(wish): Json<DeclareDead>,
 ) -> Answer<HostInfo> {
     let host = key(&agent, &granted)?;
-    log::warn!("host {} is declared dead: {}", agent.name_of(&host), wish.reason);
-    pool::declare_dead(&agent, host, &wish.reason)?;
+    log::warn!("host {} is declared dead: {}", agent.knowledge.name_of(&host), wish.reason);
+    pool::declare_dead(&agent.membership, host, &wish.reason)?;
     Ok(axum::Json(info(&agent, host)?))
 }
 
@@ -127,7 +93,7 @@ pub async fn set_role(
     Json(wish): Json<SetRole>,
 ) -> Answer<HostInfo> {
     let host = key(&agent, &granted)?;
-    pool::set_role(&agent, host, roles::meant_for_host(wish.role))?;
-    log::info!("root at host {} has another role in the domain now", agent.name_of(&host));
+    pool::set_role(&agent.membership, host, roles::meant_for_host(wish.role))?;
+    log::info!("root at host {} has another role in the domain now", agent.knowledge.name_of(&host));
     Ok(axum::Json(info(&agent, host)?))
 }

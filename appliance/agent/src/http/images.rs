@@ -1,6 +1,6 @@
 //! `/v1/parts` and `/v1/images`.
 
-use std::{collections::BTreeSet, fs::File, io::Read, sync::Arc};
+use std::{fs::File, io::Read, sync::Arc};
 
 use axum::{
     body::Body,
@@ -21,12 +21,13 @@ use rebec_book::{
 
 use super::{
     answer::{Answer, Failure, Json},
-    names, shown,
+    shown,
 };
 use crate::{
-    agent::{Agent, now_s, random},
+    agent::Agent,
+    chance::{now_s, random},
     depot::judge,
-    derived, run,
+    derived, names,
 };
 
 /// The first bytes of a qcow2 image.
@@ -39,13 +40,13 @@ const CMDLINE_BYTES_MAX: usize = 2048;
 /// `PUT /v1/parts`
 pub async fn put_part(State(agent): State<Arc<Agent>>, headers: HeaderMap, body: Body) -> Answer<Part> {
     let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    let part = agent.depot.take(body.into_data_stream(), length).await?;
+    let part = agent.host.depot.take(body.into_data_stream(), length).await?;
     Ok(axum::Json(part))
 }
 
 /// `GET /v1/images`
 pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<ImageInfo>> {
-    Ok(axum::Json(agent.pool(shown::images)?))
+    Ok(axum::Json(agent.knowledge.pool(shown::images)?))
 }
 
 /// `POST /v1/images`
@@ -56,25 +57,25 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewImage>) 
         Err(error) => {
             // What was sent for an image that there will not be goes again.
             let sent = [new.kernel.as_ref(), new.initramfs.as_ref(), new.disk.as_ref()].into_iter().flatten();
-            let needed = agent.pool(needed)?;
+            let needed = agent.knowledge.pool(view::needed)?;
             let sent = sent.filter_map(|part| part.digest.parse().ok());
-            agent.depot.remove(sent.filter(|digest| agent.depot.has(digest) && !needed.contains(digest)));
+            agent.host.depot.remove(sent.filter(|digest| agent.host.depot.has(digest) && !needed.contains(digest)));
             return Err(error.into());
         }
     };
     {
-        let _alone = agent.naming.lock().await;
-        if names::taken(&agent, Kind::IMAGE, &new.name)? {
+        let _alone = agent.orders.naming.lock().await;
+        if names::taken(&agent.knowledge, Kind::IMAGE, &new.name)? {
             return Err(ApiError::new(ErrorCode::Conflict, format!("image `{}` exists already; choose another name", new.name)).into());
         }
-        let id = bound_id(&agent.key(), &body.nonce);
-        agent.publish(Kind::IMAGE, id, Some(Record::Image(body.clone().into())))?;
+        let id = bound_id(&agent.knowledge.key(), &body.nonce);
+        agent.knowledge.publish(Kind::IMAGE, id, Some(Record::Image(body.clone().into())))?;
     }
-    run::publish_host(&agent);
+    agent.bulletin.publish();
     // Nobody waits for it but the first VM.
-    let maker = agent.clone();
-    tokio::spawn(async move { derived::ensure(&maker.options.vmm, &maker.depot, &body, || ()).await });
-    let shown = agent.pool(|book| shown::images(book).into_iter().find(|image| image.name == new.name))?;
+    let maker = agent.host.clone();
+    tokio::spawn(async move { derived::ensure(maker.vmm(), &maker.depot, &body, || ()).await });
+    let shown = agent.knowledge.pool(|book| shown::images(book).into_iter().find(|image| image.name == new.name))?;
     Ok(axum::Json(shown.ok_or_else(|| ApiError::not_found("image", &new.name, "rebec image ls"))?))
 }
 
@@ -90,7 +91,7 @@ async fn body(agent: &Agent, new: &NewImage) -> Result<ImageBody, ApiError> {
     if new.kernel.is_none() && new.initramfs.is_some() {
         return Err(bad("initramfs: it goes with a kernel; give both, or neither to start what the disk says".into()));
     }
-    let domains = new.domains.iter().map(|name| names::domain(agent, name)).collect::<Result<_, _>>()?;
+    let domains = new.domains.iter().map(|name| names::domain(&agent.knowledge, name)).collect::<Result<_, _>>()?;
     let kernel = new.kernel.as_ref().map(|part| held(agent, "kernel", part)).transpose()?;
     let initramfs = new.initramfs.as_ref().map(|part| held(agent, "initramfs", part)).transpose()?;
     let disk = new.disk.as_ref().map(|part| held(agent, "disk", part)).transpose()?;
@@ -98,7 +99,7 @@ async fn body(agent: &Agent, new: &NewImage) -> Result<ImageBody, ApiError> {
         require_alone(agent, disk)?;
     }
     let digest = |part: &Option<PartRef>| part.map(|part| part.digest);
-    let judgement = judge::judge(&agent.options.vmm, &agent.depot, digest(&kernel).as_ref(), digest(&disk).as_ref()).await?;
+    let judgement = judge::judge(agent.host.vmm(), &agent.host.depot, digest(&kernel).as_ref(), digest(&disk).as_ref()).await?;
     let disk = disk.zip(judgement.disk).map(|(part, disk)| DiskRef { part, qcow2: disk.format == "qcow2", virtual_bytes: disk.bytes });
     Ok(ImageBody {
         nonce: Name(random()),
@@ -122,7 +123,7 @@ fn cut(mut text: String) -> String {
 
 fn held(agent: &Agent, what: &str, part: &Part) -> Result<PartRef, ApiError> {
     let digest: Digest = part.digest.parse().map_err(|error| ApiError::new(ErrorCode::BadRequest, format!("{what}: digest {error}")))?;
-    let length = std::fs::metadata(agent.depot.path(&digest)).map(|file| file.len());
+    let length = std::fs::metadata(agent.host.depot.path(&digest)).map(|file| file.len());
     match length {
         Ok(bytes) if bytes == part.bytes => Ok(PartRef { digest, bytes }),
         _ => Err(ApiError::new(
@@ -135,7 +136,8 @@ fn held(agent: &Agent, what: &str, part: &Part) -> Result<PartRef, ApiError> {
 /// A disk stands alone: what others have in their depots is this one file.
 fn require_alone(agent: &Agent, disk: &PartRef) -> Result<(), ApiError> {
     let mut header = vec![];
-    let read = File::open(agent.depot.path(&disk.digest)).and_then(|file| file.take(QCOW2_HEADER_BYTES as u64).read_to_end(&mut header));
+    let read =
+        File::open(agent.host.depot.path(&disk.digest)).and_then(|file| file.take(QCOW2_HEADER_BYTES as u64).read_to_end(&mut header));
     read.map_err(|error| ApiError::new(ErrorCode::Failed, format!("depot: read part {}: {error}", disk.digest.short())))?;
     let backing = header.get(8..16).is_some_and(|offset| offset != [0; 8]);
     if header.starts_with(QCOW2_MAGIC) && backing {
@@ -149,26 +151,19 @@ fn require_alone(agent: &Agent, disk: &PartRef) -> Result<(), ApiError> {
 pub async fn remove(State(agent): State<Arc<Agent>>, Extension(granted): Extension<Granted>) -> Result<(), Failure> {
     let gone = || ApiError::new(ErrorCode::NotFound, "the image is gone; `rebec image ls` lists those there are");
     let id = granted.about().ok_or_else(gone)?;
-    let found = agent.pool(|book| {
+    let found = agent.knowledge.pool(|book| {
         let home = book.thing(Kind::IMAGE, id)?.home;
         let Some(Record::Image(image)) = book.get(Kind::IMAGE, id, home) else { return None };
         Some((home, image.parts().map(|part| part.digest).collect::<Vec<_>>()))
     })?;
     let (home, parts) = found.ok_or_else(gone)?;
-    if home != agent.key() {
-        let host = agent.name_of(&home);
+    if home != agent.knowledge.key() {
+        let host = agent.knowledge.name_of(&home);
         return Err(ApiError::new(ErrorCode::Forbidden, format!("this image was imported on host {host}; remove it there")).into());
     }
-    agent.publish(Kind::IMAGE, id, None)?;
-    let needed = agent.pool(needed)?;
-    agent.depot.remove(parts.into_iter().filter(|digest| !needed.contains(digest)));
-    run::publish_host(&agent);
+    agent.knowledge.publish(Kind::IMAGE, id, None)?;
+    let needed = agent.knowledge.pool(view::needed)?;
+    agent.host.depot.remove(parts.into_iter().filter(|digest| !needed.contains(digest)));
+    agent.bulletin.publish();
     Ok(())
-}
-
-/// The parts of all images, and of all VMs.
-pub fn needed(book: &rebec_book::Book) -> BTreeSet<Digest> {
-    let images = view::images(book).into_iter().flat_map(|image| image.body.parts());
-    let vms = view::vms(book).into_iter().flat_map(|vm| vm.body.image.parts());
-    images.chain(vms).map(|part| part.digest).collect()
 }

@@ -14,32 +14,31 @@ use rebec_api::{
     ApiError, ErrorCode,
     job::{Job, JobProgress},
 };
-use rebec_book::{
-    Signed,
-    authority::Question,
-    gossip::message as gossip,
-    key::{Digest, Id},
-    record::Kind,
-};
+use rebec_book::{Signed, authority::Question, gossip::message as gossip, key::Digest, record::Kind};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::{
     Caller,
     answer::{Answer, Failure, Json, Whole},
-    jobs, rights, vms,
+    jobs, rights,
 };
 use crate::{
     agent::Agent,
     audit::{Entry, Who},
-    exchange,
+    keeper::{self, Verdict, Wish},
+    orders::{
+        addresses::{self, LeaseQuestion},
+        order::StartOrder,
+        record::Introduction,
+        remove::Removal,
+    },
     pool::{self, JoinAnswer, JoinQuestion},
     vm::{
-        Want,
-        arrive::{self, Offer},
-        create::{self, Introduction, LeaseQuestion, Order, StartOrder},
-        keeper::{self, Verdict, Wish},
-        start,
+        Want, arrive,
+        depart::Offer,
+        start::{self, Order},
+        stop,
     },
 };
 
@@ -55,16 +54,16 @@ pub async fn join(
     Json(question): Json<JoinQuestion>,
 ) -> Answer<JoinAnswer> {
     // A host that is alone has nobody to ask: it says so itself.
-    agent.pool(|_| ())?;
+    agent.knowledge.pool(|_| ())?;
     let granted = rights::ask(&agent, caller, Question::Join).await?;
-    let admitted = pool::admit(&agent, granted, &question);
+    let admitted = pool::admit(&agent.membership, granted, &question);
     agent.audit.try_note(Entry::new(Who::new(caller, None), &Question::Join, admitted.as_ref().err().map(|error| error.message.clone())));
     Ok(axum::Json(admitted?))
 }
 
 /// `POST /internal/leave`
 pub async fn leave(State(agent): State<Arc<Agent>>, Extension(caller): Extension<Caller>) -> Result<(), Failure> {
-    Ok(pool::dismiss(&agent, rights::ask(&agent, caller, Question::Leave).await?)?)
+    Ok(pool::dismiss(&agent.membership, rights::ask(&agent, caller, Question::Leave).await?)?)
 }
 
 /// `POST /internal/exchange`
@@ -75,7 +74,7 @@ pub async fn exchange(
 ) -> Result<Response, Failure> {
     let Caller::Host(from) = caller else { return Err(ApiError::new(ErrorCode::Forbidden, "hosts gossip, users do not").into()) };
     let question = gossip::Question::from_bytes(&bytes).map_err(|error| ApiError::new(ErrorCode::BadRequest, error.to_string()))?;
-    let answer = exchange::answer(&agent, from, question);
+    let answer = agent.peers.answer(from, question);
     Ok(told(&answer.ok_or_else(|| ApiError::new(ErrorCode::Conflict, "this host belongs to no pool"))?))
 }
 
@@ -87,9 +86,9 @@ pub fn told(answer: &gossip::Answer) -> Response {
 /// `POST /internal/records`
 pub async fn records(State(agent): State<Arc<Agent>>, Json(introduction): Json<Introduction>) -> Answer<()> {
     let Introduction { records, vm, private } = introduction;
-    exchange::learn(&agent, records);
-    if start::desired(&agent, vm)?.1.keeper == Some(agent.key()) {
-        start::take_private(&agent, vm, &private)?;
+    agent.peers.learn(records);
+    if agent.knowledge.desired(vm)?.1.keeper == Some(agent.knowledge.key()) {
+        start::take_private(&agent.vms, vm, &private)?;
     }
     Ok(axum::Json(()))
 }
@@ -100,8 +99,8 @@ pub async fn leases(
     Extension(caller): Extension<Caller>,
     Json(question): Json<LeaseQuestion>,
 ) -> Answer<Vec<Signed>> {
-    create::grant(&agent, rights::ask(&agent, caller, Question::Addresses(question.lan)).await?)?;
-    let records = agent.pool(|book| book.select(|key| key.kind == Kind::LAN && key.id == question.lan, usize::MAX))?;
+    addresses::grant(&agent.orders, rights::ask(&agent, caller, Question::Addresses(question.lan)).await?)?;
+    let records = agent.knowledge.pool(|book| book.select(|key| key.kind == Kind::LAN && key.id == question.lan, usize::MAX))?;
     Ok(axum::Json(records))
 }
 
@@ -111,15 +110,15 @@ pub async fn promises(
     Extension(caller): Extension<Caller>,
     Json(question): Json<keeper::Question>,
 ) -> Answer<Verdict> {
-    exchange::learn(&agent, question.records);
+    agent.peers.learn(question.records);
     let granted = rights::ask(&agent, caller, Question::Promise(question.vm)).await?;
-    Ok(axum::Json(keeper::answer(&agent, granted, question.ask)?))
+    Ok(axum::Json(agent.keeper.answer(granted, question.ask)?))
 }
 
 /// `POST /internal/restarts`: to the keeper of a VM whose host is lost, for a user who wants it to run.
 pub async fn restarts(State(agent): State<Arc<Agent>>, Extension(caller): Extension<Caller>, Json(wish): Json<Wish>) -> Answer<()> {
     rights::ask(&agent, caller, Question::Restart(wish.vm)).await?;
-    Ok(axum::Json(keeper::wish(&agent, wish.vm)?))
+    Ok(axum::Json(agent.keeper.wish(wish.vm)?))
 }
 
 /// `POST /internal/starts`: a job whose result is how the VM is.
@@ -129,31 +128,24 @@ pub async fn starts(
     Json(order): Json<StartOrder>,
 ) -> Result<Response, Failure> {
     let StartOrder { vm, epoch, reason, records, private, order } = order;
-    exchange::learn(&agent, records);
+    agent.peers.learn(records);
     rights::ask(&agent, caller, Question::Start(vm, epoch)).await?;
-    start::take_private(&agent, vm, &private)?;
-    let (_, body) = start::desired(&agent, vm)?;
+    start::take_private(&agent.vms, vm, &private)?;
+    let (_, body) = agent.knowledge.desired(vm)?;
     Ok(jobs::begin(&agent, caller, order, format!("start VM {}", body.name), async move |agent, reporter| {
         // What was ordered is done, whoever did it.
-        let runs = agent.local_vm(&vm).is_some_and(|here| here.want() == Want::Running && here.kept().epoch >= epoch);
+        let runs = agent.vms.get(&vm).is_some_and(|here| here.want() == Want::Running && here.kept().epoch >= epoch);
         if !runs {
-            start::start(&agent, vm, Order { epoch, reason }, &reporter).await?;
+            start::start(&agent.vms, vm, Order { epoch, reason }, &reporter).await?;
         }
-        agent.pool(|book| book.select(|key| key.kind == Kind::SEEN && key.id == vm, usize::MAX))
+        agent.knowledge.pool(|book| book.select(|key| key.kind == Kind::SEEN && key.id == vm, usize::MAX))
     })?)
-}
-
-/// `POST /internal/removals`
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Removal {
-    /// The VM.
-    pub vm: Id,
 }
 
 /// `POST /internal/removals`: from the VM's home.
 pub async fn removals(State(agent): State<Arc<Agent>>, Extension(caller): Extension<Caller>, Json(removal): Json<Removal>) -> Answer<()> {
     rights::ask(&agent, caller, Question::Remove(removal.vm)).await?;
-    vms::remove_here(&agent, removal.vm).await?;
+    stop::remove(&agent.vms, removal.vm).await?;
     Ok(axum::Json(()))
 }
 
@@ -163,11 +155,11 @@ pub async fn arrivals(
     Extension(caller): Extension<Caller>,
     Json(offer): Json<Offer>,
 ) -> Result<Response, Failure> {
-    exchange::learn(&agent, offer.records);
+    agent.peers.learn(offer.records);
     let granted = rights::ask(&agent, caller, Question::Arrive(offer.vm, offer.epoch)).await?;
-    start::take_private(&agent, offer.vm, &offer.private)?;
+    start::take_private(&agent.vms, offer.vm, &offer.private)?;
     let what = format!("make ready for VM {}", offer.vm.short());
-    Ok(jobs::begin(&agent, caller, offer.order, what, async move |agent, reporter| arrive::prepare(&agent, granted, &reporter).await)?)
+    Ok(jobs::begin(&agent, caller, offer.order, what, async move |agent, reporter| arrive::prepare(&agent.vms, granted, &reporter).await)?)
 }
 
 /// `POST /internal/jobs/wait`
@@ -206,7 +198,7 @@ pub async fn part(
     let from =
         headers.get(header::RANGE).and_then(|range| range.to_str().ok()?.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<u64>().ok());
     let missing = |_| ApiError::new(ErrorCode::NotFound, format!("part {} is not in this host's depot", digest.short()));
-    let mut file = tokio::fs::File::open(agent.depot.path(&digest)).await.map_err(missing)?;
+    let mut file = tokio::fs::File::open(agent.host.depot.path(&digest)).await.map_err(missing)?;
     file.seek(SeekFrom::Start(from.unwrap_or(0))).await.map_err(missing)?;
     let pieces = futures_util::stream::try_unfold(file, |mut file| async {
         let mut piece = bytes::BytesMut::with_capacity(PIECE_BYTES);

@@ -100,13 +100,13 @@ pub async fn show(
 /// theirs began.
 pub fn find(agent: &Agent, asker: Asker, id: &str) -> Result<Option<watch::Receiver<Job>>, ApiError> {
     let Some((by, job)) = agent.jobs.get(id) else { return Ok(None) };
-    let is_root = matches!(asker, Asker::Signer(signer) if signer.key() == agent.key());
+    let is_root = matches!(asker, Asker::Signer(signer) if signer.key() == agent.knowledge.key());
     let concerns = |book: &Book| {
         let (own, theirs) = (book.own_domain(), domains(book, asker));
         let is_ours = matches!(asker, Asker::Signer(_)) && own.is_some_and(|own| theirs.contains(&own));
         is_ours || domains(book, by).iter().any(|domain| theirs.contains(domain))
     };
-    let may = is_root || by == asker || agent.book(concerns) == Some(true);
+    let may = is_root || by == asker || agent.knowledge.read(concerns) == Some(true);
     if may { Ok(Some(job)) } else { Err(ApiError::not_found("job", id, "rebec job ls")) }
 }
 
@@ -120,8 +120,10 @@ fn domains(book: &Book, asker: Asker) -> Vec<Key> {
 
 fn elsewhere(agent: &Agent, id: &str) -> Result<Key, ApiError> {
     let prefix = id.split('-').next().unwrap_or_default();
-    let own = agent.key();
-    let host = agent.book(|book| view::hosts(book).iter().find(|host| host.key.short() == prefix && host.key != own).map(|host| host.key));
+    let own = agent.knowledge.key();
+    let host = agent
+        .knowledge
+        .read(|book| view::hosts(book).iter().find(|host| host.key.short() == prefix && host.key != own).map(|host| host.key));
     host.flatten().ok_or_else(|| ApiError::not_found("job", id, "rebec job ls"))
 }
 

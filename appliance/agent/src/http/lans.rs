@@ -18,13 +18,17 @@ use rebec_book::{
 
 use super::{
     answer::{Answer, Failure, Json},
-    names, shown,
+    shown,
 };
-use crate::agent::{Agent, now_s, random};
+use crate::{
+    agent::Agent,
+    chance::{now_s, random},
+    names,
+};
 
 /// `GET /v1/lans`
 pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<LanInfo>> {
-    Ok(axum::Json(agent.pool(shown::lans)?))
+    Ok(axum::Json(agent.knowledge.pool(shown::lans)?))
 }
 
 /// `GET /v1/lans/{name}`
@@ -33,7 +37,7 @@ pub async fn show(State(agent): State<Arc<Agent>>, Extension(granted): Extension
 }
 
 fn find(agent: &Agent, id: Id) -> Result<LanInfo, ApiError> {
-    let found = agent.pool(|book| shown::lans(book).into_iter().find(|lan| lan.id == id.to_string()))?;
+    let found = agent.knowledge.pool(|book| shown::lans(book).into_iter().find(|lan| lan.id == id.to_string()))?;
     found.ok_or_else(gone)
 }
 
@@ -44,18 +48,19 @@ fn gone() -> ApiError {
 /// `POST /v1/lans`
 pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewLan>) -> Answer<LanInfo> {
     names::check("LAN", &new.name)?;
-    let _alone = agent.naming.lock().await;
-    if names::taken(&agent, Kind::LAN, &new.name)? {
+    let _alone = agent.orders.naming.lock().await;
+    if names::taken(&agent.knowledge, Kind::LAN, &new.name)? {
         return Err(ApiError::new(ErrorCode::Conflict, format!("LAN `{}` exists already; choose another name", new.name)).into());
     }
     let (network, prefix) = match &new.range {
         Some(text) => lan::parse_range(text).map_err(|error| ApiError::new(ErrorCode::BadRequest, error.to_string()))?,
         None => {
-            let ranges: Vec<_> = agent.pool(|book| view::lans(book).iter().map(|lan| (lan.body.network, lan.body.prefix)).collect())?;
+            let ranges: Vec<_> =
+                agent.knowledge.pool(|book| view::lans(book).iter().map(|lan| (lan.body.network, lan.body.prefix)).collect())?;
             lan::free_range(&ranges, u16::from_be_bytes(random()))
         }
     };
-    let domains = new.domains.iter().map(|name| names::domain(&agent, name)).collect::<Result<Vec<_>, _>>()?;
+    let domains = new.domains.iter().map(|name| names::domain(&agent.knowledge, name)).collect::<Result<Vec<_>, _>>()?;
     let [_, a, b, c] = random();
     let nonce = Name(random());
     let mut body = LanBody {
@@ -70,16 +75,16 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewLan>) ->
         created: now_s(),
         domains,
     };
-    body.leases.extend(lan::next_lease(&body, agent.key()));
-    let id = bound_id(&agent.key(), &nonce);
-    agent.publish(Kind::LAN, id, Some(Body::Lan(body.into())))?;
+    body.leases.extend(lan::next_lease(&body, agent.knowledge.key()));
+    let id = bound_id(&agent.knowledge.key(), &nonce);
+    agent.knowledge.publish(Kind::LAN, id, Some(Body::Lan(body.into())))?;
     Ok(axum::Json(find(&agent, id)?))
 }
 
 /// `DELETE /v1/lans/{name}`
 pub async fn remove(State(agent): State<Arc<Agent>>, Extension(granted): Extension<Granted>) -> Result<(), Failure> {
     let id = granted.about().ok_or_else(gone)?;
-    let found = agent.pool(|book| {
+    let found = agent.knowledge.pool(|book| {
         let home = book.thing(Kind::LAN, id)?.home;
         Some((home, book.on_lan(id).find_map(|record| view::vm(book, record.key.id)).map(|vm| vm.name)))
     })?;
@@ -87,10 +92,10 @@ pub async fn remove(State(agent): State<Arc<Agent>>, Extension(granted): Extensi
     if let Some(vm) = user {
         return Err(ApiError::new(ErrorCode::Conflict, format!("VM {vm} is on this LAN; remove that first")).into());
     }
-    if home != agent.key() {
-        let host = agent.name_of(&home);
+    if home != agent.knowledge.key() {
+        let host = agent.knowledge.name_of(&home);
         return Err(ApiError::new(ErrorCode::Forbidden, format!("this LAN was created on host {host}; remove it there")).into());
     }
-    agent.publish(Kind::LAN, id, None)?;
+    agent.knowledge.publish(Kind::LAN, id, None)?;
     Ok(())
 }

@@ -10,7 +10,6 @@ pub mod images;
 pub mod internal;
 pub mod jobs;
 pub mod lans;
-pub mod names;
 pub mod openapi;
 pub mod pools;
 pub mod rights;
@@ -31,7 +30,7 @@ use std::sync::Arc;
 
 use self::answer::{no_method, no_route};
 pub use self::rights::Caller;
-use crate::{agent::Agent, exchange};
+use crate::{agent::Agent, peers};
 use axum::{
     Router,
     extract::DefaultBodyLimit,
@@ -49,7 +48,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         router.route(row.path, row.handler.route_layer(right))
     });
     let agents = Router::new()
-        .route(exchange::PATH, post(internal::exchange))
+        .route(peers::PATH, post(internal::exchange))
         .route("/internal/records", post(internal::records))
         .route("/internal/leave", post(internal::leave))
         .route("/internal/leases", post(internal::leases))

@@ -16,11 +16,12 @@ use rebec_book::{
     record::Kind,
 };
 
-use super::{answer::Failure, internal, names, tls::TokenName, warrants};
+use super::{answer::Failure, internal, tls::TokenName, warrants};
 use crate::{
-    agent::{Agent, now_s},
+    agent::Agent,
     audit::{self, Entry, Weight, Who},
-    exchange,
+    chance::now_s,
+    names, peers,
 };
 
 /// Who asks, as the listener knows.
@@ -37,7 +38,7 @@ pub enum About {
 
 /// The right to ask an agent's question, or the refusal.
 pub async fn ask(agent: &Agent, caller: Caller, question: Question) -> Result<Granted, ApiError> {
-    let judged = agent.may(caller, question).map_err(|refused| forbidden(&refused));
+    let judged = agent.knowledge.may(caller, question).map_err(|refused| forbidden(&refused));
     note(agent, who(agent, caller, None), question, judged.as_ref().err()).await;
     judged
 }
@@ -56,8 +57,8 @@ pub async fn note(agent: &Agent, who: Who, question: Question, refused: Option<&
 pub fn who(agent: &Agent, caller: Caller, token: Option<&str>) -> Who {
     let Asker::Signer(signer) = caller else { return Who::new(caller, token) };
     agent.knowledge.look(|book| {
-        let role = authority::role_of(book, agent.key(), now_s(), &signer);
-        Who::signer(&signer, agent.key(), authority::called(book, &signer), role, token)
+        let role = authority::role_of(book, agent.knowledge.key(), now_s(), &signer);
+        Who::signer(&signer, agent.knowledge.key(), authority::called(book, &signer), role, token)
     })
 }
 
@@ -99,7 +100,7 @@ pub async fn commands(
         Ok(question) => question,
         Err(error) => return Failure(error).into_response(),
     };
-    let judged = agent.may(caller, question).map_err(|refused| forbidden(&refused));
+    let judged = agent.knowledge.may(caller, question).map_err(|refused| forbidden(&refused));
     let held = match (judged, proven) {
         (Ok(granted), None) => Ok((granted, request)),
         (Ok(granted), Some(proven)) => {
@@ -122,17 +123,17 @@ pub async fn commands(
 /// there is: what is judged then is the command about nothing.
 fn about_thing(agent: &Agent, caller: Caller, command: Command, kind: Kind, params: &RawPathParams) -> Result<Question, ApiError> {
     let alone = Question::Command(command, None);
-    let someone = agent.may(caller, alone);
+    let someone = agent.knowledge.may(caller, alone);
     // Whoever is somebody in a domain may have to do with a VM of that domain.
     let is_somebody = match caller {
-        Asker::Signer(signer) => agent.book(|book| !authority::domains_of(book, &signer.key()).is_empty()) == Some(true),
+        Asker::Signer(signer) => agent.knowledge.read(|book| !authority::domains_of(book, &signer.key()).is_empty()) == Some(true),
         Asker::Host(_) | Asker::Nobody => false,
     };
     if someone.is_err() && !is_somebody {
         return Ok(alone);
     }
     let name = params.iter().next().map(|(_, value)| value.to_owned()).unwrap_or_default();
-    match names::find(agent, kind, &name) {
+    match names::find(&agent.knowledge, kind, &name) {
         Ok(id) => Ok(Question::Command(command, Some((kind, id)))),
         Err(_) if someone.is_err() => Ok(alone),
         Err(error) => Err(error),
@@ -143,10 +144,10 @@ fn about_thing(agent: &Agent, caller: Caller, command: Command, kind: Kind, para
 /// that was declared dead is told so, and hears nothing else.
 pub async fn agents(State(agent): State<Arc<Agent>>, request: Request, next: Next) -> Response {
     let caller = request.extensions().get::<Caller>().copied().unwrap_or(Asker::Nobody);
-    match agent.may(caller, Question::Exchange) {
+    match agent.knowledge.may(caller, Question::Exchange) {
         Ok(granted) => {
             if let Some(host) = granted.host() {
-                exchange::heard(&agent, host);
+                agent.peers.heard(host);
             }
             next.run(request).await
         }
@@ -154,7 +155,7 @@ pub async fn agents(State(agent): State<Arc<Agent>>, request: Request, next: Nex
             let error = forbidden(&refused);
             note(&agent, who(&agent, caller, None), Question::Exchange, Some(&error)).await;
             match refused {
-                Refused { proof: Some(proof), .. } if request.uri().path() == exchange::PATH => internal::told(&Answer::Dead(proof)),
+                Refused { proof: Some(proof), .. } if request.uri().path() == peers::PATH => internal::told(&Answer::Dead(proof)),
                 _ => Failure(error).into_response(),
             }
         }

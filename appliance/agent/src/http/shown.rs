@@ -71,9 +71,9 @@ pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
     let names = Names::new(book);
     let (loads, own) = (view::loads(book), book.own_domain());
     let shown = view::hosts(book).into_iter().map(|host| {
-        let silence = if host.key == agent.key() { None } else { agent.silence(&host.key) };
+        let silence = if host.key == agent.knowledge.key() { None } else { agent.peers.silence(&host.key) };
         let body = host.body;
-        let (load, vitals) = (loads.get(&host.key).copied().unwrap_or_default(), agent.exchange.vitals(&host.key));
+        let (load, vitals) = (loads.get(&host.key).copied().unwrap_or_default(), agent.peers.vitals(&host.key));
         let load = if own == Some(host.domain) { load } else { load.with(&vitals) };
         HostInfo {
             domain: names.domains.get(&host.domain).cloned().unwrap_or_default(),
@@ -87,7 +87,7 @@ pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
             },
             silent_s: silence.unwrap_or(Duration::ZERO).as_secs(),
             addresses: body.addresses.iter().map(ToString::to_string).collect(),
-            clock: if host.key == agent.key() { agent.clock.borrow().clone() } else { None },
+            clock: if host.key == agent.knowledge.key() { agent.clock.borrow().clone() } else { None },
             no_kvm: body.no_kvm.clone(),
             cpus: body.cpus,
             memory_bytes: body.memory_bytes,
@@ -102,7 +102,7 @@ pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
                 Protocols { peer: text(speaks.peer), moves: text(speaks.moves), control: text(speaks.control) }
             }),
             audit: body.audit.map(|head| AuditMark { seq: head.seq, hash: head.hash.to_string() }),
-            this: host.key == agent.key(),
+            this: host.key == agent.knowledge.key(),
             name: host.name,
         }
     });
@@ -206,10 +206,10 @@ pub fn vm(agent: &Agent, book: &Book, vm: view::Named<'_, VmBody>) -> VmInfo {
 fn named_vm(agent: &Agent, book: &Book, names: &Names, vm: view::Named<'_, VmBody>) -> VmInfo {
     let seen = view::seen(book, vm.id);
     let holder = seen.map_or(vm.home, |seen| seen.holder);
-    let lost = !agent.answers(&holder);
+    let lost = !agent.peers.answers(&holder);
     let (state, reason) = match seen {
         Some(seen) if lost => {
-            let silence = || format!("has not been heard for {} s", agent.silence(&holder).unwrap_or_default().as_secs());
+            let silence = || format!("has not been heard for {} s", agent.peers.silence(&holder).unwrap_or_default().as_secs());
             let what = book.dead(&holder).map_or_else(silence, |why| format!("was declared dead: {why}"));
             let reason = format!("host {} {what}; it was {:?}", names.host(&holder), seen.body.state);
             (VmState::Lost, Some(reason))

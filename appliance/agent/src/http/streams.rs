@@ -152,7 +152,7 @@ pub async fn reach(
         Ok(vm) => vm,
         Err(holder) => return elsewhere(&agent, &holder, &granted, request).await,
     };
-    let mut guest = crate::forward::connect(&agent, &vm, port).await?;
+    let mut guest = crate::forward::connect(&agent.forwards, &agent.knowledge, &vm, port).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         if let Ok(client) = upgrade.await
@@ -174,7 +174,7 @@ pub async fn arrival(
     require_upgrade(request.headers())?;
     let id = id.parse().map_err(|error| ApiError::new(ErrorCode::BadRequest, format!("arrival: {error}")))?;
     let granted = rights::ask(&agent, caller, Question::Stream(id)).await?;
-    let (mut near, open) = arrive::connect(&agent, id, granted).await?;
+    let (mut near, open) = arrive::connect(&agent.vms, id, granted).await?;
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         if let Ok(far) = upgrade.await {

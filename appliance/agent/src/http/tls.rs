@@ -2,7 +2,7 @@
 //! are on the status screen; no name, date or authority counts. Who shows a token gives commands in the token's role, which the host signs
 //! for; a user signs them itself (`warrants`). Who does neither is told so and hears no more.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use axum::{
@@ -24,17 +24,12 @@ use super::{
     warrants,
 };
 use crate::{
-    agent::{Agent, now_s},
+    agent::Agent,
     audit::Entry,
+    chance::now_s,
     mesh::listen,
     tokens::{self, Holder},
 };
-
-/// Where others reach the API; none where it is off or the host has no address.
-pub fn address(agent: &Agent) -> Option<SocketAddr> {
-    let port = Some(agent.options.api_port).filter(|port| *port > 0)?;
-    Some((agent.mesh_addresses().first()?.ip(), port).into())
-}
 
 /// Listens on all addresses.
 pub fn listen(port: u16) -> Result<TcpListener> {
@@ -76,7 +71,7 @@ async fn who_asks(State(agent): State<Arc<Agent>>, mut request: Request, next: N
             Ok(Holder::Of(name, role)) => Ok((name, role)),
             Ok(Holder::Expired(name)) => Err(shut_out(&agent, Some(&name), &format!("the token `{name}` has expired"))),
             Ok(Holder::Unknown) => Err(shut_out(&agent, None, "this token is not known here")),
-            Err(error) => Err(crate::vm::failed(&error)),
+            Err(error) => Err(rebec_host::failed(&error)),
         },
     };
     let (name, role) = match known {
@@ -89,7 +84,7 @@ async fn who_asks(State(agent): State<Arc<Agent>>, mut request: Request, next: N
     };
     request.headers_mut().remove(header::AUTHORIZATION);
     request.headers_mut().remove(warrant::HEADER);
-    request.extensions_mut().insert(Caller::Signer(Signer::token(agent.key(), role)));
+    request.extensions_mut().insert(Caller::Signer(Signer::token(agent.knowledge.key(), role)));
     request.extensions_mut().insert(TokenName(name.into()));
     next.run(request).await
 }

@@ -9,14 +9,8 @@ use rebec_api::{
 };
 use rebec_book::{authority, warrant::Signer};
 
-use super::{
-    answer::{Answer, Failure, Json},
-    names,
-};
-use crate::{
-    agent::{Agent, now_s},
-    roles, tokens,
-};
+use super::answer::{Answer, Failure, Json};
+use crate::{agent::Agent, chance::now_s, names, roles, tokens};
 
 /// `GET /v1/tokens`
 pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<Token>> {
@@ -30,10 +24,10 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewToken>) 
         return Err(ApiError::new(ErrorCode::BadRequest, "`valid_s` is 0: give a time of at least a second, or none").into());
     }
     // A token is worth no more than its host.
-    let (root, role) = (Signer::root(agent.key()), roles::meant(new.role));
+    let (root, role) = (Signer::root(agent.knowledge.key()), roles::meant(new.role));
     let lacks = agent.knowledge.look(|book| {
-        let is_enough = authority::role_of(book, agent.key(), now_s(), &root) >= Some(role);
-        (!is_enough).then(|| authority::needs_role(book, agent.key(), now_s(), &root, "make a token of that role", role))
+        let is_enough = authority::role_of(book, agent.knowledge.key(), now_s(), &root) >= Some(role);
+        (!is_enough).then(|| authority::needs_role(book, agent.knowledge.key(), now_s(), &root, "make a token of that role", role))
     });
     if let Some(why) = lacks {
         return Err(ApiError::new(ErrorCode::Forbidden, format!("{why}; or choose a lower --role")).into());

@@ -13,18 +13,14 @@ use rebec_book::{
     record::UserBody,
 };
 
-use super::{
-    answer::{Answer, Failure, Json},
-    names,
-};
-use crate::{
-    agent::{Agent, now_s},
-    pool, roles,
-};
+use super::answer::{Answer, Failure, Json};
+use crate::{agent::Agent, chance::now_s, names, pool, roles};
 
 /// `GET /v1/users`
 pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<User>> {
-    Ok(axum::Json(agent.pool(|book| book.own_domain().map_or_else(Vec::new, |own| book.users(&own).into_iter().map(shown).collect()))?))
+    Ok(axum::Json(
+        agent.knowledge.pool(|book| book.own_domain().map_or_else(Vec::new, |own| book.users(&own).into_iter().map(shown).collect()))?,
+    ))
 }
 
 fn shown(user: &UserBody) -> User {
@@ -45,24 +41,24 @@ pub async fn add(State(agent): State<Arc<Agent>>, Json(new): Json<NewUser>) -> A
         let own = book.own_domain()?;
         book.users(&own).into_iter().find(|user| user.name == new.name && user.key != key).map(|user| user.key)
     };
-    if let Some(other) = agent.pool(taken)? {
+    if let Some(other) = agent.knowledge.pool(taken)? {
         let message = format!("user `{}` is the key {other}; choose another name, or `rebec user rm {}` first", new.name, new.name);
         return Err(ApiError::new(ErrorCode::Conflict, message).into());
     }
     let until = new.valid_s.map(|valid_s| now_s().saturating_add(valid_s));
-    let user = pool::set_user(&agent, key, &new.name, roles::meant(new.role), until)?;
+    let user = pool::set_user(&agent.membership, key, &new.name, roles::meant(new.role), until)?;
     log::info!("user {} ({}) has the role {} now", user.name, key.short(), user.role);
     Ok(axum::Json(shown(&user)))
 }
 
 /// `DELETE /v1/users/{name}`
 pub async fn remove(State(agent): State<Arc<Agent>>, Path(name): Path<String>) -> Result<(), Failure> {
-    let found = agent.pool(|book| {
+    let found = agent.knowledge.pool(|book| {
         let own = book.own_domain()?;
         book.users(&own).into_iter().find(|user| user.name == name).map(|user| user.key)
     })?;
     let key = found.ok_or_else(|| ApiError::not_found("user", &name, "rebec user ls"))?;
-    pool::remove_user(&agent, key)?;
+    pool::remove_user(&agent.membership, key)?;
     log::info!("user {name} ({}) has no role any more", key.short());
     Ok(())
 }

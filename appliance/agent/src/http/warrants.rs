@@ -1,10 +1,7 @@
 //! Signed commands (`rebec_book::warrant`): read where they come in, and signed where this host sends one on for root at its socket or for
 //! who showed it a token.
 
-use std::{
-    sync::Mutex,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use axum::{
     body::{Body, Bytes},
@@ -18,34 +15,17 @@ use rebec_book::{
     authority::{Asker, Command},
     key::{Id, Name},
     record::Kind,
-    warrant::{self, BadWarrant, Proven, Replays, TokenBound},
+    warrant::{self, BadWarrant, Proven, TokenBound},
 };
-use rebec_host::lock;
 
 use super::{BODY_BYTES_MAX, tls::TokenName};
-use crate::agent::{Agent, now_s, random};
+use crate::{
+    agent::Agent,
+    chance::{now_s, random},
+};
 
 /// How long a client may take for the body of a signed request.
 const BODY_TIME: Duration = Duration::from_secs(10);
-
-/// The warrants that came since the agent started.
-pub struct Warrants {
-    since: Instant,
-    replays: Mutex<Replays>,
-}
-
-impl Default for Warrants {
-    fn default() -> Self {
-        Self { since: Instant::now(), replays: Mutex::default() }
-    }
-}
-
-impl Warrants {
-    /// Lets a warrant through once.
-    fn once(&self, proven: &Proven) -> Result<(), BadWarrant> {
-        lock(&self.replays).once(proven, now_s(), self.since.elapsed().as_secs())
-    }
-}
 
 /// A bad warrant as the API says it.
 fn refused(bad: &BadWarrant) -> ApiError {
@@ -58,11 +38,11 @@ pub fn read(agent: &Agent, caller: Asker, request: &Request) -> Result<Option<(P
     let Some(text) = request.headers().get(warrant::HEADER) else { return Ok(None) };
     let from = match caller {
         Asker::Host(host) => host,
-        Asker::Signer(_) | Asker::Nobody => agent.key(),
+        Asker::Signer(_) | Asker::Nobody => agent.knowledge.key(),
     };
     let proven = text.to_str().map_err(|_| BadWarrant::Malformed).and_then(Proven::open).map_err(|bad| refused(&bad))?;
     // What this host signed itself went to others: one of them brings it back.
-    if proven.is_of_asked() && from == agent.key() {
+    if proven.is_of_asked() && from == agent.knowledge.key() {
         return Err(refused(&BadWarrant::Place));
     }
     let signer = proven.signer(from, now_s()).map_err(|bad| refused(&bad))?;
@@ -83,7 +63,7 @@ pub async fn hold(
     request: Request,
 ) -> Result<Request, ApiError> {
     let path = request.uri().path_and_query().map_or("", |path| path.as_str());
-    let covers = agent.pool(|book| proven.covers(book, request.method().as_str(), path, about))?;
+    let covers = agent.knowledge.pool(|book| proven.covers(book, request.method().as_str(), path, about))?;
     covers.map_err(|bad| refused(&bad))?;
     let request = if command == Command::PartPut {
         proven.covers_body(None).map_err(|bad| refused(&bad))?;
@@ -105,7 +85,7 @@ pub async fn sign(agent: &Agent, request: Request) -> Result<Request, ApiError> 
     let by = request.extensions().get::<Asker>().copied();
     let token = request.extensions().get::<TokenName>().cloned();
     let at_most = match by {
-        Some(Asker::Signer(signer)) if signer.key() == agent.key() => signer.at_most(),
+        Some(Asker::Signer(signer)) if signer.key() == agent.knowledge.key() => signer.at_most(),
         _ => return Err(ApiError::new(ErrorCode::Forbidden, "a command goes on to another host with the signature of who gave it")),
     };
     let token = match (token, at_most) {
@@ -115,8 +95,8 @@ pub async fn sign(agent: &Agent, request: Request) -> Result<Request, ApiError> 
     };
     let (mut request, bytes) = whole(request).await?;
     let warrant = Warrant {
-        signer: agent.key(),
-        at: agent.key(),
+        signer: agent.knowledge.key(),
+        at: agent.knowledge.key(),
         method: request.method().to_string(),
         path: request.uri().path_and_query().map_or_else(String::new, ToString::to_string),
         body: Some(warrant::body_digest(&bytes)),

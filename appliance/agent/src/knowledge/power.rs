@@ -188,7 +188,7 @@ const VM: Id = Name([7; 16]);
 /// A host's life: it joins, says what runs, hears of others, keeps a VM and grants it, obeys orders, leaves and joins again.
 fn story(disk: &Disk) -> Vec<Told> {
     let store = Arc::new(store_on(disk.clone()).unwrap());
-    let knowledge = Knowledge::open(key(2), store.clone(), None).unwrap();
+    let knowledge = Knowledge::open(secret(2), None, store.clone(), None).unwrap();
     let (mut told, mut now) = (vec![], Told::default());
     let mut note = |now: &mut Told| {
         now.deeds = disk.deeds();
@@ -196,7 +196,7 @@ fn story(disk: &Disk) -> Vec<Told> {
     };
     for life in 0..2u64 {
         // Before it says so, an image of either kind is right.
-        knowledge.enter(key(0), key(1), beginning(), &secret(2)).unwrap();
+        knowledge.enter(key(0), key(1), beginning()).unwrap();
         now.in_pool = true;
         note(&mut now);
         for round in 1..=6u64 {
@@ -246,7 +246,7 @@ fn told_leaving(knowledge: &Knowledge, mut before: Told, note: &mut impl FnMut(&
 /// Whether an agent comes up from an image, and has kept what was told.
 fn comes_up(bytes: Vec<u8>, told: &Told) -> Result<()> {
     let store = Arc::new(store_on(Disk::holding(bytes))?);
-    let knowledge = Knowledge::open(key(2), store.clone(), None)?;
+    let knowledge = Knowledge::open(secret(2), None, store.clone(), None)?;
     let in_pool = knowledge.read(|book| book.pool());
     assert!(in_pool.is_some() || !told.in_pool, "it forgot its pool");
     assert_eq!(in_pool.is_some(), store.domain()?.is_some(), "half of a pool");

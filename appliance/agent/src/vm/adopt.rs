@@ -5,67 +5,59 @@ use std::{fs, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
 use rebec_host::{
-    folders,
+    folders, kept,
     life::{Input, WORD_TIME},
 };
 use rebec_vmm_api::control::OtherVersion;
 
-use super::{Kept, LocalVm, process::Process, watch};
-use crate::{
-    agent::{Agent, lock},
-    facts,
-};
+use super::{Kept, LocalVm, Vms, look, process::Process, watch};
+use crate::facts;
 
 /// Adopts every VM of the state folder.
-pub async fn all(agent: &Arc<Agent>) -> Result<()> {
-    let folder = agent.options.state.join("vms");
+pub async fn all(vms: &Arc<Vms>) -> Result<()> {
+    let folder = vms.host.state().join("vms");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     folders::sweep(&folder).with_context(|| format!("sweep {}", folder.display()))?;
     for entry in fs::read_dir(&folder)? {
         let path = entry?.path();
-        match read(&path) {
-            Ok(kept) => one(agent, &path, kept).await,
+        match kept::read(&path) {
+            Ok(kept) => one(vms, &path, kept).await,
             Err(error) => log::warn!("{}: left alone: {error:#}", path.display()),
         }
     }
     Ok(())
 }
 
-fn read(folder: &Path) -> Result<Kept> {
-    let path = folder.join("vm.json");
-    serde_json::from_slice(&fs::read(&path).with_context(|| format!("read {}", path.display()))?).context("understand vm.json")
-}
-
-async fn one(agent: &Arc<Agent>, folder: &Path, kept: Kept) {
+async fn one(vms: &Arc<Vms>, folder: &Path, kept: Kept) {
     let since = if kept.boot == facts::boot_id() { "while no agent watched" } else { "when the machine stopped" };
-    let vm = Arc::new(LocalVm::found(folder.to_owned(), kept.clone(), format!("its VMM ended {since}")));
-    lock(&agent.vms).insert(kept.id, vm.clone());
+    let vm = Arc::new(LocalVm::found(vms.knowledge.clone(), folder.to_owned(), kept.clone(), format!("its VMM ended {since}")));
+    vms.insert(vm.clone());
     match vm.talk(|control| control.pid()).await.and_then(|pid| Process::adopt(pid, folder)) {
         Ok(process) => {
             log::info!("vm {}: adopted", kept.body.name);
-            vm.learn(agent, Input::Adopted);
-            watch::look(agent, &vm).await;
-            watch::spawn(agent, &vm, Some(process));
+            vm.learn(Input::Adopted);
+            look::at(&vm).await;
+            watch::spawn(vms, &vm, Some(process));
         }
         Err(error) if error.is::<OtherVersion>() => {
             log::error!("vm {}: {error}", kept.body.name);
             // It has no task: nothing is begun beside a VMM that runs and that this agent does not understand.
-            vm.say_strange(agent, error.to_string());
+            vm.say_strange(error.to_string());
         }
         Err(_) => {
-            watch::spawn(agent, &vm, None);
-            tokio::spawn(hear_first(agent.clone(), vm));
+            watch::spawn(vms, &vm, None);
+            tokio::spawn(hear_first(vms.clone(), vm));
         }
     }
 }
 
 /// Waits for a word from others before something is started: this host may have been declared dead meanwhile.
-async fn hear_first(agent: Arc<Agent>, vm: Arc<LocalVm>) {
-    let is_outcast = || agent.book(|book| book.dead(&agent.key()).is_some()) == Some(true);
+async fn hear_first(vms: Arc<Vms>, vm: Arc<LocalVm>) {
+    let is_outcast = || vms.knowledge.is_dead(&vms.knowledge.key());
     let heard = || {
-        let peers = agent.peers();
-        is_outcast() || peers.is_empty() || peers.iter().any(|peer| agent.answers(&peer.key))
+        let peers = vms.knowledge.peers();
+        is_outcast() || peers.is_empty() || peers.iter().any(|peer| vms.peers.answers(&peer.key))
     };
-    agent.until(WORD_TIME, heard).await;
-    vm.learn(&agent, if is_outcast() { Input::Outcast } else { Input::Heard });
+    vms.knowledge.until(WORD_TIME, heard).await;
+    vm.learn(if is_outcast() { Input::Outcast } else { Input::Heard });
 }

@@ -1,70 +1,42 @@
 //! A VM arrives from another host: its parts are gathered, an empty layer made, a VMM started that waits; then each stream of
 //! the move is joined to it. Whether it runs here is decided by the two VMMs and their ledgers alone.
 
-use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
-    Signed,
     authority::{Granted, Question},
     key::Id,
-    record::{SeenState, VmPrivate},
 };
 use rebec_host::life::{Goal, Input, Life};
 use rebec_pool::lease::Stance;
-use serde::{Deserialize, Serialize};
 
-use super::{
-    Kept, LocalVm, Want,
-    control::Control,
-    launch, lease,
-    process::{Beginning, Process},
-    sockets, start, watch,
-};
-use crate::{agent::Agent, facts, jobs::Reporter};
+use super::{Kept, LocalVm, Vms, Want, gather, lease, room, sockets, start};
+use crate::jobs::Reporter;
 
 /// How long a VM that comes back waits for its old VMM, which forwards late frames for a few seconds.
 const LEFT_TIME: Duration = Duration::from_secs(30);
 /// How often an offer may find the VMM of an earlier one that is just ending.
 const ATTEMPTS_MAX: usize = 3;
-/// VMs of this host that are asked for content.
-const DONORS_MAX: usize = 4;
-
-/// `POST /internal/arrivals`: a job.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Offer {
-    /// The VM.
-    pub vm: Id,
-    /// Its ownership counter at the host that sends it.
-    pub epoch: u64,
-    /// Records it needs here.
-    pub records: Vec<Signed>,
-    /// What others are not told of it.
-    #[serde(with = "rebec_book::record::as_text")]
-    pub private: VmPrivate,
-    /// The order's name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub order: Option<Id>,
-}
 
 /// Makes ready for a VM whose holder sends it, as the question said that was granted.
-pub async fn prepare(agent: &Arc<Agent>, granted: Granted, reporter: &Reporter) -> Result<(), ApiError> {
+pub async fn prepare(vms: &Arc<Vms>, granted: Granted, reporter: &Reporter) -> Result<(), ApiError> {
     let (Some(from), Question::Arrive(id, epoch)) = (granted.host(), *granted.question()) else {
         return Err(ApiError::new(ErrorCode::Forbidden, "no arrival was granted"));
     };
-    let (home, body) = start::desired(agent, id)?;
-    start::require_known(agent, &body)?;
+    let (home, body) = vms.knowledge.desired(id)?;
+    start::require_known(vms, &body)?;
     let (name, epoch) = (body.name.clone(), epoch.saturating_add(1));
-    start::gather(agent, &body.image, Some(from), reporter).await?;
-    let kept = Kept { from: Some(from), epoch, ..Kept::new(id, home, body.clone(), start::private(agent, id)?, Want::Arriving) };
-    let leased_until = lease::require(agent, &kept, Stance::Arrives).await?;
+    gather::gather(vms, &body.image, Some(from), reporter).await?;
+    let kept = Kept { from: Some(from), epoch, ..Kept::new(id, home, body.clone(), start::private(vms, id)?, Want::Arriving) };
+    let leased_until = lease::require(vms, &kept, Stance::Arrives).await?;
     for _ in 0..ATTEMPTS_MAX {
-        let is_leaving = || agent.local_vm(&id).is_some_and(|vm| vm.life(Life::is_leaving));
+        let is_leaving = || vms.get(&id).is_some_and(|vm| vm.life(Life::is_leaving));
         if is_leaving() {
             reporter.progress("waiting until what it left here has gone", 0, 0);
-            agent.until(LEFT_TIME, || !is_leaving()).await;
+            vms.knowledge.until(LEFT_TIME, || !is_leaving()).await;
         }
-        let vm = admit(agent, &kept).await?;
+        let vm = admit(vms, &kept).await?;
         vm.leased_until(leased_until);
         vm.until(|life| !life.is_starting()).await;
         if vm.talk(|control| control.pid()).await.is_ok() {
@@ -72,81 +44,54 @@ pub async fn prepare(agent: &Arc<Agent>, granted: Granted, reporter: &Reporter) 
             return Ok(());
         }
         if vm.life(|life| life.vmm().is_none() && life.word().reason.is_some()) {
-            return Err(watch::why_not(&vm));
+            return Err(vm.why_not());
         }
         // What waited for an earlier attempt is just ending.
-        let is_still_here = || agent.local_vm(&id).is_some_and(|here| Arc::ptr_eq(&here, &vm));
-        agent.until(LEFT_TIME, || !is_still_here()).await;
+        let is_still_here = || vms.get(&id).is_some_and(|here| Arc::ptr_eq(&here, &vm));
+        vms.knowledge.until(LEFT_TIME, || !is_still_here()).await;
     }
-    Err(ApiError::new(ErrorCode::Failed, format!("host {}: the VMM that waits for VM {name} does not answer; try again", agent.own_name())))
+    Err(ApiError::new(
+        ErrorCode::Failed,
+        format!("host {}: the VMM that waits for VM {name} does not answer; try again", vms.knowledge.own_name()),
+    ))
 }
 
 /// Finds room for a VM that is sent here, and tells its life: a VMM that waits for an earlier attempt takes this one.
-async fn admit(agent: &Arc<Agent>, kept: &Kept) -> Result<Arc<LocalVm>, ApiError> {
-    let _admission = agent.admission.lock().await;
-    if agent.local_vm(&kept.id).is_none() {
-        start::require_room(agent, &kept.body)?;
+async fn admit(vms: &Arc<Vms>, kept: &Kept) -> Result<Arc<LocalVm>, ApiError> {
+    let _admission = vms.admission.lock().await;
+    if vms.get(&kept.id).is_none() {
+        room::require(vms, &kept.body)?;
     }
-    let vm = start::place_here(agent, kept.clone())?;
+    let vm = room::take(vms, kept.clone())?;
     let from = kept.from.ok_or_else(|| ApiError::new(ErrorCode::BadRequest, "a VM that arrives has a source"))?;
-    vm.hear(agent, Input::Want(Goal::Arrive { from, epoch: kept.epoch })).map_err(|_| {
-        let message = format!("host {} still has VM {}; try again in a moment", agent.own_name(), kept.body.name);
+    vm.hear(Input::Want(Goal::Arrive { from, epoch: kept.epoch })).map_err(|_| {
+        let message = format!("host {} still has VM {}; try again in a moment", vms.knowledge.own_name(), kept.body.name);
         ApiError::new(ErrorCode::Conflict, message)
     })?;
     Ok(vm)
 }
 
-/// Starts a VMM that waits for the VM; one whose ledger says that it was prepared before tells the source that it is released.
-pub async fn wait_for(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> anyhow::Result<Process> {
-    let kept = vm.kept();
-    start::make_disks(agent, &vm.folder, &kept)?;
-    let ports = sockets::bind(agent.underlay(), kept.body.nics.len())?;
-    vm.keep(|kept| {
-        kept.endpoints = sockets::endpoints(&ports);
-        kept.boot = facts::boot_id();
-    })?;
-    let how = Beginning::Arrive { at: sockets::listen(&vm.folder)?, donors: donors(agent, &kept).await };
-    launch::start(agent, vm, how, ports).await
-}
-
-/// Connections to running VMs of the same home host: their content is within the same trust.
-async fn donors(agent: &Agent, arriving: &Kept) -> Vec<UnixStream> {
-    let others = agent.local_vms().into_iter().filter(|vm| {
-        let kept = vm.kept();
-        kept.id != arriving.id && kept.home == arriving.home && kept.want == Want::Running && vm.seen().state == SeenState::Running
-    });
-    let mut donors = vec![];
-    for vm in others.take(DONORS_MAX) {
-        match vm.turn(Control::donate).await {
-            Ok(donor) => donors.push(donor),
-            Err(error) => log::info!("vm {}: it lends nothing to {}: {error:#}", vm.name(), arriving.body.name),
-        }
-    }
-    donors
-}
-
 /// One stream of a move, as long as it is held.
 pub struct Open {
-    agent: Arc<Agent>,
     vm: Arc<LocalVm>,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.vm.learn(&self.agent, Input::StreamEnded);
+        self.vm.learn(Input::StreamEnded);
     }
 }
 
 /// A connection to the VMM that waits, for one stream of the move; for the host that sends the VM, and nobody else.
-pub async fn connect(agent: &Arc<Agent>, id: Id, granted: Granted) -> Result<(tokio::net::UnixStream, Open), ApiError> {
-    let vm = agent.local_vm(&id).filter(|vm| !vm.life(Life::is_leaving));
+pub async fn connect(vms: &Arc<Vms>, id: Id, granted: Granted) -> Result<(tokio::net::UnixStream, Open), ApiError> {
+    let vm = vms.get(&id).filter(|vm| !vm.life(Life::is_leaving));
     let vm = vm.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("VM {} does not arrive here", id.short())))?;
     if vm.kept().from.is_none() || vm.kept().from != granted.host() {
         return Err(ApiError::new(ErrorCode::Forbidden, format!("VM {} does not arrive here from the asking host", vm.name())));
     }
     // Before anything comes through it: what is being sent is not given up.
-    vm.learn(agent, Input::StreamBegan);
-    let open = Open { agent: agent.clone(), vm };
+    vm.learn(Input::StreamBegan);
+    let open = Open { vm };
     let stream = tokio::net::UnixStream::connect(sockets::arrival(&open.vm.folder)).await;
     let unreached = |error| ApiError::new(ErrorCode::Unreachable, format!("VM {}: its waiting VMM: {error}", open.vm.name()));
     Ok((stream.map_err(unreached)?, open))

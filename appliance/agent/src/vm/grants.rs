@@ -1,8 +1,6 @@
 //! Grants of the right to run a VM, as this host's word in the book: what it gives is written before it is needed elsewhere, and stays until
 //! whoever has the VM carries it in its own word.
 
-use std::sync::Arc;
-
 use rebec_api::ApiError;
 use rebec_book::{
     Body, Grant, Key,
@@ -13,15 +11,15 @@ use rebec_book::{
 };
 use rebec_host::life;
 
-use super::Kept;
-use crate::agent::Agent;
+use super::{Kept, Vms};
+use crate::knowledge::Knowledge;
 
 /// From so many grants in a row on the home takes notice.
 const NOTICE: usize = 4;
 
 /// The grants that lead from the home's word to this host, and on, of those that are known here.
-pub fn known(agent: &Agent, vm: Id, kept: &[Grant]) -> Vec<Grant> {
-    let all = agent.book(|book| {
+pub fn known(knowledge: &Knowledge, vm: Id, kept: &[Grant]) -> Vec<Grant> {
+    let all = knowledge.read(|book| {
         let body = view::vm_body(book, vm)?;
         let others = view::claims(book, vm).flat_map(|(_, seen)| &seen.grants);
         let mut all: Vec<&Grant> = others.chain(kept).filter(|grant| grant.epoch > body.assigned.epoch).collect();
@@ -37,41 +35,38 @@ pub fn known(agent: &Agent, vm: Id, kept: &[Grant]) -> Vec<Grant> {
 }
 
 /// Grants that a VM's life asks for, those of them that are not kept yet.
-pub fn signed(agent: &Agent, kept: &Kept, grants: &[life::Grant]) -> Vec<Grant> {
-    let own = agent.key();
+pub fn signed(knowledge: &Knowledge, kept: &Kept, grants: &[life::Grant]) -> Vec<Grant> {
+    let own = knowledge.key();
     let wanted = grants.iter().map(|grant| (grant.to.unwrap_or(own), grant.epoch));
     let is_new = |wanted: &(Key, u64)| !kept.grants.iter().any(|grant| (grant.by, grant.to, grant.epoch) == (own, wanted.0, wanted.1));
-    wanted.filter(is_new).map(|(to, epoch)| sign(agent, kept.id, to, epoch)).collect()
-}
-
-fn sign(agent: &Agent, vm: Id, to: Key, epoch: u64) -> Grant {
-    Grant::sign(&vm, to, epoch, agent.identity.host().as_signing_key())
+    wanted.filter(is_new).map(|(to, epoch)| knowledge.sign_grant(&kept.id, to, epoch)).collect()
 }
 
 /// As its keeper, this host grants a VM to another at a later epoch, and says so.
-pub fn as_keeper(agent: &Agent, vm: Id, at: Assigned) -> Result<(), ApiError> {
-    let grant = sign(agent, vm, at.host, at.epoch);
-    let before = agent.book(|book| match book.get(Kind::SEEN, vm, agent.key()) {
+pub fn as_keeper(knowledge: &Knowledge, vm: Id, at: Assigned) -> Result<(), ApiError> {
+    let grant = knowledge.sign_grant(&vm, at.host, at.epoch);
+    let before = knowledge.read(|book| match book.get(Kind::SEEN, vm, knowledge.key()) {
         Some(Body::Seen(seen)) => Some(seen.grants.clone()),
         _ => None,
     });
     let mut grants = before.flatten().unwrap_or_default();
     grants.push(grant);
     grants.drain(..grants.len().saturating_sub(GRANTS_MAX));
-    left(agent, vm, at.epoch, grants)
+    left(knowledge, vm, at.epoch, grants)
 }
 
 /// What this host has to say of a VM that is not here any more: to whom it granted it.
-pub fn left(agent: &Agent, vm: Id, epoch: u64, grants: Vec<Grant>) -> Result<(), ApiError> {
+pub fn left(knowledge: &Knowledge, vm: Id, epoch: u64, grants: Vec<Grant>) -> Result<(), ApiError> {
     let state = SeenState::Left;
     let seen = SeenBody { epoch, state, reason: None, endpoints: vec![], memory_bytes: 0, pid: 0, grants, to: None };
-    agent.publish(Kind::SEEN, vm, Some(Body::Seen(seen.into())))
+    knowledge.publish(Kind::SEEN, vm, Some(Body::Seen(seen.into())))
 }
 
 /// What is to be done now and then: words about VMs that have left go once others carry what they prove; homes take notice of long ways.
-pub fn tidy(agent: &Arc<Agent>) {
-    let own = agent.key();
-    let found = agent.book(|book| {
+pub fn tidy(vms: &Vms) {
+    let knowledge = &vms.knowledge;
+    let own = knowledge.key();
+    let found = knowledge.read(|book| {
         let mine = book.of_kind(Kind::SEEN).filter(|record| record.key.writer == own);
         let left = mine.filter(|record| matches!(&record.body, Some(Body::Seen(seen)) if seen.state == SeenState::Left));
         let carried = left.map(|record| record.key.id).filter(|vm| {
@@ -95,13 +90,13 @@ pub fn tidy(agent: &Arc<Agent>) {
     });
     let Some((carried, homes)) = found else { return };
     let publish = |kind, id, body| {
-        if let Err(error) = agent.publish(kind, id, body) {
+        if let Err(error) = knowledge.publish(kind, id, body) {
             log::error!("{error}");
         }
     };
-    if let Err(error) = agent.store.retain_private(|vm| agent.book(|book| view::vm_body(book, *vm).is_some()) == Some(true)) {
+    if let Err(error) = vms.store.retain_private(|vm| knowledge.read(|book| view::vm_body(book, *vm).is_some()) == Some(true)) {
         log::error!("{error:#}");
     }
-    carried.into_iter().filter(|vm| agent.local_vm(vm).is_none()).for_each(|vm| publish(Kind::SEEN, vm, None));
+    carried.into_iter().filter(|vm| vms.get(vm).is_none()).for_each(|vm| publish(Kind::SEEN, vm, None));
     homes.into_iter().for_each(|(vm, body)| publish(Kind::VM, vm, Some(Body::Vm(body.into()))));
 }

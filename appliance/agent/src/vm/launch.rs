@@ -1,24 +1,72 @@
-//! Starts the VMM of a VM of this host with what the pool knows of its neighbours and its lease.
+//! Starts the VMM of a VM of this host with what the pool knows of its neighbours and its lease: from its kernel, or to wait for what arrives.
 
-use std::net::UdpSocket;
+use std::{net::UdpSocket, os::unix::net::UnixStream, sync::Arc};
 
 use anyhow::Result;
-use rebec_host::process::{self, Beginning, Machine, Process, Programs, STATIONS_MAX};
+use rebec_book::record::SeenState;
+use rebec_host::{
+    disks,
+    process::{self, Beginning, Machine, Process, STATIONS_MAX},
+};
 
-use super::{LocalVm, lease, ports};
-use crate::agent::Agent;
+use super::{Kept, LocalVm, Vms, Want, control::Control, lease, ledger, ports, sockets};
+use crate::facts;
+
+/// VMs of this host that are asked for content.
+const DONORS_MAX: usize = 4;
 
 /// Starts the VMM of a VM whose folder is ready, with a socket for each of its NICs, and waits until it answers; it knows its neighbours
 /// and its lease then.
-pub async fn start(agent: &Agent, vm: &LocalVm, how: Beginning, ports: Vec<UdpSocket>) -> Result<Process> {
+pub async fn start(vms: &Vms, vm: &LocalVm, how: Beginning, ports: Vec<UdpSocket>) -> Result<Process> {
     let kept = vm.kept();
-    let stations = ports::neighbours(agent, &kept.body);
-    let programs = Programs { vmm: &agent.options.vmm, depot: &agent.depot, limits: &agent.limits };
+    let stations = ports::neighbours(&vms.knowledge, &kept.body);
     let ports = kept.endpoints.iter().copied().zip(ports).collect();
     let machine = Machine { id: kept.id, folder: &vm.folder, body: &kept.body, private: &kept.private, ports, stations: &stations };
-    let process = process::start(&programs, machine, how).await?;
+    let process = process::start(&vms.host.programs(), machine, how).await?;
     lease::tell(vm).await;
     vm.console.started();
     vm.fdb(|fdb| *fdb = stations.into_iter().take(STATIONS_MAX).collect());
     Ok(process)
+}
+
+/// Makes the disks that are missing, and starts the VMM from its kernel.
+pub async fn boot(vms: &Arc<Vms>, vm: &Arc<LocalVm>) -> Result<Process> {
+    let kept = vm.kept();
+    disks::make(&vms.host.depot, &vm.folder, &kept)?;
+    let ports = sockets::bind(vms.host.underlay(), kept.body.nics.len())?;
+    vm.keep(|kept| {
+        kept.boot = facts::boot_id();
+        kept.endpoints = sockets::endpoints(&ports);
+    })?;
+    ledger::begin(&vm.folder, &kept.id, kept.epoch)?;
+    start(vms, vm, Beginning::Boot, ports).await
+}
+
+/// Starts a VMM that waits for the VM; one whose ledger says that it was prepared before tells the source that it is released.
+pub async fn wait_for(vms: &Arc<Vms>, vm: &Arc<LocalVm>) -> Result<Process> {
+    let kept = vm.kept();
+    disks::make(&vms.host.depot, &vm.folder, &kept)?;
+    let ports = sockets::bind(vms.host.underlay(), kept.body.nics.len())?;
+    vm.keep(|kept| {
+        kept.endpoints = sockets::endpoints(&ports);
+        kept.boot = facts::boot_id();
+    })?;
+    let how = Beginning::Arrive { at: sockets::listen(&vm.folder)?, donors: donors(vms, &kept).await };
+    start(vms, vm, how, ports).await
+}
+
+/// Connections to running VMs of the same home host: their content is within the same trust.
+async fn donors(vms: &Vms, arriving: &Kept) -> Vec<UnixStream> {
+    let others = vms.all().into_iter().filter(|vm| {
+        let kept = vm.kept();
+        kept.id != arriving.id && kept.home == arriving.home && kept.want == Want::Running && vm.seen().state == SeenState::Running
+    });
+    let mut donors = vec![];
+    for vm in others.take(DONORS_MAX) {
+        match vm.turn(Control::donate).await {
+            Ok(donor) => donors.push(donor),
+            Err(error) => log::info!("vm {}: it lends nothing to {}: {error:#}", vm.name(), arriving.body.name),
+        }
+    }
+    donors
 }

@@ -9,52 +9,51 @@ use rebec_host::life::Input;
 use rebec_pool::lease::{Ask, Stance};
 use rebec_vmm_api::control::Command;
 
-use super::{
-    Kept, LocalVm,
-    keeper::{self, Question, TERMS, Verdict},
-    start, watch,
+use super::{Kept, LocalVm, Vms, look};
+use crate::{
+    facts,
+    keeper::{Question, TERMS, Verdict},
 };
-use crate::{agent::Agent, facts};
 
 /// Asks for every VM of this host that has a keeper, as long as the agent lives.
-pub async fn run(agent: Arc<Agent>) {
+pub async fn run(vms: Arc<Vms>) {
     let mut period = tokio::time::interval(TERMS.period());
     period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         period.tick().await;
-        for vm in agent.local_vms() {
-            tokio::spawn(renew(agent.clone(), vm));
+        for vm in vms.all() {
+            tokio::spawn(renew(vms.clone(), vm));
         }
     }
 }
 
 /// Asks for one VM, as it is now.
-pub async fn renew(agent: Arc<Agent>, vm: Arc<LocalVm>) {
+pub async fn renew(vms: Arc<Vms>, vm: Arc<LocalVm>) {
     let kept = vm.kept();
     if kept.body.keeper.is_none() {
         return;
     }
-    let source_answers = kept.from.is_some_and(|from| agent.answers(&from));
+    let source_answers = kept.from.is_some_and(|from| vms.peers.answers(&from));
     let Some(stance) = vm.life(|life| life.stance(!kept.boot.is_empty(), source_answers)) else { return };
-    match ask(&agent, &kept, stance).await {
+    match ask(&vms, &kept, stance).await {
         Ok(Heard::Promised(until)) => {
             vm.leased_until(until);
             tell(&vm).await;
             if vm.seen().state == SeenState::Unleased {
-                watch::look(&agent, &vm).await;
+                look::at(&vm).await;
             }
         }
-        Ok(Heard::Superseded(why)) => withdraw(&agent, &vm, kept.epoch, &why),
+        Ok(Heard::Superseded(why)) => withdraw(&vm, kept.epoch, &why),
         Err(error) => log::debug!("vm {}: {error}", vm.name()),
     }
 }
 
 /// A promise for a VM that is about to run or to move: until when it may run.
-pub async fn require(agent: &Arc<Agent>, kept: &Kept, stance: Stance) -> Result<Duration, ApiError> {
+pub async fn require(vms: &Arc<Vms>, kept: &Kept, stance: Stance) -> Result<Duration, ApiError> {
     if kept.body.keeper.is_none() {
         return Ok(Duration::ZERO);
     }
-    match ask(agent, kept, stance).await? {
+    match ask(vms, kept, stance).await? {
         Heard::Promised(until) => Ok(until),
         Heard::Superseded(why) => Err(ApiError::new(ErrorCode::Conflict, format!("VM {}: {why}", kept.body.name))),
     }
@@ -68,25 +67,25 @@ enum Heard {
     Superseded(String),
 }
 
-async fn ask(agent: &Arc<Agent>, kept: &Kept, stance: Stance) -> Result<Heard, ApiError> {
+async fn ask(vms: &Arc<Vms>, kept: &Kept, stance: Stance) -> Result<Heard, ApiError> {
     let name = &kept.body.name;
     let unreached = |who: &str, why: &str| ApiError::new(ErrorCode::Unreachable, format!("VM {name}: keeper {who} is not reached: {why}"));
     let keeper = kept.body.keeper.ok_or_else(|| unreached("?", "the VM has none"))?;
     let ask = Ask { epoch: kept.epoch.max(1), stance };
     // Counted from before the question: however late the answer, the keeper counts from later.
     let asked = facts::boot_time();
-    let verdict = if keeper == agent.key() {
-        keeper::answer_own(agent, kept.id, ask)?
+    let verdict = if keeper == vms.knowledge.key() {
+        vms.keeper.answer_own(kept.id, ask)?
     } else {
-        let peer = agent.peer(&keeper).ok_or_else(|| unreached(&keeper.short(), "it is not known here"))?;
-        let question = Question { vm: kept.id, ask, records: start::records(agent, kept.id)? };
-        let answer = agent.mesh.ask(&peer, "/internal/promises", &question);
+        let peer = vms.knowledge.peer(&keeper).ok_or_else(|| unreached(&keeper.short(), "it is not known here"))?;
+        let question = Question { vm: kept.id, ask, records: vms.knowledge.records_of(kept.id)? };
+        let answer = vms.peers.mesh.ask(&peer, "/internal/promises", &question);
         tokio::time::timeout(TERMS.period(), answer).await.unwrap_or_else(|_| Err(unreached(&peer.name, "no answer in time")))?
     };
     match verdict {
         Verdict::Promised { lease_ms } => Ok(Heard::Promised(asked.saturating_add(Duration::from_millis(lease_ms)))),
         Verdict::Superseded { host, epoch } => {
-            let host = agent.name_of(&host);
+            let host = vms.knowledge.name_of(&host);
             Ok(Heard::Superseded(format!(
                 "host {host} has it at epoch {epoch} since this host was lost, and what this host has of it goes"
             )))
@@ -106,9 +105,9 @@ pub async fn tell(vm: &LocalVm) {
 }
 
 /// What this host has of a VM at this epoch goes: it was started elsewhere.
-pub fn withdraw(agent: &Agent, vm: &LocalVm, epoch: u64, why: &str) {
+pub fn withdraw(vm: &LocalVm, epoch: u64, why: &str) {
     if vm.life(|life| life.durable().epoch == epoch && !life.is_leaving()) {
         log::warn!("vm {}: removed: {why}", vm.name());
     }
-    vm.learn(agent, Input::Superseded(epoch));
+    vm.learn(Input::Superseded(epoch));
 }

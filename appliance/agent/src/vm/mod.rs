@@ -13,95 +13,98 @@
 
 pub mod adopt;
 pub mod arrive;
-pub mod create;
 pub mod depart;
+mod gather;
 pub mod grants;
-pub mod keeper;
 pub mod launch;
 pub mod lease;
+pub mod look;
+pub mod outcast;
 pub mod ports;
-pub mod release;
+pub mod room;
 pub mod start;
 pub mod stop;
 pub mod watch;
 
 use std::{
-    collections::VecDeque,
-    net::SocketAddrV4,
-    path::{Path, PathBuf},
-    sync::Mutex,
+    collections::{BTreeMap, VecDeque},
+    path::PathBuf,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
-    Body, Grant, Key,
+    Body,
     key::Id,
-    record::{Kind, REASON_BYTES_MAX, SeenBody, SeenState, VmBody, VmPrivate},
+    record::{Kind, REASON_BYTES_MAX, SeenBody, SeenState},
 };
-pub use rebec_host::{console, control, failed, ledger, life::Want, process, seed, sockets};
 use rebec_host::{
-    facts,
+    Host, console, control, facts, failed, kept, ledger,
     life::{Durable, Input, Life, Output, Refused, Word},
-    reserve::{self, Reserve},
+    lock, process, sockets,
 };
+pub use rebec_host::{kept::Kept, life::Want};
 use rebec_vmm_api::control::Command;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch as changes};
 
 use self::control::Control;
-use crate::{
-    agent::{Agent, lock},
-    stall,
-};
+use crate::{jobs::Jobs, keeper::Keeper, knowledge::Knowledge, peers::Peers, stall, store::Store};
 
-/// `vm.json`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Kept {
-    /// Its id.
-    pub id: Id,
-    /// Its home host.
-    pub home: Key,
-    /// Its desired record.
-    #[serde(with = "rebec_book::record::as_text")]
-    pub body: VmBody,
-    /// What others are not told of it.
-    #[serde(with = "rebec_book::record::as_text")]
-    pub private: VmPrivate,
-    /// What is wanted of it.
-    pub want: Want,
-    /// The boot of this machine in which its VMM was last started.
-    pub boot: String,
-    /// Endpoints of its NICs.
-    pub endpoints: Vec<SocketAddrV4>,
-    /// The host that sends it here: only its streams are let through to the VMM that waits.
-    #[serde(default)]
-    pub from: Option<Key>,
-    /// The last ownership counter seen; of one that arrives, the counter it will have.
-    pub epoch: u64,
-    /// The host it was last sent to: whom a granted right waits for.
-    pub to: Option<Key>,
-    /// The ownership counter that it will have there.
-    #[serde(default)]
-    pub granting: Option<u64>,
-    /// How the right to run it came here, and where it went on, as far as others have not taken notice.
-    #[serde(default)]
-    pub grants: Vec<Grant>,
-    /// Whether its VMM was told to stand still, because the disk of this host is nearly full.
-    #[serde(default)]
-    pub stands_still: bool,
+/// The VMs of this host, and what their tasks need.
+pub struct Vms {
+    host: Arc<Host>,
+    knowledge: Arc<Knowledge>,
+    peers: Arc<Peers>,
+    /// Of VMs that this host keeps: also of some that run here.
+    keeper: Arc<Keeper>,
+    store: Arc<Store>,
+    jobs: Arc<Jobs>,
+    here: Mutex<BTreeMap<Id, Arc<LocalVm>>>,
+    /// Serialises what checks the room of this host and then takes it.
+    admission: tokio::sync::Mutex<()>,
 }
 
-impl Kept {
-    /// What its life needs of it.
-    pub fn durable(&self) -> Durable {
-        Durable { want: self.want, epoch: self.epoch, from: self.from, to: self.to, granting: self.granting }
+impl Vms {
+    /// None is here yet.
+    pub fn new(
+        host: Arc<Host>,
+        knowledge: Arc<Knowledge>,
+        peers: Arc<Peers>,
+        keeper: Arc<Keeper>,
+        store: Arc<Store>,
+        jobs: Arc<Jobs>,
+    ) -> Arc<Self> {
+        let (here, admission) = Default::default();
+        Arc::new(Self { host, knowledge, peers, keeper, store, jobs, here, admission })
+    }
+
+    /// A VM that is here.
+    pub fn get(&self, id: &Id) -> Option<Arc<LocalVm>> {
+        lock(&self.here).get(id).cloned()
+    }
+
+    /// All VMs that are here.
+    pub fn all(&self) -> Vec<Arc<LocalVm>> {
+        lock(&self.here).values().cloned().collect()
+    }
+
+    /// A VM is here from now on.
+    pub fn insert(&self, vm: Arc<LocalVm>) {
+        lock(&self.here).insert(vm.id(), vm);
+    }
+
+    /// Nothing of it is here any more.
+    fn forget(&self, id: &Id) {
+        lock(&self.here).remove(id);
     }
 }
 
 /// A VM that is here.
 pub struct LocalVm {
+    /// Where its words go, and what it is told of.
+    knowledge: Arc<Knowledge>,
     /// Its folder.
     pub folder: PathBuf,
     /// Its console.
@@ -130,18 +133,18 @@ struct Inner {
 
 impl LocalVm {
     /// A VM that has just been given its folder.
-    pub fn new(folder: PathBuf, kept: Kept) -> Self {
+    pub fn new(knowledge: Arc<Knowledge>, folder: PathBuf, kept: Kept) -> Self {
         let life = Life::new(kept.durable());
-        Self::with(folder, kept, life)
+        Self::with(knowledge, folder, kept, life)
     }
 
     /// A VM that an earlier agent had; `how` says how its VMM ended, if it has.
-    pub fn found(folder: PathBuf, kept: Kept, how: String) -> Self {
+    pub fn found(knowledge: Arc<Knowledge>, folder: PathBuf, kept: Kept, how: String) -> Self {
         let life = Life::found(facts::boot_time(), kept.durable(), how);
-        Self::with(folder, kept, life)
+        Self::with(knowledge, folder, kept, life)
     }
 
-    fn with(folder: PathBuf, kept: Kept, life: Life) -> Self {
+    fn with(knowledge: Arc<Knowledge>, folder: PathBuf, kept: Kept, life: Life) -> Self {
         let console = console::Console::open(&folder);
         let seen = SeenBody {
             epoch: kept.epoch,
@@ -155,6 +158,7 @@ impl LocalVm {
         };
         let (fdb, work) = (ports::Stations::new(), VecDeque::new());
         Self {
+            knowledge,
             folder,
             console,
             living: Mutex::default(),
@@ -167,21 +171,21 @@ impl LocalVm {
 
     /// Tells its life what happened, and writes what follows at once: what is to be kept, and what is to be said. Its task does the rest. Only a wish is
     /// ever refused; also where it cannot be written down, and then nothing has changed.
-    pub fn hear(&self, agent: &Agent, input: Input) -> Result<(), ApiError> {
+    pub fn hear(&self, input: Input) -> Result<(), ApiError> {
         let is_wish = matches!(input, Input::Want(_));
-        self.live(agent, is_wish, |life| life.handle(facts::boot_time(), input))
+        self.live(is_wish, |life| life.handle(facts::boot_time(), input))
     }
 
     /// Tells its life what happened where that is no wish.
-    pub fn learn(&self, agent: &Agent, input: Input) {
-        if let Err(error) = self.hear(agent, input) {
+    pub fn learn(&self, input: Input) {
+        if let Err(error) = self.hear(input) {
             log::error!("{error}");
         }
     }
 
     /// Tells its life that time has passed.
-    pub fn tick(&self, agent: &Agent) {
-        let ticked = self.live(agent, false, |life| {
+    pub fn tick(&self) {
+        let ticked = self.live(false, |life| {
             life.tick(facts::boot_time());
             Ok(())
         });
@@ -200,14 +204,14 @@ impl LocalVm {
         ApiError::new(ErrorCode::Conflict, format!("VM {} {refused}", self.name()))
     }
 
-    fn live(&self, agent: &Agent, is_wish: bool, step: impl FnOnce(&mut Life) -> Result<(), Refused>) -> Result<(), ApiError> {
+    fn live(&self, is_wish: bool, step: impl FnOnce(&mut Life) -> Result<(), Refused>) -> Result<(), ApiError> {
         let _alone = lock(&self.living);
         let mut life = self.life(Life::clone);
         step(&mut life).map_err(|refused| self.refusal(refused))?;
         let (mut work, mut says) = (VecDeque::new(), false);
         while let Some(output) = life.poll_output() {
             match output {
-                Output::Keep { durable, grants } => match self.keep_life(agent, durable, &grants) {
+                Output::Keep { durable, grants } => match self.keep_life(durable, &grants) {
                     Err(error) if is_wish => return Err(failed(&error)),
                     Err(error) => log::error!("vm {}: {error:#}", self.name()),
                     Ok(()) => {}
@@ -222,15 +226,15 @@ impl LocalVm {
             inner.work.append(&mut work);
         }
         if says {
-            self.say(agent);
+            self.say();
         }
         self.woken.notify_one();
         self.changed.send_replace(());
         Ok(())
     }
 
-    fn keep_life(&self, agent: &Agent, durable: Durable, grants: &[rebec_host::life::Grant]) -> Result<()> {
-        let mut new = grants::signed(agent, &self.kept(), grants);
+    fn keep_life(&self, durable: Durable, grants: &[rebec_host::life::Grant]) -> Result<()> {
+        let mut new = grants::signed(&self.knowledge, &self.kept(), grants);
         if new.is_empty() && self.kept().durable() == durable {
             return Ok(());
         }
@@ -246,6 +250,12 @@ impl LocalVm {
     /// Looks at its life.
     pub fn life<T>(&self, look: impl FnOnce(&Life) -> T) -> T {
         look(&lock(&self.inner).life)
+    }
+
+    /// Why a VM that was to run or to wait here does not.
+    pub fn why_not(&self) -> ApiError {
+        let reason = self.life(|life| life.word().reason.clone()).unwrap_or_else(|| "it ended; see the agent's log".to_owned());
+        ApiError::new(ErrorCode::Failed, reason)
     }
 
     /// What its task is to do next.
@@ -293,7 +303,7 @@ impl LocalVm {
         let _keeping = lock(&self.keeping);
         let mut kept = self.kept();
         change(&mut kept);
-        stall::may(|| write_kept(&self.folder, &kept))?;
+        stall::may(|| kept::write(&self.folder, &kept))?;
         lock(&self.inner).kept = kept;
         Ok(())
     }
@@ -331,21 +341,21 @@ impl LocalVm {
     }
 
     /// Says that its VMM is of a version that this agent does not understand.
-    pub fn say_strange(&self, agent: &Agent, reason: String) {
-        self.say_word(agent, Word { state: SeenState::Other, reason: Some(reason), pid: 0, to: None });
+    pub fn say_strange(&self, reason: String) {
+        self.say_word(Word { state: SeenState::Other, reason: Some(reason), pid: 0, to: None });
     }
 
     /// Says how it is, to this host and to the pool, with what proves that it is here.
-    pub fn say(&self, agent: &Agent) {
+    pub fn say(&self) {
         let mut word = self.life(|life| life.word().clone());
         if word.state == SeenState::Paused && self.kept().stands_still {
             let what = "it stands still: its disk grows, and its host is short of room; remove a VM or an image there, or";
             word.reason = Some(format!("{what} `rebec vm move {}`", self.name()));
         }
-        self.say_word(agent, word);
+        self.say_word(word);
     }
 
-    fn say_word(&self, agent: &Agent, word: Word) {
+    fn say_word(&self, word: Word) {
         let (id, mut seen) = {
             let mut inner = lock(&self.inner);
             let endpoints = if word.pid == 0 { vec![] } else { inner.kept.endpoints.clone() };
@@ -357,12 +367,12 @@ impl LocalVm {
             inner.seen = SeenBody { epoch, state: word.state, reason, endpoints, pid: word.pid, to: word.to, ..inner.seen.clone() };
             (inner.kept.id, inner.seen.clone())
         };
-        seen.grants = grants::known(agent, id, &self.kept().grants);
+        seen.grants = grants::known(&self.knowledge, id, &self.kept().grants);
         let body = Body::Seen(seen.into());
-        if agent.book(|book| book.get(Kind::SEEN, id, agent.key()) == Some(&body)) == Some(true) {
+        if self.knowledge.read(|book| book.get(Kind::SEEN, id, self.knowledge.key()) == Some(&body)) == Some(true) {
             return;
         }
-        if let Err(error) = agent.publish(Kind::SEEN, id, Some(body)) {
+        if let Err(error) = self.knowledge.publish(Kind::SEEN, id, Some(body)) {
             log::error!("vm {}: {error}", self.name());
         }
     }
@@ -382,16 +392,4 @@ impl LocalVm {
     pub fn fdb<T>(&self, change: impl FnOnce(&mut ports::Stations) -> T) -> T {
         change(&mut lock(&self.inner).fdb)
     }
-}
-
-/// The folder of a VM.
-pub fn folder(state: &Path, id: &Id) -> PathBuf {
-    state.join("vms").join(id.to_string())
-}
-
-/// Writes `vm.json`: whole or as it was.
-pub fn write_kept(folder: &Path, kept: &Kept) -> Result<()> {
-    let path = folder.join("vm.json");
-    let bytes = serde_json::to_vec(kept)?;
-    Reserve::of_vm(folder).write(|| reserve::replace(&path, &bytes)).with_context(|| format!("write {}", path.display()))
 }

@@ -11,8 +11,8 @@ use rebec_book::{
 pub use rebec_host::process::{Place, Stations};
 use rebec_vmm_api::{MacAddr, control::Command};
 
-use super::LocalVm;
-use crate::agent::Agent;
+use super::{LocalVm, Vms};
+use crate::knowledge::Knowledge;
 
 /// Changes of the book that come this close together are carried out as one.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -20,8 +20,8 @@ const SETTLE: Duration = Duration::from_millis(5);
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The stations of all LANs that a VM is on, but for its own, and where they are.
-pub fn neighbours(agent: &Agent, body: &VmBody) -> Stations {
-    let found = agent.book(|book| {
+pub fn neighbours(knowledge: &Knowledge, body: &VmBody) -> Stations {
+    let found = knowledge.read(|book| {
         let mut stations = Stations::new();
         for lan in body.nics.iter().map(|nic| nic.lan) {
             let home = book.thing(Kind::LAN, lan).map(|thing| thing.home);
@@ -42,18 +42,18 @@ pub fn neighbours(agent: &Agent, body: &VmBody) -> Stations {
 }
 
 /// Keeps every VMM of this host informed.
-pub async fn run(agent: Arc<Agent>) {
-    let mut changed = agent.knowledge.watch();
+pub async fn run(vms: Arc<Vms>) {
+    let mut changed = vms.knowledge.watch();
     loop {
         tokio::time::sleep(SETTLE).await;
         changed.mark_unchanged();
         let mut all_told = true;
-        for vm in agent.local_vms() {
+        for vm in vms.all() {
             let state = vm.seen().state;
             if !matches!(state, SeenState::Running | SeenState::Paused | SeenState::Moving | SeenState::Unleased) {
                 continue;
             }
-            if let Err(error) = tell(&agent, &vm).await {
+            if let Err(error) = tell(&vm).await {
                 all_told = false;
                 log::debug!("vm {}: forwarding entries: {error:#}", vm.name());
             }
@@ -72,8 +72,8 @@ pub async fn run(agent: Arc<Agent>) {
 }
 
 /// Tells one VMM what it does not know yet.
-async fn tell(agent: &Agent, vm: &Arc<LocalVm>) -> Result<()> {
-    let wanted = neighbours(agent, &vm.kept().body);
+async fn tell(vm: &Arc<LocalVm>) -> Result<()> {
+    let wanted = neighbours(&vm.knowledge, &vm.kept().body);
     let told = vm.fdb(|fdb| fdb.clone());
     let news = wanted.iter().filter(|(mac, place)| told.get(mac) != Some(place));
     let news = news.map(|(mac, place)| Command::FdbAdd { mac: *mac, endpoint: place.endpoint, ip: Some(place.address) });

@@ -2,34 +2,28 @@
 
 use std::{sync::Arc, time::Duration};
 
-use rebec_api::ErrorCode;
-use rebec_book::{Key, record::Kind, view};
+use rebec_book::record::Kind;
 use rebec_host::{
     folders,
-    life::{Ended, How, Input, Life, Output, Said},
+    life::{Ended, How, Input, Life, Output},
 };
-use rebec_vmm_api::control::{self, Command, ControlError, VmState};
+use rebec_vmm_api::control::{self, Command, ControlError};
 use tokio::task::JoinHandle;
 
 use super::{
-    LocalVm, Want, arrive,
+    LocalVm, Vms, Want,
     control::Control,
-    depart, grants, lease, ledger,
+    depart, grants, launch, lease, ledger, look,
     process::{self, Process},
-    start,
 };
-use crate::{
-    agent::{Agent, lock},
-    facts,
-    jobs::Reporter,
-};
+use crate::{facts, jobs::Reporter};
 
 /// Between two looks at a VM.
 const PERIOD: Duration = Duration::from_secs(2);
 
 /// What the task of a VM has in its hands.
 struct Hands {
-    agent: Arc<Agent>,
+    vms: Arc<Vms>,
     vm: Arc<LocalVm>,
     watched: Option<Watched>,
     /// Of the job that brings a granted right to the other side, for as long as that takes.
@@ -49,8 +43,8 @@ impl Drop for Watched {
 }
 
 /// Begins the task of a VM, which ends when nothing of it is left; with the VMM that an earlier agent had.
-pub fn spawn(agent: &Arc<Agent>, vm: &Arc<LocalVm>, process: Option<Process>) {
-    let mut hands = Hands { agent: agent.clone(), vm: vm.clone(), watched: None, bringing: None };
+pub fn spawn(vms: &Arc<Vms>, vm: &Arc<LocalVm>, process: Option<Process>) {
+    let mut hands = Hands { vms: vms.clone(), vm: vm.clone(), watched: None, bringing: None };
     hands.watched = process.map(|process| hands.watch(process));
     tokio::spawn(hands.live());
 }
@@ -61,7 +55,7 @@ impl Hands {
             while let Some(work) = self.vm.next_work() {
                 match work {
                     Output::StartVmm(how) => self.start(how).await,
-                    Output::Remove => return remove(&self.agent, &self.vm),
+                    Output::Remove => return remove(&self.vms, &self.vm),
                     work => self.order(work),
                 }
             }
@@ -73,17 +67,17 @@ impl Hands {
             tokio::select! {
                 code = ended(&mut self.watched) => self.see_end(code),
                 () = self.vm.woken() => {}
-                () = until(self.vm.life(Life::next_deadline)) => self.vm.tick(&self.agent),
+                () = until(self.vm.life(Life::next_deadline)) => self.vm.tick(),
             }
         }
     }
 
     fn watch(&self, process: Process) -> Watched {
-        let (agent, vm) = (self.agent.clone(), self.vm.clone());
+        let vm = self.vm.clone();
         let looks = tokio::spawn(async move {
             let mut has_come = false;
             loop {
-                look(&agent, &vm).await;
+                look::at(&vm).await;
                 until_look(&vm, &mut has_come).await;
             }
         });
@@ -91,55 +85,55 @@ impl Hands {
     }
 
     async fn start(&mut self, how: How) {
-        let (agent, vm) = (&self.agent, &self.vm);
+        let (vms, vm) = (&self.vms, &self.vm);
         let started = match how {
-            How::Boot => start::boot(agent, vm).await,
-            How::Arrive => arrive::wait_for(agent, vm).await,
+            How::Boot => launch::boot(vms, vm).await,
+            How::Arrive => launch::wait_for(vms, vm).await,
         };
         match started {
             Ok(process) => {
-                vm.learn(agent, Input::Started);
+                vm.learn(Input::Started);
                 self.watched = Some(self.watch(process));
             }
             Err(error) => {
                 log::error!("vm {}: {error:#}", vm.name());
-                vm.learn(agent, Input::NotStarted(format!("{error:#}")));
+                vm.learn(Input::NotStarted(format!("{error:#}")));
             }
         }
     }
 
     fn see_end(&mut self, code: Option<i32>) {
-        let (agent, vm) = (&self.agent, &self.vm);
+        let (vms, vm) = (&self.vms, &self.vm);
         self.watched = None;
-        agent.limits.remove(&vm.id());
+        vms.host.limits.remove(&vm.id());
         let how = code.map_or_else(|| "while no agent was its parent".to_owned(), |code| format!("with exit code {code}"));
         let how = format!("its VMM ended {how}: {}", process::last_words(&vm.folder));
         log::info!("vm {}: {how}", vm.name());
-        vm.learn(agent, Input::Ended(Ended { code, how, right: read_ledger(vm) }));
+        vm.learn(Input::Ended(Ended { code, how, right: read_ledger(vm) }));
     }
 
     /// What takes its time, or may be asked again meanwhile, is done beside this task.
     fn order(&mut self, work: Output) {
-        let (agent, vm) = (self.agent.clone(), self.vm.clone());
+        let (vms, vm) = (self.vms.clone(), self.vm.clone());
         match work {
-            Output::PressPower => drop(tokio::spawn(press_power(agent, vm))),
+            Output::PressPower => drop(tokio::spawn(press_power(vm))),
             Output::StopVmm => drop(tokio::spawn(stop_vmm(vm))),
             Output::Kill(pid) => {
                 log::warn!("vm {}: its VMM does not end and is killed", vm.name());
                 if let Err(error) = process::kill(pid, &vm.folder) {
                     log::error!("vm {}: {error:#}", vm.name());
                 }
-                agent.limits.kill(&vm.id());
+                vms.host.limits.kill(&vm.id());
             }
-            Output::ReadLedger => vm.learn(&agent, Input::Ledger(read_ledger(&vm))),
+            Output::ReadLedger => vm.learn(Input::Ledger(read_ledger(&vm))),
             Output::Bring | Output::GiveBack => {
                 let reporter = self.bringing.get_or_insert_with(|| {
-                    let to = vm.kept().to.map_or_else(|| "?".to_owned(), |to| agent.name_of(&to));
-                    Arc::new(agent.jobs.begin_own(format!("bring VM {} to host {to}", vm.name())))
+                    let to = vm.kept().to.map_or_else(|| "?".to_owned(), |to| vms.knowledge.name_of(&to));
+                    Arc::new(vms.jobs.begin_own(format!("bring VM {} to host {to}", vm.name())))
                 });
-                drop(tokio::spawn(depart::bring(agent, vm, work == Output::GiveBack, reporter.clone())));
+                drop(tokio::spawn(depart::bring(vms, vm, work == Output::GiveBack, reporter.clone())));
             }
-            Output::AskKeeper => drop(tokio::spawn(lease::renew(agent, vm))),
+            Output::AskKeeper => drop(tokio::spawn(lease::renew(vms, vm))),
             Output::Keep { .. } | Output::Say | Output::StartVmm(_) | Output::Remove => {}
         }
     }
@@ -164,13 +158,13 @@ fn read_ledger(vm: &LocalVm) -> rebec_host::life::Ledger {
     ledger::last(&vm.folder).map_err(|error| format!("{error:#}"))
 }
 
-async fn press_power(agent: Arc<Agent>, vm: Arc<LocalVm>) {
+async fn press_power(vm: Arc<LocalVm>) {
     if let Err(error) = vm.talk(|control| control.tell(Command::PowerButton)).await {
         let why = match error.downcast_ref::<ControlError>() {
             Some(ControlError { code: control::ErrorCode::WrongState, .. }) => "its guest does not listen to its power button".to_owned(),
             _ => format!("{error:#}"),
         };
-        vm.learn(&agent, Input::NotPressed(why));
+        vm.learn(Input::NotPressed(why));
     }
 }
 
@@ -194,73 +188,30 @@ async fn until_look(vm: &LocalVm, has_come: &mut bool) {
     tokio::time::sleep(PERIOD).await;
 }
 
-/// Asks the VMM how its VM is, and the book what others say, and tells its life.
-pub async fn look(agent: &Agent, vm: &Arc<LocalVm>) {
-    let Some(number) = vm.life(Life::vmm) else { return };
-    match vm.talk(|control| Ok((control.status()?, control.pid()?))).await {
-        Ok((status, pid)) => {
-            let kept = vm.kept();
-            let has_lease = status.state != VmState::Running || status.lease_ms != Some(0);
-            let unleased = kept.body.keeper.filter(|_| !has_lease).map(|keeper| agent.name_of(&keeper));
-            let said = Said { vmm: number, state: status.state, epoch: status.epoch, pid, unleased };
-            vm.learn(agent, Input::Said(said));
-        }
-        Err(error) => log::debug!("vm {}: {error:#}", vm.name()),
-    }
-    hear_others(agent, vm);
-}
-
-/// What the book says about those that the VM is sent by, or to.
-fn hear_others(agent: &Agent, vm: &LocalVm) {
-    let kept = vm.kept();
-    let is_dead = |host: &Key| agent.book(|book| book.dead(host).is_some()) == Some(true);
-    if let Some(to) = kept.to.filter(|to| vm.life(Life::is_granted) && is_dead(to)) {
-        vm.learn(agent, Input::DeclaredDead(to));
-    }
-    let Some(from) = kept.from.filter(|_| kept.want == Want::Arriving) else { return };
-    if is_dead(&from) {
-        return vm.learn(agent, Input::DeclaredDead(from));
-    }
-    // Its source's own word: whom it sends the VM to.
-    let sends_elsewhere = |book: &rebec_book::Book| {
-        let word = view::claims(book, kept.id).find(|(host, _)| *host == from).map(|(_, seen)| seen.to);
-        word.is_some_and(|to| to != Some(agent.key()))
-    };
-    if agent.book(sends_elsewhere) == Some(true) {
-        vm.learn(agent, Input::NotSent);
-    }
-}
-
 /// Nothing of the VM stays here.
-fn remove(agent: &Agent, vm: &LocalVm) {
+fn remove(vms: &Vms, vm: &LocalVm) {
     let id = vm.id();
     log::info!("vm {}: nothing of it stays here", vm.name());
     // One that an agent did not reach is not to run on without its folder.
-    agent.limits.kill(&id);
-    agent.limits.remove(&id);
+    vms.host.limits.kill(&id);
+    vms.host.limits.remove(&id);
     if let Err(error) = folders::remove(&vm.folder) {
         log::error!("vm {}: remove {}: {error}", vm.name(), vm.folder.display());
     }
-    lock(&agent.vms).remove(&id);
+    vms.forget(&id);
     let kept = vm.kept();
-    let known = agent.book(|book| book.get(Kind::SEEN, id, agent.key()).is_some());
+    let known = vms.knowledge.read(|book| book.get(Kind::SEEN, id, vms.knowledge.key()).is_some());
     if known == Some(true) {
         // What it granted proves where the VM is, until that is said there.
-        let gave = kept.grants.iter().any(|grant| grant.by == agent.key());
+        let gave = kept.grants.iter().any(|grant| grant.by == vms.knowledge.key());
         let last = if gave {
-            grants::left(agent, id, kept.epoch, grants::known(agent, id, &kept.grants))
+            grants::left(&vms.knowledge, id, kept.epoch, grants::known(&vms.knowledge, id, &kept.grants))
         } else {
-            agent.publish(Kind::SEEN, id, None)
+            vms.knowledge.publish(Kind::SEEN, id, None)
         };
         if let Err(error) = last {
             log::error!("vm {}: {error}", vm.name());
         }
     }
-    agent.touch();
-}
-
-/// Why a VM that was to run or to wait here does not.
-pub fn why_not(vm: &LocalVm) -> rebec_api::ApiError {
-    let reason = vm.life(|life| life.word().reason.clone()).unwrap_or_else(|| "it ended; see the agent's log".to_owned());
-    rebec_api::ApiError::new(ErrorCode::Failed, reason)
+    vms.knowledge.touch();
 }

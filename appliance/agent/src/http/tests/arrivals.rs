@@ -2,12 +2,10 @@
 
 use rebec_api::{ErrorCode, vm::STREAM_UPGRADE};
 use rebec_book::Key;
+use rebec_host::sockets;
 
 use super::*;
-use crate::{
-    agent::lock,
-    vm::{Kept, LocalVm, Want, folder, sockets},
-};
+use crate::vm::{Kept, LocalVm, Want};
 
 async fn ask(bench: &Bench, caller: Caller) -> (u16, Vec<u8>) {
     let (near, far) = tokio::io::duplex(64 << 10);
@@ -20,13 +18,13 @@ async fn ask(bench: &Bench, caller: Caller) -> (u16, Vec<u8>) {
 #[tokio::test]
 async fn only_the_host_that_sends_a_vm_reaches_the_vmm_that_waits_for_it() {
     let bench = Bench::founded().await;
-    let own = bench.agent.key();
-    let folder = folder(&bench.agent.options.state, &vm_id(&bench));
+    let own = bench.agent.knowledge.key();
+    let folder = rebec_host::kept::folder(bench.agent.host.state(), &vm_id(&bench));
     std::fs::create_dir_all(&folder).unwrap();
     let waiting = sockets::listen(&folder).unwrap();
     let add = |from: Option<Key>| {
         let kept = Kept { from, ..Kept::new(vm_id(&bench), own, vm_body(&bench), vm_private(), Want::Arriving) };
-        lock(&bench.agent.vms).insert(vm_id(&bench), Arc::new(LocalVm::new(folder.clone(), kept)));
+        bench.agent.vms.insert(Arc::new(LocalVm::new(bench.agent.knowledge.clone(), folder.clone(), kept)));
     };
     for from in [None, Some(Name([1; 32]))] {
         add(from);

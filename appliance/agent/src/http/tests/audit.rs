@@ -71,7 +71,7 @@ async fn a_log_that_was_changed_is_found_by_what_the_pool_was_told() {
     let last = whole.last.clone().unwrap();
     assert_eq!((whole.first, last.seq, whole.wrong, whole.told), (1, 4, None, None));
     bench.agent.audit.tell();
-    crate::run::publish_host(&bench.agent);
+    bench.agent.bulletin.publish();
     let told = verdict(&bench).await.told.unwrap();
     assert_eq!(told, last);
     // What somebody noted earlier.
@@ -83,7 +83,7 @@ async fn a_log_that_was_changed_is_found_by_what_the_pool_was_told() {
     let other = format!("3:{}", last.hash);
     assert_eq!(ask(other).await, (200, Some("row 3 is not the one that was given to compare with".into())));
     assert_eq!(ask("3:12".into()).await.0, 400);
-    let path = bench.agent.options.state.join("audit/1.log");
+    let path = bench.agent.host.state().join("audit/1.log");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, text.replacen("LanCreate", "LanRemove", 1)).unwrap();
     assert_eq!(verdict(&bench).await.wrong.unwrap(), "row 2 does not follow row 1: one of them was changed");

@@ -36,7 +36,7 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
 #[tokio::test]
 async fn agents_of_the_pool_get_no_tokens() {
     let bench = Bench::founded().await;
-    let member = Caller::Host(bench.agent.key());
+    let member = Caller::Host(bench.agent.knowledge.key());
     assert_eq!(bench.ask(member, "POST", "/internal/exchange", "").await.0, 400, "it is not let through at all");
     for (method, path, body) in [("POST", "/v1/tokens", r#"{"name":"x"}"#), ("GET", "/v1/tokens", ""), ("DELETE", "/v1/tokens/x", "")] {
         assert_eq!(bench.ask(member, method, path, body).await.0, 403, "{method} {path}");

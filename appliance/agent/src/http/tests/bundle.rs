@@ -6,25 +6,24 @@ use rebec_book::{Body as Record, Key, record::Kind};
 
 use super::*;
 use crate::{
-    agent::lock,
     identity::Role,
     logs,
-    vm::{Kept, LocalVm, Want, folder},
+    vm::{Kept, LocalVm, Want},
 };
 
 /// A VM that has said what guests and VMMs say, with secrets in it.
 fn add_vm(bench: &Bench, home: Key, said: &str) {
     let id = vm_id(bench);
     let body = vm_body(bench);
-    let folder = folder(&bench.agent.options.state, &id);
+    let folder = rebec_host::kept::folder(bench.agent.host.state(), &id);
     std::fs::create_dir_all(&folder).unwrap();
     let kept = Kept::new(id, home, body.clone(), vm_private(), Want::Stopped);
     std::fs::write(folder.join("console.log"), format!("boot\n{}\n{said}", "[    0.000000] Command line: console=ttyS0 password=hunter2"))
         .unwrap();
     std::fs::write(folder.join("vmm.log"), format!("{}the end\n{said}", "x".repeat(1 << 20))).unwrap();
     std::fs::write(folder.join("seed.img"), "hunter2").unwrap();
-    bench.agent.publish(Kind::VM, id, Some(Record::Vm(body.into()))).unwrap();
-    lock(&bench.agent.vms).insert(id, Arc::new(LocalVm::new(folder, kept)));
+    bench.agent.knowledge.publish(Kind::VM, id, Some(Record::Vm(body.into()))).unwrap();
+    bench.agent.vms.insert(Arc::new(LocalVm::new(bench.agent.knowledge.clone(), folder, kept)));
 }
 
 fn unpack(bytes: &[u8]) -> BTreeMap<String, String> {
@@ -46,8 +45,8 @@ async fn the_bundle_tells_what_is_asked_and_no_secret() {
     let ticket = json(&invited)["ticket"].as_str().unwrap().to_owned();
     let (_, made) = bench.ask(bench.root(), "POST", "/v1/tokens", r#"{"name":"laptop"}"#).await;
     let token = json(&made)["token"].as_str().unwrap().to_owned();
-    bench.agent.publish(Kind::IMAGE, vm_id(&bench), Some(Record::Image(vm_body(&bench).image.into()))).unwrap();
-    add_vm(&bench, bench.agent.key(), &format!("join with {ticket}, Bearer {token}; rebec.ticket={}", ticket.to_uppercase()));
+    bench.agent.knowledge.publish(Kind::IMAGE, vm_id(&bench), Some(Record::Image(vm_body(&bench).image.into()))).unwrap();
+    add_vm(&bench, bench.agent.knowledge.key(), &format!("join with {ticket}, Bearer {token}; rebec.ticket={}", ticket.to_uppercase()));
     logs::keep(&format!("a line of this test: ticket={ticket} and more"));
     let (first, second) = ticket.split_at(ticket.len() / 2);
     logs::keep(&format!("a ticket in two lines: {first}\n{second} and more"));

@@ -11,22 +11,19 @@ use rebec_pool::lease;
 use serde_json::json;
 
 use super::*;
-use crate::{
-    agent::lock,
-    vm::{Kept, LocalVm, Want, create, folder, lease as holder, start, watch},
-};
+use crate::vm::{Kept, LocalVm, Want, lease as holder, start, watch};
 
 const ELSEWHERE: Key = Name([1; 32]);
 
 fn kept_by(bench: &Bench, keeper: Key) -> VmBody {
     let body = VmBody { keeper: Some(keeper), ..vm_body(bench) };
-    bench.agent.publish(Kind::VM, vm_id(bench), Some(RecordBody::Vm(body.clone().into()))).unwrap();
+    bench.agent.knowledge.publish(Kind::VM, vm_id(bench), Some(RecordBody::Vm(body.clone().into()))).unwrap();
     body
 }
 
 async fn ask(bench: &Bench, epoch: u64, stance: &str) -> (u16, Vec<u8>) {
     let question = json!({ "vm": vm_id(bench), "ask": { "epoch": epoch, "stance": stance }, "records": [] });
-    bench.ask(Caller::Host(bench.agent.key()), "POST", "/internal/promises", question.to_string()).await
+    bench.ask(Caller::Host(bench.agent.knowledge.key()), "POST", "/internal/promises", question.to_string()).await
 }
 
 fn grant_elsewhere(bench: &Bench) {
@@ -41,14 +38,14 @@ async fn a_keeper_promises_what_it_keeps_and_remembers_it() {
     kept_by(&bench, ELSEWHERE);
     let (status, body) = ask(&bench, 1, "runs").await;
     assert_eq!((status, refusal(&body).code), (403, ErrorCode::Forbidden));
-    kept_by(&bench, bench.agent.key());
+    kept_by(&bench, bench.agent.knowledge.key());
     let (status, body) = ask(&bench, 1, "runs").await;
     assert_eq!((status, json(&body)), (200, json!({ "promised": { "lease_ms": 15000 } })));
     // What it never promised leads nowhere, and removes nothing.
     assert_eq!(refusal(&ask(&bench, 9, "runs").await.1).code, ErrorCode::Forbidden);
     assert_eq!(ask(&bench, 1, "flies").await.0, 400);
     let charges = bench.agent.store.charges().unwrap();
-    assert_eq!((charges.len(), charges[0].0, charges[0].1.holder), (1, vm_id(&bench), bench.agent.key()));
+    assert_eq!((charges.len(), charges[0].0, charges[0].1.holder), (1, vm_id(&bench), bench.agent.knowledge.key()));
 
     grant_elsewhere(&bench);
     let (status, body) = ask(&bench, 1, "runs").await;
@@ -59,16 +56,16 @@ async fn a_keeper_promises_what_it_keeps_and_remembers_it() {
 /// A VM that this host keeps, on this host.
 fn own(bench: &Bench) -> Arc<LocalVm> {
     let agent = &bench.agent;
-    let body = kept_by(bench, agent.key());
-    let folder = folder(&agent.options.state, &vm_id(bench));
+    let body = kept_by(bench, agent.knowledge.key());
+    let folder = rebec_host::kept::folder(agent.host.state(), &vm_id(bench));
     std::fs::create_dir_all(&folder).unwrap();
-    let kept = Kept { epoch: 1, boot: "b".into(), ..Kept::new(vm_id(bench), agent.key(), body, vm_private(), Want::Running) };
-    let vm = Arc::new(LocalVm::new(folder, kept));
-    lock(&agent.vms).insert(vm_id(bench), vm.clone());
+    let kept = Kept { epoch: 1, boot: "b".into(), ..Kept::new(vm_id(bench), agent.knowledge.key(), body, vm_private(), Want::Running) };
+    let vm = Arc::new(LocalVm::new(bench.agent.knowledge.clone(), folder, kept));
+    agent.vms.insert(vm.clone());
     let (state, to) = (SeenState::Failed, None);
     let seen = SeenBody { epoch: 1, state, reason: None, endpoints: vec![], memory_bytes: 0, pid: 0, grants: vec![], to };
-    agent.publish(Kind::SEEN, vm_id(bench), Some(RecordBody::Seen(seen.into()))).unwrap();
-    watch::spawn(agent, &vm, None);
+    agent.knowledge.publish(Kind::SEEN, vm_id(bench), Some(RecordBody::Seen(seen.into()))).unwrap();
+    watch::spawn(&agent.vms, &vm, None);
     vm
 }
 
@@ -76,12 +73,12 @@ fn own(bench: &Bench) -> Arc<LocalVm> {
 async fn an_order_that_is_not_the_keepers_removes_nothing() {
     let bench = Bench::founded().await;
     let (agent, vm) = (&bench.agent, own(&bench));
-    std::fs::write(agent.depot.path(&vm.kept().body.image.kernel.unwrap().digest), b"7 bytes").unwrap();
-    holder::renew(agent.clone(), vm.clone()).await;
+    std::fs::write(agent.host.depot.path(&vm.kept().body.image.kernel.unwrap().digest), b"7 bytes").unwrap();
+    holder::renew(agent.vms.clone(), vm.clone()).await;
     let reporter = agent.jobs.begin_own("start".into());
-    let refused = start::start(agent, vm_id(&bench), create::Order { epoch: 9, reason: None }, &reporter).await.unwrap_err();
+    let refused = start::start(&agent.vms, vm_id(&bench), start::Order { epoch: 9, reason: None }, &reporter).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::Conflict, "{refused}");
-    assert!(agent.local_vm(&vm_id(&bench)).is_some() && vm.folder.exists(), "what was here has gone");
+    assert!(agent.vms.get(&vm_id(&bench)).is_some() && vm.folder.exists(), "what was here has gone");
 }
 
 #[tokio::test]
@@ -90,13 +87,13 @@ async fn a_holder_keeps_what_it_is_promised_and_removes_what_runs_elsewhere() {
     let (agent, vm) = (&bench.agent, own(&bench));
     let folder = vm.folder.clone();
     let before = crate::facts::boot_time();
-    holder::renew(agent.clone(), vm.clone()).await;
+    holder::renew(agent.vms.clone(), vm.clone()).await;
     let lasts = vm.lease_ends() - before;
     assert!(lasts >= lease::Terms::STANDARD.lease && folder.exists(), "{lasts:?}");
 
     grant_elsewhere(&bench);
-    holder::renew(agent.clone(), vm.clone()).await;
-    agent.until(Duration::from_secs(9), || agent.local_vm(&vm_id(&bench)).is_none()).await;
-    assert!(agent.local_vm(&vm_id(&bench)).is_none() && !folder.exists(), "the old copy is still here");
-    assert_eq!(agent.book(|book| rebec_book::view::seen(book, vm_id(&bench)).is_none()), Some(true));
+    holder::renew(agent.vms.clone(), vm.clone()).await;
+    agent.knowledge.until(Duration::from_secs(9), || agent.vms.get(&vm_id(&bench)).is_none()).await;
+    assert!(agent.vms.get(&vm_id(&bench)).is_none() && !folder.exists(), "the old copy is still here");
+    assert_eq!(agent.knowledge.read(|book| rebec_book::view::seen(book, vm_id(&bench)).is_none()), Some(true));
 }

@@ -7,18 +7,18 @@ use rebec_book::{Body as Record, record::Kind, view};
 
 use super::*;
 use crate::{
-    agent::lock,
+    orders::plan,
     upkeep,
-    vm::{Kept, LocalVm, Want, create, folder, watch},
+    vm::{Kept, LocalVm, Want, watch},
 };
 
 fn here(bench: &Bench, want: Want) -> Arc<LocalVm> {
     let (id, agent) = (vm_id(bench), &bench.agent);
-    let folder = folder(&agent.options.state, &id);
+    let folder = rebec_host::kept::folder(agent.host.state(), &id);
     std::fs::create_dir_all(&folder).unwrap();
-    let kept = Kept { epoch: 1, ..Kept::new(id, agent.key(), vm_body(bench), vm_private(), want) };
-    let vm = Arc::new(LocalVm::new(folder, kept));
-    lock(&agent.vms).insert(id, vm.clone());
+    let kept = Kept { epoch: 1, ..Kept::new(id, agent.knowledge.key(), vm_body(bench), vm_private(), want) };
+    let vm = Arc::new(LocalVm::new(bench.agent.knowledge.clone(), folder, kept));
+    agent.vms.insert(vm.clone());
     vm
 }
 
@@ -26,11 +26,11 @@ fn here(bench: &Bench, want: Want) -> Arc<LocalVm> {
 async fn of_two_who_have_a_lost_vm_started_one_assigns_it() {
     let bench = Bench::founded().await;
     let (agent, id) = (&bench.agent, vm_id(&bench));
-    agent.publish(Kind::VM, id, Some(Record::Vm(vm_body(&bench).into()))).unwrap();
-    let found = agent.book(|book| view::holder(book, id)).flatten().unwrap();
+    agent.knowledge.publish(Kind::VM, id, Some(Record::Vm(vm_body(&bench).into()))).unwrap();
+    let found = agent.knowledge.read(|book| view::holder(book, id)).flatten().unwrap();
     let assign = || {
         let agent = agent.clone();
-        tokio::task::spawn_blocking(move || create::assign(&agent, id, found, agent.key()))
+        tokio::task::spawn_blocking(move || plan::assign(&agent.orders, id, found, agent.knowledge.key()))
     };
     let asked: Vec<_> = (0..8).map(|_| assign()).collect();
     let mut outcomes = vec![];
@@ -46,19 +46,19 @@ async fn a_vm_that_is_here_is_listed_again_or_goes_as_its_home_says() {
     let bench = Bench::founded().await;
     let (agent, id) = (&bench.agent, vm_id(&bench));
     let vm = here(&bench, Want::Stopped);
-    vm.say(agent);
+    vm.say();
     let (_, listed) = bench.ask(bench.root(), "GET", "/v1/vms", "").await;
     assert_eq!(json(&listed), serde_json::json!([]));
-    upkeep::compare(agent).await;
+    upkeep::compare(&agent.knowledge, &agent.store, &agent.vms).await;
     let (status, shown) = bench.ask(bench.root(), "GET", "/v1/vms/web", "").await;
     assert_eq!((status, &json(&shown)["state"]), (200, &"stopped".into()), "it is not listed");
 
     // Its home takes it back: what is here ends, and goes.
-    watch::spawn(agent, &vm, None);
-    agent.publish(Kind::VM, id, None).unwrap();
-    upkeep::compare(agent).await;
-    let gone = || agent.local_vm(&id).is_none() && !vm.folder.exists();
-    assert!(agent.until(Duration::from_secs(10), gone).await, "what its home removed is still here");
+    watch::spawn(&agent.vms, &vm, None);
+    agent.knowledge.publish(Kind::VM, id, None).unwrap();
+    upkeep::compare(&agent.knowledge, &agent.store, &agent.vms).await;
+    let gone = || agent.vms.get(&id).is_none() && !vm.folder.exists();
+    assert!(agent.knowledge.until(Duration::from_secs(10), gone).await, "what its home removed is still here");
 }
 
 #[tokio::test]
@@ -82,8 +82,9 @@ async fn an_order_is_carried_out_once_however_often_it_comes() {
         let agent = bench.agent.clone();
         async move {
             agent
+                .knowledge
                 .until(std::time::Duration::from_secs(5), || {
-                    agent.book(|book| view::hosts(book)[0].body.draining) == Some(state == "draining")
+                    agent.knowledge.read(|book| view::hosts(book)[0].body.draining) == Some(state == "draining")
                 })
                 .await
         }

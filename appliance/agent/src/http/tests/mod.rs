@@ -27,7 +27,7 @@ use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Caller, router, serve};
-use crate::{agent::Agent, depot::Depot, identity::Identity, mesh::Mesh, pool, run::Options, store::Store};
+use crate::{agent::Agent, depot::Depot, identity::Identity, mesh::Mesh, options::Options, pool, store::Store};
 
 /// An agent without VMs, and what it keeps.
 pub struct Bench {
@@ -65,18 +65,18 @@ impl Bench {
     /// One that founded a pool.
     pub async fn founded() -> Self {
         let bench = Self::new().await;
-        pool::init(&bench.agent, &InitPool { name: "lab".into(), domain: "alpha".into() }).unwrap();
+        pool::init(&bench.agent.membership, &InitPool { name: "lab".into(), domain: "alpha".into() }).unwrap();
         bench
     }
 
     /// Root at its socket.
     pub fn root(&self) -> Caller {
-        Caller::Signer(Signer::root(self.agent.key()))
+        Caller::Signer(Signer::root(self.agent.knowledge.key()))
     }
 
     /// Who showed it a token.
     pub fn holder(&self, role: Role) -> Caller {
-        Caller::Signer(Signer::token(self.agent.key(), role))
+        Caller::Signer(Signer::token(self.agent.knowledge.key(), role))
     }
 
     /// Asks as somebody whom a listener has let in.
@@ -121,7 +121,7 @@ const NONCE: Nonce = Name([9; 16]);
 
 /// The id of the VM that is at home on a bench.
 pub fn vm_id(bench: &Bench) -> Id {
-    bound_id(&bench.agent.key(), &NONCE)
+    bound_id(&bench.agent.knowledge.key(), &NONCE)
 }
 
 /// A VM's record, with secrets in it.
@@ -142,7 +142,7 @@ pub fn vm_body(bench: &Bench) -> VmBody {
     VmBody {
         nonce: NONCE,
         name: "web".into(),
-        assigned: Assigned { host: bench.agent.key(), epoch: 1 },
+        assigned: Assigned { host: bench.agent.knowledge.key(), epoch: 1 },
         image_name: "debian".into(),
         image,
         memory_bytes: 64 << 20,

@@ -75,7 +75,7 @@ fn every_route_has_its_row_in_the_table_of_who_may_ask() {
     assert_eq!(written, routed);
     // Between hosts: every path that is written is served, to nobody without a key.
     let between = text.lines().skip_while(|line| !line.starts_with("| question |")).skip(2).take_while(|line| line.starts_with('|'));
-    let source = include_str!("../mod.rs").to_owned() + include_str!("../rights.rs") + include_str!("../../exchange.rs");
+    let source = include_str!("../mod.rs").to_owned() + include_str!("../rights.rs") + include_str!("../../peers.rs");
     for path in between.flat_map(|line| cells(line)[1].split(", ").map(str::to_owned).collect::<Vec<_>>()) {
         let path = path.split(' ').nth(1).unwrap_or_default();
         assert!(source.contains(&format!("\"{path}\"")), "{path} is not served");

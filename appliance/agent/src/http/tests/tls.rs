@@ -17,7 +17,7 @@ use super::{
     super::{serve::Limits, tls},
     *,
 };
-use crate::{agent::now_s, tokens};
+use crate::{chance::now_s, tokens};
 
 const LIMITS: Limits = Limits { connections: 8, per_address: 8, handshake: Duration::from_millis(300), head: Duration::from_millis(300) };
 /// Longer than any limit, shorter than a test may hang.
@@ -63,7 +63,7 @@ async fn token_of(bench: &Bench, wish: &'static str) -> String {
 #[tokio::test]
 async fn a_token_lets_in_and_nothing_else_does() {
     let bench = Bench::founded().await;
-    let (address, key) = (listen(&bench, router(bench.agent.clone()), LIMITS).await, bench.agent.key().0);
+    let (address, key) = (listen(&bench, router(bench.agent.clone()), LIMITS).await, bench.agent.knowledge.key().0);
     let token = token(&bench).await;
     let wrong = format!("Bearer rebec-token-{}", "0".repeat(64));
     for (authorization, words) in [
@@ -91,7 +91,7 @@ async fn a_token_lets_in_and_nothing_else_does() {
 #[tokio::test]
 async fn a_token_lets_its_holder_do_what_its_role_may() {
     let bench = Bench::founded().await;
-    let (address, key) = (listen(&bench, router(bench.agent.clone()), LIMITS).await, bench.agent.key().0);
+    let (address, key) = (listen(&bench, router(bench.agent.clone()), LIMITS).await, bench.agent.knowledge.key().0);
     let viewer = format!("Bearer {}", token_of(&bench, r#"{"name":"eyes","role":"viewer"}"#).await);
     assert_eq!(get_with(address, key, "/v1/vms", Some(&viewer)).await.0, 200);
     let (status, body) = post_with(address, key, "/v1/vms/web/stop", "{}", &viewer).await;
@@ -111,7 +111,7 @@ async fn a_token_lets_its_holder_do_what_its_role_may() {
 #[tokio::test]
 async fn a_users_signature_lets_in_to_commands_and_to_nothing_else() {
     let bench = Bench::founded().await;
-    let (address, own) = (listen(&bench, router(bench.agent.clone()), LIMITS).await, bench.agent.key());
+    let (address, own) = (listen(&bench, router(bench.agent.clone()), LIMITS).await, bench.agent.knowledge.key());
     let secret = ed25519_dalek::SigningKey::from_bytes(&[20; 32]);
     let user = format!(r#"{{"name":"anna","key":"{}","role":"viewer"}}"#, rebec_book::key::public(&secret));
     assert_eq!(bench.ask(bench.root(), "POST", "/v1/users", user).await.0, 200);
@@ -123,7 +123,7 @@ async fn a_users_signature_lets_in_to_commands_and_to_nothing_else() {
             path: path.into(),
             body: Some(warrant::body_digest(b"")),
             until: now_s() + warrant::LIFE_S,
-            nonce: Name(crate::agent::random()),
+            nonce: Name(crate::chance::random()),
             token: None,
         };
         warrant.sign(&secret).unwrap()
@@ -145,7 +145,7 @@ async fn a_users_signature_lets_in_to_commands_and_to_nothing_else() {
 #[tokio::test]
 async fn a_token_that_has_ended_is_refused_by_its_name() {
     let bench = Bench::founded().await;
-    let (address, key) = (listen(&bench, router(bench.agent.clone()), LIMITS).await, bench.agent.key().0);
+    let (address, key) = (listen(&bench, router(bench.agent.clone()), LIMITS).await, bench.agent.knowledge.key().0);
     let wish = NewToken { name: "guest".into(), role: Default::default(), valid_s: Some(60) };
     let made = tokens::create(&bench.agent.store, &wish, now_s() - 61).unwrap();
     let (status, body) = get_with(address, key, "/v1/hosts", Some(&format!("Bearer {}", made.token))).await;
@@ -160,7 +160,7 @@ async fn a_token_does_not_go_on_to_other_hosts() {
     let seen = |headers: HeaderMap| async move { axum::Json(headers.contains_key("authorization")) };
     let address = listen(&bench, Router::new().route("/seen", get(seen)), LIMITS).await;
     let authorization = format!("Bearer {}", token(&bench).await);
-    let (status, body) = get_with(address, bench.agent.key().0, "/seen", Some(&authorization)).await;
+    let (status, body) = get_with(address, bench.agent.knowledge.key().0, "/seen", Some(&authorization)).await;
     assert_eq!((status, json(&body)), (200, Value::Bool(false)));
 }
 
@@ -168,18 +168,18 @@ async fn a_token_does_not_go_on_to_other_hosts() {
 async fn another_key_than_the_pinned_one_is_not_spoken_to() {
     let bench = Bench::new().await;
     let address = listen(&bench, router(bench.agent.clone()), LIMITS).await;
-    let mut other = bench.agent.key().0;
+    let mut other = bench.agent.knowledge.key().0;
     other[31] ^= 1;
     let error = connect(address, other).await.unwrap_err();
     assert!(error.to_string().contains("invalid peer certificate"), "{error}");
-    connect(address, bench.agent.key().0).await.unwrap();
+    connect(address, bench.agent.knowledge.key().0).await.unwrap();
 }
 
 #[tokio::test]
 async fn slow_clients_are_cut_off_and_their_places_are_free_again() {
     let bench = Bench::new().await;
     let address = listen(&bench, router(bench.agent.clone()), Limits { connections: 1, ..LIMITS }).await;
-    let key = bench.agent.key().0;
+    let key = bench.agent.knowledge.key().0;
     let authorization = format!("Bearer {}", token(&bench).await);
     let silent = async {
         let mut stream = TcpStream::connect(address).await.unwrap();
@@ -205,7 +205,7 @@ async fn who_shows_no_token_is_answered_once() {
     let limits = Limits { connections: 1, head: PATIENCE * 2, ..LIMITS };
     let address = listen(&bench, router(bench.agent.clone()), limits).await;
     let asks = async {
-        let mut stream = connect(address, bench.agent.key().0).await.unwrap();
+        let mut stream = connect(address, bench.agent.knowledge.key().0).await.unwrap();
         stream.write_all(b"GET /v1/pool HTTP/1.1\r\nhost: a1\r\n\r\n").await.unwrap();
         let mut answer = vec![];
         stream.read_to_end(&mut answer).await.map(|_| ()).unwrap_or_default();

@@ -9,13 +9,11 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::{super::internal, *};
 use crate::{
+    keeper,
     mesh::versions::{Answerer, MUST, SPEAKS, between_hosts, speaks},
+    orders::{addresses::LeaseQuestion, order::StartOrder, record::Introduction, remove::Removal},
     pool::{JoinAnswer, JoinQuestion},
-    vm::{
-        arrive::Offer,
-        create::{Introduction, LeaseQuestion, StartOrder},
-        keeper,
-    },
+    vm::depart::Offer,
 };
 
 /// Bodies between hosts as each version writes them. A line that is there is never changed.
@@ -45,7 +43,7 @@ fn questions_and_answers_that_were_kept_are_read_and_written_as_they_were() {
             "promised" => kept::<keeper::Verdict>(line),
             "restarts" => kept::<keeper::Wish>(line),
             "starts" => kept::<StartOrder>(line),
-            "removals" => kept::<internal::Removal>(line),
+            "removals" => kept::<Removal>(line),
             "arrivals" => kept::<Offer>(line),
             "jobs/wait" => kept::<internal::JobQuestion>(line),
             "job" => kept::<Job>(line),
@@ -62,8 +60,9 @@ impl Bench {
     /// Asks as a host that speaks these.
     async fn ask_as_host(&self, speaks_and_must: (&str, &str), method: &str, path: &str, body: &str) -> (u16, Vec<u8>) {
         let (near, far) = tokio::io::duplex(64 << 10);
-        let answerer = Answerer { speaks: self.agent.mesh.speaks(), rebec: self.agent.rebec(), name: Arc::new(|| "a1".into()) };
-        let caller = Caller::Host(self.agent.key());
+        let answerer =
+            Answerer { speaks: self.agent.peers.mesh.speaks(), rebec: self.agent.knowledge.rebec(), name: Arc::new(|| "a1".into()) };
+        let caller = Caller::Host(self.agent.knowledge.key());
         tokio::spawn(serve::connection(far, between_hosts(router(self.agent.clone()), answerer), caller, serve::LIMITS.head));
         let request = Request::builder().method(method).uri(path).header("content-type", "application/json").header("host", "a1");
         let (speaks, must) = speaks_and_must;
@@ -103,5 +102,5 @@ async fn what_a_newer_host_asks_is_answered_or_refused_in_words_that_name_who_is
     let json = super::super::answer::Json::<rebec_api::token::NewToken>::from_request(Request::from_parts(parts, body), &()).await;
     let Err(failure) = json else { panic!("a field was skipped") };
     assert_eq!(failure.0.message, format!("{older}the field `later`: upgrade it"));
-    assert_eq!(speaks(&headers).age(bench.agent.mesh.speaks()), Ordering::Greater);
+    assert_eq!(speaks(&headers).age(bench.agent.peers.mesh.speaks()), Ordering::Greater);
 }

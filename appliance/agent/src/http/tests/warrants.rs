@@ -12,7 +12,7 @@ use rebec_book::{
 
 use super::*;
 use crate::{
-    agent::{now_s, random},
+    chance::{now_s, random},
     identity,
 };
 
@@ -53,7 +53,7 @@ fn fellow(bench: &Bench, host: u8, role: Option<Role>) {
     let domain_key = public(domain.as_signing_key());
     let member = MemberBody { host: key(host), domain: domain_key, name: format!("h{host}"), dead: None, role };
     let id = id_of_key(&key(host));
-    agent.publish_as(Kind::MEMBER, id, Some(RecordBody::Member(member)), domain.as_signing_key()).unwrap();
+    agent.knowledge.publish_as(Kind::MEMBER, id, Some(RecordBody::Member(member)), domain.as_signing_key()).unwrap();
     let body = HostBody::bare(domain_key);
     let says = Record::sign(Kind::HOST, id, now_s(), Some(&RecordBody::Host(body.into())), &secret(host)).unwrap();
     agent.knowledge.take_in(vec![says], Came::Alone);
@@ -62,7 +62,7 @@ fn fellow(bench: &Bench, host: u8, role: Option<Role>) {
 /// A pool with a VM, which is here and does not run, and a user.
 async fn pool_with(role: &str) -> Bench {
     let bench = Bench::founded().await;
-    bench.agent.publish(Kind::VM, vm_id(&bench), Some(RecordBody::Vm(vm_body(&bench).into()))).unwrap();
+    bench.agent.knowledge.publish(Kind::VM, vm_id(&bench), Some(RecordBody::Vm(vm_body(&bench).into()))).unwrap();
     let user = format!(r#"{{"name":"anna","key":"{}","role":"{role}","valid_s":600}}"#, key(ANNA));
     assert_eq!(bench.ask(bench.root(), "POST", "/v1/users", user).await.0, 200);
     bench
@@ -75,7 +75,7 @@ async fn rows(bench: &Bench) -> Vec<AuditRow> {
 #[tokio::test]
 async fn a_users_signature_is_good_once_for_what_was_signed_at_the_host_that_was_asked() {
     let bench = pool_with("operator").await;
-    let own = bench.agent.key();
+    let own = bench.agent.knowledge.key();
     let body = r#"{"name":"office"}"#;
     let ask = async |warrant: &Warrant, by: u8, path: &str, body: &'static str| {
         let (status, body) = bench.ask_with(Caller::Nobody, "POST", path, body, Some(&sealed(by, warrant))).await;
@@ -218,7 +218,7 @@ async fn users_have_names_of_their_own_and_keys_that_sign() {
 async fn what_goes_on_is_signed_for_root_and_for_tokens_and_by_users_themselves() {
     use super::super::{tls::TokenName, warrants};
     let bench = Bench::founded().await;
-    let own = bench.agent.key();
+    let own = bench.agent.knowledge.key();
     let request = |by: Caller, token: Option<&str>| {
         let mut request = Request::post("/v1/vms/~07/stop?x=1").body(Body::from("{}")).unwrap();
         request.extensions_mut().insert(by);

@@ -28,11 +28,6 @@ pub struct Exception {
 /// The only place where a circle is excused. One that is cut has to go from here too.
 pub const EXCEPTIONS: &[Exception] = &[
     Exception {
-        folder: "appliance/agent/src",
-        modules: &["agent", "exchange", "forward", "holder", "http", "machine", "pool", "run", "screen", "upkeep", "vm"],
-        why: "all of it holds the one `Agent`, which holds all of it; it is to become handles that only start-up and routes name",
-    },
-    Exception {
         folder: "vmm/boot/src",
         modules: &["load", "start_info"],
         why: "`load` writes the start info into guest memory, whose type `GuestRam` is its own; the type could be the layout's",

@@ -8,7 +8,7 @@ use rebec_book::{
     record::Kind,
 };
 
-use crate::agent::Agent;
+use crate::knowledge::Knowledge;
 
 /// Refuses what could not be typed, shown or looked up again.
 pub fn check(kind: &str, name: &str) -> Result<(), ApiError> {
@@ -22,12 +22,12 @@ pub fn check(kind: &str, name: &str) -> Result<(), ApiError> {
 }
 
 /// Whether this host's domain has something of that name. Under the naming lock.
-pub fn taken(agent: &Agent, kind: Kind, name: &str) -> Result<bool, ApiError> {
-    agent.pool(|book| book.of_name(kind, name).iter().any(|thing| thing.domain == book.own_domain()))
+pub fn taken(knowledge: &Knowledge, kind: Kind, name: &str) -> Result<bool, ApiError> {
+    knowledge.pool(|book| book.of_name(kind, name).iter().any(|thing| thing.domain == book.own_domain()))
 }
 
 /// What a name means.
-pub fn find(agent: &Agent, kind: Kind, name: &str) -> Result<Id, ApiError> {
+pub fn find(knowledge: &Knowledge, kind: Kind, name: &str) -> Result<Id, ApiError> {
     let (what, list) = match kind {
         Kind::VM => ("VM", "rebec vm ls"),
         Kind::LAN => ("LAN", "rebec lan ls"),
@@ -35,7 +35,7 @@ pub fn find(agent: &Agent, kind: Kind, name: &str) -> Result<Id, ApiError> {
         Kind::DOMAIN => ("domain", "rebec domain ls"),
         _ => ("host", "rebec host ls"),
     };
-    match agent.pool(|book| names::find(book, kind, name))? {
+    match knowledge.pool(|book| names::find(book, kind, name))? {
         Meant::One(id) => Ok(id),
         Meant::Nothing => Err(ApiError::not_found(what, name, list)),
         Meant::Several(all) => {
@@ -45,25 +45,25 @@ pub fn find(agent: &Agent, kind: Kind, name: &str) -> Result<Id, ApiError> {
 }
 
 /// The host of that name.
-pub fn host(agent: &Agent, name: &str) -> Result<Key, ApiError> {
-    let id = find(agent, Kind::MEMBER, name)?;
-    let found = agent.pool(|book| book.thing(Kind::MEMBER, id).map(|thing| thing.home))?;
+pub fn host(knowledge: &Knowledge, name: &str) -> Result<Key, ApiError> {
+    let id = find(knowledge, Kind::MEMBER, name)?;
+    let found = knowledge.pool(|book| book.thing(Kind::MEMBER, id).map(|thing| thing.home))?;
     found.ok_or_else(|| ApiError::not_found("host", name, "rebec host ls"))
 }
 
 /// The domain of that name.
-pub fn domain(agent: &Agent, name: &str) -> Result<Key, ApiError> {
-    let id = find(agent, Kind::DOMAIN, name)?;
-    let found = agent.pool(|book| book.thing(Kind::DOMAIN, id).and_then(|thing| thing.domain))?;
+pub fn domain(knowledge: &Knowledge, name: &str) -> Result<Key, ApiError> {
+    let id = find(knowledge, Kind::DOMAIN, name)?;
+    let found = knowledge.pool(|book| book.thing(Kind::DOMAIN, id).and_then(|thing| thing.domain))?;
     found.ok_or_else(|| ApiError::not_found("domain", name, "rebec domain ls"))
 }
 
 /// The image of that name.
-pub fn image(agent: &Agent, name: &str) -> Result<Id, ApiError> {
-    find(agent, Kind::IMAGE, name)
+pub fn image(knowledge: &Knowledge, name: &str) -> Result<Id, ApiError> {
+    find(knowledge, Kind::IMAGE, name)
 }
 
 /// The LAN of that name.
-pub fn lan(agent: &Agent, name: &str) -> Result<Id, ApiError> {
-    find(agent, Kind::LAN, name)
+pub fn lan(knowledge: &Knowledge, name: &str) -> Result<Id, ApiError> {
+    find(knowledge, Kind::LAN, name)
 }

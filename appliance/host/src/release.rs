@@ -1,5 +1,5 @@
 //! The target of a move was declared dead after it had been granted the VM. Its domain's word that it does not run stands for the release that
-//! it cannot send: this agent gives that answer to the source's VMM, in the words of the move (docs/formats/handover.md).
+//! it cannot send: that answer is given here to the source's VMM, in the words of the move (docs/formats/handover.md).
 
 use std::{
     io::{self, Read, Write},

@@ -1,0 +1,55 @@
+//! What is wanted of VMs, by whoever may say so: it is written down, a host is chosen, and that host is told.
+//!
+//! ```text
+//! record (durable: it is wanted; addresses) -> plan (which host, which epoch) -> order (vm::start here, or the same of another host)
+//!                restart (of what this host keeps), drain (of this host) -> plan
+//! remove (where it is, and the record)
+//! ```
+
+pub mod addresses;
+pub mod drain;
+pub mod order;
+pub mod plan;
+pub mod record;
+pub mod remove;
+pub mod restart;
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex},
+};
+
+use rebec_book::key::Id;
+
+use crate::{jobs::Jobs, keeper::Keeper, knowledge::Knowledge, peers::Peers, store::Store, vm::Vms};
+
+/// What orders need, and what keeps them apart.
+pub struct Orders {
+    knowledge: Arc<Knowledge>,
+    peers: Arc<Peers>,
+    keeper: Arc<Keeper>,
+    store: Arc<Store>,
+    vms: Arc<Vms>,
+    jobs: Arc<Jobs>,
+    /// Serialises what looks for a free name or address and then takes it.
+    pub naming: tokio::sync::Mutex<()>,
+    /// Serialises grants of ranges and of VMs: each reads a record and writes the next.
+    grants: Mutex<()>,
+    /// VMs that are being started elsewhere because their hosts are lost.
+    starting: Mutex<BTreeSet<Id>>,
+}
+
+impl Orders {
+    /// None has been given.
+    pub fn new(
+        knowledge: Arc<Knowledge>,
+        peers: Arc<Peers>,
+        keeper: Arc<Keeper>,
+        store: Arc<Store>,
+        vms: Arc<Vms>,
+        jobs: Arc<Jobs>,
+    ) -> Arc<Self> {
+        let (naming, grants, starting) = Default::default();
+        Arc::new(Self { knowledge, peers, keeper, store, vms, jobs, naming, grants, starting })
+    }
+}

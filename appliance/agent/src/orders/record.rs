@@ -1,0 +1,163 @@
+//! `vm run`: a host is chosen, and a keeper where there is to be one, and a record is written here, its home.
+
+use std::sync::Arc;
+
+use rebec_api::{
+    ApiError, ErrorCode,
+    vm::{NewVm, OnHostLoss},
+};
+use rebec_book::{
+    Body, Key, Signed,
+    key::{Id, Name, bound_id},
+    record::{Assigned, ImageBody, Kind, NicBody, VmBody, VmPrivate},
+    view,
+};
+use rebec_host::{failed, seed};
+use rebec_pool::place::{Choice, choose_keeper};
+use rebec_vmm_api::MemorySize;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Orders,
+    addresses::nic,
+    plan::{candidates, place},
+};
+use crate::{
+    chance::{now_s, random},
+    names,
+    vm::start,
+};
+
+/// LANs one VM may be on.
+const LANS_MAX: usize = 8;
+/// Most virtual processors.
+const VCPUS_MAX: u8 = 16;
+
+/// `POST /internal/records`: to the keeper of a VM, before others tell it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Introduction {
+    /// What it needs to know the VM.
+    pub records: Vec<Signed>,
+    /// The VM.
+    pub vm: Id,
+    /// What others are not told of it.
+    #[serde(with = "rebec_book::record::as_text")]
+    pub private: VmPrivate,
+}
+
+/// Checks what was asked for, chooses a host for it and writes the VM's record.
+pub async fn record(orders: &Arc<Orders>, new: &NewVm) -> Result<(Id, Choice), ApiError> {
+    names::check("VM", &new.name)?;
+    let bad = |what: String| Err(ApiError::new(ErrorCode::BadRequest, what));
+    if MemorySize::from_bytes(new.memory_bytes).is_err() {
+        return bad(format!("memory of {} bytes: expected whole MiB from 16 MiB to 1 TiB", new.memory_bytes));
+    }
+    if !(1..=VCPUS_MAX).contains(&new.vcpus) {
+        return bad(format!("{} vCPUs: expected 1 to {VCPUS_MAX}", new.vcpus));
+    }
+    if new.lans.len() > LANS_MAX {
+        return bad(format!("{} LANs: at most {LANS_MAX}", new.lans.len()));
+    }
+    let _alone = orders.naming.lock().await;
+    if names::taken(&orders.knowledge, Kind::VM, &new.name)? {
+        return Err(ApiError::new(
+            ErrorCode::Conflict,
+            format!("VM `{}` exists already; choose another name, or `rebec vm rm {}`", new.name, new.name),
+        ));
+    }
+    let image = image(orders, &new.image)?;
+    let wants_seed = new.hostname.is_some() || !new.ssh_keys.is_empty();
+    let seed = wants_seed.then(|| seed::texts(&new.name, new.hostname.as_deref(), &new.ssh_keys)).transpose()?;
+    let mut nics: Vec<NicBody> = vec![];
+    for name in &new.lans {
+        nics.push(nic(orders, name, &nics).await?);
+    }
+    let cmdline = match &new.cmdline {
+        Some(more) => format!("{} {more}", image.cmdline).trim().to_owned(),
+        None => image.cmdline.clone(),
+    };
+    let (nonce, private) = (Name(random()), VmPrivate { nonce: Name(random()), cmdline, seed });
+    let mut body = VmBody {
+        nonce,
+        name: new.name.clone(),
+        assigned: Assigned { host: orders.knowledge.key(), epoch: 1 },
+        image_name: image.name.clone(),
+        image,
+        memory_bytes: new.memory_bytes,
+        vcpus: new.vcpus,
+        private: private.digest(),
+        nics,
+        keeper: None,
+        created: now_s(),
+        must: None,
+    };
+    let chosen = place(orders, &body, new.host.as_deref(), new.domain.as_deref(), None)?;
+    if new.on_host_loss == OnHostLoss::Restart {
+        body.keeper = Some(keeper(orders, &body.name, &chosen)?);
+    }
+    body.assigned.host = chosen.key;
+    let id = bound_id(&orders.knowledge.key(), &nonce);
+    orders.store.set_private(&id, &private).map_err(|error| failed(&error))?;
+    orders.knowledge.publish(Kind::VM, id, Some(Body::Vm(body.clone().into())))?;
+    if let Some(keeper) = body.keeper.filter(|keeper| *keeper != orders.knowledge.key())
+        && let Err(error) = introduce(orders, keeper, id).await
+    {
+        orders.knowledge.publish(Kind::VM, id, None)?;
+        return Err(error);
+    }
+    Ok((id, chosen))
+}
+
+/// The host that is to look after a VM.
+fn keeper(orders: &Orders, vm: &str, runner: &Choice) -> Result<Key, ApiError> {
+    let own = orders.knowledge.key();
+    let (candidates, home) = orders.knowledge.pool(|book| (candidates(&orders.peers, book), book.domain_of(&own)))?;
+    home.and_then(|home| choose_keeper(home, runner.key, &candidates)).ok_or_else(|| {
+        let message = format!(
+            "VM {vm}: on-host-loss restart needs a keeper, a second host of this domain that answers; add one with `rebec host invite`, or say hold"
+        );
+        ApiError::new(ErrorCode::Refused, message)
+    })
+}
+
+/// Tells a keeper of its VM: it is asked before the news has spread.
+async fn introduce(orders: &Arc<Orders>, keeper: Key, vm: Id) -> Result<(), ApiError> {
+    let unknown = || ApiError::new(ErrorCode::Unreachable, format!("host {} is not known here any more; try again", keeper.short()));
+    let peer = orders.knowledge.peer(&keeper).ok_or_else(unknown)?;
+    orders
+        .peers
+        .mesh
+        .ask(
+            &peer,
+            "/internal/records",
+            &Introduction { records: orders.knowledge.records_of(vm)?, vm, private: start::private(&orders.vms, vm)? },
+        )
+        .await
+}
+
+fn image(orders: &Orders, name: &str) -> Result<ImageBody, ApiError> {
+    let id = names::image(&orders.knowledge, name)?;
+    let found = orders.knowledge.pool(|book| {
+        let thing = book.thing(Kind::IMAGE, id)?;
+        let Some(Body::Image(image)) = book.get(Kind::IMAGE, id, thing.home) else { return None };
+        let own = book.own_domain();
+        let is_shared = thing.domain == own || own.is_some_and(|own| image.domains.contains(&own));
+        Some((is_shared, (**image).clone()))
+    })?;
+    let (is_shared, image) = found.ok_or_else(|| ApiError::not_found("image", name, "rebec image ls"))?;
+    if is_shared {
+        return Ok(image);
+    }
+    let message = format!("image {name} is another domain's, which does not share it; it is shared by `rebec image import --domain` there");
+    Err(ApiError::new(ErrorCode::Forbidden, message))
+}
+
+/// The host that a VM of this home was assigned to, for an order that is taken on again; none where nothing came of the first.
+pub fn begun(orders: &Orders, name: &str) -> Option<(Id, Choice)> {
+    let found = orders.knowledge.read(|book| {
+        let mine = view::vms(book).into_iter().find(|vm| vm.home == orders.knowledge.key() && vm.body.name == name)?;
+        Some((mine.id, mine.body.assigned.host))
+    });
+    let (id, key) = found.flatten()?;
+    Some((id, Choice { key, name: orders.knowledge.name_of(&key), reason: "chosen before".to_owned() }))
+}

@@ -1,0 +1,30 @@
+//! A VM goes: what is of it where it is, and its record.
+
+use rebec_api::{ApiError, ErrorCode};
+use rebec_book::{Key, key::Id, record::Kind};
+use serde::{Deserialize, Serialize};
+
+use super::Orders;
+use crate::vm::stop;
+
+/// `POST /internal/removals`
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Removal {
+    /// The VM.
+    pub vm: Id,
+}
+
+/// Removes a stopped VM of this home; `holder` is the host that has something of it, if there is one. What a host has that was declared dead goes by
+/// itself.
+pub async fn everywhere(orders: &Orders, id: Id, name: &str, holder: Option<Key>) -> Result<(), ApiError> {
+    match holder {
+        Some(own) if own == orders.knowledge.key() => stop::remove(&orders.vms, id).await?,
+        Some(other) if !orders.knowledge.is_dead(&other) => {
+            let peer = orders.knowledge.peer(&other);
+            let peer = peer.ok_or_else(|| ApiError::new(ErrorCode::Unreachable, format!("VM {name}: its host is not known here")))?;
+            orders.peers.mesh.ask::<_, ()>(&peer, "/internal/removals", &Removal { vm: id }).await?;
+        }
+        _ => {}
+    }
+    orders.knowledge.publish(Kind::VM, id, None)
+}
