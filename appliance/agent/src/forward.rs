@@ -24,10 +24,11 @@ fn guest(knowledge: &Arc<Knowledge>, vm: &Arc<LocalVm>) -> Result<Guest, ApiErro
         return Err(ApiError::new(ErrorCode::Conflict, format!("VM {name} does not run; `rebec vm start {name}`")));
     }
     let nic = kept.body.nics.first().zip(kept.endpoints.first()).map(|(nic, endpoint)| (nic.clone(), *endpoint));
+    let key = vm.port_keys().first().copied().flatten();
     let mtu = |lan| knowledge.read(|book| view::lans(book).into_iter().find(|known| known.id == lan).map(|known| known.body.mtu)).flatten();
     let mtu = nic.as_ref().and_then(|(nic, _)| mtu(nic.lan)).unwrap_or(rebec_book::lan::MTU);
     let gone = Box::pin(has_gone(knowledge.clone(), vm.clone()));
-    Ok(Guest { id: kept.id, name, nic, mtu, control: vm.control(), gone, random: random() })
+    Ok(Guest { id: kept.id, name, nic, key, mtu, control: vm.control(), gone, random: random(), secret: random() })
 }
 
 /// Until the VMM that was told of the station is not the one that runs here.

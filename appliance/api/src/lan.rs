@@ -17,6 +17,9 @@ pub struct NewLan {
     /// Other domains whose VMs may be on it; its own domain's always may.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub domains: Vec<String>,
+    /// Whether frames travel as plain VXLAN, for a wire that everybody on it may read and write.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unsealed: bool,
 }
 
 /// A LAN with its ports.
@@ -32,6 +35,9 @@ pub struct LanInfo {
     pub range: String,
     /// Largest packet, for life.
     pub mtu: u16,
+    /// Whether frames are sealed on their way between ports.
+    #[serde(default)]
+    pub sealed: bool,
     /// The host that allocates its addresses.
     pub home: String,
     /// Other domains whose VMs may be on it.

@@ -9,6 +9,7 @@ mod host;
 use std::net::SocketAddrV4;
 
 use minicbor::{Decode, Decoder, Encode, Encoder};
+use serde::{Deserialize, Serialize};
 
 pub use self::host::{AuditHead, HostBody, PartsBody, Speaks};
 pub use crate::{
@@ -39,8 +40,10 @@ pub const PARTS_MAX: usize = 1024;
 /// Hosts that may have a part of a LAN's range.
 const RANGE_LEASES_MAX: usize = 1024;
 
-/// Words of [`VmBody::must`] that this version knows: none needs one.
-const KNOWN: [&str; 0] = [];
+/// The word of a VM that is on a sealed LAN: a host that does not know it would speak in the clear.
+pub const SEALED: &str = "sealed-lan";
+/// Words of [`VmBody::must`] that this version knows.
+const KNOWN: [&str; 1] = [SEALED];
 /// Words of one VM, and bytes of one.
 const MUST_MAX: usize = 8;
 const WORD_BYTES_MAX: usize = 64;
@@ -304,6 +307,23 @@ pub struct SeenBody {
     /// The host that it is on its way to.
     #[n(7)]
     pub to: Option<Key>,
+    /// The public keys of its ports, in the order of its NICs; none of a port that does not seal.
+    #[n(8)]
+    pub keys: Option<Vec<Option<Key>>>,
+    /// Where its ports will be when it has come to where it is on its way to, so that others know their keys by then.
+    #[n(9)]
+    pub ahead: Option<Vec<PortAhead>>,
+}
+
+/// A port of a VM that is on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+pub struct PortAhead {
+    /// Its endpoint.
+    #[n(0)]
+    pub endpoint: SocketAddrV4,
+    /// Its public key, if it seals.
+    #[n(1)]
+    pub key: Option<Key>,
 }
 
 /// Where a VM is in its life, at the host that holds it.
@@ -463,6 +483,8 @@ impl Body {
             Self::Seen(seen) => {
                 seen.grants.len() <= GRANTS_MAX
                     && seen.endpoints.len() <= NICS_MAX
+                    && seen.keys.as_ref().is_none_or(|keys| keys.len() <= NICS_MAX)
+                    && seen.ahead.as_ref().is_none_or(|ahead| ahead.len() <= NICS_MAX)
                     && text(&seen.reason)
                     && seen.grants.iter().all(|grant| grant.is_signed(id))
             }

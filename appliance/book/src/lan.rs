@@ -37,6 +37,9 @@ pub struct LanBody {
     /// Other domains whose hosts may have a part of the range, and so VMs on it.
     #[n(8)]
     pub domains: Vec<Key>,
+    /// Whether frames are sealed on their way, for life; a LAN of a build that knew no seals says nothing.
+    #[n(9)]
+    pub sealed: Option<bool>,
 }
 
 /// Part of a LAN's range in the hands of one host.
@@ -71,6 +74,9 @@ pub struct NicBody {
     /// Length of the LAN's prefix.
     #[n(4)]
     pub prefix: u8,
+    /// Whether its port seals, as all of its LAN do.
+    #[n(5)]
+    pub sealed: Option<bool>,
 }
 
 /// Addresses that are handed to a host at a time: a few at first, then as many as it has, up to the most.
@@ -175,6 +181,7 @@ mod tests {
             leases: vec![],
             created: 0,
             domains: vec![],
+            sealed: None,
         }
     }
 

@@ -48,7 +48,8 @@ fn private() -> VmPrivate {
 }
 
 fn vm() -> VmBody {
-    let nic = NicBody { lan: Name([2; 16]), vni: 7, mac: [0x52, 0x54, 10, 7, 0, 8], address: [10, 7, 0, 8].into(), prefix: 24 };
+    let nic =
+        NicBody { lan: Name([2; 16]), vni: 7, mac: [0x52, 0x54, 10, 7, 0, 8], address: [10, 7, 0, 8].into(), prefix: 24, sealed: None };
     VmBody {
         nonce: Name([3; 16]),
         name: "web".into(),
@@ -110,6 +111,7 @@ fn records() -> Vec<(&'static str, Signed)> {
         leases: vec![RangeLease { host: key(3), first: [10, 7, 0, 8].into(), count: 16 }],
         created: 1_800_000_002,
         domains: vec![],
+        sealed: None,
     };
     let vm_id = bound_id(&key(3), &Name([3; 16]));
     let seen = SeenBody {
@@ -121,6 +123,8 @@ fn records() -> Vec<(&'static str, Signed)> {
         pid: 42,
         grants: vec![Grant::sign(&vm_id, key(4), 2, &secret(3))],
         to: Some(key(6)),
+        keys: None,
+        ahead: None,
     };
     let speaks = Speaks { peer: (1, 1), moves: (3, 3), control: (1, 1) };
     let member = MemberBody { host: key(3), domain: key(2), name: "a1".into(), dead: Some("burnt".into()), role: None };

@@ -98,6 +98,8 @@ impl Writer {
             pid,
             grants: vec![],
             to: None,
+            keys: None,
+            ahead: None,
         };
         self.write(Kind::SEEN, vm, Some(&Body::Seen(body.into())))
     }
@@ -179,6 +181,7 @@ fn lan(host: &mut Writer, number: usize, shared: Option<Key>, records: &mut Vec<
         leases: (0..16).map(|count| RangeLease { host: host.key, first: Ipv4Addr::new(10, 64, count, 1), count: 16 }).collect(),
         created: CREATED,
         domains: shared.into_iter().collect(),
+        sealed: None,
     };
     let id = bound_id(&host.key, &body.nonce);
     records.push(host.write(Kind::LAN, id, Some(&Body::Lan(body.into())))?);
@@ -216,6 +219,7 @@ fn one_vm(host: &mut Writer, number: usize, lan: &Id, keeper: Key, records: &mut
             mac: [2, 0, 0, (number >> 16) as u8, (number >> 8) as u8, number as u8],
             address: Ipv4Addr::from(0x0a40_0000 + number as u32 % 0xffff),
             prefix: 16,
+            sealed: None,
         }],
         keeper: number.is_multiple_of(2).then_some(keeper),
         created: CREATED + number as u64,

@@ -74,6 +74,7 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewLan>) ->
         leases: vec![],
         created: now_s(),
         domains,
+        sealed: Some(!new.unsealed),
     };
     body.leases.extend(lan::next_lease(&body, agent.knowledge.key()));
     let id = bound_id(&agent.knowledge.key(), &nonce);

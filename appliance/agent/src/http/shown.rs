@@ -182,6 +182,7 @@ pub fn lans(book: &Book) -> Vec<LanInfo> {
             vni: lan.body.vni,
             range: format!("{}/{}", lan.body.network, lan.body.prefix),
             mtu: lan.body.mtu,
+            sealed: lan.body.sealed == Some(true),
             home: names.host(&lan.home),
             ports,
             domains: lan.body.domains.iter().map(|domain| book.domain_name(domain)).collect(),

@@ -152,7 +152,18 @@ fn host_body() -> Body {
 
 fn seen(epoch: u64) -> Body {
     let state = SeenState::Running;
-    let body = SeenBody { epoch, state, reason: None, endpoints: vec![], memory_bytes: 0, pid: 0, grants: vec![], to: None };
+    let body = SeenBody {
+        epoch,
+        state,
+        reason: None,
+        endpoints: vec![],
+        memory_bytes: 0,
+        pid: 0,
+        grants: vec![],
+        to: None,
+        keys: None,
+        ahead: None,
+    };
     Body::Seen(body.into())
 }
 

@@ -34,7 +34,7 @@ pub async fn nic(orders: &Arc<Orders>, name: &str, others: &[NicBody]) -> Result
         let mut used = used;
         used.extend(others.iter().filter(|nic| nic.lan == id).map(|nic| nic.address));
         if let Some(address) = lan::free_address(&body, orders.knowledge.key(), &used) {
-            return Ok(NicBody { lan: id, vni: body.vni, mac: lan::mac_of(address), address, prefix: body.prefix });
+            return Ok(NicBody { lan: id, vni: body.vni, mac: lan::mac_of(address), address, prefix: body.prefix, sealed: body.sealed });
         }
         lease(orders, id, home).await?;
     }

@@ -9,7 +9,7 @@ use rebec_api::{
 use rebec_book::{
     Body, Key, Signed,
     key::{Id, Name, bound_id},
-    record::{Assigned, ImageBody, Kind, NicBody, VmBody, VmPrivate},
+    record::{Assigned, ImageBody, Kind, NicBody, SEALED, VmBody, VmPrivate},
     view,
 };
 use rebec_host::{failed, seed};
@@ -86,10 +86,10 @@ pub async fn record(orders: &Arc<Orders>, new: &NewVm) -> Result<(Id, Choice), A
         memory_bytes: new.memory_bytes,
         vcpus: new.vcpus,
         private: private.digest(),
+        must: nics.iter().any(|nic| nic.sealed == Some(true)).then(|| vec![SEALED.to_owned()]),
         nics,
         keeper: None,
         created: now_s(),
-        must: None,
     };
     let chosen = place(orders, &body, new.host.as_deref(), new.domain.as_deref(), None)?;
     if new.on_host_loss == OnHostLoss::Restart {

@@ -1,12 +1,13 @@
 //! A VM arrives from another host: its parts are gathered, an empty layer made, a VMM started that waits; then each stream of
 //! the move is joined to it. Whether it runs here is decided by the two VMMs and their ledgers alone.
 
-use std::{sync::Arc, time::Duration};
+use std::{iter::repeat, sync::Arc, time::Duration};
 
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
     authority::{Granted, Question},
-    key::Id,
+    key::{Id, Name},
+    record::PortAhead,
 };
 use rebec_host::life::{Goal, Input, Life};
 use rebec_pool::lease::Stance;
@@ -19,8 +20,8 @@ const LEFT_TIME: Duration = Duration::from_secs(30);
 /// How often an offer may find the VMM of an earlier one that is just ending.
 const ATTEMPTS_MAX: usize = 3;
 
-/// Makes ready for a VM whose holder sends it, as the question said that was granted.
-pub async fn prepare(vms: &Arc<Vms>, granted: Granted, reporter: &Reporter) -> Result<(), ApiError> {
+/// Makes ready for a VM whose holder sends it, as the question said that was granted. Where its ports will be.
+pub async fn prepare(vms: &Arc<Vms>, granted: Granted, reporter: &Reporter) -> Result<Vec<PortAhead>, ApiError> {
     let (Some(from), Question::Arrive(id, epoch)) = (granted.host(), *granted.question()) else {
         return Err(ApiError::new(ErrorCode::Forbidden, "no arrival was granted"));
     };
@@ -41,7 +42,8 @@ pub async fn prepare(vms: &Arc<Vms>, granted: Granted, reporter: &Reporter) -> R
         vm.until(|life| !life.is_starting()).await;
         if vm.talk(|control| control.pid()).await.is_ok() {
             lease::tell(&vm).await;
-            return Ok(());
+            let keys = vm.port_keys().into_iter().map(|key| key.map(|key| Name(key.0))).chain(repeat(None));
+            return Ok(vm.kept().endpoints.into_iter().zip(keys).map(|(endpoint, key)| PortAhead { endpoint, key }).collect());
         }
         if vm.life(|life| life.vmm().is_none() && life.word().reason.is_some()) {
             return Err(vm.why_not());

@@ -140,7 +140,10 @@ async fn make_ready(vms: &Arc<Vms>, vm: &LocalVm, to: &Peer, reporter: &Reporter
     let (id, kept) = (vm.id(), vm.kept());
     let offer =
         Offer { vm: id, epoch: kept.epoch, records: vms.knowledge.records_of(id)?, private: kept.private, order: Some(Name(random())) };
-    errand::order(&vms.peers, to, "/internal/arrivals", &offer, reporter).await.map(|_| ())
+    let ports = errand::order(&vms.peers, to, "/internal/arrivals", &offer, reporter).await?;
+    // A host of a version before says nothing of them.
+    vm.ahead(serde_json::from_value(ports).unwrap_or_default());
+    Ok(())
 }
 
 /// The streams of a move and one for control, to the other side: the ends that the VMM gets.

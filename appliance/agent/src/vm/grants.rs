@@ -58,7 +58,8 @@ pub fn as_keeper(knowledge: &Knowledge, vm: Id, at: Assigned) -> Result<(), ApiE
 /// What this host has to say of a VM that is not here any more: to whom it granted it.
 pub fn left(knowledge: &Knowledge, vm: Id, epoch: u64, grants: Vec<Grant>) -> Result<(), ApiError> {
     let state = SeenState::Left;
-    let seen = SeenBody { epoch, state, reason: None, endpoints: vec![], memory_bytes: 0, pid: 0, grants, to: None };
+    let seen =
+        SeenBody { epoch, state, reason: None, endpoints: vec![], memory_bytes: 0, pid: 0, grants, to: None, keys: None, ahead: None };
     knowledge.publish(Kind::SEEN, vm, Some(Body::Seen(seen.into())))
 }
 

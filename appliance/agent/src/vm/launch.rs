@@ -26,6 +26,12 @@ pub async fn start(vms: &Vms, vm: &LocalVm, how: Beginning, ports: Vec<UdpSocket
     lease::tell(vm).await;
     vm.console.started();
     vm.fdb(|fdb| *fdb = stations.into_iter().take(STATIONS_MAX).collect());
+    vm.keys_told(ports::Told::clear);
+    if kept.body.nics.iter().any(|nic| nic.sealed == Some(true)) {
+        let status = vm.talk(|control| control.status()).await?;
+        vm.ports_have(status.nets.iter().map(|net| net.key).collect());
+        ports::tell(vm).await?;
+    }
     Ok(process)
 }
 

@@ -37,8 +37,8 @@ use anyhow::Result;
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
     Body,
-    key::Id,
-    record::{Kind, REASON_BYTES_MAX, SeenBody, SeenState},
+    key::{Id, Name},
+    record::{Kind, PortAhead, REASON_BYTES_MAX, SeenBody, SeenState},
 };
 use rebec_host::{
     Host, console, control, facts, failed, kept, ledger,
@@ -46,7 +46,7 @@ use rebec_host::{
     lock, process, sockets,
 };
 pub use rebec_host::{kept::Kept, life::Want};
-use rebec_vmm_api::control::Command;
+use rebec_vmm_api::{PortKey, control::Command};
 use tokio::sync::{Notify, watch as changes};
 
 use self::control::Control;
@@ -124,6 +124,10 @@ struct Inner {
     kept: Kept,
     seen: SeenBody,
     fdb: ports::Stations,
+    /// The public keys of its ports, as its VMM says; none of one that does not seal.
+    port_keys: Vec<Option<PortKey>>,
+    /// Whose keys its ports were told.
+    keys_told: ports::Told,
     /// End of its lease (CLOCK_BOOTTIME). Not kept: a new agent asks, and its VMM knows.
     lease_ends: Duration,
     life: Life,
@@ -155,15 +159,17 @@ impl LocalVm {
             pid: 0,
             grants: kept.grants.clone(),
             to: life.word().to,
+            keys: None,
+            ahead: None,
         };
-        let (fdb, work) = (ports::Stations::new(), VecDeque::new());
+        let (fdb, port_keys, keys_told, work) = Default::default();
         Self {
             knowledge,
             folder,
             console,
             living: Mutex::default(),
             keeping: Mutex::default(),
-            inner: Mutex::new(Inner { kept, seen, fdb, lease_ends: Duration::ZERO, life, work }),
+            inner: Mutex::new(Inner { kept, seen, fdb, port_keys, keys_told, lease_ends: Duration::ZERO, life, work }),
             woken: Notify::new(),
             changed: changes::Sender::new(()),
         }
@@ -359,12 +365,17 @@ impl LocalVm {
         let (id, mut seen) = {
             let mut inner = lock(&self.inner);
             let endpoints = if word.pid == 0 { vec![] } else { inner.kept.endpoints.clone() };
+            let keys = inner.port_keys.iter().map(|key| key.map(|key| Name(key.0))).collect();
+            let keys = (word.pid != 0 && inner.port_keys.iter().any(Option::is_some)).then_some(keys);
+            let ahead = inner.seen.ahead.take().filter(|_| word.to.is_some());
             let reason = word.reason.map(|mut reason| {
                 reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
                 reason
             });
             let epoch = inner.seen.epoch.max(inner.kept.epoch);
-            inner.seen = SeenBody { epoch, state: word.state, reason, endpoints, pid: word.pid, to: word.to, ..inner.seen.clone() };
+            let seen =
+                SeenBody { epoch, state: word.state, reason, endpoints, pid: word.pid, to: word.to, keys, ahead, ..inner.seen.clone() };
+            inner.seen = seen;
             (inner.kept.id, inner.seen.clone())
         };
         seen.grants = grants::known(&self.knowledge, id, &self.kept().grants);
@@ -386,6 +397,27 @@ impl LocalVm {
     /// Until when it may run, as far as this agent has heard.
     pub fn lease_ends(&self) -> Duration {
         lock(&self.inner).lease_ends
+    }
+
+    /// The public keys of its ports.
+    pub fn port_keys(&self) -> Vec<Option<PortKey>> {
+        lock(&self.inner).port_keys.clone()
+    }
+
+    /// Its VMM said what the public keys of its ports are. Whether that is news.
+    pub fn ports_have(&self, keys: Vec<Option<PortKey>>) -> bool {
+        let mut inner = lock(&self.inner);
+        std::mem::replace(&mut inner.port_keys, keys) != inner.port_keys
+    }
+
+    /// Where its ports will be on the host that it is sent to: said with its next word.
+    pub fn ahead(&self, ports: Vec<PortAhead>) {
+        lock(&self.inner).seen.ahead = Some(ports);
+    }
+
+    /// Whose keys its ports were told.
+    pub fn keys_told<T>(&self, change: impl FnOnce(&mut ports::Told) -> T) -> T {
+        change(&mut lock(&self.inner).keys_told)
     }
 
     /// What the VMM's ports were told last.

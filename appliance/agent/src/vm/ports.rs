@@ -1,21 +1,29 @@
 //! Where the other stations of a VM's LANs are: told to its VMM whenever the book says so.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddrV4,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use rebec_book::{
     Body, lan,
-    record::{Kind, SeenState, VmBody},
+    record::{Kind, VmBody},
     view,
 };
+use rebec_host::life::Life;
 pub use rebec_host::process::{Place, Stations};
-use rebec_vmm_api::{MacAddr, control::Command};
+use rebec_vmm_api::{MacAddr, PortKey, control::Command};
 
 use super::{LocalVm, Vms};
 use crate::knowledge::Knowledge;
 
 /// Changes of the book that come this close together are carried out as one.
 const SETTLE: Duration = Duration::from_millis(5);
+/// How long a key is kept that nobody has any more.
+const KEY_LINGER: Duration = Duration::from_secs(10);
 /// A VMM that was not told is told again after this time.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -41,6 +49,42 @@ pub fn neighbours(knowledge: &Knowledge, body: &VmBody) -> Stations {
     found.unwrap_or_default()
 }
 
+/// Whose key is behind an endpoint, for the NIC of this MAC.
+pub type Keys = BTreeMap<(MacAddr, SocketAddrV4), PortKey>;
+
+/// The keys that a VMM was told, and since when each of them is not asked for any more.
+pub type Told = BTreeMap<(MacAddr, SocketAddrV4), (PortKey, Option<Instant>)>;
+
+/// The keys of all ports that a VM's sealed ports hear: where the stations of its LANs are and will be, and where the VM itself is and will be.
+/// Only the word of who holds a VM counts.
+fn keys(vm: &LocalVm) -> Keys {
+    let kept = vm.kept();
+    let own = kept.endpoints.clone();
+    let found = vm.knowledge.read(|book| {
+        let mut keys = Keys::new();
+        for own_nic in kept.body.nics.iter().filter(|nic| nic.sealed == Some(true)) {
+            let home = book.thing(Kind::LAN, own_nic.lan).map(|thing| thing.home);
+            let Some(Body::Lan(range)) = home.and_then(|home| book.get(Kind::LAN, own_nic.lan, home)) else { continue };
+            for record in book.on_lan(own_nic.lan) {
+                let (Some(Body::Vm(body)), Some(seen)) = (&record.body, view::seen(book, record.key.id)) else { continue };
+                let of_nic = |index: usize| {
+                    let key = seen.body.keys.as_ref().and_then(|keys| keys.get(index).copied().flatten());
+                    let here = seen.body.endpoints.get(index).copied().zip(key);
+                    let ahead = seen.body.ahead.as_ref().and_then(|ahead| ahead.get(index));
+                    here.into_iter().chain(ahead.and_then(|port| Some((port.endpoint, port.key?))))
+                };
+                let nics =
+                    body.nics.iter().enumerate().filter(|(_, nic)| nic.lan == own_nic.lan && lan::admits(range, &record.key.writer, nic));
+                for (endpoint, key) in nics.flat_map(|(index, _)| of_nic(index)).filter(|(endpoint, _)| !own.contains(endpoint)) {
+                    keys.insert((MacAddr(own_nic.mac), endpoint), PortKey(key.0));
+                }
+            }
+        }
+        keys
+    });
+    found.unwrap_or_default()
+}
+
 /// Keeps every VMM of this host informed.
 pub async fn run(vms: Arc<Vms>) {
     let mut changed = vms.knowledge.watch();
@@ -49,8 +93,8 @@ pub async fn run(vms: Arc<Vms>) {
         changed.mark_unchanged();
         let mut all_told = true;
         for vm in vms.all() {
-            let state = vm.seen().state;
-            if !matches!(state, SeenState::Running | SeenState::Paused | SeenState::Moving | SeenState::Unleased) {
+            // One that arrives is told as well: it knows everybody by the time that it runs.
+            if vm.life(Life::vmm).is_none() {
                 continue;
             }
             if let Err(error) = tell(&vm).await {
@@ -72,7 +116,8 @@ pub async fn run(vms: Arc<Vms>) {
 }
 
 /// Tells one VMM what it does not know yet.
-async fn tell(vm: &Arc<LocalVm>) -> Result<()> {
+pub async fn tell(vm: &LocalVm) -> Result<()> {
+    tell_keys(vm).await?;
     let wanted = neighbours(&vm.knowledge, &vm.kept().body);
     let told = vm.fdb(|fdb| fdb.clone());
     let news = wanted.iter().filter(|(mac, place)| told.get(mac) != Some(place));
@@ -84,5 +129,37 @@ async fn tell(vm: &Arc<LocalVm>) -> Result<()> {
     }
     vm.talk(move |control| commands.into_iter().try_for_each(|command| control.tell(command))).await?;
     vm.fdb(|fdb| *fdb = wanted);
+    Ok(())
+}
+
+/// Keys go before the entries that need them, and stay for a while after: late frames come from where a VM was.
+async fn tell_keys(vm: &LocalVm) -> Result<()> {
+    let wanted = keys(vm);
+    let now = Instant::now();
+    let commands = vm.keys_told(|told| {
+        for (place, (_, unwanted)) in told.iter_mut() {
+            *unwanted = if wanted.contains_key(place) { None } else { unwanted.or(Some(now)) };
+        }
+        let news = wanted.iter().filter(|(place, key)| told.get(*place).is_none_or(|(known, _)| known != *key));
+        let news = news.map(|((net, endpoint), key)| Command::PeerKey { net: *net, endpoint: *endpoint, key: *key });
+        let is_over = |since: &Option<Instant>| since.is_some_and(|since| now.duration_since(since) >= KEY_LINGER);
+        let gone = told.iter().filter(|(_, (_, since))| is_over(since));
+        let gone = gone.map(|((net, endpoint), _)| Command::PeerKeyRemove { net: *net, endpoint: *endpoint });
+        news.chain(gone).collect::<Vec<_>>()
+    });
+    if commands.is_empty() {
+        return Ok(());
+    }
+    let told = commands.clone();
+    vm.talk(move |control| commands.into_iter().try_for_each(|command| control.tell(command))).await?;
+    vm.keys_told(|known| {
+        for command in told {
+            match command {
+                Command::PeerKey { net, endpoint, key } => drop(known.insert((net, endpoint), (key, None))),
+                Command::PeerKeyRemove { net, endpoint } => drop(known.remove(&(net, endpoint))),
+                _ => {}
+            }
+        }
+    });
     Ok(())
 }

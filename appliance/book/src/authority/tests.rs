@@ -108,7 +108,18 @@ fn book_of(role: Role) -> Book {
     writer.vm(3, FELLOW, ASKED, None);
     writer.vm(9, FOREIGN, ASKED, None);
     let grants = vec![Grant::sign(&lent, key(HOLDER), 2, &secret(ASKED))];
-    let seen = SeenBody { epoch: 2, state: SeenState::Running, reason: None, endpoints: vec![], memory_bytes: 0, pid: 0, grants, to: None };
+    let seen = SeenBody {
+        epoch: 2,
+        state: SeenState::Running,
+        reason: None,
+        endpoints: vec![],
+        memory_bytes: 0,
+        pid: 0,
+        grants,
+        to: None,
+        keys: None,
+        ahead: None,
+    };
     writer.write(Kind::SEEN, lent, HOLDER, Body::Seen(seen.into()));
     let lan = LanBody {
         nonce: nonce(1),
@@ -120,6 +131,7 @@ fn book_of(role: Role) -> Book {
         leases: vec![],
         created: 0,
         domains: vec![],
+        sealed: None,
     };
     writer.write(Kind::LAN, bound_id(&key(ASKED), &nonce(1)), ASKED, Body::Lan(lan.into()));
     writer.1

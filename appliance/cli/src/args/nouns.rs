@@ -199,6 +199,9 @@ pub enum LanCommand {
         /// Let VMs of this other domain be on it too; may be given several times
         #[arg(long = "domain", value_name = "DOMAIN")]
         domains: Vec<String>,
+        /// Send frames as plain VXLAN: everybody on the way can read and forge them, and other VXLAN endpoints can take part
+        #[arg(long)]
+        unsealed: bool,
     },
     /// List the LANs
     Ls,

@@ -14,8 +14,9 @@ use crate::{
 pub async fn run(session: &Session, command: LanCommand) -> Result<(), Failure> {
     let client = &session.client;
     match command {
-        LanCommand::Create { name, range, domains } => {
-            let made: LanInfo = parse(session.settle(client.post(&path(&["lans"]), &NewLan { name, range, domains }).await?).await?)?;
+        LanCommand::Create { name, range, domains, unsealed } => {
+            let made: LanInfo =
+                parse(session.settle(client.post(&path(&["lans"]), &NewLan { name, range, domains, unsealed }).await?).await?)?;
             session.tell(&made, |LanInfo { name, range, .. }| {
                 format!("lan {name} has the range {range}; `rebec vm run NAME --image IMAGE --lan {name}` puts a VM on it")
             })

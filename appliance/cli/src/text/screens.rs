@@ -78,6 +78,7 @@ fn lan() -> LanInfo {
         vni: 7,
         range: "10.5.0.0/24".into(),
         mtu: 1400,
+        sealed: true,
         home: "a1".into(),
         domains: vec![],
         ports: vec![port],

@@ -126,6 +126,7 @@ pub fn lan(lan: &LanInfo) -> String {
         ("range", lan.range.clone()),
         ("vni", lan.vni.to_string()),
         ("mtu", lan.mtu.to_string()),
+        ("sealed", if lan.sealed { "yes" } else { "no: everybody on the way can read and forge its frames" }.to_owned()),
         ("home", lan.home.clone()),
         ("id", lan.id.clone()),
         ("ports", count(lan.ports.len().try_into().unwrap_or(u64::MAX), "port")),

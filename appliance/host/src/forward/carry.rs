@@ -14,7 +14,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rebec_overlay::vxlan::{self, HEADER_BYTES, Vni};
+use anyhow::Context as _;
+use rebec_overlay::{
+    Seals,
+    seal::{PortSecret, layout},
+    vxlan::{self, HEADER_BYTES, Vni},
+};
+use rebec_vmm_api::PortKey;
 use smoltcp::{
     iface::SocketHandle,
     socket::tcp::{Socket, State},
@@ -70,6 +76,7 @@ pub struct Carrier {
     pub guest: SocketAddrV4,
     /// Wishes.
     pub orders: mpsc::Receiver<Order>,
+    seals: Option<Seals>,
     carried: Vec<Carried>,
     begun: bool,
 }
@@ -84,7 +91,16 @@ impl Carrier {
         guest: SocketAddrV4,
         orders: mpsc::Receiver<Order>,
     ) -> Self {
-        Self { station, udp, vni, endpoint, guest, orders, carried: vec![], begun: false }
+        Self { station, udp, vni, endpoint, guest, orders, seals: None, carried: vec![], begun: false }
+    }
+
+    /// Seals what it says to the VM's port, and takes only what that port sealed for it. Its own public key.
+    pub fn seal(&mut self, secret: PortSecret, theirs: PortKey) -> anyhow::Result<PortKey> {
+        let pair = secret.pair(&theirs, self.vni).with_context(|| format!("forward: {theirs} is no key of a port"))?;
+        let mut seals = Seals::default();
+        seals.add(self.endpoint, theirs, pair)?;
+        self.seals = Some(seals);
+        Ok(secret.public())
     }
 
     /// Carries until there are no connections, after there was one.
@@ -148,9 +164,13 @@ impl Carrier {
         let mut read = ReadBuf::new(buffer);
         match self.udp.poll_recv_from(cx, &mut read) {
             Poll::Ready(Ok(from)) => {
-                if let Ok((vni, frame)) = vxlan::open(read.filled())
+                let datagram = read.filled_mut();
+                let payload = match &mut self.seals {
+                    Some(seals) => seals.open(datagram).ok().map(|(range, _)| &datagram[range]),
+                    None => (from == SocketAddr::V4(self.endpoint)).then_some(&*datagram),
+                };
+                if let Some((vni, frame)) = payload.and_then(|payload| vxlan::open(payload).ok())
                     && vni == self.vni
-                    && from == SocketAddr::V4(self.endpoint)
                 {
                     self.station.take(frame);
                 }
@@ -167,7 +187,16 @@ impl Carrier {
     /// A datagram that finds no room is lost, as on any network.
     fn send_frames(&mut self) {
         while let Some(frame) = self.station.next_frame() {
-            let datagram = [&self.vni.header()[..HEADER_BYTES], &frame].concat();
+            let mut datagram = [&self.vni.header()[..HEADER_BYTES], &frame].concat();
+            if let Some(seals) = &mut self.seals {
+                let mut sealed = vec![0; layout::sealed_bytes(datagram.len())];
+                layout::frame(&mut sealed, datagram.len()).copy_from_slice(&datagram);
+                let bytes = sealed.len();
+                if seals.seal(Instant::now(), self.endpoint, &mut sealed, bytes).is_err() {
+                    continue;
+                }
+                datagram = sealed;
+            }
             if let Err(error) = self.udp.try_send_to(&datagram, self.endpoint.into()) {
                 log::trace!("forward: send: {error}");
             }

@@ -22,8 +22,8 @@ use anyhow::Context as _;
 use futures_util::future::BoxFuture;
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{key::Id, record::NicBody};
-use rebec_overlay::vxlan::Vni;
-use rebec_vmm_api::{MacAddr, control::Command};
+use rebec_overlay::{seal::PortSecret, vxlan::Vni};
+use rebec_vmm_api::{MacAddr, PortKey, control::Command};
 use tokio::{
     io::DuplexStream,
     net::UdpSocket,
@@ -64,6 +64,8 @@ pub struct Guest {
     pub name: String,
     /// Its first NIC, and where that is; none where it has none.
     pub nic: Option<(NicBody, SocketAddrV4)>,
+    /// The public key of that NIC's port, if it seals.
+    pub key: Option<PortKey>,
     /// Largest IP packet of that NIC's LAN.
     pub mtu: u16,
     /// The VMM's control socket.
@@ -72,6 +74,8 @@ pub struct Guest {
     pub gone: BoxFuture<'static, ()>,
     /// Random bits for the station's MAC, its sequence numbers and ports.
     pub random: [u8; 12],
+    /// Random bits that nobody else has, for the station's own key.
+    pub secret: [u8; 32],
 }
 
 /// A connection into a guest, and its place among those of this host.
@@ -145,11 +149,18 @@ impl Forwards {
             return Err(ApiError::new(ErrorCode::Conflict, format!("VM {} has no NIC; only VMs on a LAN are reached", guest.name)));
         };
         let config = station_of(nic, guest.mtu, guest.random);
-        let (carrier, orders) = prepare(&config, nic, *endpoint).await.map_err(|error| failed(&error))?;
+        let (mut carrier, orders) = prepare(&config, nic, *endpoint).await.map_err(|error| failed(&error))?;
         let local = carrier.udp.local_addr().context("forward: its endpoint").map_err(|error| failed(&error))?;
         let std::net::SocketAddr::V4(local) = local else {
             return Err(ApiError::new(ErrorCode::Failed, "forward: its endpoint is no IPv4 one"));
         };
+        let net = MacAddr(nic.mac);
+        let is_sealed = guest.key.is_some();
+        if let Some(theirs) = guest.key {
+            let own = carrier.seal(PortSecret::new(guest.secret), theirs).map_err(|error| failed(&error))?;
+            let key = Command::PeerKey { net, endpoint: local, key: own };
+            tell(&guest.control, key).await.map_err(|error| failed(&error))?;
+        }
         let station = Command::FdbAdd { mac: config.mac, endpoint: local, ip: Some(config.address) };
         tell(&guest.control, station).await.map_err(|error| failed(&error))?;
         lock(&self.0.carriers).insert(guest.id, orders.clone());
@@ -166,8 +177,11 @@ impl Forwards {
                 }
             }
             // A VM that has gone took its ports with it, and does not answer.
-            if let Err(error) = tell(&guest.control, Command::FdbRemove { mac: config.mac }).await {
-                log::debug!("vm {}: forward: {error:#}", guest.name);
+            let gone = is_sealed.then_some(Command::PeerKeyRemove { net, endpoint: local });
+            for command in [Command::FdbRemove { mac: config.mac }].into_iter().chain(gone) {
+                if let Err(error) = tell(&guest.control, command).await {
+                    log::debug!("vm {}: forward: {error:#}", guest.name);
+                }
             }
         });
         Ok(orders)

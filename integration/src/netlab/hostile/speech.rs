@@ -135,7 +135,8 @@ impl Writer {
         // The best that a liar can show: its own word that it may.
         let grants = vec![Grant::sign(&vm, self.key(), epoch, &self.secret)];
         let state = SeenState::Running;
-        let body = SeenBody { epoch, state, reason: None, endpoints, memory_bytes: 16 << 20, pid: 1, grants, to: None };
+        let body =
+            SeenBody { epoch, state, reason: None, endpoints, memory_bytes: 16 << 20, pid: 1, grants, to: None, keys: None, ahead: None };
         self.say(Kind::SEEN, vm, &Body::Seen(body.into()))
     }
 }

@@ -63,7 +63,8 @@ fn own(bench: &Bench) -> Arc<LocalVm> {
     let vm = Arc::new(LocalVm::new(bench.agent.knowledge.clone(), folder, kept));
     agent.vms.insert(vm.clone());
     let (state, to) = (SeenState::Failed, None);
-    let seen = SeenBody { epoch: 1, state, reason: None, endpoints: vec![], memory_bytes: 0, pid: 0, grants: vec![], to };
+    let seen =
+        SeenBody { epoch: 1, state, reason: None, endpoints: vec![], memory_bytes: 0, pid: 0, grants: vec![], to, keys: None, ahead: None };
     agent.knowledge.publish(Kind::SEEN, vm_id(bench), Some(RecordBody::Seen(seen.into()))).unwrap();
     watch::spawn(&agent.vms, &vm, None);
     vm

@@ -83,6 +83,7 @@ impl World {
             leases: vec![RangeLease { host: key(home), first: Ipv4Addr::new(10, nonce, 0, 8), count: 16 }],
             created: 0,
             domains: domains.iter().map(|domain| key(*domain)).collect(),
+            sealed: None,
         };
         self.write(home, Kind::LAN, id(home, nonce), Some(Body::Lan(body.into())));
         id(home, nonce)
@@ -91,7 +92,7 @@ impl World {
     fn seen(&mut self, by: u8, vm: Id, epoch: u64, grants: Vec<Grant>, to: Option<u8>) {
         let state = SeenState::Running;
         let to = to.map(key);
-        let seen = SeenBody { epoch, state, reason: None, endpoints: vec![], memory_bytes: 1, pid: 1, grants, to };
+        let seen = SeenBody { epoch, state, reason: None, endpoints: vec![], memory_bytes: 1, pid: 1, grants, to, keys: None, ahead: None };
         self.write(by, Kind::SEEN, vm, Some(Body::Seen(seen.into())));
     }
 
@@ -142,7 +143,7 @@ impl World {
 
 fn nic(lan: Id, nonce: u8, last: u8) -> NicBody {
     let address = Ipv4Addr::new(10, nonce, 0, last);
-    NicBody { lan, vni: nonce.into(), mac: mac_of(address), address, prefix: 16 }
+    NicBody { lan, vni: nonce.into(), mac: mac_of(address), address, prefix: 16, sealed: None }
 }
 
 fn grant(vm: Id, by: u8, to: u8, epoch: u64) -> Grant {
