@@ -141,3 +141,19 @@ async fn what_is_found_at_once_is_looked_for_once_and_what_is_heard_of_later_aga
     let (found, ()) = tokio::join!(at(2), async { bench.agent.knowledge.touch() });
     assert_eq!((found, looks.load(Ordering::Relaxed)), (Ok(2), 2));
 }
+
+#[tokio::test]
+async fn what_is_written_here_waits_for_who_tells_it_and_not_without_end() {
+    let bench = Bench::founded().await;
+    let knowledge = &bench.agent.knowledge;
+    let founding = knowledge.take_untold();
+    knowledge.publish(Kind::VM, vm_id(&bench), Some(Record::Vm(vm_body(&bench).into()))).unwrap();
+    let written = knowledge.take_untold();
+    assert_eq!(written.iter().map(|signed| signed.read().unwrap().key.kind).collect::<Vec<_>>(), [Kind::VM]);
+    assert!(!founding.is_empty() && knowledge.take_untold().is_empty(), "it is told twice");
+    knowledge.tell(vec![written[0].clone(); 10_000]);
+    assert!(knowledge.take_untold().len() < 10_000, "what nobody tells grows without end");
+    knowledge.tell(written);
+    knowledge.forget().unwrap();
+    assert!(knowledge.take_untold().is_empty(), "what was written in a pool is told after it was left");
+}
