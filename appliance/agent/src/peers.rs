@@ -41,6 +41,8 @@ const TALKS_PER_HOST: usize = 8;
 /// Questions of one conversation: those about all groups of a large pool that differ, and what they bring. A host whose every answer leads to
 /// another question is left here.
 const QUESTIONS_MAX: usize = 256;
+/// Records written here that are told in one message: each may be some kilobytes long.
+const TOLD_AT_ONCE: usize = 32;
 /// Between two looks where there is no pool.
 const ALONE: Duration = Duration::from_secs(1);
 /// So long after its start an agent may not have heard yet who answers.
@@ -206,9 +208,8 @@ impl Peers {
 
     /// Tells what this host has written.
     fn tell(self: &Arc<Self>) {
-        let records = self.knowledge.take_untold();
-        if !records.is_empty() {
-            self.act(|engine, now, book| engine.handle(now, book, Input::Wrote(records)));
+        for records in self.knowledge.take_untold().chunks(TOLD_AT_ONCE) {
+            self.act(|engine, now, book| engine.handle(now, book, Input::Wrote(records.to_vec())));
         }
     }
 

@@ -14,8 +14,10 @@ mod acpi;
 mod content;
 mod kernel;
 mod load;
+mod ram;
 mod start_info;
 
 pub use content::Content;
 pub use kernel::{Compression, ElfError, KernelError, KernelFormat, KernelImage, Segment};
-pub use load::{BootConfig, BootError, Entry, GuestRam, load};
+pub use load::{BootConfig, BootError, Entry, load};
+pub use ram::GuestRam;

@@ -11,16 +11,9 @@ use std::{io, ops::Range, os::unix::fs::FileExt};
 use rebec_layout::{
     ACPI, CMDLINE_BYTES_MAX, HIGH_RAM_START, KERNEL_START, PAGE_BYTES, START_INFO, VCPUS_MAX, high_ram_bytes, low_ram_bytes,
 };
-use vm_memory::{
-    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    bitmap::{AtomicBitmap, Bitmap},
-    guest_memory,
-};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, bitmap::Bitmap, guest_memory};
 
-use crate::{acpi, content::Content, kernel::KernelImage, start_info};
-
-/// Guest memory as every crate of the machine shares it.
-pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
+use crate::{acpi, content::Content, kernel::KernelImage, ram::GuestRam, start_info};
 
 /// What to boot, on what machine.
 #[derive(Debug, Clone, Copy)]

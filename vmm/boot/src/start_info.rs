@@ -11,7 +11,7 @@ use rebec_layout::{
 use std::ops::Range;
 use vm_memory::{Bytes, GuestAddress, guest_memory};
 
-use crate::load::GuestRam;
+use crate::ram::GuestRam;
 
 /// Version 1 has the memory map.
 const VERSION: u32 = 1;

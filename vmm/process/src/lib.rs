@@ -2,6 +2,7 @@
 //! lends the VM to `moving`. Frames take `lan`, the console takes `serial`.
 
 mod boot_plan;
+mod calls;
 mod cgroup;
 mod cli;
 mod control;
@@ -17,6 +18,7 @@ mod lease;
 mod ledger;
 mod lending;
 mod listen;
+mod lists;
 mod logging;
 mod moving;
 mod open;

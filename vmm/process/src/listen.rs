@@ -42,7 +42,7 @@ pub struct SocketFile(PathBuf);
 impl Drop for SocketFile {
     fn drop(&mut self) {
         // A sealed process may not even try, and its parent does it.
-        if !crate::seal::in_force() {
+        if !crate::lists::in_force() {
             remove(&self.0);
         }
     }

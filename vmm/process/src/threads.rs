@@ -8,7 +8,7 @@ use std::{
 
 use rebec_devices::Threads;
 
-use crate::seal::{self, Role};
+use crate::{calls::Role, lists};
 
 /// Stack of a service thread; device and vCPU work is iterative and keeps its buffers on the heap.
 const STACK_BYTES: usize = 256 * 1024;
@@ -62,7 +62,7 @@ fn spawn(name: &str, prepare: fn(), body: Box<dyn FnOnce() + Send>) -> io::Resul
     let run = move || {
         prepare();
         if let Some(role) = role {
-            seal::narrow(role);
+            lists::narrow(role);
         }
         body();
     };

@@ -231,6 +231,13 @@ impl LocalVm {
             inner.life = life;
             inner.work.append(&mut work);
         }
+        // A VMM that has ended does not stand still, and nobody has it go on.
+        if self.life(Life::vmm).is_none()
+            && self.kept().stands_still
+            && let Err(error) = self.keep(|kept| kept.stands_still = false)
+        {
+            log::error!("vm {}: {error:#}", self.name());
+        }
         if says {
             self.say();
         }

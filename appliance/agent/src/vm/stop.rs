@@ -14,9 +14,12 @@ const REMOVE_TIME: Duration = Duration::from_secs(30);
 
 /// Ends a VM whose guest has `patience` to do so itself; none is a cut at once, also while another waits for the guest.
 pub async fn stop(vm: &Arc<LocalVm>, patience: Duration, reporter: Option<&Reporter>) -> Result<(), ApiError> {
+    let goal = Goal::Stop { patience };
+    // What is refused changes nothing.
+    vm.require(&goal)?;
     // A guest that is to power itself off must run.
     vm.go_on().await.map_err(|error| failed(&error))?;
-    vm.hear(Input::Want(Goal::Stop { patience }))?;
+    vm.hear(Input::Want(goal))?;
     let asked = vm.life(|life| life.is_stopping().then(|| life.word().reason.clone()).flatten());
     if let (Some(reporter), Some(asked)) = (reporter, asked) {
         reporter.progress(asked, 0, 0);

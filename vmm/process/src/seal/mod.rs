@@ -16,10 +16,8 @@
 //! clients pass over the control socket. There is no way to run unsealed: a layer that this kernel lacks is an error that
 //! names it. `docs/notes/sandbox.md` says what each layer stops.
 
-mod calls;
 mod ids;
 mod layers;
-mod lists;
 mod parent;
 pub mod self_test;
 
@@ -32,11 +30,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use rebec_kvm::ForkOutcome;
 use rustix::time::{ClockId, clock_gettime};
 
-use self::lists::Lists;
-pub use self::{
-    calls::Role,
-    lists::{in_force, narrow},
-};
+use crate::lists::Lists;
 
 /// Messages between parent and child, one byte each.
 const UNSHARED: u8 = b'u';

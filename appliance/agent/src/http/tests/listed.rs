@@ -1,15 +1,19 @@
 //! VMs and the book: whom a home assigns them to, and what becomes of those that it does not list.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use rebec_api::ErrorCode;
 use rebec_book::{Body as Record, record::Kind, view};
+use rebec_host::life::{Ended, Goal, Input};
 
 use super::*;
 use crate::{
     orders::plan,
     upkeep,
-    vm::{Kept, LocalVm, Want, watch},
+    vm::{Kept, LocalVm, Want, stop, watch},
 };
 
 fn here(bench: &Bench, want: Want) -> Arc<LocalVm> {
@@ -92,4 +96,64 @@ async fn an_order_is_carried_out_once_however_often_it_comes() {
     assert!(settled("draining").await);
     let (status, _) = bench.ask(bench.root(), "POST", "/v1/hosts/a1/drain", r#"{"undo":true}"#).await;
     assert!(status == 202 && settled("ready").await, "it takes no VMs: {status}");
+}
+
+#[tokio::test]
+async fn what_stands_still_is_forgotten_with_its_vmm_and_a_refused_stop_changes_nothing() {
+    let bench = Bench::founded().await;
+    let agent = &bench.agent;
+    let folder = rebec_host::kept::folder(agent.host.state(), &vm_id(&bench));
+    std::fs::create_dir_all(&folder).unwrap();
+    let kept = |want| Kept {
+        epoch: 1,
+        stands_still: true,
+        ..Kept::new(vm_id(&bench), agent.knowledge.key(), vm_body(&bench), vm_private(), want)
+    };
+    let found = |want| Arc::new(LocalVm::found(agent.knowledge.clone(), folder.clone(), kept(want), "its VMM ended".into()));
+
+    // Its VMM is there: it stands still. Then it ends.
+    let vm = found(Want::Running);
+    vm.learn(Input::Adopted);
+    assert!(vm.kept().stands_still, "a VMM that is there was forgotten");
+    vm.learn(Input::Ended(Ended { code: Some(1), how: "its VMM ended".into(), right: Err("no ledger".into()) }));
+    assert!(!vm.kept().stands_still && !rebec_host::kept::read(&folder).unwrap().stands_still, "it is looked after for ever");
+
+    // One that leaves may not be stopped, and goes on standing still.
+    let vm = found(Want::Running);
+    vm.learn(Input::Adopted);
+    vm.hear(Input::Want(Goal::Depart { to: Name([3; 32]) })).unwrap();
+    let refused = stop::stop(&vm, Duration::ZERO, None).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Conflict, "{refused}");
+    assert!(vm.kept().stands_still, "a stop that was refused had it go on");
+}
+
+#[tokio::test]
+async fn what_is_found_at_once_is_looked_for_once_and_what_is_heard_of_later_again() {
+    let bench = Bench::founded().await;
+    let peers = &bench.agent.peers;
+    let looks = AtomicUsize::new(0);
+    let at = |look| {
+        let looks = &looks;
+        let found = move || if looks.fetch_add(1, Ordering::Relaxed) + 1 >= look { Ok(look) } else { Err("not yet") };
+        peers.once_heard(found)
+    };
+    assert_eq!((at(1).await, looks.swap(0, Ordering::Relaxed)), (Ok(1), 1));
+    let (found, ()) = tokio::join!(at(2), async { bench.agent.knowledge.touch() });
+    assert_eq!((found, looks.load(Ordering::Relaxed)), (Ok(2), 2));
+}
+
+#[tokio::test]
+async fn what_is_written_here_waits_for_who_tells_it_and_not_without_end() {
+    let bench = Bench::founded().await;
+    let knowledge = &bench.agent.knowledge;
+    let founding = knowledge.take_untold();
+    knowledge.publish(Kind::VM, vm_id(&bench), Some(Record::Vm(vm_body(&bench).into()))).unwrap();
+    let written = knowledge.take_untold();
+    assert_eq!(written.iter().map(|signed| signed.read().unwrap().key.kind).collect::<Vec<_>>(), [Kind::VM]);
+    assert!(!founding.is_empty() && knowledge.take_untold().is_empty(), "it is told twice");
+    knowledge.tell(vec![written[0].clone(); 10_000]);
+    assert!(knowledge.take_untold().len() < 10_000, "what nobody tells grows without end");
+    knowledge.tell(written);
+    knowledge.forget().unwrap();
+    assert!(knowledge.take_untold().is_empty(), "what was written in a pool is told after it was left");
 }

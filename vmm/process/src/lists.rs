@@ -13,7 +13,7 @@ use seccompiler::{
     apply_filter,
 };
 
-use super::calls::{ABSENT, Call, Look, PROCESS, Role, When};
+use crate::calls::{ABSENT, Call, Look, PROCESS, Role, When};
 
 /// The lists of threads to come; set when the process has its own.
 static ROLES: OnceLock<BTreeMap<Role, BpfProgram>> = OnceLock::new();
@@ -94,7 +94,8 @@ mod tests {
     use rebec_kvm::requests::{KVM_RUN, KVM_SIGNAL_MSI, MACHINE};
     use seccompiler::sock_filter;
 
-    use super::{super::calls::KICK_SIGNAL, *};
+    use super::*;
+    use crate::calls::KICK_SIGNAL;
 
     const ALLOW: u32 = 0x7fff_0000;
     const KILL_PROCESS: u32 = 0x8000_0000;
