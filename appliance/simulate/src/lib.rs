@@ -12,6 +12,7 @@
 pub mod costs;
 pub mod made;
 pub mod outcome;
+pub mod plots;
 pub mod simulation;
 pub mod trace;
 
