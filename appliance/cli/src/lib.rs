@@ -22,7 +22,7 @@ use std::{
 use rebec_agent::Later;
 
 use self::{
-    args::{Command, NoCommand, UserCommand},
+    args::{Command, NoCommand, PolicyCommand, UserCommand},
     client::Target,
     failure::{Exit, Failure},
 };
@@ -53,6 +53,8 @@ pub fn main_as(arguments: impl IntoIterator<Item = OsString>, later: Option<Late
             Command::Agent(options) => run::serve::agent(*options, cli.agent.socket, later),
             Command::Completion(shell) => run::offline::completion(shell.shell),
             Command::Man(folder) => run::offline::man(&folder.folder),
+            Command::Policy(PolicyCommand::Check { file }) => run::policy::check(&file, cli.json),
+            Command::Simulate(options) => run::simulate::run(&options, cli.json),
             Command::User(UserCommand::Key) => run::offline::user_key(key, environment),
             command => run::with_agent(command, target, key, cli.json),
         },

@@ -10,6 +10,8 @@ pub enum Target {
     AtMost(f64),
     /// No less than this.
     AtLeast(f64),
+    /// No less than the first, no more than the second.
+    Between(f64, f64),
     /// Printed for who wants to know.
     None,
 }
@@ -46,6 +48,7 @@ impl Figure {
         match self.target {
             Target::AtMost(limit) => self.measured <= limit,
             Target::AtLeast(limit) => self.measured >= limit,
+            Target::Between(least, most) => (least..=most).contains(&self.measured),
             Target::None => true,
         }
     }
@@ -55,6 +58,7 @@ impl Figure {
         let target = match self.target {
             Target::AtMost(limit) => format!("<= {}", number(limit)),
             Target::AtLeast(limit) => format!(">= {}", number(limit)),
+            Target::Between(least, most) => format!("{} to {}", shown(least), number(most)),
             Target::None => String::new(),
         };
         let verdict = match (self.target, self.is_met()) {

@@ -2,7 +2,7 @@
 //!
 //! A row is a file: `boot` counts instructions in a lab machine; `machines` boots four of them; `memory`, `moves`, `base` and `lan` measure the VMM users get, in the namespace lab;
 //! `pool` measures agents there;
-//! `engine` runs the example of `vmm/migrate`. Each returns [`Figure`]s, which `tasks::bench` prints. Nothing is judged here but the figures themselves.
+//! `engine` runs the example of `vmm/migrate`, `trade` that of `appliance/simulate`. Each returns [`Figure`]s, which `tasks::bench` prints. Nothing is judged here but the figures themselves.
 
 pub mod base;
 pub mod boot;
@@ -13,5 +13,6 @@ pub mod machines;
 pub mod memory;
 pub mod moves;
 pub mod pool;
+pub mod trade;
 
 pub use figure::{Figure, Peer, Target, table};

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    bench::{Figure, Target, base, boot, engine, lan, machines, memory, moves, pool, table},
+    bench::{Figure, Target, base, boot, engine, lan, machines, memory, moves, pool, table, trade},
     progress::say,
     provision,
 };
@@ -26,6 +26,8 @@ pub enum Row {
     Pool,
     /// Pages a second through the move's page functions.
     Engine,
+    /// What trade does to the jobs of two clusters (`--traces`), and how fast it is simulated.
+    Trade,
     /// Instructions from exec to init, in the QEMU lab.
     Boot,
     /// Four machines that boot the image and become a pool, in the QEMU lab.
@@ -38,6 +40,9 @@ pub struct Options {
     /// Rows to measure; all when none is named.
     #[arg(value_enum)]
     rows: Vec<Row>,
+    /// Traces of KTH and CTC in the Standard Workload Format, for `trade`.
+    #[arg(long, value_names = ["KTH", "CTC"], num_args = 2)]
+    traces: Vec<PathBuf>,
     /// Write the figures as JSON too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -49,7 +54,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     for row in Row::value_variants().iter().filter(|row| options.rows.is_empty() || options.rows.contains(row)) {
         let name = row.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
         say("bench", &name);
-        match measure(*row) {
+        match measure(*row, options) {
             Ok(found) => figures.extend(found),
             Err(error) => {
                 failed = true;
@@ -66,7 +71,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn measure(row: Row) -> Result<Vec<Figure>> {
+fn measure(row: Row, options: &Options) -> Result<Vec<Figure>> {
     match row {
         Row::Memory => memory::measure(),
         Row::Moves => moves::measure(),
@@ -74,6 +79,7 @@ fn measure(row: Row) -> Result<Vec<Figure>> {
         Row::Lan => lan::measure(),
         Row::Pool => pool::measure(),
         Row::Engine => engine::measure(),
+        Row::Trade => trade::measure(&options.traces),
         Row::Machines => machines::measure(),
         Row::Boot => Ok(boot::measure(&provision::provision()?)?.iter().map(boot_figure).collect()),
     }

@@ -2,6 +2,7 @@
 
 pub mod agent;
 mod nouns;
+mod simulate;
 pub mod values;
 mod vm;
 
@@ -13,7 +14,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
 
 use self::values::HostKey;
-pub use self::{nouns::*, vm::*};
+pub use self::{nouns::*, simulate::*, vm::*};
 
 const ABOUT: &str = "Runs virtual machines on a pool of hosts, and moves them while they run.";
 
@@ -104,6 +105,11 @@ pub enum Command {
     /// Long work and its progress
     #[command(subcommand, arg_required_else_help = false)]
     Job(JobCommand),
+    /// Policies of lending and borrowing between domains
+    #[command(subcommand, arg_required_else_help = false)]
+    Policy(PolicyCommand),
+    /// What trade between domains would have done to the jobs of real clusters
+    Simulate(Box<SimulateOptions>),
     /// Run the agent of this host: it owns the host's VMs, disks and part of the pool
     Agent(Box<agent::ServeOptions>),
     /// Write what is needed to look into a problem to a tar file; no keys, tickets or tokens are in it
@@ -138,6 +144,7 @@ impl Cli {
     fn check(&self) -> Result<(), String> {
         match &self.command {
             Command::Vm(VmCommand::Run(run)) => run.check(),
+            Command::Simulate(options) => options.check(),
             _ => Ok(()),
         }
     }

@@ -88,6 +88,10 @@ fn every_command_line_is_understood() {
         "job ls",
         "job show j1",
         "support-bundle --out -",
+        "policy check p.toml --json",
+        "simulate --domain a=a.swf,cpus=4",
+        "simulate --domain a=a.swf.gz,cpus=4 --domain b=b.swf,cpus=9,policy=p.toml --reclaim wait --interval 30m --seed 9 --json --plots /tmp/p",
+        "simulate --domain a=a.swf,cpus=4 --boot 1s --halt 1s --slowdown 0 --move 3s --move-next 2s",
         "completion bash",
         "man /tmp/man",
     ] {
@@ -180,6 +184,12 @@ fn what_is_wrong_is_said_in_one_line_that_names_it() {
         ("rebec audit verify --known 12", "64 digits"),
         ("rebec audit --tail 0", "--tail"),
         ("rebec audit --tail 5 verify", "verify"),
+        ("rebec policy check", "FILE"),
+        ("rebec simulate", "--domain"),
+        ("rebec simulate --domain a=a.swf", "cpus=N"),
+        ("rebec simulate --domain a=a,cpus=1 --domain a=b,cpus=1", "--domain a"),
+        ("rebec simulate --domain a=a,cpus=1 --reclaim pray", "pray"),
+        ("rebec simulate --domain a=a,cpus=1 --interval 0h", "--interval"),
         ("rebec completion dos", "dos"),
     ] {
         let message = refused(line);
@@ -191,7 +201,22 @@ fn what_is_wrong_is_said_in_one_line_that_names_it() {
 #[test]
 fn help_lists_every_noun_and_the_exit_codes() {
     let Err(NoCommand::Answered(help)) = parse_from(["rebec", "--help"]) else { panic!("no help") };
-    for word in ["pool", "domain", "host", "invitation", "image", "lan", "vm", "token", "audit", "job", "support-bundle", "Exit codes"] {
+    for word in [
+        "pool",
+        "domain",
+        "host",
+        "invitation",
+        "image",
+        "lan",
+        "vm",
+        "token",
+        "audit",
+        "job",
+        "policy",
+        "simulate",
+        "support-bundle",
+        "Exit codes",
+    ] {
         assert!(help.contains(word), "{word} is missing:\n{help}");
     }
 }

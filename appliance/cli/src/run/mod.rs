@@ -9,10 +9,12 @@ mod job;
 mod lan;
 mod logs;
 pub mod offline;
+pub mod policy;
 mod pool;
 mod progress;
 pub mod serve;
 mod session;
+pub mod simulate;
 mod support;
 mod terminal;
 mod token;
@@ -66,6 +68,6 @@ async fn carry_out(session: &Session, command: Command) -> Result<(), Failure> {
         Command::Job(command) => job::run(session, command).await,
         Command::SupportBundle(options) => support::run(session, &options).await,
         // These ask nobody; the caller has carried them out.
-        Command::Agent(_) | Command::Completion(_) | Command::Man(_) => Ok(()),
+        Command::Agent(_) | Command::Completion(_) | Command::Man(_) | Command::Policy(_) | Command::Simulate(_) => Ok(()),
     }
 }
