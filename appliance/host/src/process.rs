@@ -150,6 +150,8 @@ fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Resul
             donors.into_iter().for_each(|donor| {
                 command.arg("--donor").arg(handover.give(donor));
             });
+            command.arg("--vm").arg(id.to_string()).arg("--memory").arg(format!("{}M", body.memory_bytes >> 20));
+            command.arg("--vcpus").arg(body.vcpus.to_string());
         }
     }
     let image = &body.image;

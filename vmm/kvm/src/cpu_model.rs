@@ -1,4 +1,5 @@
-//! What a guest sees of its CPUs, and what of that another host could not give it. Compared before the first page of a move.
+//! What a guest sees of its CPUs, and what of that another host could not give it. Compared before the first page of a move, and once more with
+//! what really arrives (`saved::confined`): a source may say one thing and send another.
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,8 @@ use crate::{
 
 mod names;
 
+use names::Rule;
+
 const VERSION: u16 = 1;
 /// 256 CPUID entries and 1024 MSRs are far below.
 const BYTES_MAX: usize = 64 * 1024;
@@ -19,14 +22,58 @@ const MSRS_MAX: usize = 1024;
 /// some tenths of a percent apart when they are busy at boot.
 const TSC_TOLERANCE_PPM: u64 = 10_000;
 
-const EXTENDED_SIZES_LEAF: u32 = 0x8000_0008;
-
 /// One CPUID entry: leaf, subleaf, and EAX, EBX, ECX, EDX.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Entry {
-    leaf: u32,
-    subleaf: u32,
-    registers: [u32; 4],
+pub(crate) struct Entry {
+    pub leaf: u32,
+    pub subleaf: u32,
+    pub registers: [u32; 4],
+}
+
+/// What `theirs` promises a guest and `own` cannot keep.
+pub(crate) fn beyond(theirs: &[Entry], own: &[Entry]) -> Vec<String> {
+    let mut missing = Vec::new();
+    let vendors = [vendor(theirs), vendor(own)];
+    if vendors[0] != vendors[1] {
+        missing.push(format!("a processor by {} (this host's is by {})", vendors[0], vendors[1]));
+    }
+    for entry in theirs {
+        for (number, &value) in entry.registers.iter().enumerate() {
+            let here = register(own, entry.leaf, entry.subleaf, number);
+            match Rule::of(entry.leaf, entry.subleaf, number) {
+                Rule::Free => {}
+                Rule::Features(features) => {
+                    let absent = value & !features.ignored & !here;
+                    missing.extend((0..32).filter(|bit| absent >> bit & 1 == 1).map(|bit| features.name(bit)));
+                }
+                Rule::AddressBits => {
+                    for (kind, shift) in [("physical", 0), ("virtual", 8)] {
+                        let [wanted, given] = [value, here].map(|sizes| sizes >> shift & 0xff);
+                        if wanted > given {
+                            missing.push(format!("{kind} addresses of {wanted} bits (this host has {given})"));
+                        }
+                    }
+                }
+                Rule::AtMost if value <= here => {}
+                Rule::Same if value == 0 || value == here => {}
+                Rule::AtMost | Rule::Same => {
+                    let (leaf, subleaf, name) = (entry.leaf, entry.subleaf, ["EAX", "EBX", "ECX", "EDX"][number]);
+                    missing.push(format!("CPUID {leaf:x}.{subleaf:x} {name} of {value:#x} (this host has {here:#x})"));
+                }
+            }
+        }
+    }
+    missing
+}
+
+/// Zero where there is no such entry, as CPUID itself answers.
+fn register(entries: &[Entry], leaf: u32, subleaf: u32, register: usize) -> u32 {
+    entries.iter().find(|e| (e.leaf, e.subleaf) == (leaf, subleaf)).map_or(0, |e| e.registers[register])
+}
+
+fn vendor(entries: &[Entry]) -> String {
+    let bytes: Vec<u8> = [1, 3, 2].iter().flat_map(|number| register(entries, 0, 0, *number).to_le_bytes()).collect();
+    String::from_utf8_lossy(&bytes).escape_debug().collect()
 }
 
 /// CPUID of the first vCPU, the MSRs that can be saved, and the rate of the time stamp counter.
@@ -69,23 +116,10 @@ impl CpuModel {
         }
     }
 
-    /// What a guest that runs with this model would miss at `host`; empty if it can go there.
+    /// What a guest that runs with this model would miss at `host`; empty if it can go there. Which MSRs there are is no matter: a guest that
+    /// has nothing in one that `host` lacks does not miss it, and for one that has, the state that arrives is refused by name.
     pub fn missing_on(&self, host: &CpuModel) -> Vec<String> {
-        let mut missing = Vec::new();
-        let (own, other) = (self.vendor(), host.vendor());
-        if own != other {
-            missing.push(format!("a processor by {own} (this host's is by {other})"));
-        }
-        for feature in names::FEATURES {
-            let bits = self.register(feature.leaf, feature.subleaf, feature.register) & !feature.ignored;
-            let absent = bits & !host.register(feature.leaf, feature.subleaf, feature.register);
-            missing.extend((0..32).filter(|bit| absent >> bit & 1 == 1).map(|bit| feature.name(bit)));
-        }
-        let width = |model: &Self| model.register(EXTENDED_SIZES_LEAF, 0, 0) & 0xff;
-        if width(self) > width(host) {
-            missing.push(format!("physical addresses of {} bits (this host has {})", width(self), width(host)));
-        }
-        missing.extend(self.msrs.iter().filter(|msr| !host.msrs.contains(msr)).map(|msr| format!("MSR {msr:#x}")));
+        let mut missing = beyond(&self.cpuid, &host.cpuid);
         missing.extend(self.missing_tsc_rate(host));
         missing
     }
@@ -95,16 +129,6 @@ impl CpuModel {
         let tolerated = u64::from(self.tsc_khz) * TSC_TOLERANCE_PPM;
         let (own, other) = (self.tsc_khz, host.tsc_khz);
         (off > tolerated && !host.scales_tsc).then(|| format!("a TSC of {own} kHz (this host's has {other} kHz and cannot be scaled)"))
-    }
-
-    /// Zero where there is no such entry, as CPUID itself answers.
-    fn register(&self, leaf: u32, subleaf: u32, register: usize) -> u32 {
-        self.cpuid.iter().find(|e| (e.leaf, e.subleaf) == (leaf, subleaf)).map_or(0, |e| e.registers[register])
-    }
-
-    fn vendor(&self) -> String {
-        let bytes: Vec<u8> = [1, 3, 2].iter().flat_map(|register| self.register(0, 0, *register).to_le_bytes()).collect();
-        String::from_utf8_lossy(&bytes).escape_debug().collect()
     }
 }
 
@@ -130,7 +154,9 @@ mod tests {
                 entry(0, 0, vendor),
                 entry(1, 0, [0xa00f11, 0, 1 << 0 | 1 << 28, 1 << 25]),
                 entry(7, 0, [0, 1 << 5, 0, 0]),
-                entry(EXTENDED_SIZES_LEAF, 0, [0x3030, 0, 0, 0]),
+                entry(0xd, 0, [0x207, 832, 836, 0]),
+                entry(0xd, 9, [4, 832, 0, 0]),
+                entry(0x8000_0008, 0, [0x3030, 0, 0, 0]),
                 entry(KVM_FEATURES_LEAF, 0, [1 << 3 | 1 << 24, 0, 0, 0]),
             ],
             msrs: vec![0x10, 0xc000_0103],
@@ -149,13 +175,32 @@ mod tests {
         let mut better = model();
         better.cpuid[1].registers[2] |= 1 << 12 | 1 << 20;
         better.cpuid[2].registers[1] |= 1 << 16 | 1 << 11;
-        better.cpuid[3].registers[0] = 0x3034;
+        better.cpuid[5].registers[0] = 0x3034;
         better.msrs.push(0x122);
         assert_eq!(model().missing_on(&better), Vec::<String>::new());
         let missing = better.missing_on(&model());
-        let expected =
-            ["fma", "sse4_2", "CPUID 7.0 EBX bit 11", "avx512f", "physical addresses of 52 bits (this host has 48)", "MSR 0x122"];
+        let expected = ["fma", "sse4_2", "CPUID 7.0 EBX bit 11", "avx512f", "physical addresses of 52 bits (this host has 48)"];
         assert_eq!(missing.iter().map(|m| m.trim_start_matches("CPU feature ")).collect::<Vec<_>>(), expected);
+    }
+
+    /// A newer processor may keep the same registers elsewhere in the area: what came would land in other registers, without a word.
+    #[test]
+    fn another_layout_of_the_xsave_area_is_no_better_host() {
+        let mut newer = model();
+        newer.cpuid[4].registers[1] = 2432;
+        newer.cpuid[3].registers[2] = 2440;
+        assert_eq!(model().missing_on(&newer), ["CPUID d.9 EBX of 0x340 (this host has 0x980)"]);
+        newer.cpuid.remove(4);
+        assert_eq!(model().missing_on(&newer).len(), 2, "nowhere is another place too");
+    }
+
+    #[test]
+    fn what_this_program_does_not_know_must_be_the_same_or_nothing() {
+        let mut odd = model();
+        odd.cpuid.push(Entry { leaf: 0x24, subleaf: 0, registers: [0, 0x7_0001, 0, 0] });
+        assert_eq!(odd.missing_on(&model()), ["CPUID 24.0 EBX of 0x70001 (this host has 0x0)"]);
+        assert_eq!(odd.missing_on(&odd), Vec::<String>::new());
+        assert_eq!(model().missing_on(&odd), Vec::<String>::new());
     }
 
     #[test]

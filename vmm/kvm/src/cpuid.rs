@@ -1,7 +1,8 @@
 //! What a guest's CPUID says, made from what this host's KVM supports: a pure function of its inputs.
 //!
 //! One package, one thread per core, APIC ids 0..n. What depends on the host and could not travel is taken away: the PMU,
-//! nested virtualisation, and the promise of an invariant TSC where another host could not keep it.
+//! nested virtualisation, the promise of an invariant TSC where another host could not keep it, and what has state that is not saved: shadow
+//! stacks, indirect branch tracking and FRED.
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
@@ -26,6 +27,12 @@ const AMD_ECX_TOPOEXT: u32 = 1 << 22;
 const AMD_ECX_PERFCTR_CORE: u32 = 1 << 23;
 const AMD_ECX_PERFCTR_LLC: u32 = 1 << 28;
 const POWER_EDX_INVARIANT_TSC: u32 = 1 << 8;
+const LEAF7_ECX_SHSTK: u32 = 1 << 7;
+const LEAF7_EDX_IBT: u32 = 1 << 20;
+const LEAF7_1_EAX_FRED: u32 = 1 << 17;
+/// CET_U and CET_S.
+const XSS_CET: u32 = 3 << 11;
+const XSAVE_LEAF: u32 = 0xd;
 
 /// What besides the supported leaves decides about a guest's CPUID.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +48,7 @@ pub(crate) struct Options {
 /// The CPUID of vCPU `index`.
 pub(crate) fn synthesise(supported: &[kvm_cpuid_entry2], options: Options, index: u8) -> Vec<kvm_cpuid_entry2> {
     let amd = is_amd(supported);
-    let mut entries: Vec<kvm_cpuid_entry2> = supported.iter().filter(|e| !is_rebuilt(e.function)).copied().collect();
+    let mut entries: Vec<kvm_cpuid_entry2> = supported.iter().filter(|e| !is_rebuilt(e.function) && !is_of_cet(e)).copied().collect();
     for entry in &mut entries {
         adjust(entry, options, index, amd);
     }
@@ -63,6 +70,11 @@ fn core_bits(vcpus: u8) -> u32 {
 
 fn is_rebuilt(leaf: u32) -> bool {
     matches!(leaf, TOPOLOGY_LEAF | TOPOLOGY_V2_LEAF | 0x8000_001e)
+}
+
+/// Where shadow stacks would lie in the XSAVE area.
+fn is_of_cet(entry: &kvm_cpuid_entry2) -> bool {
+    entry.function == XSAVE_LEAF && matches!(entry.index, 11 | 12)
 }
 
 fn is_amd(entries: &[kvm_cpuid_entry2]) -> bool {
@@ -99,6 +111,12 @@ fn adjust(entry: &mut kvm_cpuid_entry2, options: Options, index: u8, amd: bool) 
             let cores = (1 << core_bits(options.vcpus)) - 1;
             entry.eax = entry.eax & 0x3fff | shared << 14 | cores << 26;
         }
+        7 if entry.index == 0 => {
+            entry.ecx &= !LEAF7_ECX_SHSTK;
+            entry.edx &= !LEAF7_EDX_IBT;
+        }
+        7 if entry.index == 1 => entry.eax &= !LEAF7_1_EAX_FRED,
+        XSAVE_LEAF if entry.index == 1 => entry.ecx &= !XSS_CET,
         // The PMU counts events of one host's processor.
         0xa | 0x8000_0022 => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         0x8000_0001 => {
@@ -226,6 +244,25 @@ mod tests {
         assert_eq!(find(&guest, 0x8000_0007, 0)[3], 0x100);
         assert_eq!(find(&guest, 0x8000_0008, 0)[2], 0);
         assert!(!guest.iter().any(|e| e.function == 0x8000_001e));
+    }
+
+    #[test]
+    fn what_has_state_that_is_not_saved_is_not_there() {
+        let host = [
+            vendor(0x20, b"GenuineIntel"),
+            leaf(7, 0, [1, 0, LEAF7_ECX_SHSTK | 1 << 8, LEAF7_EDX_IBT | 1 << 4]),
+            leaf(7, 1, [LEAF7_1_EAX_FRED | 1 << 4, 0, 0, 0]),
+            leaf(XSAVE_LEAF, 1, [0xf, 0, XSS_CET | 1 << 8, 0]),
+            leaf(XSAVE_LEAF, 2, [256, 576, 0, 0]),
+            leaf(XSAVE_LEAF, 11, [16, 0, 1, 0]),
+            leaf(XSAVE_LEAF, 12, [24, 0, 1, 0]),
+        ];
+        let guest = synthesise(&host, options(1), 0);
+        assert_eq!(find(&guest, 7, 0)[2..], [1 << 8, 1 << 4]);
+        assert_eq!(find(&guest, 7, 1)[0], 1 << 4);
+        assert_eq!(find(&guest, XSAVE_LEAF, 1)[2], 1 << 8);
+        let parts: Vec<u32> = guest.iter().filter(|e| e.function == XSAVE_LEAF).map(|e| e.index).collect();
+        assert_eq!(parts, [1, 2]);
     }
 
     #[test]

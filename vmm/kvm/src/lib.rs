@@ -6,7 +6,7 @@
 //!                  close_inherited()                                     what came over exec by mistake
 //!                  fork_single_threaded() -> ForkOutcome                 refuses if there are more threads
 //! RAM              Ram::new(bytes); clones share it; memory() for devices, memfd(), pages(), page_address(n), page_of(address),
-//!                  read_page, write_page, populated(), discard(range), take_device_dirty(&mut BitSet)
+//!                  read_page, write_page, populated(), walk(), discard(range), take_device_dirty(&mut BitSet)
 //! machine          Machine::create(kvm, &ram, vcpus)                     after the last fork
 //!                  irq, wires, take_vcpus, cpu_model() -> &CpuModel
 //!                  dirty_log_start, dirty_log_take(&mut BitSet), dirty_log_stop
@@ -54,7 +54,7 @@ pub use self::{
     kick::{VcpuKicker, kick_signal},
     machine::Machine,
     populate::Populated,
-    ram::{GuestRam, Ram},
+    ram::{GuestRam, PopulatedWalk, Ram},
     system::open_kvm,
     vcpu::{Bus, Vcpu, VcpuExit},
     wires::Wires,

@@ -52,6 +52,7 @@ impl Machine {
         let vm = system.kvm.create_vm().map_err(error::machine("create it"))?;
         set_up_chips(&vm)?;
         system::enable_manual_dirty_log(&vm)?;
+        system::disable_pmu(&system.kvm, &vm)?;
         let slots = memory_slots(ram);
         map_slots(&vm, &slots, 0)?;
         let (clock, vcpus) = make_vcpus(&system, &vm, ram, vcpus)?;

@@ -106,6 +106,11 @@ impl Ram {
         Ok(ranges)
     }
 
+    /// A walk over the populated pages. How far a piece of them reaches is found out once, however many steps it takes to walk it.
+    pub fn walk(&self) -> PopulatedWalk {
+        PopulatedWalk { ram: self.clone(), hole_from: 0, piece: 0..0 }
+    }
+
     /// Makes pages zero and gives their memory back to the host.
     pub fn discard(&self, range: Range<u64>) -> Result<()> {
         if range.is_empty() {
@@ -145,6 +150,53 @@ impl Ram {
 
     fn bad_page(&self, number: u64, source: Option<vm_memory::GuestMemoryError>) -> Error {
         Error::Page { number, pages: self.shared.pages, source }
+    }
+}
+
+/// Populated pages, a range at a time.
+#[derive(Debug)]
+pub struct PopulatedWalk {
+    ram: Ram,
+    /// From here to the piece nothing is populated.
+    hole_from: u64,
+    piece: Range<u64>,
+}
+
+impl PopulatedWalk {
+    /// The populated pages of a range, in ascending ranges. Walk upwards: a step back is looked for anew.
+    pub fn within(&mut self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+        let (mut found, mut at) = (vec![], range.start);
+        while at < range.end {
+            if at < self.hole_from || at >= self.piece.end {
+                self.look(at)?;
+            }
+            let piece = self.piece.start.max(at)..self.piece.end.min(range.end);
+            if piece.is_empty() {
+                break;
+            }
+            at = piece.end;
+            found.push(piece);
+        }
+        Ok(found)
+    }
+
+    /// The next populated page from here on, if the last step has seen one.
+    pub fn next_from(&self, at: u64) -> Option<u64> {
+        let is_known = self.hole_from <= at && at < self.piece.end;
+        is_known.then(|| self.piece.start.max(at))
+    }
+
+    fn look(&mut self, at: u64) -> Result<()> {
+        let end = self.ram.pages();
+        self.hole_from = at;
+        self.piece = match self.ram.seek(SeekFrom::Data(at * PAGE_BYTES))? {
+            None => end..end,
+            Some(start) => {
+                let stop = self.ram.seek(SeekFrom::Hole(start))?.unwrap_or(self.ram.bytes());
+                start / PAGE_BYTES..stop.div_ceil(PAGE_BYTES)
+            }
+        };
+        Ok(())
     }
 }
 
@@ -209,6 +261,27 @@ mod tests {
         assert!(ram.discard(0..ram.pages() + 1).is_err());
         assert!(ram.read_page(ram.pages(), &mut page).is_err());
         assert!(ram.write_page(u64::MAX / PAGE_BYTES, &page).is_err());
+    }
+
+    #[test]
+    fn a_walk_finds_the_same_in_steps_of_any_length() {
+        let ram = Ram::new(64 << 20).unwrap();
+        let written = [0, 1, 2, 4095, 4096, 4097, 9000, 16_383];
+        written.iter().for_each(|&page| ram.write_page(page, &[1; 4096]).unwrap());
+        for step in [1, 7, 4096, 16_384] {
+            let (mut walk, mut found) = (ram.walk(), vec![]);
+            let mut at = 0;
+            while at < ram.pages() {
+                let end = (at + step).min(ram.pages());
+                found.extend(walk.within(at..end).unwrap().into_iter().flatten());
+                at = walk.next_from(end).unwrap_or(end);
+            }
+            assert_eq!(found, written, "steps of {step}");
+        }
+        let mut walk = ram.walk();
+        assert_eq!(walk.within(4096..9001).unwrap(), [4096..4098, 9000..9001]);
+        assert_eq!(walk.within(0..2).unwrap(), [0..2], "back again");
+        assert_eq!(walk.within(20_000..30_000).unwrap(), []);
     }
 
     #[test]

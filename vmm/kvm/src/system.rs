@@ -113,6 +113,18 @@ pub(crate) fn enable_manual_dirty_log(vm: &VmFd) -> Result<()> {
     vm.enable_cap(&cap).map_err(error::machine("choose manual protection of the dirty log"))
 }
 
+/// Takes the PMU from a machine's vCPUs, where this KVM can: what its CPUID does not show a guest could still program, and it would not travel.
+/// Only before the first vCPU is there.
+pub(crate) fn disable_pmu(kvm: &Kvm, vm: &VmFd) -> Result<()> {
+    let can = kvm.check_extension_raw(kvm_bindings::KVM_CAP_PMU_CAPABILITY.into()) as u32 & kvm_bindings::KVM_PMU_CAP_DISABLE != 0;
+    if !can {
+        return Ok(());
+    }
+    let args = [kvm_bindings::KVM_PMU_CAP_DISABLE.into(), 0, 0, 0];
+    let cap = kvm_enable_cap { cap: kvm_bindings::KVM_CAP_PMU_CAPABILITY, args, ..Default::default() };
+    vm.enable_cap(&cap).map_err(error::machine("take the PMU away"))
+}
+
 fn check_capabilities(has: impl Fn(Cap) -> bool, dirty_log_flags: u32) -> Result<()> {
     let mut missing: Vec<&str> = NEEDED.iter().filter(|(cap, _)| !has(*cap)).map(|(_, name)| *name).collect();
     if dirty_log_flags & MANUAL_DIRTY_LOG_FLAGS != MANUAL_DIRTY_LOG_FLAGS {

@@ -8,6 +8,7 @@ mod pair;
 use std::time::Duration;
 
 use pair::{Base, Fault, Pair, Plan};
+use rebec_migrate::source::THROTTLE_PERCENT_MAX;
 use rebec_vmm_api::report::Outcome;
 
 const SEEDS: u64 = 24;
@@ -38,6 +39,7 @@ fn a_move_brings_everything() {
         assert_eq!(report.outcome, Outcome::Moved, "{report:?}");
         pair.assert_moved();
         assert!(report.wire_bytes > 0 && report.rounds >= 2);
+        assert_eq!(pair.target.engine.as_ref().unwrap().table_entries(), 0, "the engine lives on, its tables do not");
     });
 }
 
@@ -135,7 +137,13 @@ fn a_machine_that_changes_too_fast_is_slowed_and_then_refused() {
     let report = pair.report();
     assert_eq!(report.outcome, Outcome::Failed);
     assert!(report.reason.as_ref().unwrap().contains("100 ms are allowed"), "{report:?}");
-    assert!(pair.throttles.contains(&99) && pair.throttles.ends_with(&[0]), "{:?}", pair.throttles);
+    assert!(
+        pair.throttles.contains(&THROTTLE_PERCENT_MAX)
+            && pair.throttles.iter().all(|percent| *percent <= THROTTLE_PERCENT_MAX)
+            && pair.throttles.ends_with(&[0]),
+        "{:?}",
+        pair.throttles
+    );
     pair.assert_one_runs();
 }
 
@@ -149,4 +157,22 @@ fn slowed_vcpus_let_a_busy_machine_move() {
     assert_eq!(report.outcome, Outcome::Moved, "{report:?}");
     assert!(!pair.throttles.is_empty());
     pair.assert_moved();
+}
+
+#[test]
+fn a_pause_that_the_targets_disk_would_make_too_long_is_not_begun() {
+    let slow = Duration::from_millis(300);
+    let plan = || Plan { disk_units: vec![40], flush: slow, guest_writes: 0, ..Plan::random(6) };
+    let mut pair = Pair::new(plan());
+    pair.run();
+    let report = pair.report();
+    assert_eq!((report.outcome, report.downtime_ms), (Outcome::Failed, 0), "{report:?}");
+    assert!(report.reason.as_ref().unwrap().contains("150 ms are allowed"), "{report:?}");
+    pair.assert_one_runs();
+    let mut patient = Pair::new(Plan { downtime_max: slow * 5, ..plan() });
+    patient.run();
+    patient.assert_moved();
+    let mut without_disks = Pair::new(Plan { disk_units: vec![], ..plan() });
+    without_disks.run();
+    without_disks.assert_moved();
 }

@@ -13,6 +13,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use rebec_layout::{SLOTS, VCPUS_MAX};
+use rebec_migrate::VmId;
 use rebec_vmm_api::{DiskConfig, Handle, MacAddr, MemorySize, NetConfig, PortKey, SerialConfig, control::MigrateOptions};
 
 use crate::cgroup;
@@ -157,6 +158,15 @@ pub struct ReceiveOptions {
     /// What goes with the kernel
     #[command(flatten)]
     pub boot: BootOptions,
+    /// Take in this VM and no other: its identity, 32 hexadecimal digits
+    #[arg(long, value_name = "ID", value_parser = vm_id)]
+    pub vm: Option<VmId>,
+    /// Take in a VM of so much memory and no other
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<MemorySize>,
+    /// Take in a VM of so many virtual CPUs and no other
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(VCPUS_MAX)))]
+    pub vcpus: Option<u8>,
     /// What both sides of a move have in common
     #[command(flatten)]
     pub shared: Shared,
@@ -426,6 +436,14 @@ impl Shared {
     }
 }
 
+/// As [`VmId`] shows itself.
+fn vm_id(text: &str) -> Result<VmId, String> {
+    let wrong = || format!("`{text}` is no VM's identity: it has 32 hexadecimal digits");
+    let digits = text.as_bytes();
+    let (32, true) = (digits.len(), digits.iter().all(u8::is_ascii_hexdigit)) else { return Err(wrong()) };
+    u128::from_str_radix(text, 16).map(|number| VmId(number.to_be_bytes())).map_err(|_| wrong())
+}
+
 fn check_donors(donors: &[Handle]) -> Result<(), String> {
     if donors.len() > DONORS_MAX {
         return Err(format!("{} donors: at most {DONORS_MAX} are asked; leave some out", donors.len()));
@@ -483,6 +501,15 @@ mod tests {
     }
 
     #[test]
+    fn an_order_names_the_vm_that_is_taken_in() {
+        let id = "00112233445566778899aabbccddeeff";
+        let line = format!("rebec-vmm receive --listen 1.2.3.4:1 --vm {id} --memory 64M --vcpus 2");
+        let Ok(Command::Receive(options)) = parse_words(&line) else { panic!("not a receive") };
+        assert_eq!(options.vm.unwrap().to_string(), id);
+        assert_eq!((options.memory.unwrap().bytes(), options.vcpus), (64 << 20, Some(2)));
+    }
+
+    #[test]
     fn what_is_left_out_has_a_default() {
         let Ok(Command::Run(options)) = parse_words("rebec-vmm run --kernel k") else { panic!("not a run") };
         assert_eq!((options.memory.bytes(), options.vcpus, options.boot.cmdline.as_str()), (512 << 20, 1, ""));
@@ -534,6 +561,8 @@ mod tests {
             ("rebec-vmm run --kernel k --disk d --serial file:d", "--serial `d`"),
             ("rebec-vmm run --kernel k --ledger x --control x", "--ledger `x`"),
             ("rebec-vmm run --kernel k --lease", "--control"),
+            ("rebec-vmm receive --listen 1.2.3.4:1 --vm 12", "no VM's identity"),
+            ("rebec-vmm receive --listen 1.2.3.4:1 --vcpus 17", "17"),
             ("rebec-vmm receive", "--listen"),
             ("rebec-vmm receive --listen nowhere", "nowhere"),
             ("rebec-vmm receive --listen fd:x", "fd:x"),

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rebec_devices::Threads;
 use rebec_kvm::CpuModel;
 use rebec_migrate::{
+    VmId,
     ledger::{self, Decision},
     message::Shape,
 };
@@ -52,7 +53,8 @@ pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
     let lease = Lease::new(options.shared.lease);
     let Opened { kvm, disks, lans, .. } = opened;
     let (console, report) = (services.console.clone(), event::machine_report(sender.clone()));
-    let reception = Reception { kvm, disks, lans, console, lease: lease.clone(), report };
+    let order = Order { vm: options.vm, memory_bytes: options.memory.map(|memory| memory.bytes()), vcpus: options.vcpus };
+    let reception = Reception { order, kvm, disks, lans, console, lease: lease.clone(), report };
     let owner = Owner::of_arriving(reception.lans.clone(), services, plan, sender.clone());
     let take_in = move || {
         let arrived = match released {
@@ -68,8 +70,28 @@ pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
     owner.under(lease).serve(&events)
 }
 
+/// What is known beforehand of the VM that comes. Who sends it says the rest, within what this host has for any VM.
+struct Order {
+    vm: Option<VmId>,
+    memory_bytes: Option<u64>,
+    vcpus: Option<u8>,
+}
+
+impl Order {
+    fn check(&self, shape: &Shape) -> Result<()> {
+        let Shape { vm, memory_bytes, vcpus, .. } = shape;
+        ensure!(self.vm.is_none_or(|ordered| ordered == *vm), "VM {vm} comes, and this side waits for {}", self.vm.unwrap_or(*vm));
+        let ordered = self.memory_bytes.unwrap_or(*memory_bytes);
+        ensure!(ordered == *memory_bytes, "the VM has {memory_bytes} bytes of memory, this side was told --memory of {ordered} bytes");
+        let ordered = self.vcpus.unwrap_or(*vcpus);
+        ensure!(ordered == *vcpus, "the VM has {vcpus} vCPUs, this side was told --vcpus {ordered}");
+        Ok(())
+    }
+}
+
 /// What this side gives to the machine that comes.
 struct Reception {
+    order: Order,
     kvm: std::fs::File,
     disks: Vec<DiskFile>,
     lans: Vec<Lan>,
@@ -111,6 +133,7 @@ impl Reception {
     }
 
     fn check(&self, shape: &Shape) -> Result<()> {
+        self.order.check(shape)?;
         let (here, there) = (self.disks.len(), shape.disks.len());
         ensure!(here == there, "the VM has {there} disks, this side was given {here} --disk");
         let (here, there) = (self.lans.len(), shape.nets.len());
@@ -135,4 +158,26 @@ fn open_disk(file: &DiskFile, bytes: u64) -> Result<Arc<rebec_devices::disk::Dis
     let here = disk.size_bytes();
     ensure!(here == bytes, "disk {}: {here} bytes here, {bytes} in the VM", file.name);
     Ok(Arc::new(disk))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_ordered_comes_and_nothing_else() {
+        let (vm, memory_bytes, vcpus) = (VmId([1; 16]), 64 << 20, 2);
+        let shape = || Shape { vm, epoch: 1, memory_bytes, vcpus, nets: vec![], disks: vec![], cpu_model: vec![] };
+        let order = Order { vm: Some(vm), memory_bytes: Some(memory_bytes), vcpus: Some(vcpus) };
+        order.check(&shape()).unwrap();
+        Order { vm: None, memory_bytes: None, vcpus: None }.check(&Shape { memory_bytes: 1 << 40, ..shape() }).unwrap();
+        for (shape, names) in [
+            (Shape { vm: VmId([2; 16]), ..shape() }, "waits for 0101"),
+            (Shape { memory_bytes: 1 << 40, ..shape() }, "--memory of 67108864 bytes"),
+            (Shape { vcpus: 16, ..shape() }, "--vcpus 2"),
+        ] {
+            let refused = order.check(&shape).unwrap_err().to_string();
+            assert!(refused.contains(names), "{refused}");
+        }
+    }
 }

@@ -321,7 +321,7 @@ fn a_donor_on_the_host_saves_the_bytes() {
     let like = Guest::filled(Duration::from_millis(1));
     let (near, far) = UnixStream::pair().unwrap();
     let ram = like.ram.clone();
-    let lending = std::thread::spawn(move || donor::serve(&ram, near));
+    let lending = std::thread::spawn(move || donor::serve(&ram, &donor::Judges::start(&PlainThreads, &ram).unwrap(), near));
     let (_, target, report) = move_guest(2, vec![far]);
     target.stand_still();
     assert!(report.pages.digest > 2000, "{report:?}");
@@ -369,6 +369,9 @@ fn what_does_not_speak_the_protocol_is_dropped() {
     let source = Guest::filled(Duration::from_micros(200));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
+    // Each would be waited for in turn, ten seconds long, were they not heard side by side.
+    let silent: Vec<TcpStream> = (0..3).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let began = Instant::now();
     let mut foreign = TcpStream::connect(address).unwrap();
     io::Write::write_all(&mut foreign, b"GET / HTTP/1.1\r\nHost: example\r\n\r\n").unwrap();
     let passed = connections(&listener, 1);
@@ -376,6 +379,8 @@ fn what_does_not_speak_the_protocol_is_dropped() {
     let receiving = std::thread::spawn(move || incoming.run(|_| Ok(Guest::empty(Duration::from_millis(1))), |_| {}).unwrap());
     let report = outgoing(&source, 1).run(&source, &PlainThreads, passed, |_| {}).unwrap();
     assert_eq!(report.outcome, Outcome::Moved, "{report:?}");
+    assert!(began.elapsed() < Duration::from_secs(10), "the silent were waited for");
+    drop(silent);
     let Arrived::Running { machine, .. } = receiving.join().unwrap() else { panic!("did not arrive") };
     machine.stand_still();
 }

@@ -59,8 +59,26 @@ pub struct BackingName {
 /// What is needed of a qcow2 header.
 #[derive(Debug)]
 pub(super) struct Header {
-    pub(super) cluster_bytes: u64,
+    pub(super) tables: Tables,
     pub(super) backing: Option<BackingName>,
+}
+
+/// Where a qcow2 image's tables are, checked as far as the header goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tables {
+    pub(super) cluster_bits: u32,
+    pub(super) l1_offset: u64,
+    pub(super) l1_entries: u64,
+    pub(super) refcounts_offset: u64,
+    pub(super) refcounts_clusters: u64,
+    /// Bits of a refcount, as an exponent.
+    pub(super) refcount_order: u32,
+}
+
+impl Tables {
+    pub(super) fn cluster_bytes(&self) -> u64 {
+        1 << self.cluster_bits
+    }
 }
 
 /// Reads a file's start: a sound qcow2 header, or `None` for a raw image.
@@ -173,7 +191,15 @@ fn parse(file: &File, start: &[u8]) -> Result<Header, Fault> {
     }
     let extensions = if version == 2 { Vec::new() } else { read_extensions(file, header_bytes, cluster_bytes)? };
     let backing = read_backing(file, header, &extensions, cluster_bytes)?;
-    Ok(Header { cluster_bytes, backing })
+    let tables = Tables {
+        cluster_bits,
+        l1_offset: long(40),
+        l1_entries,
+        refcounts_offset: long(48),
+        refcounts_clusters: word(56).into(),
+        refcount_order,
+    };
+    Ok(Header { tables, backing })
 }
 
 /// Where a header extension's data lies.
@@ -232,7 +258,7 @@ fn read_backing_format(file: &File, extension: &Extension) -> Result<ImageFormat
     }
 }
 
-fn read_up_to(file: &File, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
+pub(super) fn read_up_to(file: &File, offset: u64, bytes: usize) -> io::Result<Vec<u8>> {
     let mut buffer = vec![0; bytes];
     let mut filled = 0;
     while filled < bytes {
@@ -251,6 +277,6 @@ fn be32(bytes: &[u8], at: usize) -> u32 {
     bytes[at..at + 4].iter().fold(0, |value, byte| value << 8 | u32::from(*byte))
 }
 
-fn be64(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn be64(bytes: &[u8], at: usize) -> u64 {
     u64::from(be32(bytes, at)) << 32 | u64::from(be32(bytes, at + 4))
 }

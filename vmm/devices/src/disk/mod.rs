@@ -12,11 +12,12 @@
 //! ```
 //!
 //! The lock is imago's own condition put in code: a discard frees clusters, so nobody may hold a mapping meanwhile. It is held across the I/O
-//! that it protects; reads and writes share it.
+//! that it protects; reads and writes share it. The host's disk is waited for without it.
 
 mod dirty;
 mod extent;
 mod header;
+mod tables;
 mod zeros;
 
 use std::{
@@ -81,8 +82,8 @@ pub struct Disk {
     read_only: bool,
     format: ImageFormat,
     image: RwLock<Image>,
-    /// The raw file once more, to ask the host where its holes are.
-    raw: Option<File>,
+    /// The file once more: to be synced without the lock that imago holds meanwhile, and, of a raw image, to ask the host where its holes are.
+    file: File,
     /// What the format's tables tell apart: a cluster of qcow2, a byte of a raw disk.
     cluster_bytes: u64,
     dirty: DirtyMap,
@@ -105,15 +106,19 @@ impl Disk {
         for (file, format) in backing.into_iter().zip(chain).rev() {
             lower = Some(Arc::new(open_image(file, format, lower, true).map_err(file_error("open its backing image"))?));
         }
-        let (format, raw, cluster_bytes) = match header {
-            Some(header) => (ImageFormat::Qcow2, None, header.cluster_bytes),
-            None => (ImageFormat::Raw, Some(file.try_clone().map_err(file_error("open"))?), 1),
+        let (format, cluster_bytes) = match header {
+            Some(header) => {
+                tables::check(name, &file, &header.tables)?;
+                (ImageFormat::Qcow2, header.tables.cluster_bytes())
+            }
+            None => (ImageFormat::Raw, 1),
         };
+        let once_more = file.try_clone().map_err(file_error("open"))?;
         let image = open_image(file, format, lower, read_only).map_err(file_error("open"))?;
         let bytes = image.size();
         header::check_size(name, bytes)?;
         let (name, image, dirty) = (name.to_owned(), RwLock::new(image), DirtyMap::default());
-        Ok(Self { name, bytes, read_only, format, image, raw, cluster_bytes, dirty })
+        Ok(Self { name, bytes, read_only, format, image, file: once_more, cluster_bytes, dirty })
     }
 
     /// Makes an empty qcow2 image in an empty file that is open for reading and writing. Open it with [`Disk::open`] afterwards.
@@ -191,7 +196,7 @@ impl Disk {
             }
         }
         for part in [range.start..whole.start, whole.end..range.end] {
-            zeros::write(&self.shared(), self.raw.as_ref(), part)?;
+            zeros::write(&self.shared(), self.raw(), part)?;
         }
         Ok(())
     }
@@ -201,9 +206,14 @@ impl Disk {
         if self.read_only {
             return Ok(());
         }
-        let image = self.shared();
-        image.flush()?;
-        image.sync()
+        self.shared().flush()?;
+        // Reads and writes go on meanwhile, of this guest and of a move.
+        self.file.sync_data()
+    }
+
+    /// The file of a raw image.
+    fn raw(&self) -> Option<&File> {
+        (self.format == ImageFormat::Raw).then_some(&self.file)
     }
 
     /// Starts recording which 4 KiB units change, from none.
@@ -226,7 +236,7 @@ impl Disk {
         if offset >= self.bytes {
             return Ok(None);
         }
-        extent::find(&self.shared(), self.raw.as_ref(), offset, self.bytes).map(Some)
+        extent::find(&self.shared(), self.raw(), offset, self.bytes).map(Some)
     }
 
     /// All of the disk, one extent after the other; whoever meets an error stops there.
@@ -255,7 +265,7 @@ impl Disk {
 
     /// A raw disk that begins with qcow2's magic would be opened as qcow2 the next time, with a backing file of the guest's choice.
     fn refuse_disguise(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let Some(raw) = self.raw.as_ref().filter(|_| offset < 4) else { return Ok(()) };
+        let Some(raw) = self.raw().filter(|_| offset < 4) else { return Ok(()) };
         let mut start = [0; 4];
         if offset > 0 || data.len() < 4 {
             raw.read_exact_at(&mut start, 0)?;
@@ -302,6 +312,9 @@ fn resolve_chain(name: &str, backing: &[File], above: &mut Option<BackingName>) 
         if expected.format == Some(ImageFormat::Qcow2) && found.is_none() {
             let reason = format!("its header calls its backing image {} qcow2, which it is not", expected.name);
             return Err(DiskError::NotWhatItSays { name: name.to_owned(), reason });
+        }
+        if let Some(header) = &found {
+            tables::check(&expected.name, file, &header.tables)?;
         }
         formats.push(if found.is_some() { ImageFormat::Qcow2 } else { ImageFormat::Raw });
         *above = found.and_then(|header| header.backing);

@@ -8,6 +8,40 @@ pub(super) const EBX: usize = 1;
 pub(super) const ECX: usize = 2;
 pub(super) const EDX: usize = 3;
 
+/// What a register must be for a guest to find here what it had there.
+pub(super) enum Rule {
+    /// It tells of the processor's make, of caches and of topology, and promises nothing.
+    Free,
+    /// Every bit is a feature.
+    Features(&'static Features),
+    /// Sizes of addresses, a byte each.
+    AddressBits,
+    /// A size: as much here at least.
+    AtMost,
+    /// Anything else, known to this program or not: zero, or the same here. Where each part of the XSAVE area lies is of this kind.
+    Same,
+}
+
+impl Rule {
+    pub fn of(leaf: u32, subleaf: u32, register: usize) -> Self {
+        if let Some(features) = FEATURES.iter().find(|known| (known.leaf, known.subleaf, known.register) == (leaf, subleaf, register)) {
+            return Self::Features(features);
+        }
+        match (leaf, subleaf, register) {
+            // The vendor is compared by itself; greatest leaves; family and model; APIC ids; frequencies; brand; TLBs, caches, topology.
+            (0, ..) | (1, 0, EAX | EBX) | (2 | 4 | 5 | 0xb | 0x15 | 0x16 | 0x18 | 0x1f, ..) | (7, 0, EAX) => Self::Free,
+            (0x4000_0000 | 0x8000_0000 | 0xc000_0000, _, EAX) | (0x8000_0000, ..) | (0x8000_0001, 0, EAX | EBX) => Self::Free,
+            (0x8000_0002..=0x8000_0006 | 0x8000_0019 | 0x8000_001a | 0x8000_001d | 0x8000_001e | 0x8000_0026, ..) => Self::Free,
+            (0x8000_0008, 0, ECX) => Self::Free,
+            // What XCR0 and XSS enable now.
+            (0xd, 0 | 1, EBX) => Self::Free,
+            (0xd, 0, ECX) => Self::AtMost,
+            (0x8000_0008, 0, EAX) => Self::AddressBits,
+            _ => Self::Same,
+        }
+    }
+}
+
 /// A register of which every bit is a feature.
 pub(super) struct Features {
     pub leaf: u32,
@@ -44,7 +78,7 @@ const APIC_ON: u32 = 1 << 9;
 /// OSPKE, which shows CR4.
 const OSPKE: u32 = 1 << 4;
 
-pub(super) const FEATURES: [Features; 17] = [
+pub(super) const FEATURES: [Features; 22] = [
     cpu(
         1,
         0,
@@ -93,10 +127,13 @@ pub(super) const FEATURES: [Features; 17] = [
         0,
         "sha512 sm3 sm4 rao_int avx_vnni avx512_bf16 - cmpccxadd - - fzrm fsrs fsrc - - - - - wrmsrns - - amx_fp16 - avx_ifma - - lam",
     ),
+    cpu(7, 1, EBX, 0, "intel_ppin"),
+    cpu(7, 1, ECX, 0, ""),
     cpu(7, 1, EDX, 0, "- - - - avx_vnni_int8 avx_ne_convert - - - - - - - - prefetchi"),
     cpu(7, 2, EDX, 0, "intel_psfd ipred_ctrl rrsba_ctrl ddpd_u bhi_ctrl mcdt_no"),
     cpu(0xd, 0, EAX, 0, "xsave_x87 xsave_sse xsave_avx xsave_bndregs xsave_bndcsr xsave_opmask xsave_zmm xsave_hi16_zmm - xsave_pkru"),
     cpu(0xd, 1, EAX, 0, "xsaveopt xsavec xgetbv1 xsaves xfd"),
+    cpu(0xd, 1, ECX, 0, "- - - - - - - - xsave_pt - xsave_pasid xsave_cet_u xsave_cet_s xsave_hdc xsave_uintr xsave_lbr"),
     cpu(
         0x8000_0001,
         0,
@@ -130,7 +167,9 @@ pub(super) const FEATURES: [Features; 17] = [
         "no_nested_data_bp fsgs_non_serializing lfence_rdtsc - - - null_sel_clr_base - autoibrs no_smm_ctl_msr - - - - - - - - - - - - \
          - - - - - sbpb ibpb_brtype srso_no",
     ),
+    cpu(0x8000_0021, 0, ECX, 0, "- tsa_sq_no tsa_l1_no"),
     cpu(0x19, 0, EBX, 0, "aeskle - aes_wide - kl_backup"),
+    Features { leaf: KVM_FEATURES_LEAF, subleaf: 0, register: EDX, ignored: 0, kind: "KVM hint", names: "realtime" },
     Features {
         leaf: KVM_FEATURES_LEAF,
         subleaf: 0,

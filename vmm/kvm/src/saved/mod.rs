@@ -10,6 +10,7 @@
 
 pub(crate) mod chips;
 pub(crate) mod clock;
+mod confined;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 pub(crate) mod tsc;

@@ -3,7 +3,8 @@
 //! ```text
 //! save     MP state first (reading it may act on a pending INIT or SIPI), then registers, FPU, local APIC, MSRs, and pending
 //!          events last, when nothing read after them can change them
-//! restore  CPUID       bounds what the rest may say
+//! restore  checks      nothing is set that this host would not have given (`confined`), and what KVM does not take ends the restoring
+//!          CPUID       bounds what the rest may say
 //!          TSC rate    before any counter value
 //!          SREGS       brings the APIC base, without which LAPIC is not taken
 //!          REGS        clears pending exceptions, so before the events
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use zerocopy::IntoBytes;
 
 use super::{
-    Abi,
+    Abi, confined,
     tsc::{self, TscSample},
 };
 use crate::{
@@ -43,6 +44,8 @@ const MSR_TSC_DEADLINE: u32 = 0x6e0;
 const MSRS_KVM_WALL_CLOCK: [u32; 2] = [0x11, 0x4b56_4d00];
 /// Hyper-V's: KVM lists them, and no guest is told that they are there (`cpuid`).
 const MSRS_HYPERV: RangeInclusive<u32> = 0x4000_0000..=0x4000_0fff;
+/// What KVM keeps and does not list: ranges of memory types, and banks of machine checks, of which one may be pending.
+const MSRS_UNLISTED: [RangeInclusive<u32>; 5] = [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x400..=0x47f];
 
 const APIC_IRR: usize = 0x200;
 const APIC_LVT_TIMER: usize = 0x320;
@@ -68,7 +71,8 @@ struct SavedVcpu {
     xcrs: Abi<kvm_xcrs>,
     debugregs: Abi<kvm_debugregs>,
     lapic: Abi<kvm_lapic_state>,
-    /// Index and value, in the order in which KVM lists them; without those that [`travels`] leaves out.
+    /// Index and value, in the order in which KVM lists them; without those that [`travels`] leaves out, and with those of [`MSRS_UNLISTED`] that
+    /// are not zero.
     msrs: Vec<(u32, u64)>,
     tsc: TscSample,
     tsc_deadline: Option<u64>,
@@ -89,7 +93,7 @@ impl Vcpu {
             xcrs: Abi(self.fd.get_xcrs().map_err(self.failed("read its extended control registers"))?),
             debugregs: Abi(self.fd.get_debug_regs().map_err(self.failed("read its debug registers"))?),
             lapic: Abi(self.fd.get_lapic().map_err(self.failed("read its local APIC"))?),
-            msrs: self.readable_msrs()?,
+            msrs: [self.readable_msrs()?, self.unlisted_msrs()?].concat(),
             tsc: self.sample_tsc()?,
             tsc_deadline: self.msr(MSR_TSC_DEADLINE)?,
             events: Abi(self.fd.get_vcpu_events().map_err(self.failed("read its pending events"))?),
@@ -102,6 +106,7 @@ impl Vcpu {
     pub fn restore(&mut self, part: Part) -> Result<()> {
         let saved = SavedVcpu::from_part(&part, self.host.xsave_bytes)?;
         let cpuid: Vec<kvm_cpuid_entry2> = saved.cpuid.iter().map(|entry| entry.0).collect();
+        let msrs = self.confine(&part, &saved, &cpuid)?;
         self.set_cpuid(&cpuid)?;
         self.set_tsc_rate(saved.tsc.guest_khz)?;
         self.fd.set_sregs(&saved.sregs.0).map_err(self.failed("set its system registers"))?;
@@ -110,16 +115,46 @@ impl Vcpu {
         self.fd.set_xcrs(&saved.xcrs.0).map_err(self.failed("set its extended control registers"))?;
         self.fd.set_debug_regs(&saved.debugregs.0).map_err(self.failed("set its debug registers"))?;
         self.fd.set_lapic(&saved.lapic.0).map_err(self.failed("set its local APIC"))?;
-        for (index, data) in saved.msrs {
-            self.set_msr(index, data)?;
+        for (index, data) in msrs {
+            self.restore_msr(&part, index, data)?;
         }
         self.continue_tsc(&part, &saved.tsc)?;
-        if let Some(deadline) = saved.tsc_deadline {
-            self.set_msr(MSR_TSC_DEADLINE, deadline)?;
+        if let Some(deadline) = saved.tsc_deadline
+            && !self.set_msr(MSR_TSC_DEADLINE, deadline)?
+            && deadline != 0
+        {
+            return Err(part.invalid("this host's KVM does not take the deadline of its timer").into());
         }
         self.fd.set_mp_state(saved.mp_state.0).map_err(self.failed("set its MP state"))?;
         self.fd.set_vcpu_events(&saved.events.0).map_err(self.failed("set its pending events"))?;
         self.note_pause()
+    }
+
+    /// The MSRs to set; an error names what this host would not have given, before anything is set.
+    fn confine(&self, part: &Part, saved: &SavedVcpu, cpuid: &[kvm_cpuid_entry2]) -> Result<Vec<(u32, u64)>> {
+        let own = self.fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(self.failed("read its CPUID"))?;
+        let mut why = confined::cpuid(cpuid, own.as_slice());
+        why.extend(confined::efer(saved.sregs.0.efer));
+        let mut set = Vec::with_capacity(saved.msrs.len());
+        for &(index, value) in &saved.msrs {
+            let is_here = self.host.msr_indexes.contains(&index) || is_unlisted(index);
+            let here = if is_here { self.msr(index)? } else { None };
+            match confined::msr(index, value, here) {
+                Some(reason) => why.push(reason),
+                None if here.is_some() && confined::is_given(index) => set.push((index, value)),
+                // It is zero, and this host has none.
+                None => {}
+            }
+        }
+        if why.is_empty() { Ok(set) } else { Err(part.invalid(format!("this host gives no guest {}", why.join(", "))).into()) }
+    }
+
+    /// Sets an MSR that this host has. One that KVM does not take, and that is not what it should be already, would change under the guest.
+    fn restore_msr(&mut self, part: &Part, index: u32, data: u64) -> Result<()> {
+        if !self.set_msr(index, data)? && self.msr(index)? != Some(data) {
+            return Err(part.invalid(format!("this host's KVM does not take MSR {index:#x} of {data:#x}")).into());
+        }
+        Ok(())
     }
 
     /// Tells the guest, if it uses KVM's clock, that it was stopped, so that its watchdogs do not blame a CPU for the gap. To be
@@ -135,13 +170,25 @@ impl Vcpu {
     /// The MSRs that KVM lists and gives, but for those that [`travels`] leaves out.
     pub(crate) fn readable_msrs(&self) -> Result<Vec<(u32, u64)>> {
         let mut readable = Vec::with_capacity(self.host.msr_indexes.len());
-        for &index in self.host.msr_indexes.iter().filter(|index| travels(**index)) {
+        for &index in self.host.msr_indexes.iter().filter(|index| travels(**index) && confined::is_given(**index)) {
             match self.msr(index)? {
                 Some(value) => readable.push((index, value)),
                 None => log::warn!("vCPU {}: KVM lists MSR {index:#x} but refuses to read it; left out", self.index),
             }
         }
         Ok(readable)
+    }
+
+    fn unlisted_msrs(&self) -> Result<Vec<(u32, u64)>> {
+        let mut found = Vec::new();
+        for index in MSRS_UNLISTED.into_iter().flatten() {
+            if !self.host.msr_indexes.contains(&index)
+                && let Some(value) = self.msr(index)?.filter(|value| *value != 0)
+            {
+                found.push((index, value));
+            }
+        }
+        Ok(found)
     }
 
     /// One MSR's value, if KVM gives it.
@@ -212,6 +259,10 @@ fn travels(index: u32) -> bool {
     !matches!(index, MSR_TSC | MSR_TSC_DEADLINE) && !MSRS_KVM_WALL_CLOCK.contains(&index) && !MSRS_HYPERV.contains(&index)
 }
 
+fn is_unlisted(index: u32) -> bool {
+    MSRS_UNLISTED.iter().any(|range| range.contains(&index))
+}
+
 /// Has a local APIC timer that ran out tick once more. When it runs out while the vCPU stands still, KVM notes the interrupt
 /// where no ioctl shows it; the guest would wait for it forever. One tick too many is nothing to a guest.
 fn repeat_expired_timer(saved: &mut SavedVcpu) {
@@ -261,6 +312,13 @@ fn zeros() -> SavedVcpu {
 #[cfg(fuzzing)]
 pub(super) fn check(part: &Part, xsave_bytes: usize) -> Result<()> {
     let mut saved = SavedVcpu::from_part(part, xsave_bytes)?;
+    let cpuid: Vec<kvm_cpuid_entry2> = saved.cpuid.iter().map(|entry| entry.0).collect();
+    // Against a host that gives nothing: what is let in then is nothing but what promises nothing.
+    if confined::cpuid(&cpuid, &[]).is_empty() {
+        assert!(cpuid.iter().all(|entry| entry.function != 1 || entry.ecx & 1 << 5 == 0), "VMX was let in");
+        assert!(cpuid.iter().all(|entry| entry.function != 0x8000_0001 || entry.ecx & 1 << 2 == 0), "SVM was let in");
+    }
+    saved.msrs.retain(|&(index, value)| confined::msr(index, value, Some(0)).is_none());
     repeat_expired_timer(&mut saved);
     Ok(())
 }
@@ -285,7 +343,10 @@ pub(crate) fn assert_same_but_for_time(a: &Part, b: &Part) {
 
 #[cfg(test)]
 mod tests {
+    use rebec_vmm_saved::SavedMachine;
+
     use super::*;
+    use crate::tests::guest::{machine, machine_over};
 
     fn part(saved: &SavedVcpu) -> Part {
         Part::encode(PartKind::Vcpu, 0, VERSION, saved)
@@ -362,5 +423,48 @@ mod tests {
             repeat_expired_timer(&mut after);
             assert_eq!(after, saved);
         }
+    }
+
+    /// What a source says of a vCPU of this host's, changed, and what becomes of it at a target.
+    fn arrives(change: impl FnOnce(&mut SavedVcpu)) -> Result<()> {
+        let (ram, source, mut vcpus) = machine(1 << 20, 1);
+        let mut state = vcpus[0].save().unwrap().decode::<SavedVcpu>(VERSION).unwrap();
+        change(&mut state);
+        let mut saved = SavedMachine::default();
+        source.save(&mut saved).unwrap();
+        let (target, mut moved) = machine_over(&ram, 1);
+        target.restore_clock(&mut saved).unwrap();
+        moved[0].restore(part(&state))
+    }
+
+    fn leaf(saved: &mut SavedVcpu, function: u32) -> &mut kvm_cpuid_entry2 {
+        saved.cpuid.iter_mut().map(|entry| &mut entry.0).find(|entry| entry.function == function).unwrap()
+    }
+
+    #[test]
+    fn a_source_that_asks_for_nested_virtualisation_is_refused() {
+        arrives(|_| {}).unwrap();
+        for (name, change) in [
+            ("vmx", (|saved| leaf(saved, 1).ecx |= 1 << 5) as fn(&mut SavedVcpu)),
+            ("svm", |saved| leaf(saved, 0x8000_0001).ecx |= 1 << 2),
+            ("EFER of 0x1000", |saved| saved.sregs.0.efer = 1 << 12),
+            ("CPUID 40000003.0", |saved| {
+                saved.cpuid.push(Abi(kvm_cpuid_entry2 { function: 0x4000_0003, eax: 1, ..Default::default() }));
+            }),
+            ("MSR 0x480 of 0x1", |saved| saved.msrs.push((0x480, 1))),
+            ("MSR 0x12345678 of 0x1", |saved| saved.msrs.push((0x1234_5678, 1))),
+        ] {
+            let error = arrives(change).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("this host gives no guest"), "{name}: {error}");
+        }
+        arrives(|saved| saved.msrs.push((0x1234_5678, 0))).unwrap();
+    }
+
+    /// STAR's handlers are canonical addresses: KVM takes no other.
+    #[test]
+    fn an_msr_that_is_not_taken_is_named_and_not_lost() {
+        const MSR_LSTAR: u32 = 0xc000_0082;
+        let error = arrives(|saved| saved.msrs.push((MSR_LSTAR, 0x8000_0000_0000_0000))).unwrap_err().to_string();
+        assert!(error.contains("does not take MSR 0xc0000082 of 0x8000000000000000"), "{error}");
     }
 }

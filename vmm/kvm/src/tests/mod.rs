@@ -1,7 +1,7 @@
 //! Tests that run machine code on the local `/dev/kvm`, started directly at CPL 3 where every KVM here runs it natively.
 
 mod dirty;
-mod guest;
+pub(crate) mod guest;
 mod moving;
 mod populate;
 mod running;

@@ -2,11 +2,11 @@
 //! It never sees a page, a socket or a clock. Inputs come from `vmm/process/src/moving/source.rs`, outputs go there.
 //!
 //! ```text
-//! Offered -> Indexing -> Starting -> Blanking -> Round <-> Looking -> Pausing -> Saving -> Collecting -> LastRound -> AwaitPrepared -> Settling -> Ended
-//!            filter      dirty log    zeros of   |  all applied,        |                   last dirty     all of it      PREPARED       ledger,
-//!            arrives     runs         disks      |  then look at what   |                   bits           is sent        arrives        GRANTED
-//!                                                |  is dirty            |
-//!                                                +- too much: again     +- a cancel, a cut or a refusal up to here: the VM runs on
+//! Offered -> Indexing -> Starting -> Blanking -> Round <-> Flushing, Looking -> Pausing -> Saving -> Collecting -> LastRound -> AwaitPrepared -> Settling -> Ended
+//!            filter      dirty log    zeros of   |  all applied: have        |                   last dirty     all of it      PREPARED       ledger,
+//!            arrives     runs         disks      |  disks flushed, then      |                   bits           is sent        arrives        GRANTED
+//!                                                |  look at what is dirty    |
+//!                                                +- too much: again          +- a cancel, a cut or a refusal up to here: the VM runs on
 //! ```
 
 mod handover;
@@ -29,6 +29,7 @@ use self::{
     rounds::Rounds,
 };
 pub use self::{
+    pace::THROTTLE_PERCENT_MAX,
     rounds::{BatchId, LANE_BATCHES_MAX, ReadBatch, SendBatch},
     words::{SourceConfig, SourceInput, SourceOutput},
 };
@@ -40,7 +41,7 @@ use crate::{
     unit::{Space, units_of},
 };
 
-/// The target has to build the machine and to index its donors.
+/// The target has to build the machine; then, as long again, to index what its donors hold.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(120);
 /// A target that applies nothing for so long is gone; the VM runs on.
 const APPLY_TIME_MAX: Duration = Duration::from_secs(30);
@@ -51,15 +52,31 @@ const GRANT_TIME_MAX: Duration = Duration::from_secs(10);
 
 enum Phase {
     Offered,
-    Indexing { filter: Vec<u8>, on_base: Vec<bool> },
+    Indexing {
+        filter: Vec<u8>,
+        on_base: Vec<bool>,
+    },
     Starting,
-    Blanking { disk: usize, unit: u64, data: Vec<BitSet>, zeros: Vec<BitSet> },
+    Blanking {
+        disk: usize,
+        unit: u64,
+        data: Vec<BitSet>,
+        zeros: Vec<BitSet>,
+    },
     Round,
+    /// The target was asked to flush what the round wrote to its disks.
+    Flushing {
+        asked: Duration,
+    },
     Looking,
     Pausing,
     Saving,
-    Collecting { saved: Vec<u8> },
-    LastRound { saved: Vec<u8> },
+    Collecting {
+        saved: Vec<u8>,
+    },
+    LastRound {
+        saved: Vec<u8>,
+    },
     AwaitPrepared,
     Settling(SourceHandover),
     Ended,
@@ -213,7 +230,7 @@ impl Source {
                 Phase::Offered | Phase::Indexing { .. } | Phase::Starting | Phase::Blanking { .. } => {
                     self.fail(now, "the target did not get ready in time")
                 }
-                Phase::Round | Phase::Looking => self.fail(now, "the target has applied nothing for 30 s"),
+                Phase::Round | Phase::Flushing { .. } | Phase::Looking => self.fail(now, "the target has applied nothing for 30 s"),
                 _ => self.fail(now, "the switch took longer than 15 s"),
             }
         }
@@ -229,7 +246,7 @@ impl Source {
     pub fn progress(&self) -> Progress {
         let phase = match self.phase {
             Phase::Offered | Phase::Indexing { .. } => "preparing",
-            Phase::Starting | Phase::Blanking { .. } | Phase::Round | Phase::Looking => "rounds",
+            Phase::Starting | Phase::Blanking { .. } | Phase::Round | Phase::Flushing { .. } | Phase::Looking => "rounds",
             Phase::Pausing | Phase::Saving | Phase::Collecting { .. } | Phase::LastRound { .. } | Phase::AwaitPrepared => "switching",
             Phase::Settling(_) if self.is_waiting => "waiting",
             Phase::Settling(_) => "switching",
@@ -261,6 +278,7 @@ impl Source {
                     return self.fail(now, "the target names a base that is not the VM's");
                 }
                 self.target_ports = ports;
+                self.deadline = Some(now + ANSWER_TIME_MAX);
                 self.phase = Phase::Indexing { filter: vec![], on_base };
             }
             (Phase::Indexing { filter, on_base }, FromTarget::Have { filter_bytes, offset, bytes }) => {
@@ -273,6 +291,7 @@ impl Source {
                     return self.fail(now, "the target's index is malformed");
                 }
                 filter.extend_from_slice(&bytes);
+                self.deadline = Some(now + ANSWER_TIME_MAX);
                 if filter.len() == whole {
                     let (filter, on_base) = (Filter::from_bytes(std::mem::take(filter)), std::mem::take(on_base));
                     self.rounds.set_held(filter);
@@ -280,6 +299,11 @@ impl Source {
                 }
             }
             (Phase::Blanking { .. }, FromTarget::Blanked) => self.blank(now),
+            (Phase::Flushing { asked }, FromTarget::Blanked) => {
+                self.pace.flushed(now.saturating_sub(*asked));
+                self.deadline = Some(now + APPLY_TIME_MAX);
+                self.enter(Phase::Looking, SourceOutput::TakeDirty);
+            }
             (
                 Phase::Round | Phase::Looking | Phase::LastRound { .. } | Phase::AwaitPrepared,
                 FromTarget::Applied { stream, sequence, wanted },
@@ -297,6 +321,7 @@ impl Source {
                 let record = Record { right: Right::Granted, vm: self.config.shape.vm, epoch, move_id: self.config.move_id };
                 let (settlement, write) = SourceHandover::begin(record);
                 self.phase = Phase::Settling(settlement);
+                self.rounds.forget();
                 self.deadline = Some(now + GRANT_TIME_MAX);
                 self.perform(now, write);
             }
@@ -394,13 +419,26 @@ impl Source {
             self.outputs.push_back(SourceOutput::Read(batch));
         }
         if matches!(self.phase, Phase::Round) && self.rounds.is_drained() {
-            self.enter(Phase::Looking, SourceOutput::TakeDirty);
+            self.look(now);
         } else if let Phase::LastRound { saved } = &mut self.phase
             && self.rounds.is_planned()
         {
             let message = FromSource::Final { frames: self.rounds.frames(), saved: std::mem::take(saved) };
             self.phase = Phase::AwaitPrepared;
             self.send(&message);
+        }
+    }
+
+    /// A round is over. Disks are flushed before it is seen what is dirty: how long that takes is part of a pause, and little is left for it then.
+    /// Zeros of no range ask for it: an older target answers at once.
+    fn look(&mut self, now: Duration) {
+        match self.config.shape.disks.iter().position(|disk| !disk.read_only) {
+            Some(disk) => {
+                self.phase = Phase::Flushing { asked: now };
+                self.deadline = Some(now + APPLY_TIME_MAX);
+                self.send(&FromSource::Blank { disk: disk as u8, ranges: vec![] });
+            }
+            None => self.enter(Phase::Looking, SourceOutput::TakeDirty),
         }
     }
 

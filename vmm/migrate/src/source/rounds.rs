@@ -157,6 +157,14 @@ impl Rounds {
         }
     }
 
+    /// Nothing is sent any more: the tables, which may be large, are given back. What was counted stays.
+    pub fn forget(&mut self) {
+        for space in &mut self.spaces {
+            (space.todo, space.sent) = (BitSet::default(), LastSent::new(0));
+        }
+        (self.held, self.moved) = (Filter::default(), Moved::default());
+    }
+
     /// The target's filter has arrived.
     pub fn set_held(&mut self, held: Filter) {
         self.held = held;

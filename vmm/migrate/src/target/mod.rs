@@ -7,7 +7,7 @@
 //!          is made      and disks   all rounds   applied,     (or RELEASED; then it never runs here)
 //!                                                none missing
 //! ```
-//! Up to Settling every failure ends this target and costs the VM nothing.
+//! Up to Settling every failure ends this target and costs the VM nothing; so does a source that says nothing while it is its turn.
 
 mod handover;
 mod receiving;
@@ -28,6 +28,10 @@ use crate::{
     unit::units_of,
 };
 
+/// A source that says and sends nothing for so long while it is its turn is gone: nobody holds memory and disks here for ever.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(60);
+/// What donors and disks hold is looked at for so long; the rest travels. The source waits for twice that.
+const INDEX_TIME_MAX: Duration = Duration::from_secs(60);
 /// Units of a holder that are judged by one request; a donor gives no more.
 pub const INDEX_UNITS: u32 = crate::donor::DIGESTS_MAX;
 
@@ -60,7 +64,7 @@ pub enum TargetInput {
         /// Units and digests of their contents.
         found: Vec<(u64, Digest)>,
     },
-    /// To [`TargetOutput::Blank`].
+    /// To [`TargetOutput::Blank`] and [`TargetOutput::FlushNow`].
     Blanked,
     /// A frame arrived on a stream; the stream's worker waits for [`TargetOutput::Apply`].
     Frame {
@@ -128,6 +132,8 @@ pub enum TargetOutput {
     },
     /// Flush the disks, while frames go on arriving, so that little is left to flush when the VM is paused.
     Flush,
+    /// Flush the disks now, and say [`TargetInput::Blanked`]: the source wants to know how long that takes.
+    FlushNow,
     /// Restore the machine from `SavedMachine` bytes, still paused, and flush the disks: what is prepared is durable.
     Restore(Vec<u8>),
     /// Append a record and sync it.
@@ -157,7 +163,7 @@ pub enum TargetOutput {
 enum Phase {
     Empty,
     Building,
-    Indexing { holders: VecDeque<Holder>, first: u64 },
+    Indexing { holders: VecDeque<Holder>, first: u64, since: Duration },
     Receiving,
     Restoring,
     Settling(TargetHandover),
@@ -174,6 +180,8 @@ pub struct Target {
     index: Index,
     receiving: Option<Receiving>,
     granted: Option<Duration>,
+    /// When the source was last heard, or its turn began.
+    heard: Option<Duration>,
     /// The ledger's last record when this process started.
     last: Option<Record>,
 }
@@ -190,6 +198,7 @@ impl Target {
             index: Index::default(),
             receiving: None,
             granted: None,
+            heard: None,
             last: None,
         }
     }
@@ -217,19 +226,21 @@ impl Target {
 
     /// Takes in what happened.
     pub fn handle(&mut self, now: Duration, input: TargetInput) {
+        // Whatever it is, the source was or is waited for until now.
+        self.heard = Some(now);
         match input {
             TargetInput::Control(message) => self.message(now, message),
             TargetInput::Cut(reason) => self.cut(&reason),
             TargetInput::Failed(reason) => self.fail(&reason),
             TargetInput::Cancel => self.cancel(),
-            TargetInput::Built { holders, ports, bases } => self.built(holders, ports, &bases),
+            TargetInput::Built { holders, ports, bases } => self.built(now, holders, ports, &bases),
             TargetInput::Unfit(reason) => {
                 if matches!(self.phase, Phase::Building) {
                     self.send(&FromTarget::Refuse { reason: bounded(reason.clone()) });
                     self.end(reason);
                 }
             }
-            TargetInput::Indexed { next, found } => self.indexed(next, found),
+            TargetInput::Indexed { next, found } => self.indexed(now, next, found),
             TargetInput::Blanked => {
                 if matches!(self.phase, Phase::Receiving) {
                     self.send(&FromTarget::Blanked);
@@ -254,13 +265,26 @@ impl Target {
         self.outputs.pop_front()
     }
 
-    /// Never: a target only answers. Dead peers are found by the driver's keepalive, which reports a cut.
+    /// When a source whose turn it is has been silent for too long. One that was prepared waits for ever.
     pub fn next_deadline(&self) -> Option<Duration> {
-        None
+        let is_its_turn = matches!(self.phase, Phase::Empty | Phase::Receiving);
+        is_its_turn.then(|| self.heard.map_or(Duration::ZERO, |heard| heard + IDLE_TIME_MAX))
     }
 
-    /// Time has passed: nothing follows from that here.
-    pub fn tick(&mut self, _now: Duration) {}
+    /// Time has passed.
+    pub fn tick(&mut self, now: Duration) {
+        let Some(deadline) = self.next_deadline() else { return };
+        match self.heard {
+            None => self.heard = Some(now),
+            Some(_) if now >= deadline => self.fail(&format!("the source has sent nothing for {} s", IDLE_TIME_MAX.as_secs())),
+            Some(_) => {}
+        }
+    }
+
+    /// Contents and units that it keeps tables of: none once the machine is complete.
+    pub fn table_entries(&self) -> usize {
+        self.index.len() + self.receiving.as_ref().map_or(0, Receiving::units) as usize
+    }
 
     /// Whether the process has nothing to lose: no machine is complete here, or it was given back.
     pub fn is_ended(&self) -> bool {
@@ -320,20 +344,21 @@ impl Target {
         self.send(&FromTarget::Refuse { reason });
     }
 
-    fn built(&mut self, holders: Vec<Holder>, ports: Vec<SocketAddrV4>, bases: &[Option<BaseName>]) {
+    fn built(&mut self, now: Duration, holders: Vec<Holder>, ports: Vec<SocketAddrV4>, bases: &[Option<BaseName>]) {
         if let (Phase::Building, Some(shape)) = (&self.phase, &self.shape) {
             self.receiving = Some(Receiving::new(shape, self.streams));
             let on_base = shape.disks.iter().zip(bases).map(|(disk, base)| base.is_some() && disk.base == *base).collect();
             self.send(&FromTarget::Accept { ports, on_base });
-            self.phase = Phase::Indexing { holders: holders.into(), first: 0 };
-            self.index_next();
+            self.phase = Phase::Indexing { holders: holders.into(), first: 0, since: now };
+            self.index_next(now);
         }
     }
 
-    fn index_next(&mut self) {
-        let Phase::Indexing { holders, first } = &self.phase else { return };
+    fn index_next(&mut self, now: Duration) {
+        let Phase::Indexing { holders, first, since } = &self.phase else { return };
+        let has_time = now.saturating_sub(*since) < INDEX_TIME_MAX;
         match holders.front() {
-            Some(&holder) if self.index.len() < HELD_ENTRIES_MAX => {
+            Some(&holder) if has_time && self.index.len() < HELD_ENTRIES_MAX => {
                 self.outputs.push_back(TargetOutput::Index { holder, first: *first, count: INDEX_UNITS });
             }
             _ => {
@@ -343,8 +368,8 @@ impl Target {
         }
     }
 
-    fn indexed(&mut self, next: Option<u64>, found: Vec<(u64, Digest)>) {
-        let Phase::Indexing { holders, first } = &mut self.phase else { return };
+    fn indexed(&mut self, now: Duration, next: Option<u64>, found: Vec<(u64, Digest)>) {
+        let Phase::Indexing { holders, first, .. } = &mut self.phase else { return };
         let Some(&holder) = holders.front() else { return };
         for (unit, digest) in found {
             self.index.insert(digest, Place { holder, unit }, HELD_ENTRIES_MAX);
@@ -356,7 +381,7 @@ impl Target {
                 *first = 0;
             }
         }
-        self.index_next();
+        self.index_next(now);
     }
 
     fn announce(&mut self) {
@@ -380,7 +405,7 @@ impl Target {
                 None => return self.fail("the source names zeros outside a disk"),
             }
         }
-        self.outputs.push_back(TargetOutput::Blank { disk, ranges });
+        self.outputs.push_back(if ranges.is_empty() { TargetOutput::FlushNow } else { TargetOutput::Blank { disk, ranges } });
     }
 
     fn frame(&mut self, stream: usize, head: &FrameHead, entries: Vec<Entry>) {
@@ -424,6 +449,8 @@ impl Target {
             let record = Record { right: Right::Prepared, vm: shape.vm, epoch: shape.epoch + 1, move_id: self.move_id };
             let (settlement, write) = TargetHandover::begin(record);
             self.phase = Phase::Settling(settlement);
+            // The engine lives as long as the VM does, to answer its source; what it knew of pages is needed no more.
+            (self.receiving, self.index) = (None, Index::default());
             self.perform(write);
         }
     }
@@ -482,7 +509,7 @@ impl Target {
 
     fn end(&mut self, reason: String) {
         self.phase = Phase::Ended;
-        self.receiving = None;
+        (self.receiving, self.index) = (None, Index::default());
         self.outputs.push_back(TargetOutput::Ended { reason });
     }
 

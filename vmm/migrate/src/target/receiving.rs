@@ -55,6 +55,11 @@ impl Receiving {
         }
     }
 
+    /// Units of all spaces.
+    pub fn units(&self) -> u64 {
+        self.spaces.iter().map(|space| space.units).sum()
+    }
+
     /// A frame has arrived: where each of its held contents may be found.
     pub fn arrived(
         &mut self,

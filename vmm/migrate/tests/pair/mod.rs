@@ -72,6 +72,8 @@ pub struct Plan {
     pub bytes_per_ms: u64,
     pub delay_ms: u64,
     pub downtime_max: Duration,
+    /// What the target's disks take to be flushed.
+    pub flush: Duration,
     pub fault: Option<Fault>,
 }
 
@@ -90,6 +92,7 @@ impl Plan {
             bytes_per_ms: 2000 + rng.below(20_000),
             delay_ms: rng.below(20),
             downtime_max: Duration::from_millis(150),
+            flush: Duration::from_millis(rng.below(6)),
             fault: None,
         }
     }
@@ -133,6 +136,7 @@ pub enum Event {
     Cut,
     Cancel,
     TickSource,
+    TickTarget,
 }
 
 pub struct SourceSide {
@@ -323,6 +327,11 @@ impl Pair {
                     engine.tick(self.now);
                 }
             }
+            Event::TickTarget => {
+                if let Some(engine) = &mut self.target.engine {
+                    engine.tick(self.now);
+                }
+            }
         }
         self.drain_outputs();
         assert!(!(self.source.running && self.target.running), "the VM runs twice");
@@ -397,7 +406,12 @@ impl Pair {
                 self.events.retain(|_, event| {
                     !matches!(
                         event,
-                        Event::Target(_) | Event::Apply { .. } | Event::ToTarget(_) | Event::Frame { .. } | Event::WriteTarget(_)
+                        Event::Target(_)
+                            | Event::Apply { .. }
+                            | Event::ToTarget(_)
+                            | Event::Frame { .. }
+                            | Event::WriteTarget(_)
+                            | Event::TickTarget
                     )
                 });
             }

@@ -37,8 +37,11 @@ impl Pair {
                 break;
             }
         }
-        // One wake-up for the source's next deadline is always on the list.
-        self.events.retain(|_, event| !matches!(event, Event::TickSource));
+        // One wake-up for the next deadline of each is always on the list.
+        self.events.retain(|_, event| !matches!(event, Event::TickSource | Event::TickTarget));
+        if let Some(deadline) = self.target.engine.as_ref().and_then(|engine| engine.next_deadline()) {
+            self.later(deadline.saturating_sub(self.now), Event::TickTarget);
+        }
         if let Some(deadline) = self.source.engine.as_ref().and_then(|engine| engine.next_deadline()) {
             self.later(deadline.saturating_sub(self.now), Event::TickSource);
         }
@@ -146,6 +149,7 @@ impl Pair {
                 let delay = Duration::from_micros(self.rng.below(2000));
                 self.later(delay, Event::Apply { stream, places });
             }
+            TargetOutput::FlushNow => self.later(self.plan.flush, Event::Target(TargetInput::Blanked)),
             TargetOutput::Flush => self.later(SYNC_TIME, Event::Target(TargetInput::Flushed)),
             TargetOutput::Restore(saved) => {
                 self.target.restored = Some(saved);

@@ -3,8 +3,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, SocketAddr, TcpStream},
-    os::fd::OwnedFd,
+    net::{Shutdown, TcpStream},
     time::Duration,
 };
 
@@ -13,13 +12,10 @@ use rebec_migrate::{
     frame::{PREAMBLE_BYTES, Preamble},
     message::{MESSAGE_HEAD_BYTES, Message, MessageHead},
 };
-use rustix::{
-    io::Errno,
-    net::{AddressFamily, SocketFlags, acceptfrom_with, sockopt},
-};
+use rustix::net::{AddressFamily, sockopt};
 
 /// How long a peer may take to say who it is.
-const PREAMBLE_TIME: Duration = Duration::from_secs(10);
+pub const PREAMBLE_TIME: Duration = Duration::from_secs(10);
 /// A dead link is noticed within half a minute: idle, then a probe each interval, or data unacknowledged for as long.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
@@ -27,22 +23,6 @@ const KEEPALIVE_PROBES: u32 = 4;
 const UNACKNOWLEDGED_MS: u32 = 30_000;
 /// Pieces in which a message is read, so that a length that nobody sends costs nothing.
 const PIECE_BYTES: usize = 64 * 1024;
-
-/// A socket that listens for the connections of a move: TCP, or Unix where somebody relays.
-pub struct Listener(pub OwnedFd);
-
-impl Listener {
-    /// Waits for the next connection; says whom it is from, if it has an address.
-    pub fn accept(&self) -> io::Result<(TcpStream, Option<SocketAddr>)> {
-        loop {
-            match acceptfrom_with(&self.0, SocketFlags::CLOEXEC) {
-                Ok((connection, from)) => return Ok((connection.into(), from.and_then(|from| from.try_into().ok()))),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-}
 
 /// Makes a dead link show itself as an error. On a Unix socket there is no link: whoever relays behind it watches its own.
 pub fn watch(stream: &TcpStream) -> io::Result<()> {

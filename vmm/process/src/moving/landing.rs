@@ -126,6 +126,10 @@ impl<M: MovingMachine> Landing<M> {
                 ranges.into_iter().try_for_each(|(first, count)| self.spaces.clear(space, first..first + count))?;
                 TargetInput::Blanked
             }
+            TargetOutput::FlushNow => {
+                flush_disks(&self.spaces.disks)?;
+                TargetInput::Blanked
+            }
             TargetOutput::Apply { stream, places } => {
                 let worker = self.places.get(stream).context("invariant: a frame came from a worker")?;
                 // The worker takes one answer a frame; if it has ended, it has said why.

@@ -17,6 +17,7 @@ mod base;
 mod connection;
 pub mod donor;
 mod landing;
+mod lobby;
 mod settle;
 mod source;
 mod spaces;

@@ -6,7 +6,7 @@ use std::{
     os::{fd::OwnedFd, unix::net::UnixStream},
     sync::{
         Arc,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -23,8 +23,9 @@ use rebec_vmm_api::Versions;
 
 use super::{
     MovingMachine,
-    connection::{Listener, hang_up, read_messages, read_preamble, watch, write_control, write_preamble},
+    connection::{hang_up, read_messages, watch, write_control, write_preamble},
     landing::Landing,
+    lobby::Lobby,
 };
 
 /// What happened and was not yet told to the engine.
@@ -52,7 +53,7 @@ pub enum Arrived<M> {
 
 /// What waits at the listener and lends contents.
 pub struct Incoming {
-    listener: Listener,
+    lobby: Lobby,
     donors: Vec<UnixStream>,
     threads: Arc<dyn Threads>,
     origin: Instant,
@@ -70,8 +71,8 @@ struct Link {
 impl Incoming {
     /// `listener` is a socket that listens, TCP or Unix; `donors` are connections that `donate` has turned.
     pub fn new(listener: impl Into<OwnedFd>, donors: Vec<UnixStream>, threads: Arc<dyn Threads>) -> Self {
-        let listener = Listener(listener.into());
-        Self { listener, donors, threads, origin: Instant::now(), last: None, speaks: VERSIONS }
+        let lobby = Lobby::new(listener.into());
+        Self { lobby, donors, threads, origin: Instant::now(), last: None, speaks: VERSIONS }
     }
 
     /// In other versions than this program's.
@@ -136,7 +137,7 @@ impl Incoming {
     ///
     /// # Errors
     /// When the ledger or the listener fails.
-    pub fn settle(self, released: Record, mut write: impl FnMut(Record) -> std::io::Result<()>) -> Result<()> {
+    pub fn settle(mut self, released: Record, mut write: impl FnMut(Record) -> std::io::Result<()>) -> Result<()> {
         write(released).context("ledger: write that the VM is released")?;
         let mut engine = Target::restarted(released).context("invariant: a released record can be settled")?;
         let (sender, events) = sync_channel(EVENTS_MAX);
@@ -151,7 +152,7 @@ impl Incoming {
     }
 
     /// Collects the connections of one move. What does not speak the protocol is told nothing and dropped.
-    fn accept_move(&self, events: &SyncSender<TargetInput>) -> Result<(Preamble, Link)> {
+    fn accept_move(&mut self, events: &SyncSender<TargetInput>) -> Result<(Preamble, Link)> {
         let mut waiting: Vec<(Preamble, TcpStream)> = vec![];
         loop {
             let Some(arrived) = self.accept()? else { continue };
@@ -179,7 +180,7 @@ impl Incoming {
     }
 
     /// Waits for a control connection: the source asks again, or another move of the same VM shows that ours is over.
-    fn accept_control(&self, engine: &Target, events: &SyncSender<TargetInput>) -> Result<Link> {
+    fn accept_control(&mut self, engine: &Target, events: &SyncSender<TargetInput>) -> Result<Link> {
         log::info!("receive: waiting for the source of move {}", engine.move_id());
         loop {
             let Some((preamble, stream)) = self.accept()? else { continue };
@@ -189,10 +190,10 @@ impl Incoming {
         }
     }
 
-    fn accept(&self) -> Result<Option<(Preamble, TcpStream)>> {
-        let (stream, from) = self.listener.accept().context("accept a connection")?;
-        let greeted = watch(&stream).map_err(anyhow::Error::from).and_then(|()| read_preamble(&stream));
+    fn accept(&mut self) -> Result<Option<(Preamble, TcpStream)>> {
+        let (stream, from, greeted) = self.lobby.next().context("accept a connection")?;
         let greeted = greeted.and_then(|preamble| {
+            watch(&stream)?;
             let spoken = preamble.agree(self.speaks);
             if spoken.is_err() && preamble.role == Role::Control {
                 // So that the source can say which side is behind; it may be gone already.
@@ -281,13 +282,26 @@ impl Incoming {
                 };
                 engine.handle(self.origin.elapsed(), input);
             }
-            let input = events.recv().context("invariant: a sender is kept")?;
-            engine.handle(self.origin.elapsed(), input);
+            match self.hear(engine, events)? {
+                Some(input) => engine.handle(self.origin.elapsed(), input),
+                None => engine.tick(self.origin.elapsed()),
+            }
+        }
+    }
+
+    /// What happens next; `None` when the engine's deadline has come.
+    fn hear(&self, engine: &Target, events: &Receiver<TargetInput>) -> Result<Option<TargetInput>> {
+        const KEPT: &str = "invariant: a sender is kept";
+        let Some(deadline) = engine.next_deadline() else { return Ok(Some(events.recv().context(KEPT)?)) };
+        match events.recv_timeout(deadline.saturating_sub(self.origin.elapsed())) {
+            Ok(input) => Ok(Some(input)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => anyhow::bail!(KEPT),
         }
     }
 
     /// Keeps the engine, so that a source that lost the link before it heard `RUNNING` can ask.
-    fn stand_by(self, mut engine: Target, mut link: Link, mut events: Receiver<TargetInput>) -> Result<()> {
+    fn stand_by(mut self, mut engine: Target, mut link: Link, mut events: Receiver<TargetInput>) -> Result<()> {
         let threads = self.threads.clone();
         let body = move || {
             loop {

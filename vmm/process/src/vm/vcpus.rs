@@ -23,6 +23,7 @@ use std::{
 
 use rebec_devices::Threads;
 use rebec_kvm::{Populated, Vcpu, VcpuExit, VcpuKicker};
+use rebec_migrate::source::THROTTLE_PERCENT_MAX;
 use rebec_vmm_saved::{Part, SavedMachine};
 
 use super::{MachineEvent, Report, bus::Buses};
@@ -35,8 +36,6 @@ use crate::{
 const ORDERS_MAX: usize = 4;
 /// How often a slowed vCPU is made to rest.
 const THROTTLE_PERIOD: Duration = Duration::from_millis(10);
-/// A slowed vCPU keeps a tenth of its speed: less, and the guest's own watchdogs bite.
-const THROTTLE_PERCENT_MAX: u32 = 90;
 
 /// Why vCPUs could not do what they were told.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +114,7 @@ impl VcpuThreads {
             let (orders, inbox) = sync_channel(ORDERS_MAX);
             let throttle = started.throttle.clone();
             let (buses, report, lease) = (buses.clone(), report.clone(), lease.clone());
-            let body = VcpuLoop { index, vcpu, inbox, buses, report, throttle, lease, has_run: false };
+            let body = VcpuLoop { index, vcpu, inbox, buses, report, throttle, lease, has_run: false, turn: Turn::default() };
             let handle = threads.spawn(&format!("vcpu{index}"), Box::new(move || body.serve()));
             let handle = Some(handle.map_err(|source| VcpuError::Spawn { index, source })?);
             started.threads.push(Thread { orders, kicker, handle });
@@ -165,7 +164,7 @@ impl VcpuThreads {
 
     /// Makes every vCPU rest for this share of the time, in percent; 0 is full speed.
     pub fn throttle(&self, percent: u32) {
-        self.throttle.percent.store(percent.min(THROTTLE_PERCENT_MAX), Ordering::Relaxed);
+        self.throttle.percent.store(percent.min(THROTTLE_PERCENT_MAX.into()), Ordering::Relaxed);
         if percent > 0 && !self.throttle.has_ticker.swap(true, Ordering::AcqRel) {
             let kickers = self.threads.iter().map(|thread| thread.kicker.clone()).collect();
             let throttle = self.throttle.clone();
@@ -257,6 +256,36 @@ impl Throttle {
     }
 }
 
+/// A slowed vCPU's turn in the guest. A kick that comes while it rests is not lost, and takes it out again at once: it must not rest for that,
+/// or it would never run.
+#[derive(Debug, Default)]
+struct Turn {
+    began: Option<Instant>,
+    was_kicked: bool,
+}
+
+impl Turn {
+    /// It was taken out of the guest.
+    fn kicked(&mut self) {
+        self.was_kicked = true;
+    }
+
+    /// Until when it rests before it goes in, if it has had what it keeps of a period.
+    fn rests_until(&mut self, now: Instant, rest: Option<Duration>) -> Option<Instant> {
+        let was_kicked = std::mem::take(&mut self.was_kicked);
+        let Some(rest) = rest else {
+            self.began = None;
+            return None;
+        };
+        let began = *self.began.get_or_insert(now);
+        let has_run = was_kicked && now.saturating_duration_since(began) >= THROTTLE_PERIOD.saturating_sub(rest);
+        has_run.then(|| {
+            self.began = Some(now + rest);
+            now + rest
+        })
+    }
+}
+
 struct VcpuLoop {
     index: usize,
     vcpu: Vcpu,
@@ -267,6 +296,7 @@ struct VcpuLoop {
     lease: Lease,
     /// Whether the guest ran here since it was last told of a pause.
     has_run: bool,
+    turn: Turn,
 }
 
 impl VcpuLoop {
@@ -274,7 +304,11 @@ impl VcpuLoop {
         let mut running = false;
         // Whether it would run, had it a lease.
         let mut still = false;
+        let mut rests_until = None;
         loop {
+            if running && rests_until.is_none() {
+                rests_until = self.turn.rests_until(Instant::now(), self.throttle.rest());
+            }
             let order = match (running, self.inbox.try_recv()) {
                 (_, Ok(order)) => Some(order),
                 (true, Err(TryRecvError::Empty)) if !self.lease.holds() => {
@@ -282,6 +316,16 @@ impl VcpuLoop {
                     match self.inbox.recv_timeout(STILL_PERIOD) {
                         Ok(order) => Some(order),
                         Err(_) => continue,
+                    }
+                }
+                // Whoever has an order need not wait until it has rested.
+                (true, Err(TryRecvError::Empty)) if let Some(until) = rests_until => {
+                    match self.inbox.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                        Ok(order) => Some(order),
+                        Err(_) => {
+                            rests_until = None;
+                            None
+                        }
                     }
                 }
                 (true, Err(TryRecvError::Empty)) => None,
@@ -341,9 +385,7 @@ impl VcpuLoop {
         let index = self.index;
         let event = match self.vcpu.run(&*self.buses) {
             Ok(VcpuExit::Interrupted) => {
-                if let Some(rest) = self.throttle.rest() {
-                    std::thread::sleep(rest);
-                }
+                self.turn.kicked();
                 return true;
             }
             Ok(VcpuExit::Shutdown) => VcpuEvent::TripleFault { index, place: self.vcpu.last_state() },
@@ -352,5 +394,28 @@ impl VcpuLoop {
         };
         (self.report)(MachineEvent::Vcpu(event));
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    #[test]
+    fn a_slowed_vcpu_rests_after_its_share_and_not_before() {
+        let (mut turn, start, rest) = (Turn::default(), Instant::now(), Some(MS(9)));
+        assert_eq!(turn.rests_until(start, rest), None, "it begins with its share");
+        turn.kicked();
+        assert_eq!(turn.rests_until(start + MS(1), rest), Some(start + MS(10)));
+        // The kick of the next period came while it rested: it is taken out again before one instruction.
+        turn.kicked();
+        assert_eq!(turn.rests_until(start + MS(10), rest), None);
+        assert_eq!(turn.rests_until(start + MS(11), rest), None, "nobody took it out");
+        turn.kicked();
+        assert_eq!(turn.rests_until(start + MS(11), rest), Some(start + MS(20)));
+        turn.kicked();
+        assert_eq!(turn.rests_until(start + MS(20), None), None, "full speed");
     }
 }
