@@ -4,7 +4,7 @@
 //! http (Unix socket, TLS, mesh) -> orders (what is wanted is now durable; a host is chosen) -> vm (VMMs and their control sockets)
 //!                                  knowledge (the book)     peers (the same HTTP, to other agents; the gossip)
 //! ```
-//! Each is a handle that takes those below it; [`agent::Agent`] is all of them, and only start-up and routes name it.
+//! Each is a handle that takes those below it; `Agent` is all of them, and only start-up and routes name it.
 //!
 //! The agent may be killed at any time: VMMs outlive it, and a new agent adopts them through their control sockets.
 

@@ -1,6 +1,8 @@
 //! Grants of the right to run a VM, as this host's word in the book: what it gives is written before it is needed elsewhere, and stays until
 //! whoever has the VM carries it in its own word.
 
+use std::{cell::RefCell, collections::BTreeSet};
+
 use rebec_api::ApiError;
 use rebec_book::{
     Body, Grant, Key,
@@ -9,7 +11,7 @@ use rebec_book::{
     record::{Assigned, Kind, SeenBody, SeenState, VmBody},
     view,
 };
-use rebec_host::life;
+use rebec_host::{life, lock};
 
 use super::{Kept, Vms};
 use crate::knowledge::Knowledge;
@@ -95,9 +97,25 @@ pub fn tidy(vms: &Vms) {
             log::error!("{error}");
         }
     };
-    if let Err(error) = vms.store.retain_private(|vm| knowledge.read(|book| view::vm_body(book, *vm).is_some()) == Some(true)) {
-        log::error!("{error:#}");
-    }
+    forget_private(vms);
     carried.into_iter().filter(|vm| vms.get(vm).is_none()).for_each(|vm| publish(Kind::SEEN, vm, None));
     homes.into_iter().for_each(|(vm, body)| publish(Kind::VM, vm, Some(Body::Vm(body.into()))));
+}
+
+/// Forgets what VMs start with that have no record, at this look and at the last: whoever records a VM keeps that first.
+fn forget_private(vms: &Vms) {
+    let before = std::mem::take(&mut *lock(&vms.unlisted));
+    let now = RefCell::new(BTreeSet::new());
+    let is_listed = |vm: &Id| vms.knowledge.read(|book| view::vm_body(book, *vm).is_some()) == Some(true);
+    let kept = vms.store.retain_private(|vm| {
+        if is_listed(vm) {
+            return true;
+        }
+        now.borrow_mut().insert(*vm);
+        !before.contains(vm)
+    });
+    if let Err(error) = kept {
+        log::error!("{error:#}");
+    }
+    *lock(&vms.unlisted) = now.into_inner();
 }

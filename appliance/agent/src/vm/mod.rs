@@ -27,7 +27,7 @@ pub mod stop;
 pub mod watch;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -64,6 +64,8 @@ pub struct Vms {
     here: Mutex<BTreeMap<Id, Arc<LocalVm>>>,
     /// Serialises what checks the room of this host and then takes it.
     admission: tokio::sync::Mutex<()>,
+    /// VMs that had no record at the last look, and of which it is kept what they start with.
+    unlisted: Mutex<BTreeSet<Id>>,
 }
 
 impl Vms {
@@ -76,8 +78,8 @@ impl Vms {
         store: Arc<Store>,
         jobs: Arc<Jobs>,
     ) -> Arc<Self> {
-        let (here, admission) = Default::default();
-        Arc::new(Self { host, knowledge, peers, keeper, store, jobs, here, admission })
+        let (here, admission, unlisted) = Default::default();
+        Arc::new(Self { host, knowledge, peers, keeper, store, jobs, here, admission, unlisted })
     }
 
     /// A VM that is here.

@@ -13,7 +13,7 @@ use super::*;
 use crate::{
     orders::plan,
     upkeep,
-    vm::{Kept, LocalVm, Want, stop, watch},
+    vm::{Kept, LocalVm, Want, grants, stop, watch},
 };
 
 fn here(bench: &Bench, want: Want) -> Arc<LocalVm> {
@@ -156,4 +156,20 @@ async fn what_is_written_here_waits_for_who_tells_it_and_not_without_end() {
     knowledge.tell(written);
     knowledge.forget().unwrap();
     assert!(knowledge.take_untold().is_empty(), "what was written in a pool is told after it was left");
+}
+
+#[tokio::test]
+async fn what_a_vm_starts_with_is_kept_while_it_is_being_recorded_and_goes_with_its_record() {
+    let bench = Bench::founded().await;
+    let (agent, id) = (&bench.agent, vm_id(&bench));
+    let is_kept = || agent.store.private(&id).unwrap().is_some();
+    agent.store.set_private(&id, &vm_private()).unwrap();
+    grants::tidy(&agent.vms);
+    assert!(is_kept(), "it went before its record was written");
+    agent.knowledge.publish(Kind::VM, id, Some(Record::Vm(vm_body(&bench).into()))).unwrap();
+    (0..3).for_each(|_| grants::tidy(&agent.vms));
+    assert!(is_kept(), "it went while the VM was listed");
+    agent.knowledge.publish(Kind::VM, id, None).unwrap();
+    (0..2).for_each(|_| grants::tidy(&agent.vms));
+    assert!(!is_kept(), "it is kept of a VM that is gone");
 }
