@@ -12,7 +12,9 @@ use std::io::{BufRead, BufReader, Read};
 use flate2::bufread::MultiGzDecoder;
 
 /// More than any trace of the archive has, packed or not.
-const BYTES_MAX: u64 = 1 << 30;
+const BYTES_MAX: u64 = 1 << 29;
+/// Lines of all kinds.
+const LINES_MAX: usize = JOBS_MAX + 1_000_000;
 /// Longest line; a job's is about 100 bytes.
 const LINE_MAX: u64 = 16 * 1024;
 /// Jobs of one trace.
@@ -102,6 +104,9 @@ fn read_lines(from: impl BufRead) -> Result<Trace, TraceError> {
         }
         if text.len() as u64 == LINE_MAX && text.last() != Some(&b'\n') {
             return Err(wrong(format!("longer than {LINE_MAX} bytes")));
+        }
+        if line > LINES_MAX {
+            return Err(wrong(format!("more than {LINES_MAX} lines")));
         }
         let text = String::from_utf8_lossy(&text);
         match text.trim() {
@@ -220,6 +225,13 @@ mod tests {
             let said = refusal(&(right.clone() + &wrong));
             assert!(said.starts_with(told), "{said}");
         }
+        let packed = |text: &[u8]| {
+            let mut packed = GzEncoder::new(vec![], Compression::fast());
+            packed.write_all(text).unwrap();
+            packed.finish().unwrap()
+        };
+        let said = read(packed(&b"\n".repeat(LINES_MAX + 1)).as_slice()).unwrap_err().to_string();
+        assert_eq!(said, "line 5000001: more than 5000000 lines");
         assert!(refusal("; nothing\n").starts_with("no job in it"));
         assert!(refusal(&line(1, -1, 4, 4, 4)).starts_with("no job in it"));
         assert!(read([0x1f, 0x8b, 8, 0, 0].as_slice()).unwrap_err().to_string().starts_with("line 1: "));
