@@ -148,13 +148,25 @@ pub async fn starts(
 pub struct Removal {
     /// The VM.
     pub vm: Id,
+    /// The order's name; none of an older host's, which waits until it is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Id>,
 }
 
-/// `POST /internal/removals`: from the VM's home.
-pub async fn removals(State(agent): State<Arc<Agent>>, Extension(caller): Extension<Caller>, Json(removal): Json<Removal>) -> Answer<()> {
-    rights::ask(&agent, caller, Question::Remove(removal.vm)).await?;
-    vms::remove_here(&agent, removal.vm).await?;
-    Ok(axum::Json(()))
+/// `POST /internal/removals`: from the VM's home. A job, where the order has a name.
+pub async fn removals(
+    State(agent): State<Arc<Agent>>,
+    Extension(caller): Extension<Caller>,
+    Json(removal): Json<Removal>,
+) -> Result<Response, Failure> {
+    let Removal { vm, order } = removal;
+    rights::ask(&agent, caller, Question::Remove(vm)).await?;
+    if order.is_none() {
+        vms::remove_here(&agent, vm).await?;
+        return Ok(axum::Json(()).into_response());
+    }
+    let what = format!("remove VM {}", agent.local_vm(&vm).map_or_else(|| vm.short(), |vm| vm.name()));
+    Ok(jobs::begin(&agent, caller, order, what, async move |agent, _| vms::remove_here(&agent, vm).await)?)
 }
 
 /// `POST /internal/arrivals`: a job.

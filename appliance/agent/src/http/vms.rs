@@ -15,7 +15,7 @@ use rebec_api::{
 use rebec_book::{
     Book, Key,
     authority::{Asker, Granted},
-    key::Id,
+    key::{Id, Name},
     record::{Assigned, Kind, SeenState},
     view,
 };
@@ -26,7 +26,7 @@ use super::{
     forward, internal, jobs, shown,
 };
 use crate::{
-    agent::Agent,
+    agent::{Agent, random},
     jobs::{Begun, Reporter},
     vm::{
         LocalVm, Want,
@@ -235,19 +235,32 @@ pub async fn remove(
     Extension(granted): Extension<Granted>,
     request: Request<Body>,
 ) -> Result<Response, Failure> {
+    let order = jobs::order(request.headers())?;
+    if granted.about().is_none() {
+        // It has gone, by this order: what an agent that ended left to do is done.
+        jobs::finish(&agent, granted.asker(), order, "remove a VM".to_owned(), async |_, _| Ok(())).await?;
+        return Ok(StatusCode::OK.into_response());
+    }
     let found = find(&agent, &granted)?;
     if found.home != agent.key() {
         return Ok(forward::about(&agent, &found.home, found.id, request).await?.into_response());
     }
+    let what = format!("remove VM {}", found.name);
+    jobs::finish(&agent, granted.asker(), order, what, async move |agent, reporter| remove_at(&agent, &found, &reporter).await).await?;
+    Ok(StatusCode::OK.into_response())
+}
+
+/// Has the holder of a VM of this home remove it, and withdraws it: done again, it does what is left to do.
+async fn remove_at(agent: &Arc<Agent>, found: &Whereabouts, reporter: &Reporter) -> Result<(), ApiError> {
     if found.holder == agent.key() {
-        remove_here(&agent, found.id).await?;
-    } else if found.is_known && !is_dead(&agent, &found.holder) {
+        remove_here(agent, found.id).await?;
+    } else if found.is_known && !is_dead(agent, &found.holder) {
         let peer = agent.peer(&found.holder);
         let peer = peer.ok_or_else(|| ApiError::new(ErrorCode::Unreachable, format!("VM {}: its host is not known here", found.name)))?;
-        agent.mesh.ask::<_, ()>(&peer, "/internal/removals", &internal::Removal { vm: found.id }).await?;
+        let removal = internal::Removal { vm: found.id, order: Some(Name(random())) };
+        depart::order(agent, &peer, "/internal/removals", &removal, reporter).await?;
     }
-    agent.publish(Kind::VM, found.id, None)?;
-    Ok(StatusCode::OK.into_response())
+    agent.publish(Kind::VM, found.id, None)
 }
 
 /// Removes a stopped VM from this host.

@@ -61,6 +61,60 @@ async fn a_vm_that_is_here_is_listed_again_or_goes_as_its_home_says() {
     assert!(agent.until(Duration::from_secs(10), gone).await, "what its home removed is still here");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_several_words_about_a_vm_the_last_is_the_last_that_others_hear() {
+    let bench = Bench::founded().await;
+    let (agent, id) = (&bench.agent, vm_id(&bench));
+    agent.publish(Kind::VM, id, Some(Record::Vm(vm_body(&bench).into()))).unwrap();
+    let vm = here(&bench, Want::Running);
+    for round in 0..20 {
+        // As its task, its looks, upkeep and a job do, each when it likes.
+        let sayers = (0..4).map(|_| {
+            let (agent, vm) = (agent.clone(), vm.clone());
+            tokio::task::spawn_blocking(move || {
+                vm.keep(|kept| kept.epoch += 1).unwrap();
+                vm.say(&agent);
+            })
+        });
+        for said in sayers.collect::<Vec<_>>() {
+            said.await.unwrap();
+        }
+        let told = agent.book(|book| match book.get(Kind::SEEN, id, agent.key()) {
+            Some(Record::Seen(seen)) => seen.epoch,
+            _ => 0,
+        });
+        assert_eq!(told, Some(vm.kept().epoch), "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn a_removal_is_carried_out_once_and_a_lost_answer_is_given_again() {
+    let bench = Bench::founded().await;
+    let ask = async |path: &str, order: u8| {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        tokio::spawn(serve::connection(far, router(bench.agent.clone()), bench.root(), serve::LIMITS.head));
+        let request = Request::delete(path).header("host", "a1").header(rebec_api::job::ORDER, Name([order; 16]).to_string());
+        exchange(near, request.body(Body::empty()).unwrap()).await.unwrap()
+    };
+    let (agent, id) = (&bench.agent, vm_id(&bench));
+    agent.publish(Kind::VM, id, Some(Record::Vm(vm_body(&bench).into()))).unwrap();
+    let vm = here(&bench, Want::Stopped);
+    watch::spawn(agent, &vm, None);
+    assert_eq!(ask("/v1/vms/web", 1).await.0, 200);
+    assert!(agent.local_vm(&id).is_none() && !vm.folder.exists());
+    // The same order is answered as before; another finds nothing.
+    assert_eq!(ask("/v1/vms/web", 1).await.0, 200);
+    assert_eq!(refusal(&ask("/v1/vms/web", 2).await.1).code, ErrorCode::NotFound);
+
+    agent.publish(Kind::IMAGE, id, Some(Record::Image(vm_body(&bench).image.into()))).unwrap();
+    assert_eq!(ask("/v1/images/debian", 3).await.0, 200);
+    assert_eq!(ask("/v1/images/debian", 3).await.0, 200);
+    assert_eq!(refusal(&ask("/v1/images/debian", 4).await.1).code, ErrorCode::NotFound);
+
+    let removed = agent.jobs.all().into_iter().filter(|job| job.what.starts_with("remove ")).count();
+    assert_eq!(removed, 2);
+}
+
 #[tokio::test]
 async fn an_order_is_carried_out_once_however_often_it_comes() {
     let bench = Bench::founded().await;

@@ -7,6 +7,7 @@ mod bundle;
 mod leases;
 mod listed;
 mod openapi;
+mod silent;
 mod tls;
 mod versions;
 mod warrants;

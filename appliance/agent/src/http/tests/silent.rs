@@ -1,0 +1,70 @@
+//! Who is silent holds nobody up: hosts that are asked when this one leaves, VMMs that hang while an agent starts.
+
+use std::{
+    net::UdpSocket,
+    os::unix::net::UnixListener,
+    time::{Duration, Instant},
+};
+
+use ed25519_dalek::SigningKey;
+use rebec_book::{
+    Body as RecordBody, Record,
+    book::Came,
+    key::public,
+    record::{HostBody, Kind, MemberBody, id_of_key},
+};
+
+use super::*;
+use crate::{
+    agent::now_s,
+    exchange, identity,
+    vm::{Kept, Want, adopt, folder, write_kept},
+};
+
+/// A host of the bench's domain that was heard a moment ago, and does not answer any more.
+fn fellow(bench: &Bench, number: u8) -> UdpSocket {
+    let (agent, secret) = (&bench.agent, SigningKey::from_bytes(&[number; 32]));
+    let domain = agent.identity.get(identity::Role::Domain).unwrap().unwrap();
+    let (host, of) = (public(&secret), public(domain.as_signing_key()));
+    let member = MemberBody { host, domain: of, name: format!("h{number}"), dead: None, role: None };
+    agent.publish_as(Kind::MEMBER, id_of_key(&host), Some(RecordBody::Member(member)), domain.as_signing_key()).unwrap();
+    let ear = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let body = HostBody { addresses: vec![ear.local_addr().unwrap()], ..HostBody::bare(of) };
+    let says = Record::sign(Kind::HOST, id_of_key(&host), now_s(), Some(&RecordBody::Host(body.into())), &secret).unwrap();
+    agent.knowledge.take_in(vec![says], Came::Alone);
+    exchange::heard(agent, host);
+    assert!(agent.answers(&host));
+    ear
+}
+
+#[tokio::test]
+async fn a_host_leaves_however_many_others_do_not_answer() {
+    let bench = Bench::founded().await;
+    let _ears: Vec<_> = (1..=4).map(|number| fellow(&bench, number)).collect();
+    pool::export_key(&bench.agent).unwrap();
+    let start = Instant::now();
+    pool::leave(&bench.agent).await.unwrap();
+    assert!(bench.agent.book(|_| ()).is_none());
+    // A dial takes 5 s at most.
+    assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn vmms_that_hang_are_waited_for_side_by_side() {
+    let bench = Bench::founded().await;
+    let agent = &bench.agent;
+    let mut deaf = vec![];
+    for number in 1..=4 {
+        let id = Name([number; 16]);
+        let folder = folder(&agent.options.state, &id);
+        std::fs::create_dir_all(&folder).unwrap();
+        let kept = Kept { epoch: 1, ..Kept::new(id, agent.key(), vm_body(&bench), vm_private(), Want::Stopped) };
+        write_kept(&folder, &kept).unwrap();
+        deaf.push(UnixListener::bind(folder.join("control.sock")).unwrap());
+    }
+    let start = Instant::now();
+    adopt::all(agent).await.unwrap();
+    assert_eq!(agent.local_vms().len(), 4);
+    // Each is given 10 s.
+    assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
+}
