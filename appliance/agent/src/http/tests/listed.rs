@@ -61,24 +61,30 @@ async fn a_vm_that_is_here_is_listed_again_or_goes_as_its_home_says() {
     assert!(agent.until(Duration::from_secs(10), gone).await, "what its home removed is still here");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[tokio::test]
 async fn of_several_words_about_a_vm_the_last_is_the_last_that_others_hear() {
     let bench = Bench::founded().await;
     let (agent, id) = (&bench.agent, vm_id(&bench));
     agent.publish(Kind::VM, id, Some(Record::Vm(vm_body(&bench).into()))).unwrap();
     let vm = here(&bench, Want::Running);
     for round in 0..20 {
-        // As its task, its looks, upkeep and a job do, each when it likes.
-        let sayers = (0..4).map(|_| {
-            let (agent, vm) = (agent.clone(), vm.clone());
-            tokio::task::spawn_blocking(move || {
-                vm.keep(|kept| kept.epoch += 1).unwrap();
-                vm.say(&agent);
-            })
+        let target = vm.kept().epoch + 8;
+        // As its task, its looks, upkeep and jobs do. All of them wait for the book, and go on together.
+        let sayers = agent.book(|_| {
+            let say = || {
+                let (agent, vm) = (agent.clone(), vm.clone());
+                std::thread::spawn(move || {
+                    vm.keep(|kept| kept.epoch += 1).unwrap();
+                    vm.say(&agent);
+                })
+            };
+            let sayers: Vec<_> = (0..8).map(|_| say()).collect();
+            while vm.kept().epoch < target {
+                std::thread::yield_now();
+            }
+            sayers
         });
-        for said in sayers.collect::<Vec<_>>() {
-            said.await.unwrap();
-        }
+        sayers.unwrap().into_iter().for_each(|sayer| sayer.join().unwrap());
         let told = agent.book(|book| match book.get(Kind::SEEN, id, agent.key()) {
             Some(Record::Seen(seen)) => seen.epoch,
             _ => 0,
