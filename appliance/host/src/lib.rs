@@ -10,6 +10,7 @@
 pub mod console;
 pub mod control;
 pub mod depot;
+pub mod durable;
 pub mod facts;
 pub mod folders;
 pub mod forward;

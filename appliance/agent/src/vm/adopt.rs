@@ -34,7 +34,8 @@ pub async fn all(agent: &Arc<Agent>) -> Result<()> {
     Ok(())
 }
 
-fn read(folder: &Path) -> Result<Kept> {
+/// What is kept of the VM whose folder it is.
+pub fn read(folder: &Path) -> Result<Kept> {
     let path = folder.join("vm.json");
     serde_json::from_slice(&fs::read(&path).with_context(|| format!("read {}", path.display()))?).context("understand vm.json")
 }

@@ -42,9 +42,9 @@ use rebec_book::{
 };
 pub use rebec_host::{console, control, failed, ledger, life::Want, process, seed, sockets};
 use rebec_host::{
-    facts,
+    durable, facts,
     life::{Durable, Input, Life, Output, Refused, Word},
-    reserve::{self, Reserve},
+    reserve::Reserve,
 };
 use rebec_vmm_api::control::Command;
 use serde::{Deserialize, Serialize};
@@ -395,9 +395,15 @@ pub fn folder(state: &Path, id: &Id) -> PathBuf {
     state.join("vms").join(id.to_string())
 }
 
+/// Makes the folder of a VM: what a guest says and writes is nobody else's.
+pub fn make_folder(folder: &Path) -> Result<()> {
+    let all = folder.parent().unwrap_or(folder);
+    std::fs::create_dir_all(all).and_then(|()| durable::make_folder(folder)).with_context(|| format!("create {}", folder.display()))
+}
+
 /// Writes `vm.json`: whole or as it was.
 pub fn write_kept(folder: &Path, kept: &Kept) -> Result<()> {
     let path = folder.join("vm.json");
     let bytes = serde_json::to_vec(kept)?;
-    Reserve::of_vm(folder).write(|| reserve::replace(&path, &bytes)).with_context(|| format!("write {}", path.display()))
+    Reserve::of_vm(folder).write(|| durable::replace(&path, &bytes)).with_context(|| format!("write {}", path.display()))
 }

@@ -1,13 +1,6 @@
 //! Starts a VM here: its parts are gathered, its disk made if it has none, its VMM started.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, os::unix::fs::MetadataExt, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use rebec_api::{ApiError, ErrorCode};
@@ -20,6 +13,7 @@ use rebec_book::{
 use rebec_devices::disk::{BackingName, Disk, ImageFormat};
 use rebec_host::{
     depot::{Nearness, nearest_first},
+    durable,
     life::{Goal, Input, Life},
 };
 use rebec_pool::lease::Stance;
@@ -27,7 +21,7 @@ use rebec_pool::lease::Stance;
 use super::{
     Kept, LocalVm, Want,
     create::Order,
-    failed, folder, launch, lease, ledger,
+    failed, folder, launch, lease, ledger, make_folder,
     process::{Beginning, Process},
     seed, sockets, watch, write_kept,
 };
@@ -165,9 +159,7 @@ pub fn place_here(agent: &Arc<Agent>, kept: Kept) -> Result<Arc<LocalVm>, ApiErr
     }
     let folder = folder(&agent.options.state, &kept.id);
     let make = || -> Result<()> {
-        // What a guest says and writes is nobody else's.
-        let private = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-        private.with_context(|| format!("create {}", folder.display()))?;
+        make_folder(&folder)?;
         write_kept(&folder, &kept)
     };
     make().map_err(|error| failed(&error))?;
@@ -305,8 +297,8 @@ pub fn make_disks(agent: &Agent, folder: &std::path::Path, kept: &Kept) -> Resul
         let new = folder.join(".disk.qcow2");
         let file = fs::File::options().create(true).truncate(true).read(true).write(true).open(&new).context("create disk.qcow2")?;
         Disk::create_qcow2("disk.qcow2", &file, disk.virtual_bytes, Some(&backing))?;
-        file.sync_all()?;
-        fs::rename(&new, &path).context("create disk.qcow2")?;
+        durable::sync_whole(&file, &new)?;
+        durable::rename(&new, &path).context("create disk.qcow2")?;
     }
     if let Some(texts) = &kept.private.seed
         && !folder.join("seed.img").exists()
