@@ -151,6 +151,12 @@ impl Jobs {
         Ok(Begun::Taken { job: job.into(), reporter, again: known.is_some() })
     }
 
+    /// Whether somebody has given an order of this name.
+    pub fn is_known(&self, by: Asker, order: &Id) -> bool {
+        let order = of(by, order);
+        lock(&self.inner).jobs.iter().any(|known| known.order == Some(order))
+    }
+
     /// Begins what nobody ordered: this host does it by itself, and will again.
     pub fn begin_own(&self, what: String) -> Reporter {
         let order = Name(random());

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
 use ed25519_dalek::SigningKey;
+use futures_util::{StreamExt as _, stream};
 use rebec_api::{
     ApiError, ErrorCode,
     pool::{InitPool, Invite, Invited},
@@ -42,6 +43,8 @@ const VALID_S_MAX: u64 = 365 * 86_400;
 const USES_MAX: u32 = 10_000;
 /// Records that a joiner gets at once: who belongs to the pool. The rest comes with the first exchange.
 const RECORDS_BYTES_MAX: usize = 8 << 20;
+/// Hosts that are told at a time that this one leaves.
+const ASKED_MAX: usize = 16;
 /// Whether the domain's root key was copied to somewhere else.
 const EXPORTED: &str = "root-key-exported";
 /// Between two tries to reach the issuer of a ticket.
@@ -344,14 +347,18 @@ pub async fn leave(membership: &Membership) -> Result<(), ApiError> {
     if let Some(what) = lost_with(membership)? {
         return conflict(format!("this host holds the only root key of {what}; copy it first with `rebec domain key export FILE`"));
     }
-    for peer in membership.knowledge.peers() {
-        if membership.peers.answers(&peer.key) {
-            // Those without the domain's key answer that they cannot; the others do.
-            if membership.peers.mesh.ask::<_, ()>(&peer, "/internal/leave", &serde_json::json!({})).await.is_ok() {
-                break;
-            }
-        }
-    }
+    // Those of other domains refuse, those without the domain's key answer that they cannot; the others do. All are asked at once: one that is
+    // silent holds nobody up.
+    let domain = membership.knowledge.pool(Book::own_domain)?;
+    let is_fellow = |peer: &Peer| membership.knowledge.read(|book| book.domain_of(&peer.key)) == Some(domain);
+    let asked = membership.knowledge.peers().into_iter().filter(|peer| membership.peers.answers(&peer.key) && is_fellow(peer));
+    let asked = asked.map(|peer| async move {
+        let answer = membership.peers.mesh.ask::<_, ()>(&peer, "/internal/leave", &serde_json::json!({})).await;
+        answer.is_ok()
+    });
+    let mut answers = stream::iter(asked).buffer_unordered(ASKED_MAX);
+    while answers.next().await == Some(false) {}
+    drop(answers);
     membership.forget_pool().map_err(|error| failed(&error))
 }
 

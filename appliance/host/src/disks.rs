@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use rebec_book::record::ImageBody;
 use rebec_devices::disk::{BackingName, Disk, ImageFormat};
 
-use crate::{depot::Depot, kept::Kept, seed};
+use crate::{depot::Depot, durable, kept::Kept, seed};
 
 /// Disks of VMs may be so many times as large, all together, as the room that there is for them: most guests never fill theirs. Those that do
 /// stand still before their host is short of room itself ([`crate::growth`]).
@@ -39,8 +39,8 @@ pub fn make(depot: &Depot, folder: &Path, kept: &Kept) -> Result<()> {
         let new = folder.join(".disk.qcow2");
         let file = fs::File::options().create(true).truncate(true).read(true).write(true).open(&new).context("create disk.qcow2")?;
         Disk::create_qcow2("disk.qcow2", &file, disk.virtual_bytes, Some(&backing))?;
-        file.sync_all()?;
-        fs::rename(&new, &path).context("create disk.qcow2")?;
+        durable::sync_whole(&file, &new)?;
+        durable::rename(&new, &path).context("create disk.qcow2")?;
     }
     if let Some(texts) = &kept.private.seed
         && !folder.join("seed.img").exists()

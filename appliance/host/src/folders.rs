@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::durable;
+
 /// What a folder is called that is being removed.
 const GONE_PREFIX: &str = ".gone-";
 
@@ -13,12 +15,12 @@ const GONE_PREFIX: &str = ".gone-";
 pub fn remove(folder: &Path) -> io::Result<()> {
     let gone = gone(folder)?;
     remove_all(&gone)?;
-    match fs::rename(folder, &gone) {
+    match durable::rename(folder, &gone) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         renamed => renamed?,
     }
     if let Some(all) = folder.parent() {
-        fs::File::open(all)?.sync_all()?;
+        durable::sync_folder(all)?;
     }
     remove_all(&gone)
 }
@@ -31,7 +33,7 @@ fn gone(folder: &Path) -> io::Result<PathBuf> {
 }
 
 fn remove_all(folder: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(folder) {
+    match durable::remove_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }

@@ -15,8 +15,9 @@ use rebec_book::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    durable,
     life::{Durable, Want},
-    reserve::{self, Reserve},
+    reserve::Reserve,
 };
 
 /// `vm.json`.
@@ -87,11 +88,17 @@ pub fn folder(state: &Path, id: &Id) -> PathBuf {
     state.join("vms").join(id.to_string())
 }
 
+/// Makes the folder of a VM: what a guest says and writes is nobody else's.
+pub fn make_folder(folder: &Path) -> Result<()> {
+    let all = folder.parent().unwrap_or(folder);
+    fs::create_dir_all(all).and_then(|()| durable::make_folder(folder)).with_context(|| format!("create {}", folder.display()))
+}
+
 /// Writes `vm.json`: whole or as it was.
 pub fn write(folder: &Path, kept: &Kept) -> Result<()> {
     let path = folder.join("vm.json");
     let bytes = serde_json::to_vec(kept)?;
-    Reserve::of_vm(folder).write(|| reserve::replace(&path, &bytes)).with_context(|| format!("write {}", path.display()))
+    Reserve::of_vm(folder).write(|| durable::replace(&path, &bytes)).with_context(|| format!("write {}", path.display()))
 }
 
 /// Reads it.

@@ -7,7 +7,7 @@ use rebec_book::key::Id;
 use rebec_migrate::ledger::{self, MoveId, Record, Right, VmId};
 use rustix::fs::{FallocateFlags, fallocate};
 
-use crate::reserve::{self, Reserve};
+use crate::{durable, reserve::Reserve};
 
 /// Room that a ledger has from its beginning, so that a full disk does not keep a VMM from writing: as many records as many moves make.
 const ROOM_BYTES: u64 = 64 << 10;
@@ -32,11 +32,15 @@ fn last_record(folder: &Path) -> Result<Option<Record>> {
 pub fn open(folder: &Path) -> Result<fs::File> {
     let path = folder.join("ledger");
     let open = || {
+        let is_new = !path.exists();
         let file = fs::File::options().read(true).append(true).create(true).open(&path)?;
+        if is_new {
+            durable::created(&path);
+        }
         // Where the file system cannot, its records take what room they find.
         fallocate(&file, FallocateFlags::KEEP_SIZE, 0, ROOM_BYTES).unwrap_or_default();
         // The name must be as durable as the records that will follow.
-        fs::File::open(folder)?.sync_all()?;
+        durable::sync_folder(folder)?;
         Ok::<_, std::io::Error>(file)
     };
     let opened = Reserve::of_vm(folder).write(|| Ok(open()?));
@@ -51,6 +55,6 @@ pub fn begin(folder: &Path, id: &Id, epoch: u64) -> Result<()> {
         return Ok(());
     }
     let first = Record { right: Right::Holding, vm: VmId(id.0), epoch: epoch.max(1), move_id: MoveId::NONE };
-    let write = || reserve::replace(&path, &first.to_bytes());
+    let write = || durable::replace(&path, &first.to_bytes());
     Reserve::of_vm(folder).write(write).with_context(|| format!("write {}", path.display()))
 }

@@ -11,6 +11,7 @@ pub mod console;
 pub mod control;
 pub mod depot;
 pub mod disks;
+pub mod durable;
 pub mod facts;
 pub mod folders;
 pub mod forward;

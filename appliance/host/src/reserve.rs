@@ -91,16 +91,6 @@ impl Reserve {
     }
 }
 
-/// Writes a file: whole, or it is as it was.
-pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().unwrap_or(path);
-    let file = tempfile::NamedTempFile::new_in(folder)?;
-    io::Write::write_all(&mut file.as_file(), bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(File::open(folder)?.sync_all()?)
-}
-
 /// What this process may still write.
 fn free_bytes(path: &Path) -> u64 {
     let is_root = rustix::process::geteuid().is_root();
@@ -122,6 +112,7 @@ mod tests {
     use std::process::Command;
 
     use super::*;
+    use crate::durable::replace;
 
     /// Set where a test runs in namespaces of its own, on a small disk.
     const SMALL: &str = "REBEC_TEST_SMALL_DISK";

@@ -3,7 +3,7 @@
 //! asked are the agent's. Modules in the order a request travels:
 //!
 //! ```text
-//! question (asks, in the words of versions) -> mesh (QUIC by key) or bulk (TCP)  ~~ network ~~  handshakes -> visitor (streams of one connection) -> door -> serve -> router
+//! question (asks, in the words of versions) -> mesh and line (QUIC by key) or bulk (TCP)  ~~ network ~~  handshakes -> visitor (streams of one connection) -> door -> serve -> router
 //!                                                                     accept (TCP, Unix socket) -> serve::tls -> bulk -> door
 //! ```
 //!
@@ -25,6 +25,7 @@ mod body;
 mod door;
 mod handshakes;
 mod kept;
+mod line;
 mod mesh;
 mod peer;
 mod question;

@@ -25,6 +25,7 @@ use crate::{
     bulk::Bulk,
     handshakes::Handshakes,
     kept::{IN_ALL, Kept, Link, PER_KEY},
+    line::Line,
     lock,
     peer::CONNECT_TIME,
     versions::PROTOCOL,
@@ -129,13 +130,22 @@ impl Mesh {
         }
     }
 
-    pub(crate) async fn stream(&self, peer: &Peer) -> Result<Stream> {
-        let connection = match self.connections.newest(&peer.key) {
-            Some(connection) => connection,
-            None => self.dial(peer).await.map_err(|why| anyhow!(why))?,
-        };
-        let (send, receive) = connection.open_bi().await?;
-        Ok(tokio::io::join(receive, send))
+    /// The connection for a question: one that is kept, or a new one.
+    pub(crate) async fn line(&self, peer: &Peer) -> Result<Line> {
+        match self.connections.newest(&peer.key) {
+            Some(connection) => Ok(Line::new(connection, true)),
+            None => Ok(Line::new(self.dial(peer).await.map_err(|why| anyhow!(why))?, false)),
+        }
+    }
+
+    /// Waits until nothing comes over a connection any more though its host answers. A newer one is kept then.
+    pub(crate) async fn deaf(&self, peer: &Peer, line: &Line) {
+        line.deaf(async || {
+            // It may have dialled meanwhile.
+            let newer = self.connections.newest(&peer.key).is_some_and(|newest| !line.is_over(&newest));
+            newer || self.dial(peer).await.is_ok()
+        })
+        .await;
     }
 
     /// Dials a host; those who want the same one meanwhile wait for the same dial.

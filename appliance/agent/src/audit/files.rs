@@ -6,12 +6,12 @@
 
 use std::{
     fs::{self, File},
-    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    io::Read as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
-use rebec_host::reserve::{self, Reserve};
+use rebec_host::{durable, reserve::Reserve};
 
 use super::row::{self, Entry, Head, Row, Wrong};
 
@@ -47,7 +47,7 @@ impl Files {
     /// Opens or makes the log of a state folder. Says what was cut off.
     pub fn open(state: &Path, bounds: Bounds) -> Result<(Self, Option<String>)> {
         let folder = state.join("audit");
-        fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        durable::make_folder(&folder).with_context(|| format!("create {}", folder.display()))?;
         let from = read_from(&folder)?;
         let mut numbers = numbers(&folder)?;
         let cut = numbers.last().map(|last| cut_off(&path(&folder, *last))).transpose()?.flatten();
@@ -97,13 +97,12 @@ impl Files {
             self.turn()?;
         }
         let (open, bytes) = (&self.open, self.bytes);
+        let path = path(&self.folder, self.numbers.last().copied().unwrap_or(1));
         // What an attempt that found no room has written goes first.
         let written = self.reserve.write(|| {
-            let mut file = open;
-            file.set_len(bytes)?;
-            file.seek(SeekFrom::Start(bytes))?;
-            file.write_all(text.as_bytes())?;
-            Ok(file.sync_data()?)
+            durable::set_len(open, &path, bytes)?;
+            durable::write(open, &path, bytes, text.as_bytes())?;
+            Ok(durable::sync(open, &path)?)
         });
         written.with_context(|| format!("write {}", self.folder.display()))?;
         self.bytes += text.len() as u64;
@@ -116,7 +115,7 @@ impl Files {
         while self.numbers.len() >= self.bounds.files.max(1) {
             let oldest = self.numbers[0];
             if let Some(last) = last_row(&path(&self.folder, oldest))? {
-                reserve::replace(&self.folder.join("from"), format!("{} {}\n", last.seq, last.hash).as_bytes())?;
+                durable::replace(&self.folder.join("from"), format!("{} {}\n", last.seq, last.hash).as_bytes())?;
                 self.from = last;
             }
             remove(&self.folder, oldest)?;
@@ -171,15 +170,19 @@ fn path(folder: &Path, number: u64) -> PathBuf {
 fn open(folder: &Path, number: u64) -> Result<File> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let path = path(folder, number);
+    let is_new = !path.exists();
     let file = File::options().create(true).truncate(false).read(true).write(true).mode(0o600).open(&path);
     let file = file.with_context(|| format!("open {}", path.display()))?;
-    File::open(folder)?.sync_all()?;
+    if is_new {
+        durable::created(&path);
+    }
+    durable::sync_folder(folder)?;
     Ok(file)
 }
 
 fn remove(folder: &Path, number: u64) -> Result<()> {
     let path = path(folder, number);
-    fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))
+    durable::remove(&path).with_context(|| format!("remove {}", path.display()))
 }
 
 fn numbers(folder: &Path) -> Result<Vec<u64>> {
@@ -236,7 +239,9 @@ fn cut_off(path: &Path) -> Result<Option<String>> {
         return Ok(None);
     }
     let file = File::options().write(true).open(path)?;
-    file.set_len(keep as u64).and_then(|()| file.sync_all()).with_context(|| format!("cut {}", path.display()))?;
+    durable::set_len(&file, path, keep as u64)
+        .and_then(|()| durable::sync(&file, path))
+        .with_context(|| format!("cut {}", path.display()))?;
     Ok(Some(format!("{}: {} bytes after its last whole row were cut off", path.display(), bytes.len() - keep)))
 }
 

@@ -21,7 +21,7 @@ use rebec_book::{
 
 use super::{
     answer::{Answer, Failure, Json},
-    shown,
+    jobs, shown,
 };
 use crate::{
     agent::Agent,
@@ -148,22 +148,29 @@ fn require_alone(agent: &Agent, disk: &PartRef) -> Result<(), ApiError> {
 }
 
 /// `DELETE /v1/images/{name}`: its parts go where nothing else needs them; VMs that stand on it keep theirs.
-pub async fn remove(State(agent): State<Arc<Agent>>, Extension(granted): Extension<Granted>) -> Result<(), Failure> {
-    let gone = || ApiError::new(ErrorCode::NotFound, "the image is gone; `rebec image ls` lists those there are");
-    let id = granted.about().ok_or_else(gone)?;
+pub async fn remove(State(agent): State<Arc<Agent>>, Extension(granted): Extension<Granted>, headers: HeaderMap) -> Result<(), Failure> {
+    let order = jobs::order(&headers)?;
+    let Some(id) = granted.about() else {
+        // It has gone, by this order: parts that an agent that ended has left go with the next sweep.
+        return Ok(jobs::finish(&agent, granted.asker(), order, "remove an image".to_owned(), async |_, _| Ok(())).await?);
+    };
     let found = agent.knowledge.pool(|book| {
         let home = book.thing(Kind::IMAGE, id)?.home;
         let Some(Record::Image(image)) = book.get(Kind::IMAGE, id, home) else { return None };
-        Some((home, image.parts().map(|part| part.digest).collect::<Vec<_>>()))
+        Some((home, image.name.clone(), image.parts().map(|part| part.digest).collect::<Vec<_>>()))
     })?;
-    let (home, parts) = found.ok_or_else(gone)?;
+    let gone = || ApiError::new(ErrorCode::NotFound, "the image is gone; `rebec image ls` lists those there are");
+    let (home, name, parts) = found.ok_or_else(gone)?;
     if home != agent.knowledge.key() {
         let host = agent.knowledge.name_of(&home);
         return Err(ApiError::new(ErrorCode::Forbidden, format!("this image was imported on host {host}; remove it there")).into());
     }
-    agent.knowledge.publish(Kind::IMAGE, id, None)?;
-    let needed = agent.knowledge.pool(view::needed)?;
-    agent.host.depot.remove(parts.into_iter().filter(|digest| !needed.contains(digest)));
-    agent.bulletin.publish();
-    Ok(())
+    let removed = jobs::finish(&agent, granted.asker(), order, format!("remove image {name}"), async move |agent, _| {
+        agent.knowledge.publish(Kind::IMAGE, id, None)?;
+        let needed = agent.knowledge.pool(view::needed)?;
+        agent.host.depot.remove(parts.into_iter().filter(|digest| !needed.contains(digest)));
+        agent.bulletin.publish();
+        Ok(())
+    });
+    Ok(removed.await?)
 }

@@ -142,11 +142,20 @@ pub async fn starts(
     })?)
 }
 
-/// `POST /internal/removals`: from the VM's home.
-pub async fn removals(State(agent): State<Arc<Agent>>, Extension(caller): Extension<Caller>, Json(removal): Json<Removal>) -> Answer<()> {
-    rights::ask(&agent, caller, Question::Remove(removal.vm)).await?;
-    stop::remove(&agent.vms, removal.vm).await?;
-    Ok(axum::Json(()))
+/// `POST /internal/removals`: from the VM's home. A job, where the order has a name.
+pub async fn removals(
+    State(agent): State<Arc<Agent>>,
+    Extension(caller): Extension<Caller>,
+    Json(removal): Json<Removal>,
+) -> Result<Response, Failure> {
+    let Removal { vm, order } = removal;
+    rights::ask(&agent, caller, Question::Remove(vm)).await?;
+    if order.is_none() {
+        stop::remove(&agent.vms, vm).await?;
+        return Ok(axum::Json(()).into_response());
+    }
+    let what = format!("remove VM {}", agent.vms.get(&vm).map_or_else(|| vm.short(), |vm| vm.name()));
+    Ok(jobs::begin(&agent, caller, order, what, async move |agent, _| stop::remove(&agent.vms, vm).await)?)
 }
 
 /// `POST /internal/arrivals`: a job.

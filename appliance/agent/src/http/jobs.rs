@@ -51,6 +51,27 @@ pub fn begin<T: Serialize, F: Future<Output = Result<T, ApiError>> + Send + 'sta
     })
 }
 
+/// The same for what is answered once it is done.
+pub async fn finish<F: Future<Output = Result<(), ApiError>> + Send + 'static>(
+    agent: &Arc<Agent>,
+    by: Asker,
+    order: Option<Id>,
+    what: String,
+    work: impl FnOnce(Arc<Agent>, Arc<Reporter>) -> F,
+) -> Result<(), ApiError> {
+    let id = match agent.jobs.begin(by, order, what)? {
+        Begun::Known(job) => job.id,
+        Begun::Taken { job, reporter, .. } => {
+            goes_on(agent, reporter, work);
+            job.id
+        }
+    };
+    let (_, mut job) = agent.jobs.get(&id).ok_or_else(|| ApiError::not_found("job", &id, "rebec job ls"))?;
+    // A worker that goes says so last.
+    let ended = job.wait_for(|job| job.state != JobState::Running).await.map(|job| job.error.clone());
+    ended.unwrap_or_else(|_| Some(ApiError::new(ErrorCode::Failed, "the agent ends; try again"))).map_or(Ok(()), Err)
+}
+
 /// Does the work of a job that has begun.
 pub fn goes_on<T: Serialize, F: Future<Output = Result<T, ApiError>> + Send + 'static>(
     agent: &Arc<Agent>,

@@ -16,7 +16,7 @@ use rebec_book::{
     record::Kind,
 };
 
-use super::{answer::Failure, internal, tls::TokenName, warrants};
+use super::{answer::Failure, internal, jobs, tls::TokenName, warrants};
 use crate::{
     agent::Agent,
     audit::{self, Entry, Weight, Who},
@@ -94,7 +94,11 @@ pub async fn commands(
     let token = request.extensions().get::<TokenName>().map(|name| name.0.clone());
     let question = match about {
         About::Nothing => Ok(Question::Command(command, None)),
-        About::Thing(kind) => about_thing(&agent, caller, command, kind, &params),
+        // What was to go may have gone by this very order, whose answer was lost.
+        About::Thing(kind) => about_thing(&agent, caller, command, kind, &params).or_else(|error| {
+            let is_known = jobs::order(request.headers())?.is_some_and(|order| agent.jobs.is_known(caller, &order));
+            if error.code == ErrorCode::NotFound && is_known { Ok(Question::Command(command, None)) } else { Err(error) }
+        }),
     };
     let question = match question {
         Ok(question) => question,

@@ -199,12 +199,21 @@ pub async fn remove(
     Extension(granted): Extension<Granted>,
     request: Request<Body>,
 ) -> Result<Response, Failure> {
+    let order = jobs::order(request.headers())?;
+    if granted.about().is_none() {
+        // It has gone, by this order: what an agent that ended left to do is done.
+        jobs::finish(&agent, granted.asker(), order, "remove a VM".to_owned(), async |_, _| Ok(())).await?;
+        return Ok(StatusCode::OK.into_response());
+    }
     let found = find(&agent, &granted)?;
     if found.home != agent.knowledge.key() {
         return Ok(forward::about(&agent, &found.home, found.id, request).await?.into_response());
     }
     let holder = Some(found.holder).filter(|host| *host == agent.knowledge.key() || found.is_known);
-    remove::everywhere(&agent.orders, found.id, &found.name, holder).await?;
+    let (id, name, what) = (found.id, found.name.clone(), format!("remove VM {}", found.name));
+    let removed =
+        async move |agent: Arc<Agent>, reporter: Arc<Reporter>| remove::everywhere(&agent.orders, id, &name, holder, &reporter).await;
+    jobs::finish(&agent, granted.asker(), order, what, removed).await?;
     Ok(StatusCode::OK.into_response())
 }
 

@@ -18,13 +18,16 @@ pub async fn all(vms: &Arc<Vms>) -> Result<()> {
     let folder = vms.host.state().join("vms");
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     folders::sweep(&folder).with_context(|| format!("sweep {}", folder.display()))?;
+    let mut found = vec![];
     for entry in fs::read_dir(&folder)? {
         let path = entry?.path();
         match kept::read(&path) {
-            Ok(kept) => one(vms, &path, kept).await,
+            Ok(kept) => found.push((path, kept)),
             Err(error) => log::warn!("{}: left alone: {error:#}", path.display()),
         }
     }
+    // Side by side: a VMM that hangs is waited for some seconds, and leases of the others wait meanwhile for this agent to begin.
+    futures_util::future::join_all(found.into_iter().map(|(path, kept)| async move { one(vms, &path, kept).await })).await;
     Ok(())
 }
 

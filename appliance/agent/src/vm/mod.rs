@@ -241,7 +241,7 @@ impl LocalVm {
             log::error!("vm {}: {error:#}", self.name());
         }
         if says {
-            self.say();
+            self.say_in_turn();
         }
         self.woken.notify_one();
         self.changed.send_replace(());
@@ -362,6 +362,12 @@ impl LocalVm {
 
     /// Says how it is, to this host and to the pool, with what proves that it is here.
     pub fn say(&self) {
+        let _alone = lock(&self.living);
+        self.say_in_turn();
+    }
+
+    /// The same for whoever holds `living`: of two who say something the later one says what is so last.
+    fn say_in_turn(&self) {
         let mut word = self.life(|life| life.word().clone());
         if word.state == SeenState::Paused && self.kept().stands_still {
             let what = "it stands still: its disk grows, and its host is short of room; remove a VM or an image there, or";

@@ -1,8 +1,8 @@
 //! Room for VMs on this host: what they are promised, what is left, and the place that one takes.
 
-use std::{fs, os::unix::fs::DirBuilderExt, sync::Arc};
+use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{key::Nonce, record::VmBody};
 use rebec_host::{disks, kept};
@@ -52,9 +52,7 @@ pub fn take(vms: &Arc<Vms>, kept: Kept) -> Result<Arc<LocalVm>, ApiError> {
     }
     let folder = kept::folder(vms.host.state(), &kept.id);
     let make = || -> Result<()> {
-        // What a guest says and writes is nobody else's.
-        let private = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-        private.with_context(|| format!("create {}", folder.display()))?;
+        kept::make_folder(&folder)?;
         kept::write(&folder, &kept)
     };
     make().map_err(|error| failed(&error))?;

@@ -1,6 +1,7 @@
 //! Two ends and more in one process.
 
 mod handshakes;
+mod lost;
 mod roads;
 mod strangers;
 
@@ -32,10 +33,15 @@ struct Host {
 impl Host {
     /// One that knows nobody. Its answers begin with `name`.
     async fn open(name: &'static str) -> Self {
-        let mesh = Arc::new(Mesh::open(SecretKey::generate(), 0).await.unwrap());
+        Self::serving(SecretKey::generate(), 0, router(name)).await
+    }
+
+    /// One with a key, a port and answers.
+    async fn serving(secret: SecretKey, port: u16, router: Router) -> Self {
+        let mesh = Arc::new(Mesh::open(secret, port).await.unwrap());
         let members = Arc::new(Mutex::new(BTreeSet::new()));
         let asked = members.clone();
-        let door = Door::new(router(name), |key| key, move |key| lock(&asked).contains(key));
+        let door = Door::new(router, |key| key, move |key| lock(&asked).contains(key));
         let (accepting, at) = (mesh.clone(), door.clone());
         tokio::spawn(async move { accepting.accept(at).await });
         Self { mesh, door, members }

@@ -147,6 +147,13 @@ impl Host {
         processes::Vmm::of(&self.state.join("vms").join(id))
     }
 
+    /// Its state folder as its agent sees it, whose mounts may be its own.
+    pub fn inside(&self) -> Result<PathBuf> {
+        let agent = self.agent.as_ref().context("the agent does not run")?;
+        let below = self.state.strip_prefix("/").context("the state folder's path")?;
+        Ok(Path::new("/proc").join(agent.id().to_string()).join("root").join(below))
+    }
+
     /// What the agent takes in memory, in bytes.
     pub fn resident_bytes(&self) -> Result<u64> {
         let agent = self.agent.as_ref().context("the agent does not run")?;

@@ -3,6 +3,7 @@
 use std::{process::Command, time::Duration};
 
 use rebec_book::authority::{Asker, Question};
+use rebec_host::durable::cuts;
 
 use super::{super::row::Who, *};
 
@@ -58,7 +59,7 @@ fn the_log_stays_within_its_bounds_and_its_chain_is_whole() {
     let from = fs::read(folder.join("from")).unwrap();
     let first = fs::read(path(&folder, kept[0])).unwrap();
     let last = last_row(&path(&folder, kept[0])).unwrap().unwrap();
-    reserve::replace(&folder.join("from"), format!("{} {}\n", last.seq, last.hash).as_bytes()).unwrap();
+    durable::replace(&folder.join("from"), format!("{} {}\n", last.seq, last.hash).as_bytes()).unwrap();
     let files = opened(state.path(), SMALL);
     assert_eq!((files.numbers.len(), verified(&files, &[]).unwrap().seq), (SMALL.files - 1, 200));
     fs::write(path(&folder, kept[0]), first).unwrap();
@@ -138,4 +139,27 @@ fn a_writer_that_is_killed_leaves_a_log_from_which_it_starts() {
         files.append(2, [entry()]).unwrap();
         before = verified(&files, &[]).unwrap().seq;
     }
+}
+
+#[test]
+fn whenever_the_power_goes_the_log_opens_and_has_what_was_told() {
+    let state = tempfile::tempdir().unwrap();
+    let (deeds, told) = cuts::record(|| {
+        let mut files = opened(state.path(), SMALL);
+        let tell = |time: u64| {
+            files.append(time, [entry(), entry(), entry()]).unwrap();
+            (cuts::deeds(), files.head())
+        };
+        (1..16).map(tell).collect::<Vec<_>>()
+    });
+    assert!(deeds.iter().any(|deed| matches!(deed, durable::Deed::Remove(_))), "no file was full");
+    cuts::each(state.path(), &deeds, |at, which, image| {
+        let known = told.iter().rfind(|(deeds, _)| *deeds <= at).map_or(Head::NONE, |(_, head)| *head);
+        let cut = format!("cut behind deed {at} of {}, image {which}", deeds.len());
+        let (mut files, _) = Files::open(image, SMALL).unwrap_or_else(|error| panic!("{cut}: {error:#}"));
+        assert_eq!(verified(&files, &[(known, "was told")]), Ok(files.head()), "{cut}");
+        assert!(files.head().seq >= known.seq, "{cut}: {} rows are left of {}", files.head().seq, known.seq);
+        files.append(99, [entry()]).unwrap();
+        assert_eq!(verified(&opened(image, SMALL), &[]), Ok(files.head()), "{cut}");
+    });
 }

@@ -66,6 +66,66 @@ async fn a_vm_that_is_here_is_listed_again_or_goes_as_its_home_says() {
 }
 
 #[tokio::test]
+async fn of_several_words_about_a_vm_the_last_is_the_last_that_others_hear() {
+    let bench = Bench::founded().await;
+    let (agent, id) = (&bench.agent, vm_id(&bench));
+    agent.knowledge.publish(Kind::VM, id, Some(Record::Vm(vm_body(&bench).into()))).unwrap();
+    let vm = here(&bench, Want::Running);
+    for round in 0..20 {
+        let target = vm.kept().epoch + 8;
+        // As its task, its looks, upkeep and jobs do. All of them wait for the book, and go on together.
+        let sayers = agent.knowledge.read(|_| {
+            let say = || {
+                let vm = vm.clone();
+                std::thread::spawn(move || {
+                    vm.keep(|kept| kept.epoch += 1).unwrap();
+                    vm.say();
+                })
+            };
+            let sayers: Vec<_> = (0..8).map(|_| say()).collect();
+            while vm.kept().epoch < target {
+                std::thread::yield_now();
+            }
+            sayers
+        });
+        sayers.unwrap().into_iter().for_each(|sayer| sayer.join().unwrap());
+        let told = agent.knowledge.read(|book| match book.get(Kind::SEEN, id, agent.knowledge.key()) {
+            Some(Record::Seen(seen)) => seen.epoch,
+            _ => 0,
+        });
+        assert_eq!(told, Some(vm.kept().epoch), "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn a_removal_is_carried_out_once_and_a_lost_answer_is_given_again() {
+    let bench = Bench::founded().await;
+    let ask = async |path: &str, order: u8| {
+        let (near, far) = tokio::io::duplex(64 << 10);
+        tokio::spawn(serve::connection(far, router(bench.agent.clone()), bench.root(), serve::LIMITS.head));
+        let request = Request::delete(path).header("host", "a1").header(rebec_api::job::ORDER, Name([order; 16]).to_string());
+        exchange(near, request.body(Body::empty()).unwrap()).await.unwrap()
+    };
+    let (agent, id) = (&bench.agent, vm_id(&bench));
+    agent.knowledge.publish(Kind::VM, id, Some(Record::Vm(vm_body(&bench).into()))).unwrap();
+    let vm = here(&bench, Want::Stopped);
+    watch::spawn(&agent.vms, &vm, None);
+    assert_eq!(ask("/v1/vms/web", 1).await.0, 200);
+    assert!(agent.vms.get(&id).is_none() && !vm.folder.exists());
+    // The same order is answered as before; another finds nothing.
+    assert_eq!(ask("/v1/vms/web", 1).await.0, 200);
+    assert_eq!(refusal(&ask("/v1/vms/web", 2).await.1).code, ErrorCode::NotFound);
+
+    agent.knowledge.publish(Kind::IMAGE, id, Some(Record::Image(vm_body(&bench).image.into()))).unwrap();
+    assert_eq!(ask("/v1/images/debian", 3).await.0, 200);
+    assert_eq!(ask("/v1/images/debian", 3).await.0, 200);
+    assert_eq!(refusal(&ask("/v1/images/debian", 4).await.1).code, ErrorCode::NotFound);
+
+    let removed = agent.jobs.all().into_iter().filter(|job| job.what.starts_with("remove ")).count();
+    assert_eq!(removed, 2);
+}
+
+#[tokio::test]
 async fn an_order_is_carried_out_once_however_often_it_comes() {
     let bench = Bench::founded().await;
     let ask = async |name: &str| {

@@ -7,6 +7,8 @@ mod bundle;
 mod leases;
 mod listed;
 mod openapi;
+mod power;
+mod silent;
 mod tls;
 mod versions;
 mod warrants;
