@@ -582,7 +582,7 @@ fn a_cluster_that_was_not_written_any_more_is_forgiven() {
 fn images_of_qemu_pass() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    let content: Vec<u8> = (0..4 * MIB).map(|at| if at % 65_536 < 20_000 { (at * at >> 7) as u8 } else { 7 }).collect();
+    let content: Vec<u8> = (0..4 * MIB).map(|at| if at % 65_536 < 20_000 { ((at * at) >> 7) as u8 } else { 7 }).collect();
     std::fs::write(path("raw"), &content).unwrap();
     for options in [
         &["-c"][..],
