@@ -133,6 +133,13 @@ pub fn reset() -> ! {
     halt()
 }
 
+/// Asks for a restart without an end, as fast as it can.
+pub fn reset_storm() -> ! {
+    loop {
+        out8(RESET, 1);
+    }
+}
+
 /// A fault that nothing handles: the processor shuts down.
 pub fn triple_fault() -> ! {
     // SAFETY: without an IDT the invalid opcode becomes a triple fault; no instruction after it runs.

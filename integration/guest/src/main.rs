@@ -213,6 +213,7 @@ impl Guest {
             b'g' => self.devices.ports.iter_mut().flatten().for_each(Port::stream_again),
             b'q' => self.end(console, "power-off", cpu::power_off),
             b'r' => self.end(console, "reset", cpu::reset),
+            b'x' => self.end(console, "reset-storm", cpu::reset_storm),
             b't' => self.end(console, "triple-fault", cpu::triple_fault),
             b'\r' | b'\n' => {}
             _ => say!(console, "error command {byte:#04x} is not understood"),

@@ -172,8 +172,8 @@ impl Options {
     fn word(&mut self, word: &str) -> Option<()> {
         let (key, value) = word.split_once('=')?;
         match key {
-            // The VMM says so to whatever starts from a disk; this guest has no other.
-            "console" => {}
+            // The VMM says so to whatever starts from a disk, and looks how its guest resets; this guest has one console and resets as it is told.
+            "console" | "reboot" => {}
             "vm" => self.vm = value.parse().ok()?,
             "tsc_khz" => self.tsc_khz = value.parse().ok()?,
             "heartbeat_ms" => self.heartbeat_ms = value.parse().ok()?,

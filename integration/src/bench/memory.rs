@@ -25,13 +25,13 @@ const DISK_BYTES: u64 = 256 << 20;
 const PEER: &str = "qemu-system-x86_64";
 /// Guest memory is a mapping of this file in ours and, by its options, in the peer's process.
 const OURS: &str = "/memfd:";
-const SETTLE: Duration = Duration::from_secs(1);
+pub(super) const SETTLE: Duration = Duration::from_secs(1);
 
 /// What processes hold.
 #[derive(Debug, Default, Clone, Copy)]
-struct Held {
+pub(super) struct Held {
     /// Proportional share of guest memory, KiB.
-    guest_kib: u64,
+    pub(super) guest_kib: u64,
     /// And of all else.
     rest_kib: u64,
 }
@@ -73,7 +73,7 @@ pub fn measure() -> Result<Vec<Figure>> {
     Ok(vec![Figure { name, unit: "MiB", measured: mib(ours), target: Target::AtMost(TARGET_MIB), peers, how }])
 }
 
-fn mib(held: Held) -> f64 {
+pub(super) fn mib(held: Held) -> f64 {
     held.rest_kib as f64 / 1024.0
 }
 
@@ -113,7 +113,7 @@ fn peer(kernel: &PathBuf, disk: &std::path::Path) -> Result<Held> {
 }
 
 /// Adds up a process and all its descendants.
-fn held(process: u32) -> Result<Held> {
+pub(super) fn held(process: u32) -> Result<Held> {
     let mut sum = Held::default();
     let mut left = vec![process];
     while let Some(process) = left.pop() {

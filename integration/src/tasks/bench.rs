@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    bench::{Figure, Target, base, boot, engine, lan, machines, memory, moves, pool, table, trade},
+    bench::{Figure, Target, arrived, base, boot, donors, engine, lan, machines, memory, moves, pool, table, trade},
     progress::say,
     provision,
 };
@@ -16,6 +16,8 @@ use crate::{
 pub enum Row {
     /// Resident memory beside guest memory.
     Memory,
+    /// What a move leaves behind in the VMM where it ended.
+    Arrived,
     /// Bytes and gap of two moves, the second with a donor.
     Moves,
     /// A move to where the base of the disk is already, with its digests kept and without.
@@ -24,6 +26,8 @@ pub enum Row {
     Lan,
     /// What agents cost: joining, starting, carrying a move, doing nothing.
     Pool,
+    /// How soon the index over a donor's memory stands.
+    Donors,
     /// Pages a second through the move's page functions.
     Engine,
     /// What trade does to the jobs of two clusters (`--traces`), and how fast it is simulated.
@@ -74,10 +78,12 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 fn measure(row: Row, options: &Options) -> Result<Vec<Figure>> {
     match row {
         Row::Memory => memory::measure(),
+        Row::Arrived => arrived::measure(),
         Row::Moves => moves::measure(),
         Row::Base => base::measure(),
         Row::Lan => lan::measure(),
         Row::Pool => pool::measure(),
+        Row::Donors => donors::measure(),
         Row::Engine => engine::measure(),
         Row::Trade => trade::measure(&options.traces),
         Row::Machines => machines::measure(),

@@ -1,7 +1,8 @@
 //! COM1: a 16550 over vm-superio, with a bounded queue of input and its output written by whoever runs the vCPU.
 //!
 //! The UART's own buffer holds 64 bytes. Input beyond that waits here, up to [`INPUT_BYTES_MAX`], and moves on when the guest has read what
-//! it had; input beyond that is the caller's to keep, as [`SerialPort::push_input`] says how much it took.
+//! it had; input beyond that is the caller's to keep, as [`SerialPort::push_input`] says how much it took. Who was left with some hears when there is
+//! room again ([`SerialPort::telling`]).
 //!
 //! The lock covers registers and the write of one byte: output must not block for long, or a vCPU does (the program hands in a writer that
 //! drops or buffers).
@@ -50,6 +51,9 @@ pub struct SerialPort(Mutex<Inner>);
 struct Inner {
     uart: Uart,
     waiting: VecDeque<u8>,
+    /// Whether input was left with who brought it.
+    owes: bool,
+    tell: Option<Box<dyn Fn() + Send>>,
 }
 
 impl fmt::Debug for SerialPort {
@@ -75,7 +79,13 @@ struct SavedSerial {
 impl SerialPort {
     /// A UART whose output goes to `output` and whose interrupts are written to `irq`.
     pub fn new(output: Box<dyn Write + Send>, irq: EventFd) -> Self {
-        Self(Mutex::new(Inner { uart: Serial::new(IrqLine(irq), output), waiting: VecDeque::new() }))
+        Self(Mutex::new(Inner { uart: Serial::new(IrqLine(irq), output), waiting: VecDeque::new(), owes: false, tell: None }))
+    }
+
+    /// Calls `tell` when there is room for input that could not be taken: on a vCPU's thread, for which it must not wait.
+    pub fn telling(self, tell: impl Fn() + Send + 'static) -> Self {
+        self.lock().tell = Some(Box::new(tell));
+        self
     }
 
     /// A vCPU reads at an offset from the first port. The registers are bytes; of a wider access only the first is served.
@@ -107,6 +117,7 @@ impl SerialPort {
         let mut inner = self.lock();
         let taken = bytes.len().min(INPUT_BYTES_MAX - inner.waiting.len());
         inner.waiting.extend(&bytes[..taken]);
+        inner.owes = taken < bytes.len();
         inner.move_input();
         taken
     }
@@ -181,6 +192,11 @@ impl Inner {
                 }
             }
         }
+        // Half of it: each byte that is read is no reason to wake anybody.
+        if self.owes && self.waiting.len() <= INPUT_BYTES_MAX / 2 {
+            self.owes = false;
+            self.tell.iter().for_each(|tell| tell());
+        }
     }
 }
 
@@ -254,6 +270,27 @@ mod tests {
             seen.push(read(&port, DATA));
         }
         assert!(seen == typed[..INPUT_BYTES_MAX + 64]);
+    }
+
+    #[test]
+    fn who_was_left_with_input_hears_when_there_is_room() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        let told = Arc::new(AtomicUsize::new(0));
+        let (plain, ..) = port();
+        let counts = told.clone();
+        let port = plain.telling(move || {
+            counts.fetch_add(1, Ordering::Relaxed);
+        });
+        let paste: Vec<u8> = (0..200_000_u32).map(|at| (at >> 3) as u8).collect();
+        let (mut brought, mut seen) = (0, Vec::new());
+        while seen.len() < paste.len() {
+            let before = told.load(Ordering::Relaxed);
+            brought += port.push_input(&paste[brought..]);
+            while seen.len() < paste.len() && told.load(Ordering::Relaxed) == before {
+                seen.push(read(&port, DATA));
+            }
+        }
+        assert!(seen == paste && told.load(Ordering::Relaxed) > 10);
     }
 
     #[test]

@@ -38,8 +38,9 @@ pub(crate) fn beyond(theirs: &[Entry], own: &[Entry]) -> Vec<String> {
         missing.push(format!("a processor by {} (this host's is by {})", vendors[0], vendors[1]));
     }
     for entry in theirs {
-        for (number, &value) in entry.registers.iter().enumerate() {
-            let here = register(own, entry.leaf, entry.subleaf, number);
+        for number in 0..entry.registers.len() {
+            // Of several entries of one kind the first one counts, here and there.
+            let [value, here] = [theirs, own].map(|entries| register(entries, entry.leaf, entry.subleaf, number));
             match Rule::of(entry.leaf, entry.subleaf, number) {
                 Rule::Free => {}
                 Rule::Features(features) => {

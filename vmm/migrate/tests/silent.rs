@@ -1,7 +1,5 @@
 //! A target whose source falls silent, and one whose donors never come to an end: neither holds anything for ever.
 
-#![expect(clippy::unwrap_used, reason = "a test")]
-
 use std::time::Duration;
 
 use rebec_migrate::{

@@ -22,6 +22,9 @@ pub const LEARNED_MAX: usize = 1024;
 /// How long a learnt station is believed without being heard: the default of a Linux bridge and of a Linux vxlan device.
 pub const AGE_MAX: Duration = Duration::from_secs(300);
 
+/// How long a table that was found full counts as full.
+const FULL_TIME: Duration = Duration::from_secs(1);
+
 /// The station of an entry that names an endpoint only: flood to it, and learn from it.
 pub const ANY_STATION: MacAddr = MacAddr([0; 6]);
 
@@ -151,6 +154,8 @@ impl Fdb {
 #[derive(Debug, Default)]
 pub struct Learned {
     stations: BTreeMap<[u8; 6], Sighting>,
+    /// When the table was last looked through for room, in vain.
+    full_since: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -165,14 +170,22 @@ impl Learned {
         if station.is_multicast() || station == ANY_STATION {
             return true;
         }
-        if self.stations.len() >= LEARNED_MAX && !self.stations.contains_key(&station.0) {
-            self.stations.retain(|_, sighting| now.saturating_duration_since(sighting.seen) < AGE_MAX);
-            if self.stations.len() >= LEARNED_MAX {
-                return false;
-            }
+        if self.stations.len() >= LEARNED_MAX && !self.stations.contains_key(&station.0) && !self.make_room(now) {
+            return false;
         }
         self.stations.insert(station.0, Sighting { endpoint, seen: now });
         true
+    }
+
+    /// Forgets what is too old. A full table is not looked through for every frame of who sends from ever new addresses.
+    fn make_room(&mut self, now: Instant) -> bool {
+        if self.full_since.is_some_and(|since| now.saturating_duration_since(since) < FULL_TIME) {
+            return false;
+        }
+        self.stations.retain(|_, sighting| now.saturating_duration_since(sighting.seen) < AGE_MAX);
+        let has_room = self.stations.len() < LEARNED_MAX;
+        self.full_since = (!has_room).then_some(now);
+        has_room
     }
 
     /// Where a station was last heard, if not too long ago.
@@ -270,6 +283,19 @@ mod tests {
         assert_eq!(learned.len(), 2);
         assert!(learned.see(start, MacAddr::BROADCAST, endpoint(1)) && learned.see(start, ANY_STATION, endpoint(1)));
         assert_eq!(learned.len(), 2);
+    }
+
+    #[test]
+    fn a_full_table_is_looked_through_once_a_second() {
+        let start = Instant::now();
+        let mut learned = Learned::default();
+        assert!((0..LEARNED_MAX as u16).all(|number| learned.see(start, station(number), endpoint(1))));
+        assert!(!learned.see(start + AGE_MAX - FULL_TIME / 2, station(5000), endpoint(1)));
+        // All of them are too old by now, and the table was looked through just before.
+        assert!(!learned.see(start + AGE_MAX, station(5001), endpoint(1)));
+        assert_eq!(learned.len(), LEARNED_MAX);
+        assert!(learned.see(start + AGE_MAX + FULL_TIME, station(5002), endpoint(1)));
+        assert_eq!(learned.len(), 1);
     }
 
     #[test]

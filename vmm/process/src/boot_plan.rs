@@ -38,6 +38,14 @@ impl BootPlan {
         vm.boot(&image, initramfs.as_ref(), &self.cmdline).with_context(|| format!("boot {}", kernel.path.display()))
     }
 
+    /// Whether the kernel was told to reset by a triple fault. Where the disk has the command line, the one that it has now counts.
+    pub fn resets_by_triple_fault(&self, vm: &Vm) -> bool {
+        match (&self.files, vm.disks().first()) {
+            (Some(_), _) | (None, None) => says_triple(&self.cmdline),
+            (None, Some(disk)) => start_of(disk).is_ok_and(|start| says_triple(&with_console(&start.cmdline, &self.cmdline))),
+        }
+    }
+
     fn boot_disk(&self, vm: &Vm) -> Result<()> {
         let disk = vm.disks().first().context("there is neither a kernel nor a disk to start from")?;
         let Start { kernel, initramfs, cmdline, from, forget } = start_of(disk)?;
@@ -68,6 +76,13 @@ fn with_console(own: &str, added: &str) -> String {
     words.into_iter().map(str::trim).filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
+/// Linux's `reboot=[mode,]type[,force]` (Documentation/admin-guide/kernel-parameters.txt): the last word about a type counts, by its first letter.
+fn says_triple(cmdline: &str) -> bool {
+    let words = cmdline.split_whitespace().filter_map(|word| word.strip_prefix("reboot="));
+    let mut types = words.flat_map(|word| word.split(',')).filter_map(|word| word.chars().next()).filter(|first| "baktep".contains(*first));
+    types.next_back() == Some('t')
+}
+
 struct OfDisk(Arc<Disk>);
 
 impl ReadAt for OfDisk {
@@ -83,6 +98,21 @@ impl ReadAt for OfDisk {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guest_resets_by_triple_fault_if_it_was_told_to() {
+        for (cmdline, expected) in [
+            ("", false),
+            ("console=ttyS0 reboot=t panic=1", true),
+            ("reboot=triple,force", true),
+            ("reboot=warm,t", true),
+            ("reboot=t reboot=acpi", false),
+            ("reboot=k", false),
+            ("xreboot=t init=/t", false),
+        ] {
+            assert_eq!(says_triple(cmdline), expected, "{cmdline}");
+        }
+    }
 
     #[test]
     fn a_console_is_added_where_there_is_none() {

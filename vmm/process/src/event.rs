@@ -42,8 +42,7 @@ impl From<ControlRequest> for Event {
     }
 }
 
-/// Where a machine reports to: its vCPU threads must not wait for the owner. The queue has room for every sender once: a guest that asks
-/// for its end again and again is heard the first time.
+/// Where a machine reports to: its vCPU threads must not wait for the owner. The queue has room for every sender once, and a machine is heard once.
 pub fn machine_report(events: SyncSender<Event>) -> vm::Report {
     Arc::new(move |event| {
         if events.try_send(Event::Machine(event)).is_err() {

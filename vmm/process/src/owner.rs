@@ -5,8 +5,8 @@
 //! Arriving --arrived--> Here(running <-> paused) --migrate--> Moving ---moved----> Gone: forwards frames, then the end
 //!    |                   ^  ^                                  |  |
 //!    '--refused: the end |  '------------ failed --------------'  '--- Here(waiting) --migrate--> Moving
-//!                        '-- guest reset: built and booted again
-//! guest power-off, stop, triple fault: the end; so is SIGTERM, once the guest has answered its power button. During a move they call it off first.
+//!                        '-- guest reset, or triple fault of a guest that resets by one: built and booted again
+//! guest power-off, stop, triple fault of any other: the end; so is SIGTERM, once the guest has answered its power button. During a move they call it off first.
 //! ```
 
 use std::{
@@ -206,12 +206,26 @@ impl Owner {
         }
         match event {
             Event::Machine(MachineEvent::Power(PowerEvent::Reset)) => self.restart().map(|()| Next::Go),
+            Event::Machine(MachineEvent::Vcpu(VcpuEvent::TripleFault { .. })) if self.resets_by_triple_fault() => {
+                self.restart().map(|()| Next::Go)
+            }
             Event::Machine(MachineEvent::Vcpu(VcpuEvent::TripleFault { index, place })) => {
-                bail!("vCPU {index}: triple fault ({place}): the guest has no way on; its kernel's last words are on the serial port")
+                bail!(
+                    "vCPU {index}: triple fault ({place}): the guest has no way on; its kernel's last words are on the serial port. One that resets \
+                     this way says so by reboot=t on its kernel's command line"
+                )
             }
             Event::Machine(MachineEvent::Vcpu(VcpuEvent::Failed { index, reason })) => bail!("vCPU {index}: {reason}"),
             Event::PowerButton if self.press_power_button().is_ok() => Ok(Next::Go),
             _ => Ok(Next::End(ExitCode::SUCCESS)),
+        }
+    }
+
+    /// Whether this is how the guest resets its machine, and no crash.
+    fn resets_by_triple_fault(&self) -> bool {
+        match (&self.plan, &self.place) {
+            (Some(plan), Place::Here(held, _)) => plan.resets_by_triple_fault(&held.vm),
+            _ => false,
         }
     }
 

@@ -66,7 +66,7 @@ impl Walk<'_> {
         self.claim("L1 table", l1_offset, l1_entries * 8)?;
         self.claim("refcount table", refcounts_offset, refcounts_bytes)?;
         // A block counts this many clusters; blocks for more than the file has would be searched for room one cluster at a time.
-        let counted = cluster_bytes * 8 >> refcount_order;
+        let counted = (cluster_bytes * 8) >> refcount_order;
         let blocks_max = (self.file_bytes + BEHIND_END_BYTES_MAX) / cluster_bytes / counted + 2;
         self.each_entry(refcounts_offset, refcounts_bytes / 8, |walk, number, entry| {
             if number >= blocks_max {

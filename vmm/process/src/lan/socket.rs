@@ -4,11 +4,12 @@
 //! lost and counted, and the guest's TCP slows down.
 
 use std::{
+    collections::BTreeMap,
     io::{self, IoSlice, IoSliceMut},
     net::{SocketAddrV4, UdpSocket},
     os::fd::{AsFd, AsRawFd},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -22,8 +23,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 /// And as send buffer: 40 ms of a 100 Mbit/s link. More would only be queue.
 const SEND_BUFFER_BYTES: usize = 512 << 10;
-/// How long a full send buffer is waited for.
+/// How long a full send buffer is waited for; where that was in vain, nothing is waited for as long again. A flood to many endpoints, each of
+/// which would wait, must not keep a NIC's thread from receiving.
 const SEND_WAIT: Duration = Duration::from_millis(10);
+/// How long an endpoint's path counts as one that takes no runs: paths change, and a message that says so may be anybody's.
+const UNCUT_TIME: Duration = Duration::from_secs(60);
+/// Endpoints of which that is remembered.
+const UNCUT_MAX: usize = 128;
 /// Largest receive: one datagram, or the sum of what the kernel joined.
 pub const RECEIVE_BYTES_MAX: usize = 65_536;
 
@@ -95,15 +101,39 @@ impl Receiver {
 #[derive(Debug)]
 pub struct Sender {
     socket: Arc<UdpSocket>,
-    /// Strides from here on the kernel has refused to cut: the path's MTU is smaller, and it fragments single datagrams instead.
-    uncut_stride: usize,
+    uncut: Uncut,
+    /// Until then a full buffer is not waited for.
+    stuck_until: Option<Instant>,
     lost: u64,
+}
+
+/// Where the kernel has refused to cut runs of some stride or more: the path's MTU is smaller, and it fragments single datagrams instead.
+#[derive(Debug, Default)]
+struct Uncut(BTreeMap<SocketAddrV4, (usize, Instant)>);
+
+impl Uncut {
+    /// Whether a run of this stride to this endpoint is worth a try.
+    fn takes(&self, to: SocketAddrV4, stride: usize, now: impl FnOnce() -> Instant) -> bool {
+        // Nearly always there is none, and the clock is not asked.
+        self.0.get(&to).is_none_or(|(refused, since)| stride < *refused || now().saturating_duration_since(*since) >= UNCUT_TIME)
+    }
+
+    fn refused(&mut self, to: SocketAddrV4, stride: usize, now: Instant) {
+        if self.0.len() >= UNCUT_MAX && !self.0.contains_key(&to) {
+            self.0.retain(|_, (_, since)| now.saturating_duration_since(*since) < UNCUT_TIME);
+            // More paths than that at a time: the others are tried each time, which costs a system call.
+            if self.0.len() >= UNCUT_MAX {
+                return;
+            }
+        }
+        self.0.insert(to, (stride, now));
+    }
 }
 
 impl Sender {
     /// Of a socket that [`prepare`] made ready.
     pub fn new(socket: Arc<UdpSocket>) -> Self {
-        Self { socket, uncut_stride: usize::MAX, lost: 0 }
+        Self { socket, uncut: Uncut::default(), stuck_until: None, lost: 0 }
     }
 
     /// Datagrams that the kernel did not take.
@@ -115,40 +145,49 @@ impl Sender {
         let segment_bytes = stride as u16;
         let cut = [ControlMessage::UdpGsoSegments(&segment_bytes)];
         let control: &[ControlMessage<'_>] = if datagrams.len() > stride { &cut } else { &[] };
+        let socket = self.socket.clone();
         let send = || loop {
-            match sendmsg(self.socket.as_raw_fd(), &[IoSlice::new(datagrams)], control, MsgFlags::MSG_DONTWAIT, Some(to)) {
+            match sendmsg(socket.as_raw_fd(), &[IoSlice::new(datagrams)], control, MsgFlags::MSG_DONTWAIT, Some(to)) {
                 Err(Errno::EINTR) => {}
                 result => return result.map(|_bytes| ()),
             }
         };
         match send() {
-            Err(Errno::EAGAIN) => {
-                self.wait_writable();
-                send()
-            }
+            Err(Errno::EAGAIN) if self.wait_writable() => send(),
             result => result,
         }
     }
 
-    fn wait_writable(&self) {
+    /// Whether there is room now.
+    fn wait_writable(&mut self) -> bool {
+        let now = Instant::now();
+        if self.stuck_until.is_some_and(|until| now < until) {
+            return false;
+        }
         let timeout = Timespec { tv_sec: 0, tv_nsec: SEND_WAIT.subsec_nanos().into() };
         let mut descriptors = [PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::OUT)];
-        if let Err(error) = poll(&mut descriptors, Some(&timeout)) {
-            log::debug!("wait for room in the send buffer: {error}");
-        }
+        let has_room = match poll(&mut descriptors, Some(&timeout)) {
+            Ok(ready) => ready > 0,
+            Err(error) => {
+                log::debug!("wait for room in the send buffer: {error}");
+                false
+            }
+        };
+        self.stuck_until = (!has_room).then(|| Instant::now() + SEND_WAIT);
+        has_room
     }
 }
 
 impl Wire for Sender {
     fn send(&mut self, to: SocketAddrV4, datagrams: &mut [u8], stride: usize) {
         let address = SockaddrIn::from(to);
-        if datagrams.len() <= stride || stride < self.uncut_stride {
+        if datagrams.len() <= stride || self.uncut.takes(to, stride, Instant::now) {
             match self.send_run(&address, datagrams, stride) {
                 Ok(()) => return,
                 // EINVAL, EMSGSIZE: larger than the path's MTU. EIO: a device that cannot sum, on kernels before 6.2.
                 Err(Errno::EINVAL | Errno::EMSGSIZE | Errno::EIO) if datagrams.len() > stride => {
                     log::info!("UDP to {to}: the path does not take runs of {stride} bytes; sending them one by one, slower");
-                    self.uncut_stride = stride;
+                    self.uncut.refused(to, stride, Instant::now());
                 }
                 Err(error) => {
                     log::debug!("UDP to {to}: {error}");
@@ -163,5 +202,42 @@ impl Wire for Sender {
                 self.lost += 1;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn endpoint(number: u16) -> SocketAddrV4 {
+        SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), number)
+    }
+
+    #[test]
+    fn one_path_that_takes_no_runs_slows_down_no_other_and_not_for_ever() {
+        let (mut uncut, start) = (Uncut::default(), Instant::now());
+        uncut.refused(endpoint(1), 1400, start);
+        assert!(!uncut.takes(endpoint(1), 1400, || start) && uncut.takes(endpoint(1), 1399, || start));
+        assert!(uncut.takes(endpoint(2), 1400, || start));
+        assert!(uncut.takes(endpoint(1), 1400, || start + UNCUT_TIME));
+        (0..1000).for_each(|number| uncut.refused(endpoint(number), 1400, start));
+        assert_eq!(uncut.0.len(), UNCUT_MAX);
+        uncut.refused(endpoint(2000), 1400, start + UNCUT_TIME);
+        assert_eq!(uncut.0.len(), 1);
+    }
+
+    /// A socket whose buffer stays full: each endpoint of a flood would wait in turn.
+    #[test]
+    fn a_full_buffer_is_waited_for_once() {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
+        let mut sender = Sender::new(socket);
+        sender.stuck_until = Some(Instant::now() + Duration::from_secs(60));
+        let began = Instant::now();
+        assert!((0..1000).all(|_| !sender.wait_writable()));
+        assert!(began.elapsed() < Duration::from_secs(1));
+        sender.stuck_until = None;
+        assert!(sender.wait_writable(), "an idle socket has room");
     }
 }

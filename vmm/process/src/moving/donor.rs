@@ -89,7 +89,9 @@ struct Heap {
 impl Judges {
     /// As many threads as this host has processors, less the one that asks.
     pub fn start(threads: &dyn Threads, ram: &Ram) -> Result<Self> {
-        let count = std::thread::available_parallelism().map_or(1, usize::from).min(JUDGES_MAX) - 1;
+        // Asked of the kernel: the standard library would look at files, which a sealed process does not have.
+        let processors = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count() as usize);
+        let count = processors.clamp(1, JUDGES_MAX) - 1;
         let (told, done) = sync_channel(count.max(1));
         let mut helpers = vec![];
         for _ in 0..count {
@@ -118,7 +120,7 @@ impl Judges {
         let others: Vec<_> = (0..asked).filter_map(|_| self.done.recv().ok()).collect();
         let mut found = own?;
         for other in others {
-            found.extend(other.unwrap_or_default());
+            found.extend(other?);
         }
         Ok(found)
     }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::ErrorKind,
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::{
     files::{self, Named, open_read, require_file, require_writable},
     handed::Handed,
+    qemu_lock,
 };
 use crate::moving::BaseDigests;
 
@@ -110,10 +111,11 @@ fn open_digests(handle: &Handle, handed: &mut Handed) -> Result<Arc<BaseDigests>
     Ok(Arc::new(BaseDigests::from_file(file).with_context(|| format!("digests {}", path.display()))?))
 }
 
-/// Whoever writes an image must be alone with it; readers may share.
+/// Whoever writes an image must be alone with it; readers may share. QEMU's tools are told the same in their own way.
 fn lock(name: &str, file: &File, read_only: bool) -> Result<()> {
     let wanted = if read_only { FlockOperation::NonBlockingLockShared } else { FlockOperation::NonBlockingLockExclusive };
-    match flock(file, wanted) {
+    let locked = flock(file, wanted).map_err(io::Error::from).and_then(|()| qemu_lock::lock(file, read_only));
+    match locked {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::WouldBlock => bail!("disk {name}: another process uses it; stop that one first"),
         Err(error) => Err(error).with_context(|| format!("disk {name}: lock")),

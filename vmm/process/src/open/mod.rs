@@ -5,6 +5,7 @@ mod disks;
 mod files;
 mod handed;
 mod kept;
+mod qemu_lock;
 
 use std::{
     fs::File,

@@ -32,7 +32,8 @@ const READ_BYTES: usize = 256;
 /// How long the end of the process waits for the last output to be taken.
 const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
-type Sink = Box<dyn FnMut(&[u8]) + Send>;
+/// Takes input; says how much of it.
+type Sink = Box<dyn FnMut(&[u8]) -> usize + Send>;
 
 /// The running serial backend.
 pub struct Console {
@@ -74,8 +75,17 @@ impl Console {
         let backlog = Mutex::new(Backlog { has_reader: output.is_some(), ..Backlog::default() });
         let shared = Arc::new(Shared { backlog, sink: Mutex::new(None), drained: Condvar::new(), wake });
         let commands = terminal.is_some().then(Commands::default);
-        let thread =
-            SerialThread { shared: shared.clone(), input, output, listener, commands, quit, in_hand: Vec::new(), _terminal: terminal };
+        let thread = SerialThread {
+            shared: shared.clone(),
+            input,
+            output,
+            listener,
+            commands,
+            quit,
+            in_hand: vec![],
+            typed: vec![],
+            _terminal: terminal,
+        };
         threads.spawn("serial", Box::new(move || thread.run()))?;
         Ok(Self { shared, _socket: socket.map(|(_, file)| file) })
     }
@@ -85,8 +95,14 @@ impl Console {
         SerialOutput { shared: self.shared.clone() }
     }
 
-    /// Who gets the input from now on. Until somebody does, it stays where it is. The sink must not wait.
-    pub fn set_sink(&self, sink: impl FnMut(&[u8]) + Send + 'static) {
+    /// What tells this that the sink takes input again.
+    pub fn waker(&self) -> impl Fn() + Send + use<> {
+        let shared = self.shared.clone();
+        move || shared.wake()
+    }
+
+    /// Who gets the input from now on. Until somebody does, it stays where it is. The sink must not wait: it says how much it took.
+    pub fn set_sink(&self, sink: impl FnMut(&[u8]) -> usize + Send + 'static) {
         *self.shared.sink.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(sink));
         self.shared.wake();
     }
@@ -144,6 +160,8 @@ struct SerialThread {
     commands: Option<Commands>,
     quit: Box<dyn FnMut() + Send>,
     in_hand: Vec<u8>,
+    /// Input that the guest had no room for.
+    typed: Vec<u8>,
     _terminal: Option<RawTerminal>,
 }
 
@@ -157,6 +175,7 @@ struct Ready {
 impl SerialThread {
     fn run(mut self) {
         loop {
+            self.give();
             self.take_in_hand();
             match self.wait() {
                 Ok(ready) => self.serve(&ready),
@@ -183,7 +202,8 @@ impl SerialThread {
 
     fn wait(&self) -> Result<Ready, Errno> {
         let has_sink = self.shared.sink.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        let input = self.input.as_ref().filter(|_| has_sink).map(AsFd::as_fd);
+        // What a guest does not read stays where it is typed, as on a line with flow control.
+        let input = self.input.as_ref().filter(|_| has_sink && self.typed.is_empty()).map(AsFd::as_fd);
         let output = self.output.as_ref().filter(|_| !self.in_hand.is_empty()).map(AsFd::as_fd);
         let listener = self.listener.as_ref().map(AsFd::as_fd);
         let wanted =
@@ -253,10 +273,22 @@ impl SerialThread {
         if self.commands.as_mut().is_some_and(|commands| commands.take_from(&mut bytes)) {
             (self.quit)();
         }
+        self.typed.extend_from_slice(&bytes);
+        self.give();
+        // On a terminal the way out is typed too, behind whatever the guest does not read.
+        if self.commands.is_some() && !self.typed.is_empty() {
+            log::debug!("serial: the guest does not read: {} bytes of input dropped", self.typed.len());
+            self.typed.clear();
+        }
+    }
+
+    /// Gives the guest what it has room for.
+    fn give(&mut self) {
         if let Some(sink) = &mut *self.shared.sink.lock().unwrap_or_else(PoisonError::into_inner)
-            && !bytes.is_empty()
+            && !self.typed.is_empty()
         {
-            sink(&bytes);
+            let taken = sink(&self.typed).min(self.typed.len());
+            self.typed.drain(..taken);
         }
     }
 
@@ -270,6 +302,8 @@ impl SerialThread {
         match connected {
             Ok((input, output)) => {
                 self.input = Some(input);
+                // What the one before had typed and the guest had not taken is gone with its connection.
+                self.typed.clear();
                 self.set_output(Some(output));
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

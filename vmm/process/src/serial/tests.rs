@@ -63,7 +63,10 @@ fn a_socket_carries_bytes_both_ways_and_keeps_what_came_before() {
     // Input typed before anybody listens is not lost.
     client.write_all(b"typed").unwrap();
     let (sender, typed) = channel();
-    console.set_sink(move |bytes| sender.send(bytes.to_vec()).unwrap());
+    console.set_sink(move |bytes| {
+        sender.send(bytes.to_vec()).unwrap();
+        bytes.len()
+    });
     assert_eq!(typed.recv_timeout(DEADLINE).unwrap(), b"typed");
 }
 
@@ -117,6 +120,49 @@ fn a_reader_that_stalls_costs_old_bytes_and_never_time() {
     }
     assert!(text.len() < 2_000_000, "something was dropped");
     assert!(text.ends_with(b"000199999\nend\n"), "the newest stayed");
+}
+
+/// A paste of any length, with line ends of all kinds and characters of several bytes wherever the pieces are cut, arrives as it was sent at a guest that
+/// takes seven bytes at a time; and meanwhile a megabyte comes back.
+#[test]
+fn a_long_paste_arrives_whole_while_a_megabyte_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("serial");
+    let console = start(Some(&SerialConfig::Unix(path.clone())));
+    let paste = "gr\u{fc}\u{df}e, \u{4e16}\u{754c} \r\n\n\r\t\u{1f98a}\u{1b}[31m".repeat(5000);
+    let (sender, taken) = channel();
+    let waker = console.waker();
+    console.set_sink(move |bytes| {
+        let count = bytes.len().min(7);
+        sender.send(bytes[..count].to_vec()).unwrap();
+        // The guest has read it, and has room again.
+        waker();
+        count
+    });
+    let mut client = connect(&path);
+    let mut typing = client.try_clone().unwrap();
+    let text = paste.clone();
+    let typed = std::thread::spawn(move || text.as_bytes().chunks(1009).for_each(|piece| typing.write_all(piece).unwrap()));
+    let output = "\u{e4}".repeat(1 << 19);
+    let shown = std::thread::spawn({
+        let (mut screen, output) = (console.output(), output.clone());
+        move || {
+            for piece in output.as_bytes().chunks(1023) {
+                screen.write_all(piece).unwrap();
+                // About a megabyte a second: the pace of the guest, and no synchronisation.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    });
+    let back = read_exactly(&mut client, output.len());
+    assert!(back == output.as_bytes(), "something of the output was lost");
+    let mut arrived = Vec::new();
+    while arrived.len() < paste.len() {
+        arrived.extend(taken.recv_timeout(DEADLINE).unwrap());
+    }
+    assert!(arrived == paste.as_bytes(), "something of the paste was lost");
+    typed.join().unwrap();
+    shown.join().unwrap();
 }
 
 #[test]
