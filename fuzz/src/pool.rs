@@ -1,9 +1,11 @@
-//! What hosts of a pool send each other, and what a person types to join one.
+//! What hosts of a pool send each other, what a person types to join one, and what else an agent reads that others may have written.
 //!
 //! ```text
-//! input = choice:u8 rest        0 a ticket's text; 1 a message of the gossip; 2 a command, signed;
+//! input = choice:u8 rest        0 a ticket's text; 1 a message of the gossip; 2 a command, signed; 3 the audit log of a host, line by line;
+//!                               4 a time server's answer; 5 what a VM starts with;
 //!                               else records: (writer:u8 length:u16 content)*, signed by a key that the pool knows or not
 //! ```
+//! Files of crates that would bring a whole agent along are compiled here.
 
 use ed25519_dalek::SigningKey;
 use rebec_book::{
@@ -12,12 +14,19 @@ use rebec_book::{
     gossip::message::{Answer, Beats, Offer, Parcel, Question, Vitals},
     key::{Name, public},
     lan, names,
-    record::{DomainBody, Kind, MemberBody, PoolBody, Unbelievable, id_of_key},
+    record::{DomainBody, Kind, MemberBody, PoolBody, Unbelievable, VmPrivate, id_of_key},
     view,
     warrant::{self, Proven, TokenBound},
 };
 
 use crate::input::Input;
+
+#[path = "../../appliance/agent/src/audit/row.rs"]
+#[allow(dead_code, reason = "an agent uses all of it")]
+mod row;
+#[path = "../../appliance/links/src/time/message.rs"]
+#[allow(dead_code, reason = "an agent uses all of it")]
+mod time;
 
 /// Records taken from one input: what one message of an exchange may hold is a matter of bytes, not of this target.
 const RECORDS_MAX: usize = 16;
@@ -31,6 +40,9 @@ pub fn run(data: &[u8]) {
         0 => ticket(&String::from_utf8_lossy(input.rest())),
         1 => message(input.rest()),
         2 => command(input.rest()),
+        3 => audit(input.rest()),
+        4 => time_answer(input.rest()),
+        5 => private(input.rest()),
         _ => records(input),
     }
 }
@@ -47,6 +59,35 @@ fn message(bytes: &[u8]) {
     }
     if let Ok(answer) = Answer::from_bytes(bytes) {
         assert_eq!(Answer::from_bytes(&answer.to_bytes()), Ok(answer));
+    }
+}
+
+/// A log is right as far as each of its rows follows the one before, and a row that is written follows any.
+fn audit(bytes: &[u8]) {
+    let lines = || bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let followed = lines().try_fold(row::Head::NONE, |head, line| head.follow(line).map(|(_, next)| next));
+    assert_eq!(row::verify(row::Head::NONE, lines(), &[]), followed);
+    let Some(row) = lines().find_map(|line| serde_json::from_slice::<row::Row>(line).ok()) else { return };
+    let head = row::Head { seq: row.seq / 2, hash: row.before };
+    let (line, after) = head.next(row.time, row.entry.clone());
+    let (read, next) = head.follow(line.as_bytes()).expect("what was written is read");
+    assert!(read.entry == row.entry && next == after && !line.contains('\n'), "{line}");
+}
+
+/// The question of which an answer is heard.
+const ASKED: time::Asked = time::Asked { cookie: [7; 8], sent: 1_800_000_000_000_000_000, took: std::time::Duration::from_millis(20) };
+
+fn time_answer(bytes: &[u8]) {
+    if let Ok(sample) = time::hear(bytes, &ASKED) {
+        assert!(sample.delay <= ASKED.took, "an answer that took longer than it took");
+    }
+}
+
+fn private(bytes: &[u8]) {
+    if let Ok(private) = minicbor::decode::<VmPrivate>(bytes) {
+        let again = minicbor::to_vec(&private).expect("what was read is written");
+        assert_eq!(minicbor::decode(&again).ok().as_ref(), Some(&private));
+        private.is_sound();
     }
 }
 
@@ -148,11 +189,33 @@ fn beginning(key: impl Fn(u8) -> Key) -> [Signed; 3] {
     ]
 }
 
-/// A ticket, the records of a pool's beginning, and a command.
+/// Rows of an audit log, a time server's answer, and what a VM starts with.
+fn of_an_agent() -> [Vec<u8>; 3] {
+    let entries = [row::Entry::shut_out(Some("eyes"), "no such token"), row::Entry::dropped(7)];
+    let (mut head, mut log) = (row::Head::NONE, vec![3]);
+    for entry in entries {
+        let (line, next) = head.next(1_782_000_000, entry);
+        log.extend([line.as_bytes(), b"\n"].concat());
+        head = next;
+    }
+    // Leap 0, version 4, mode 4, stratum 2; then the cookie and two times of 2027.
+    let mut answer = [0; time::BYTES];
+    answer[..2].copy_from_slice(&[0x24, 2]);
+    answer[24..32].copy_from_slice(&ASKED.cookie);
+    let seconds = (1_800_000_000u64 + 2_208_988_800) as u32;
+    for at in [32, 40] {
+        answer[at..at + 4].copy_from_slice(&seconds.to_be_bytes());
+    }
+    let private = VmPrivate { nonce: Name([9; 16]), cmdline: "quiet".into(), seed: Some(("meta".into(), "user".into())) };
+    let private = minicbor::to_vec(&private).expect("what a VM starts with is written");
+    [log, [&[4], &answer[..]].concat(), [&[5], &private[..]].concat()]
+}
+
+/// A ticket, the records of a pool's beginning, a command, and what an agent reads of others.
 pub fn seeds() -> Vec<Vec<u8>> {
     let addresses = vec!["10.0.0.1:7116".parse().expect("an address")];
     let ticket = Ticket { pool: Name([1; 32]), issuer: Name([2; 32]), addresses, secret: [3; 16], expires: 4 };
-    let mut records = vec![2];
+    let mut records = vec![9];
     for (writer, signed) in [0, 0, 1].into_iter().zip(beginning(|number| public(&secret(number)))) {
         records.push(writer);
         records.extend((signed.content().len() as u16).to_le_bytes());
@@ -174,5 +237,6 @@ pub fn seeds() -> Vec<Vec<u8>> {
     };
     let said = said.content().expect("a command of this size is signed");
     let others = messages.map(|bytes| [&[1], &bytes[..]].concat());
-    [vec![[&[0], ticket.to_string().as_bytes()].concat(), records, [&[2], &said[..]].concat()], others.to_vec()].concat()
+    [vec![[&[0], ticket.to_string().as_bytes()].concat(), records, [&[2], &said[..]].concat()], others.to_vec(), of_an_agent().to_vec()]
+        .concat()
 }

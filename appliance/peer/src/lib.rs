@@ -37,12 +37,7 @@ mod tests;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use self::{
-    door::Door,
-    mesh::{Mesh, Stream},
-    peer::Peer,
-    question::read_answer,
-};
+pub use self::{door::Door, line::Stream, mesh::Mesh, peer::Peer, question::read_answer};
 
 /// A lock whose holder cannot leave it in a half-changed state.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

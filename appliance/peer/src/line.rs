@@ -4,14 +4,15 @@
 
 use std::time::Duration;
 
-use iroh::endpoint::Connection;
-
-use crate::mesh::Stream;
+use iroh::endpoint::{Connection, RecvStream, SendStream};
 
 /// What was just sent is acknowledged within this time.
 const FIRST_LOOK: Duration = Duration::from_secs(1);
 /// Longer than between two pings and their answers.
 const LOOK: Duration = Duration::from_secs(3);
+
+/// One stream of a connection.
+pub type Stream = tokio::io::Join<RecvStream, SendStream>;
 
 /// A connection, for one question.
 pub struct Line {

@@ -15,7 +15,7 @@ use futures_util::{
 };
 use iroh::{
     Endpoint, EndpointAddr, PublicKey, RelayMode, SecretKey,
-    endpoint::{BindOpts, Connection, IdleTimeout, QuicTransportConfig, RecvStream, SendStream, presets},
+    endpoint::{BindOpts, Connection, IdleTimeout, QuicTransportConfig, presets},
 };
 use rebec_book::{Key, key::Name};
 use rebec_vmm_api::Versions;
@@ -39,9 +39,6 @@ const IDLE_TIME: Duration = Duration::from_secs(8);
 const PING_PERIOD: Duration = Duration::from_secs(2);
 /// Unread data on one stream; more would let noq close the connection (docs/notes/mesh.md).
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-
-/// One stream of a connection.
-pub type Stream = tokio::io::Join<RecvStream, SendStream>;
 
 /// A dial that several may wait for; a reason is told to each.
 type Dial = Shared<BoxFuture<'static, Result<Connection, String>>>;
