@@ -12,6 +12,7 @@ mod groups;
 mod parcel;
 mod read;
 mod scope;
+mod shared;
 
 use std::{
     cell::RefCell,
@@ -22,7 +23,8 @@ use std::{
 use groups::Group;
 pub use groups::{GroupMark, ShortMark, Tag, tag_of};
 pub use scope::{Concern, Lens};
-use scope::{Scope, Shared, is_public};
+use scope::{Scope, is_public};
+use shared::Shared;
 
 use crate::{
     key::{Id, Key, Name, id_of_key},
@@ -81,6 +83,8 @@ struct Log {
     public_mark: u64,
     bytes: usize,
     gone: usize,
+    /// Records that are not everybody's.
+    private: usize,
     /// In the order of their numbers.
     by_seq: Vec<Arc<Entry>>,
     /// Its writer wrote more than it may: it is not asked for again.
@@ -99,6 +103,7 @@ impl Log {
             public_mark: 0,
             bytes: 0,
             gone: 0,
+            private: 0,
             by_seq: vec![],
             is_over: false,
         }
@@ -155,8 +160,10 @@ pub struct Book {
     on_lan: BTreeSet<(Id, Id)>,
     /// Whom it concerns.
     scope: Scope,
-    /// What is shared with whom, found out when it is asked for and forgotten with every change.
+    /// What is shared with whom, of those of whom that was asked.
     shared: RefCell<BTreeMap<Key, Arc<Shared>>>,
+    /// By what the digest of a group differs for a domain.
+    differences: RefCell<BTreeMap<(Key, Key), u128>>,
     /// Grows when it may have changed who belongs to whom.
     authority: u64,
 }
@@ -164,8 +171,8 @@ pub struct Book {
 impl Book {
     /// An empty book of one pool.
     pub fn new(pool: Key) -> Self {
-        let (entries, logs, groups, names, on_lan, scope, shared) = Default::default();
-        Self { pool, own: None, entries, logs, groups, names, on_lan, scope, shared, authority: 0 }
+        let (entries, logs, groups, names, on_lan, scope, shared, differences) = Default::default();
+        Self { pool, own: None, entries, logs, groups, names, on_lan, scope, shared, differences, authority: 0 }
     }
 
     /// The same, as a host reads it: its own domain's things have their plain names.
@@ -252,37 +259,39 @@ impl Book {
         if voids {
             self.rescope_all()
         } else {
-            self.rescope(&key)
+            self.rescope(&key, before.as_deref().map(|entry| &entry.record))
         }
         Ok(())
     }
 
     fn insert(&mut self, entry: Arc<Entry>) {
-        self.shared.get_mut().clear();
         let Record { key, body, .. } = &entry.record;
         self.change(&key.writer, |log| {
             log.mark ^= entry.hash;
             log.public_mark ^= if is_public(&entry.record) { entry.hash } else { 0 };
             log.bytes += entry.signed.bytes();
             log.gone += usize::from(body.is_none());
+            log.private += usize::from(!is_public(&entry.record));
             if let Err(place) = log.place(&entry) {
                 log.by_seq.insert(place, entry.clone());
             }
         });
         self.names.extend(body.as_ref().and_then(name_of).map(|name| named(key, name)));
         self.on_lan.extend(lans_of(&entry.record).map(|lan| (lan, key.id)));
-        self.entries.insert(*key, entry);
+        self.entries.insert(*key, entry.clone());
+        self.share(&entry);
     }
 
     fn remove(&mut self, key: &RecordKey) -> Option<Arc<Entry>> {
-        self.shared.get_mut().clear();
         let entry = self.entries.remove(key)?;
+        self.unshare_one(&entry);
         if self.logs.contains_key(&key.writer) {
             self.change(&key.writer, |log| {
                 log.mark ^= entry.hash;
                 log.public_mark ^= if is_public(&entry.record) { entry.hash } else { 0 };
                 log.bytes -= entry.signed.bytes();
                 log.gone -= usize::from(entry.record.body.is_none());
+                log.private -= usize::from(!is_public(&entry.record));
                 if let Ok(place) = log.place(&entry) {
                     log.by_seq.remove(place);
                 }

@@ -1,99 +1,116 @@
 //! What came of a simulation, beside its targets.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
+use rebec_lab_gossip::{Account, Course, HEAD_BYTES, KINDS, Plan, REST, world};
 
-use super::{Plan, host::Account, pool::Pool, resident, world};
+use super::resident;
 use crate::{
     bench::{Figure, Target},
     progress::say,
 };
 
-/// Hosts find each other, and who is silent.
-const SETTLE: Duration = Duration::from_secs(25);
-/// What was written last gets everywhere.
-const REST: Duration = Duration::from_secs(10);
-/// Hosts that are lost in the end, and how long the others have to notice.
-const LOST: usize = 10;
-const NOTICED_FOR: Duration = Duration::from_secs(90);
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Hosts that are named of those that sent most.
+const NAMED: usize = 5;
 
 /// Simulates and measures.
-pub fn measure(plan: &Plan) -> Result<Vec<Figure>> {
-    let begun = Instant::now();
-    let mut pool = Pool::new(*plan)?;
-    say("sim", format!("{} hosts, {} records each", plan.hosts, pool.hosts[0].book.len()));
-    let proof = pool.proved.time / pool.proved.count.max(1);
-    pool.loose();
-    pool.run(SETTLE, 0)?;
-    empty(&mut pool);
-    say("sim", format!("settled; {} changes a second for {} s", plan.changes_s, plan.seconds));
-    pool.run(Duration::from_secs(plan.seconds), plan.changes_s)?;
-    let accounts: Vec<Account> = pool.living().into_iter().map(|number| pool.hosts[number].account).collect();
-    let wrong = wrongly_silent(&pool);
-    pool.run(REST, 0)?;
-    let spread = pool.spread();
-    empty(&mut pool);
-    pool.run(REST, 0)?;
-    let idle: Vec<Account> = pool.living().into_iter().map(|number| pool.hosts[number].account).collect();
-    say("sim", format!("{LOST} hosts are lost"));
-    let (own, foreign) = lose(&mut pool)?;
-    say("sim", format!("simulated {:.0} s in {:.0} s", pool.now().as_secs_f64(), begun.elapsed().as_secs_f64()));
-    let of = pool.living()[0];
-    let book = &pool.hosts[of].book;
-    let alone = resident::measure(book.pool(), pool.hosts[of].key, book.all())?;
-    let mut figures = of_spread(spread);
+pub fn measure(plan: &Plan) -> Result<(Vec<Figure>, String)> {
+    let course = rebec_lab_gossip::run(plan, |line| say("sim", line))?;
+    let alone = resident::measure(course.pool, course.largest, course.records.iter())?;
+    let seconds = plan.seconds as f64;
+    let mut figures = of_spread(&course);
     figures.push(figure(
-        "book of one host",
+        "largest book of a host",
         "MB",
         alone.book_bytes as f64 / 1e6,
         Target::AtMost(64.0),
-        "resident memory that one book of the simulation takes in a process of its own",
+        &format!("resident memory that it takes in a process of its own; {} records", alone.records),
     ));
-    figures.extend(of_accounts(&accounts, plan.seconds as f64, proof));
+    figures.extend(of_accounts(&course.busy, seconds, course.proof));
+    let idle = sorted(course.idle.iter().map(|account| account.bytes as f64 / REST.as_secs_f64() / 1e3));
     figures.push(figure(
         "sent a second where nothing changes, median",
         "kB/s",
-        sorted(idle.iter().map(|account| account.bytes as f64 / REST.as_secs_f64() / 1e3))[idle.len() / 2],
+        idle.get(idle.len() / 2).copied().unwrap_or_default(),
         Target::None,
-        "the same, after the changes",
+        &format!(
+            "the same, after the changes; the hostile host goes on. The worst sent {:.1} kB/s",
+            idle.last().copied().unwrap_or_default()
+        ),
     ));
+    let seconds_of = |time: Option<Duration>| time.map_or(f64::INFINITY, |time| time.as_secs_f64());
     figures.push(figure(
         "lost host is known in its domain, last",
         "s",
-        own,
+        seconds_of(course.noticed_at_home),
         Target::AtMost(10.0),
         "the last host of its domain that noticed",
     ));
     figures.push(figure(
         "lost host is known elsewhere, last",
         "s",
-        foreign,
+        seconds_of(course.noticed),
         Target::AtMost(60.0),
         "7 s and two turns of all domains, and what its own domain took",
     ));
     figures.push(figure(
         "living hosts of the own domain taken for silent",
         "%",
-        wrong * 100.0,
+        course.wrongly_silent * 100.0,
         Target::AtMost(0.1),
         "of all pairs, at the end of the changes",
     ));
-    Ok(figures)
+    figures.push(figure(
+        "the simulation",
+        "s",
+        course.took.as_secs_f64(),
+        Target::None,
+        &format!("on the clock, for {:.0} s of {} hosts", course.simulated.as_secs_f64(), plan.hosts),
+    ));
+    Ok((figures, hot_spots(&course.busy, seconds)))
 }
 
-fn empty(pool: &mut Pool) {
-    for host in &mut pool.hosts {
-        host.account = Account::default();
+/// Who sent most, and what most of it was.
+fn hot_spots(accounts: &[Account], seconds: f64) -> String {
+    let mut text = String::from("hot spots, while records are written:\n");
+    let mut kinds: Vec<(usize, usize, &str)> = (KINDS.iter().enumerate())
+        .map(|(kind, name)| {
+            let all = accounts.iter().map(|account| account.told[kind]);
+            let (messages, bytes) = all.fold((0, 0), |(messages, bytes), told| (messages + told.messages, bytes + told.bytes));
+            (bytes + messages * HEAD_BYTES, messages, *name)
+        })
+        .collect();
+    kinds.sort_unstable_by(|a, b| b.cmp(a));
+    let a_host = |count: usize| count as f64 / accounts.len().max(1) as f64 / seconds;
+    for (bytes, messages, name) in kinds.iter().filter(|(bytes, ..)| *bytes > 0) {
+        text += &format!("  {name}: {:.2} kB/s a host in {:.2} messages\n", a_host(*bytes) / 1e3, a_host(*messages));
     }
+    let connections: usize = accounts.iter().map(|account| account.connection_bytes).sum();
+    text += &format!("  new connections and tries of silent hosts: {:.2} kB/s a host\n", a_host(connections) / 1e3);
+    let mut hosts: Vec<&Account> = accounts.iter().collect();
+    hosts.sort_by_key(|account| std::cmp::Reverse(account.bytes));
+    for account in hosts.into_iter().take(NAMED) {
+        let most = KINDS.iter().zip(&account.told).max_by_key(|(_, told)| told.bytes + told.messages * HEAD_BYTES);
+        let (name, told) = most.map(|(name, told)| (*name, *told)).unwrap_or_default();
+        text += &format!(
+            "  host {} of domain {}: {:.1} kB/s, of that {:.1} for connections and {:.1} in {:.1} messages `{name}`\n",
+            account.host,
+            account.domain,
+            account.bytes as f64 / seconds / 1e3,
+            account.connection_bytes as f64 / seconds / 1e3,
+            (told.bytes + told.messages * HEAD_BYTES) as f64 / seconds / 1e3,
+            told.messages as f64 / seconds,
+        );
+    }
+    text
 }
 
 fn figure(name: &str, unit: &'static str, measured: f64, target: Target, how: &str) -> Figure {
     Figure { name: name.into(), unit, measured, target, peers: vec![], how: how.into() }
 }
 
-fn of_spread(spread: Vec<Option<Duration>>) -> Vec<Figure> {
+fn of_spread(Course { spread, .. }: &Course) -> Vec<Figure> {
     let missing = spread.iter().filter(|time| time.is_none()).count();
     let times = sorted(spread.iter().map(|time| time.map_or(f64::INFINITY, |time| time.as_secs_f64())));
     let how = format!(
@@ -130,10 +147,10 @@ fn of_accounts(accounts: &[Account], seconds: f64, proof: Duration) -> Vec<Figur
         worst.messages as f64 / seconds,
         worst.connection_bytes as f64 / seconds / 1e3,
     );
-    let busy = sorted(accounts.iter().map(|account| account.busy.as_secs_f64() / seconds * 1e3));
+    let busy = sorted(accounts.iter().filter_map(|account| Some(account.busy?.as_secs_f64() / seconds * 1e3)));
     let proofs = part(|account| account.proofs) * proof.as_secs_f64() * 1e3;
     let how_busy = format!(
-        "processor milliseconds in a second: engine, book and codec; records that several books share were decoded and their signatures looked at once, which would be {:.2} ms more ({:.0} records/s of {:.0} us)",
+        "processor milliseconds in a second, of each eighth host: engine, book and codec; records that several books share were decoded and their signatures looked at once, which would be {:.2} ms more ({:.0} records/s of {:.0} us)",
         proofs,
         part(|account| account.proofs),
         proof.as_secs_f64() * 1e6
@@ -141,7 +158,7 @@ fn of_accounts(accounts: &[Account], seconds: f64, proof: Duration) -> Vec<Figur
     vec![
         figure("sent a second, median host", "kB/s", bytes[middle] / 1e3, Target::AtMost(20.0), &how),
         figure("sent a second, worst host", "kB/s", bytes[bytes.len() - 1] / 1e3, Target::AtMost(20.0), &how_worst),
-        figure("work a second, median host", "ms", busy[middle] + proofs, Target::AtMost(20.0), &how_busy),
+        figure("work a second, median host", "ms", busy[busy.len() / 2] + proofs, Target::AtMost(20.0), &how_busy),
         figure("work a second, worst host", "ms", busy[busy.len() - 1] + proofs, Target::None, "the host that worked most"),
     ]
 }
@@ -150,40 +167,6 @@ fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     values
-}
-
-/// Of the pairs of living hosts of one domain, those where one takes the other for silent.
-fn wrongly_silent(pool: &Pool) -> f64 {
-    let living = pool.living();
-    let pairs = living.iter().flat_map(|by| living.iter().map(move |of| (&pool.hosts[*by], &pool.hosts[*of])));
-    let fellows: Vec<_> = pairs.filter(|(by, of)| by.site == of.site && by.key != of.key).collect();
-    let wrong = fellows.iter().filter(|(by, of)| by.engine.silence(pool.now(), &of.key).is_some()).count();
-    wrong as f64 / fellows.len().max(1) as f64
-}
-
-/// When the last host of the own domain noticed, and the last of all. Domain 0 is left out: in it the hostile host says that all are there.
-fn lose(pool: &mut Pool) -> Result<(f64, f64)> {
-    let lost: Vec<usize> = pool.living().into_iter().filter(|number| pool.hosts[*number].site != 0).step_by(7).take(LOST).collect();
-    for number in &lost {
-        pool.hosts[*number].is_silent = true;
-    }
-    let begun = pool.now();
-    let (mut own, mut foreign) = (f64::INFINITY, f64::INFINITY);
-    while pool.now() < begun + NOTICED_FOR && foreign.is_infinite() {
-        pool.run(LOOK_EVERY, 0)?;
-        let hosts = &pool.hosts;
-        let living = pool.living();
-        let notices = |is_own: bool| {
-            living.iter().all(|by| {
-                let concerned = lost.iter().filter(|of| !is_own || hosts[**of].site == hosts[*by].site);
-                concerned.into_iter().all(|of| hosts[*by].engine.silence(pool.now(), &hosts[*of].key).is_some())
-            })
-        };
-        let passed = (pool.now() - begun).as_secs_f64();
-        own = if own.is_infinite() && notices(true) { passed } else { own };
-        foreign = if notices(false) { passed } else { foreign };
-    }
-    Ok((own, foreign))
 }
 
 /// A book of 100,000 records.

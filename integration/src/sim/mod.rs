@@ -1,39 +1,12 @@
-//! The simulator: the real book and the real gossip of a whole pool in one process and virtual time, from one seed.
+//! What `cargo lab sim` measures: a pool of a thousand books and gossip engines (`integration/gossip`), and a large book.
 //!
 //! ```text
-//! world    the records of a pool, signed          network   when a message arrives, and what it costs
-//! host     one host: book, engine, its account    hostile   the one that forges, replays, floods and lies
-//! pool     all of them: events in their order     measure   what came of it, beside its targets
+//! measure  what came of a simulation, beside its targets
 //! resident one book in a process of its own: what it takes, and how fast it is read
 //! ```
-//! Two things are not as on a real host, and the figures say so: a record that many books have is decoded and kept once, and its
-//! signature is looked at once; what both cost a host is measured apart and added.
 
-mod host;
-mod hostile;
 mod measure;
-mod network;
-mod pool;
 pub mod resident;
-mod world;
 
 pub use measure::{measure, measure_book};
-
-/// What is simulated.
-#[derive(Debug, Clone, Copy)]
-pub struct Plan {
-    /// From which everything follows.
-    pub seed: u64,
-    /// Hosts, also the silent ones and the hostile one.
-    pub hosts: usize,
-    /// Domains, of about equal size.
-    pub domains: usize,
-    /// VMs that each host has.
-    pub vms: usize,
-    /// Of a hundred hosts, those that are silent all the time.
-    pub silent_percent: usize,
-    /// Records that the pool writes in a second.
-    pub changes_s: usize,
-    /// Seconds in which that is measured, after a while in which hosts find each other.
-    pub seconds: u64,
-}
+pub use rebec_lab_gossip::Plan;

@@ -36,7 +36,7 @@ pub struct Options {
     #[arg(long, default_value_t = 5)]
     changes: usize,
     /// Seconds in which that is measured.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 30)]
     seconds: u64,
     /// Write the figures as JSON too.
     #[arg(long, value_name = "FILE")]
@@ -66,8 +66,8 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         changes_s: options.changes,
         seconds: options.seconds.max(1),
     };
-    let figures = if options.book { sim::measure_book(options.seed)? } else { sim::measure(&plan)? };
-    print!("{}", table(&figures));
+    let (figures, spots) = if options.book { (sim::measure_book(options.seed)?, String::new()) } else { sim::measure(&plan)? };
+    print!("{}{spots}", table(&figures));
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&figures).context("write the figures")?;
         std::fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))?;

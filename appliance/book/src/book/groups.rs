@@ -72,10 +72,13 @@ impl Book {
             Sight::All => group.digest,
             Sight::Public => group.public,
             sight @ Sight::Shared(shared) => {
-                let logs = shared.keys().filter_map(|writer| self.logs.get_key_value(writer)).filter(|(_, log)| log.group == *key);
-                logs.fold(group.public, |digest, (writer, log)| {
-                    digest ^ part_of(writer, log, (log.public_head, log.public_mark)) ^ part_of(writer, log, sight.of(writer, log))
-                })
+                let difference = || {
+                    let logs = shared.writers().filter_map(|writer| self.logs.get_key_value(writer)).filter(|(_, log)| log.group == *key);
+                    logs.fold(0, |difference, (writer, log)| {
+                        difference ^ part_of(writer, log, (log.public_head, log.public_mark)) ^ part_of(writer, log, sight.of(writer, log))
+                    })
+                };
+                group.public ^ self.known_difference(key, shared, difference)
             }
         };
         self.groups.iter().map(|(key, group)| GroupMark { group: tag_of(key), digest: shown(digest(key, group)) }).collect()
@@ -176,12 +179,14 @@ impl Book {
             self.groups.entry(group).or_default().join(writer, &Log::new(group));
         }
         let Some(log) = self.logs.get_mut(writer) else { return };
-        let group = self.groups.entry(log.group).or_default();
+        let name = log.group;
+        let group = self.groups.entry(name).or_default();
         group.leave(writer, log);
         change(log);
         let known = log.by_seq.iter().rev().skip_while(|entry| entry.record.seq > log.head);
         log.public_head = known.map(|entry| &entry.record).find(|record| is_public(record)).map_or(0, |record| record.seq);
         group.join(writer, log);
+        self.forget_differences(&name);
     }
 
     /// Drops a log; what was in it is still to be removed.
@@ -218,6 +223,7 @@ impl Book {
             if log.group != group {
                 self.leave_group(&writer, &log);
                 log.group = group;
+                self.forget_differences(&group);
                 self.groups.entry(group).or_default().join(&writer, &log);
             }
             self.logs.insert(writer, log);
@@ -226,6 +232,7 @@ impl Book {
     }
 
     fn leave_group(&mut self, writer: &Key, log: &Log) {
+        self.forget_differences(&log.group);
         if let Some(group) = self.groups.get_mut(&log.group) {
             group.leave(writer, log);
             group.writers.remove(writer);

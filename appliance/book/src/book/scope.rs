@@ -24,9 +24,9 @@ pub(super) struct Scope {
     /// By proof, each with its home's domain.
     lent: BTreeMap<Id, BTreeSet<Key>>,
     /// The same, and those that say something of it.
-    vms: BTreeMap<Id, BTreeSet<Key>>,
-    lans: BTreeMap<Id, BTreeSet<Key>>,
-    images: BTreeMap<Id, BTreeSet<Key>>,
+    pub(super) vms: BTreeMap<Id, BTreeSet<Key>>,
+    pub(super) lans: BTreeMap<Id, BTreeSet<Key>>,
+    pub(super) images: BTreeMap<Id, BTreeSet<Key>>,
 }
 
 /// Whom a record concerns.
@@ -48,9 +48,6 @@ impl Concern {
     }
 }
 
-/// Numbers and hashes of records that are shared with one domain, by their writers.
-pub(super) type Shared = BTreeMap<Key, BTreeMap<u64, u64>>;
-
 /// What a book is to another host with which it is compared.
 #[derive(Debug, Clone)]
 pub struct Lens {
@@ -67,7 +64,7 @@ pub struct Lens {
 pub(super) enum Sight<'a> {
     All,
     Public,
-    Shared(&'a Shared),
+    Shared(&'a Arc<Shared>),
 }
 
 impl Lens {
@@ -89,7 +86,7 @@ impl Sight<'_> {
         match self {
             Self::All => true,
             Self::Public => is_public(&entry.record),
-            Self::Shared(shared) => is_public(&entry.record) || shared.get(&key.writer).is_some_and(|of| of.contains_key(seq)),
+            Self::Shared(shared) => is_public(&entry.record) || shared.of(&key.writer).is_some_and(|of| of.has(*seq)),
         }
     }
 
@@ -98,11 +95,10 @@ impl Sight<'_> {
         let shared = match self {
             Self::All => return (log.head, log.mark),
             Self::Public => None,
-            Self::Shared(shared) => shared.get(writer),
+            Self::Shared(shared) => shared.of(writer),
         };
         let Some(shared) = shared else { return (log.public_head, log.public_mark) };
-        let head = shared.range(..=log.head).next_back().map_or(0, |(seq, _)| *seq);
-        (head.max(log.public_head), shared.values().fold(log.public_mark, |mark, hash| mark ^ hash))
+        (shared.head(log.head).max(log.public_head), log.public_mark ^ shared.mark)
     }
 }
 
@@ -126,6 +122,23 @@ impl Book {
         };
         domains.extend(self.domain_of(&record.key.writer));
         Concern::Domains(domains)
+    }
+
+    /// Whether a domain is among those whom a record concerns.
+    pub fn concerns(&self, record: &Record, domain: &Key) -> bool {
+        let id = record.key.id;
+        let has = |of: &BTreeMap<Id, BTreeSet<Key>>, id: Id| of.get(&id).is_some_and(|domains| domains.contains(domain));
+        let by_lan = || {
+            let (_, body) = self.vm_body(id)?;
+            body.nics.iter().find(|nic| has(&self.scope.lans, nic.lan))
+        };
+        let is_told = || match record.key.kind {
+            Kind::VM | Kind::SEEN => has(&self.scope.vms, id) || !self.scope.lans.is_empty() && by_lan().is_some(),
+            Kind::LAN => has(&self.scope.lans, id),
+            Kind::IMAGE => has(&self.scope.images, id),
+            _ => false,
+        };
+        is_public(record) || self.domain_of(&record.key.writer) == Some(*domain) || is_told()
     }
 
     /// The concern of a writer's record of this number, if it is here.
@@ -152,17 +165,17 @@ impl Book {
     /// Records of other domains that do not concern this one: they did, or somebody sent them.
     pub fn unconcerned(&self) -> Vec<RecordKey> {
         let Some(own) = self.own_domain() else { return vec![] };
-        let others = self.entries.values().map(|entry| &entry.record).filter(|record| self.domain_of(&record.key.writer) != Some(own));
-        let of_hosts = others.filter(|record| !is_public(record) && self.domain_of(&record.key.writer).is_some());
-        of_hosts.filter(|record| !self.concern(record).has(&own)).map(|record| record.key).collect()
+        let others = self.logs.values().filter(|log| log.private > 0 && log.domain.is_some_and(|domain| domain != own));
+        let private = others.flat_map(|log| &log.by_seq).map(|entry| &entry.record).filter(|record| !is_public(record));
+        private.filter(|record| !self.concerns(record, &own)).map(|record| record.key).collect()
     }
 
     /// Drops records, as if they had never come.
     pub fn forget(&mut self, keys: &[RecordKey]) {
         for key in keys {
-            self.remove(key);
+            let before = self.remove(key);
+            self.rescope(key, before.as_deref().map(|entry| &entry.record));
         }
-        self.rescope_all();
     }
 
     fn vm_concerns(&self, vm: Id) -> BTreeSet<Key> {
@@ -182,34 +195,10 @@ impl Book {
         })
     }
 
-    fn known_shared_with(&self, domain: &Key) -> Arc<Shared> {
-        self.shared.borrow_mut().entry(*domain).or_insert_with(|| self.shared_with(domain).into()).clone()
-    }
-
-    /// Everything of other domains that one has a part in.
-    fn shared_with(&self, domain: &Key) -> Shared {
-        let has = |(id, domains): (&Id, &BTreeSet<Key>)| domains.contains(domain).then_some(*id);
-        let lans: Vec<Id> = self.scope.lans.iter().filter_map(has).collect();
-        let mut vms: BTreeSet<Id> = self.scope.vms.iter().filter_map(has).collect();
-        vms.extend(lans.iter().flat_map(|lan| self.on_lan(*lan)).map(|record| record.key.id));
-        let things = lans.into_iter().map(|lan| (Kind::LAN, lan));
-        let things = things.chain(self.scope.images.iter().filter_map(has).map(|image| (Kind::IMAGE, image)));
-        let things = things.chain(vms.into_iter().flat_map(|vm| [(Kind::VM, vm), (Kind::SEEN, vm)]));
-        let mut shared = Shared::new();
-        for entry in things.flat_map(|(kind, id)| self.entries_about(kind, id)) {
-            let writer = entry.record.key.writer;
-            if !is_public(&entry.record) && self.domain_of(&writer) != Some(*domain) {
-                shared.entry(writer).or_default().insert(entry.record.seq, entry.hash);
-            }
-        }
-        shared
-    }
-
     /// Finds out anew who has a part in what a record is about.
-    pub(super) fn rescope(&mut self, key: &RecordKey) {
-        self.shared.get_mut().clear();
+    pub(super) fn rescope(&mut self, key: &RecordKey, before: Option<&Record>) {
         match key.kind {
-            Kind::VM | Kind::SEEN => self.rescope_vm(key),
+            Kind::VM | Kind::SEEN => self.rescope_vm(key, before.into_iter().flat_map(lans_of).collect()),
             Kind::LAN => self.rescope_lan(key.id),
             Kind::IMAGE => self.rescope_image(key.id),
             _ => {}
@@ -219,12 +208,12 @@ impl Book {
     /// The same of everything: hosts may belong to other domains now.
     pub(super) fn rescope_all(&mut self) {
         self.scope = Scope::default();
-        self.shared.get_mut().clear();
+        self.unshare_all();
         let ids = |book: &Self, kind| book.of_kind(kind).map(|record| record.key.id).collect::<BTreeSet<Id>>();
         for vm in ids(self, Kind::VM) {
             let (parties, claimants) = self.parties(vm);
-            set(&mut self.scope.vms, vm, parties.union(&claimants).copied().collect());
-            set(&mut self.scope.lent, vm, parties);
+            self.set(|scope| &mut scope.vms, vm, parties.union(&claimants).copied().collect());
+            self.set(|scope| &mut scope.lent, vm, parties);
         }
         for lan in ids(self, Kind::LAN) {
             self.rescope_lan(lan);
@@ -234,25 +223,20 @@ impl Book {
         }
     }
 
-    fn rescope_vm(&mut self, key: &RecordKey) {
+    /// `lans`: those that the VM was on.
+    fn rescope_vm(&mut self, key: &RecordKey, mut lans: BTreeSet<Id>) {
         let (parties, claimants) = self.parties(key.id);
         let before = self.scope.lent.get(&key.id).cloned().unwrap_or_default();
-        let lans: BTreeSet<Id> = self.vm_body(key.id).map(|(_, body)| body.nics.iter().map(|nic| nic.lan).collect()).unwrap_or_default();
-        set(&mut self.scope.vms, key.id, parties.union(&claimants).copied().collect());
-        set(&mut self.scope.lent, key.id, parties.clone());
-        let has_shrunk = !before.is_subset(&parties);
-        if parties.is_empty() || has_shrunk {
-            // It may have been on any.
-            for lan in self.scope.lans.keys().copied().collect::<Vec<_>>() {
-                self.rescope_lan(lan);
-            }
-        }
-        if key.kind == Kind::VM || before != parties && parties.len() > 1 {
+        let has_shrunk = !before.is_subset(&parties) || !lans.is_empty();
+        lans.extend(self.vm_body(key.id).into_iter().flat_map(|(_, body)| body.nics.iter().map(|nic| nic.lan)));
+        self.set(|scope| &mut scope.vms, key.id, parties.union(&claimants).copied().collect());
+        self.set(|scope| &mut scope.lent, key.id, parties.clone());
+        if key.kind == Kind::VM || before != parties && (has_shrunk || parties.len() > 1) {
             for lan in lans {
                 let known = self.scope.lans.get(&lan);
                 let home = || self.thing(Kind::LAN, lan).and_then(|thing| thing.domain);
                 let is_known = known.map_or_else(|| parties.iter().eq(home().iter()), |known| parties.is_subset(known));
-                if !is_known {
+                if has_shrunk || !is_known {
                     self.rescope_lan(lan);
                 }
             }
@@ -270,7 +254,7 @@ impl Book {
                 lent.into_iter().flatten().copied().chain(self.domain_of(&record.key.writer))
             }));
         }
-        set(&mut self.scope.lans, lan, domains);
+        self.set(|scope| &mut scope.lans, lan, domains);
     }
 
     fn rescope_image(&mut self, image: Id) {
@@ -280,7 +264,19 @@ impl Book {
         {
             domains.extend(thing.domain.into_iter().chain(body.domains.iter().copied()));
         }
-        set(&mut self.scope.images, image, domains);
+        self.set(|scope| &mut scope.images, image, domains);
+    }
+
+    /// What only one domain has a part in is not kept.
+    fn set(&mut self, which: impl Fn(&mut Scope) -> &mut BTreeMap<Id, BTreeSet<Key>>, id: Id, domains: BTreeSet<Key>) {
+        let of = which(&mut self.scope);
+        let domains = if domains.len() > 1 { domains } else { BTreeSet::new() };
+        let before = of.remove(&id).unwrap_or_default();
+        let changed: Vec<Key> = before.symmetric_difference(&domains).copied().collect();
+        if !domains.is_empty() {
+            of.insert(id, domains);
+        }
+        self.unshare(&changed);
     }
 
     /// Domains that have a part in a VM: its home's, and those of hosts on its way, as far as that is proved. And those whose hosts say
@@ -306,15 +302,6 @@ impl Book {
 fn has_a_place(id: Id, lan: &LanBody, vm: &Record) -> bool {
     let nics = if let Some(Body::Vm(body)) = &vm.body { &body.nics[..] } else { &[] };
     nics.iter().any(|nic| nic.lan == id && lan::admits(lan, &vm.key.writer, nic))
-}
-
-/// What only one domain has a part in is not kept.
-fn set(of: &mut BTreeMap<Id, BTreeSet<Key>>, id: Id, domains: BTreeSet<Key>) {
-    if domains.len() > 1 {
-        of.insert(id, domains);
-    } else {
-        of.remove(&id);
-    }
 }
 
 #[cfg(test)]

@@ -29,8 +29,11 @@ pub const TRIES_TO_DOUBT: u32 = 2;
 
 /// Beats in one message: 10 bytes each. A larger domain tells its beats in so many parts, and waits as many times longer for silence.
 pub const BEATS_MAX: usize = 256;
-/// What a beat may be ahead of the clock since it moved last: who says more is not believed, or could make a host look silent for ever.
-pub const BEAT_AHEAD_S: u64 = 60;
+/// What a beat may be ahead of the number that its host told and the seconds since: who says more is not believed, or could make a host look
+/// silent for as long as its true number is lower.
+pub const BEAT_AHEAD_S: u64 = 2;
+/// The same of a host that has not spoken to this one yet. One that is further behind than this tells of a lie, here or there.
+pub const BEAT_DOUBTED_S: u64 = 10;
 /// How a host is goes along with its beat once in so many times, where it has not changed.
 pub const VITALS_EVERY: u64 = 8;
 /// The same to hosts of other domains, which hear less often of this one.

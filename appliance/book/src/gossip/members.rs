@@ -2,7 +2,7 @@
 //!
 //! A host is known to be there when it speaks to this one, or when its beat moves. Of beats, a host is believed about its own domain
 //! only: a stranger can neither keep another domain's dead host alive nor silence a living one. In its own domain it can, for as long as
-//! nobody asks that host itself: what a host says of itself goes before all.
+//! nobody asks that host itself: what a host says of itself goes before all, and says how far its number can be from then on.
 //!
 //! Turns: each host that answers is asked once in each cycle, in another order each time. Foreign domains take turns in the same way, and
 //! in each its hosts. Silent hosts are asked by back-off.
@@ -33,6 +33,8 @@ struct Member {
     /// When its beat moved.
     moved: Option<Duration>,
     beat: u64,
+    /// The number that the host itself told, and when: from there on it grows by one a second.
+    told: Option<(u64, Duration)>,
     vitals: Option<Known>,
     /// Questions that failed in a row.
     tries: u32,
@@ -107,6 +109,7 @@ impl Members {
                 heard: None,
                 moved: None,
                 beat: 0,
+                told: None,
                 vitals: None,
                 tries: 0,
                 due: Duration::ZERO,
@@ -305,7 +308,7 @@ impl Members {
     /// What a host says of itself and its domain.
     pub fn take_beats(&mut self, now: Duration, by: &Key, beats: &Beats) {
         let Some(teller) = self.members.get_mut(by) else { return };
-        (teller.beat, teller.moved) = (beats.own, Some(now));
+        (teller.beat, teller.moved, teller.told) = (beats.own, Some(now), Some((beats.own, now)));
         // Its own word counts, whatever was said of it.
         teller.vitals = beats.vitals.map(|vitals| Known::new(now, beats.own, vitals)).map(|new| match teller.vitals {
             Some(known) if known.is_as(&new) => known,
@@ -315,12 +318,10 @@ impl Members {
         for beat in &beats.others {
             let Some((key, member)) = self.of_tag(beat.host).filter(|(_, member)| member.domain == domain) else { continue };
             let number = beats.own.wrapping_add_signed(beat.beside);
-            let elapsed = now.saturating_sub(member.moved.unwrap_or(member.since)).as_secs();
-            let is_sane = member.moved.is_none() || number <= member.beat.saturating_add(2 * elapsed + BEAT_AHEAD_S);
-            if key == *by || !is_sane {
+            if key == *by || !member.may_be_at(now, number) {
                 continue;
             }
-            if number > member.beat {
+            if number > member.beat || member.is_contradicted(number) {
                 let moved = now.saturating_sub(Duration::from_millis(100 * u64::from(beat.age)));
                 (member.beat, member.moved) = (number, member.moved.max(Some(moved)));
             }
@@ -337,6 +338,23 @@ impl Members {
         low[..8].copy_from_slice(&tag.0);
         high[..8].copy_from_slice(&tag.0);
         self.members.range_mut(Name(low)..=Name(high)).next().map(|(key, member)| (*key, member))
+    }
+}
+
+impl Member {
+    /// Whether the host's number may be this by now.
+    fn may_be_at(&self, now: Duration, number: u64) -> bool {
+        let since = |then: Duration| now.saturating_sub(then).as_secs();
+        match (self.told, self.moved) {
+            (Some((beat, then)), _) => number <= beat.saturating_add(since(then) + BEAT_AHEAD_S),
+            (None, Some(then)) => number <= self.beat.saturating_add(since(then) + BEAT_DOUBTED_S),
+            (None, None) => true,
+        }
+    }
+
+    /// Whether one of those who told this number and the one that is known lies. Until the host itself has said which, both say that it is there.
+    fn is_contradicted(&self, number: u64) -> bool {
+        self.told.is_none() && number.saturating_add(BEAT_DOUBTED_S) < self.beat
     }
 }
 

@@ -170,7 +170,7 @@ impl Engine {
         match input {
             Input::Wrote(records) => {
                 let pushes = if self.members.is_small() { 0 } else { PUSHES };
-                self.learn(now, &records, pushes);
+                self.learn(now, book, &records, pushes);
                 let named: Vec<_> = records.iter().filter_map(|signed| signed.numbered().ok()).collect();
                 for (to, told) in self.audience(now, book, &named) {
                     let told = told.into_iter().filter_map(|index| records.get(index).cloned());
@@ -185,7 +185,7 @@ impl Engine {
                     Came::InTurn if records.len() <= OFFERS_PER_WRITER => 1,
                     Came::InTurn => 0,
                 };
-                self.learn(now, &records, pushes);
+                self.learn(now, book, &records, pushes);
             }
             Input::Failed { from } => self.members.asked(now, &from, false),
             Input::Heard { from } => self.members.heard(now, &from),
@@ -302,9 +302,16 @@ impl Engine {
         }
     }
 
-    fn learn(&mut self, now: Duration, records: &[Signed], pushes: u8) {
+    /// What concerns another domain, and not this one, is no news here: somebody sent it who should not have.
+    fn learn(&mut self, now: Duration, book: &Book, records: &[Signed], pushes: u8) {
+        let own = book.own_domain();
         for (writer, seq) in records.iter().filter_map(|signed| signed.numbered().ok()) {
-            self.news.learn(now, offer_of(&writer, seq), pushes);
+            let concern = book.concern_of(&writer, seq);
+            if concern.is_some_and(|concern| own.is_none_or(|own| concern.has(&own))) {
+                self.news.learn(now, offer_of(&writer, seq), pushes);
+            } else {
+                self.news.came(&offer_of(&writer, seq));
+            }
         }
     }
 
@@ -313,14 +320,19 @@ impl Engine {
     fn audience(&mut self, now: Duration, book: &Book, named: &[(Key, u64)]) -> BTreeMap<Key, Vec<usize>> {
         let mut hosts: BTreeSet<Key> = self.members.told(now, &mut self.chance).into_iter().collect();
         if !self.members.is_small() {
+            let (mut is_everybodys, mut domains) = (false, BTreeSet::new());
             for concern in named.iter().filter_map(|(writer, seq)| book.concern_of(writer, *seq)) {
                 match concern {
-                    Concern::Everybody => hosts.extend(self.members.told_elsewhere(now, &mut self.chance)),
-                    Concern::Domains(domains) => {
-                        let others = domains.into_iter().filter(|domain| Some(*domain) != book.own_domain());
-                        hosts.extend(others.flat_map(|domain| self.members.told_in(now, &domain, SHARED_FANOUT, &mut self.chance)));
-                    }
+                    Concern::Everybody => is_everybodys = true,
+                    Concern::Domains(concerned) => domains.extend(concerned),
                 }
+            }
+            // The same hosts for all of it: a message costs more than what is in it.
+            if is_everybodys {
+                hosts.extend(self.members.told_elsewhere(now, &mut self.chance));
+            }
+            for domain in domains.into_iter().filter(|domain| Some(*domain) != book.own_domain()) {
+                hosts.extend(self.members.told_in(now, &domain, SHARED_FANOUT, &mut self.chance));
             }
         }
         let mut lenses: BTreeMap<Option<Key>, Lens> = BTreeMap::new();

@@ -33,7 +33,7 @@ pub struct News {
     items: BTreeMap<Offer, Item>,
     wanted: BTreeMap<Offer, Duration>,
     /// What may be passed on of each writer, where that is not all.
-    of_writers: BTreeMap<Key, Bucket>,
+    of_writers: BTreeMap<Tag, Bucket>,
     /// What may be given to each host, where that is not all.
     to_hosts: BTreeMap<Key, Bucket>,
     /// When news is offered next, if there is any.
@@ -49,9 +49,14 @@ impl News {
         Self { own, items, wanted, of_writers, to_hosts, offer_at: None, times: 1 }
     }
 
+    /// A record has come.
+    pub fn came(&mut self, offer: &Offer) {
+        self.wanted.remove(offer);
+    }
+
     /// A record is news here.
     pub fn learn(&mut self, now: Duration, offer: Offer, pushes: u8) {
-        self.wanted.remove(&offer);
+        self.came(&offer);
         let of_writer = self.items.range(Offer { seq: 0, ..offer }..=Offer { seq: u64::MAX, ..offer }).count();
         if self.items.len() >= NEWS_MAX || of_writer >= NEWS_PER_WRITER {
             return;
@@ -77,8 +82,13 @@ impl News {
         self.offer_at
     }
 
-    /// What is to be offered now.
+    /// What is to be offered now. Of a writer that wrote so much that its room here is half used up nothing is: rounds tell it.
     pub fn push(&mut self, now: Duration, chance: &mut Chance) -> Vec<Offer> {
+        let (limit, _) = self.limits();
+        let is_busy = |writer: &Tag| self.of_writers.get(writer).is_some_and(|bucket| bucket.has(now, limit) < limit.burst / 2);
+        for (offer, item) in self.items.iter_mut().filter(|(_, item)| item.pushes > 0) {
+            item.pushes = if is_busy(&offer.writer) { 0 } else { item.pushes };
+        }
         let waiting: Vec<Offer> = self.items.iter().filter(|(_, item)| item.pushes > 0).map(|(offer, _)| *offer).collect();
         let offers = fair(waiting, chance);
         for offer in &offers {
@@ -138,7 +148,7 @@ impl News {
             return true;
         }
         let (limit, limit_to) = self.limits();
-        let of_writer = self.of_writers.entry(*writer).or_insert(limit.full(now));
+        let of_writer = self.of_writers.entry(tag_of(writer)).or_insert(limit.full(now));
         let to_host = self.to_hosts.entry(*to).or_insert(limit_to.full(now));
         let fits = of_writer.has(now, limit).min(to_host.has(now, limit_to)) >= bytes as u64;
         if fits {

@@ -285,6 +285,14 @@ fn beats_of_another_domain_are_not_believed() {
     members.take_beats(PERIOD * 2, &key(2), &says(6, i64::MAX));
     members.take_beats(PERIOD * 40, &key(10), &says(6, 4));
     assert_eq!(members.silence(PERIOD * 40, &key(6)), None);
+    // Nor by a little, again and again.
+    members.take_beats(PERIOD * 41, &key(2), &says(6, 60));
+    members.take_beats(PERIOD * 70, &key(10), &says(6, 50));
+    assert_eq!(members.silence(PERIOD * 70, &key(6)), None);
+    // Of who has not spoken yet the liar may be heard first.
+    members.take_beats(PERIOD, &key(2), &says(14, i64::MAX));
+    members.take_beats(PERIOD * 20, &key(10), &says(14, 20));
+    assert_eq!(members.silence(PERIOD * 20, &key(14)), None);
 }
 
 /// How hosts are travels with their beats: the later word counts, and a host's own before all.

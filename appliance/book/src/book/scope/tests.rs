@@ -62,7 +62,9 @@ impl World {
 
     fn write(&mut self, by: u8, kind: Kind, id: Id, body: Option<Body>) {
         let signed = self.sign(by, kind, id, body);
-        assert_eq!(self.books.get_mut(&by).unwrap().restore(signed, Came::InTurn), Ok(true));
+        let book = self.books.get_mut(&by).unwrap();
+        assert_eq!(book.restore(signed, Came::InTurn), Ok(true));
+        assert!(book.shares_what_it_should());
     }
 
     fn vm(&mut self, home: u8, nonce: u8, assigned: (u8, u64), nics: Vec<NicBody>) -> Id {
@@ -130,6 +132,8 @@ impl World {
         let book = self.books.get_mut(&to).unwrap();
         for (signed, came) in sent {
             assert!(book.restore(signed, came).is_ok());
+            assert!(book.shares_what_it_should());
+            assert_eq!(book.groups(7, &book.lens(domain(from))), book.clone().looked_at_anew().groups(7, &book.lens(domain(from))));
         }
         count
     }

@@ -17,9 +17,9 @@ use rebec_book::{
     record::SeenState,
 };
 
-use super::{
+use crate::{
     Plan,
-    host::{Account, Host, Proved, Said},
+    host::{Account, Host, Proved, Said, TIMED_OF},
     hostile::Hostile,
     network::{HEAD_BYTES, Network, TIMEOUT, TRY_BYTES},
     world::{self, World, Writer},
@@ -88,7 +88,10 @@ impl Pool {
             book: books[writers[number].domain].clone().of_host(writers[number].key),
             engine: Engine::new(writers[number].key, 1_800_000_000, plan.seed ^ (number as u64) << 20),
             is_silent: false,
+            is_timed: number.is_multiple_of(TIMED_OF),
             account: Account::default(),
+            unconcerned: BTreeSet::new(),
+            look_at: Duration::from_millis((number % 2000) as u64),
         };
         let mut hosts: Vec<Host> = (0..plan.hosts).map(host).collect();
         for number in chance.some((1..plan.hosts).collect(), plan.hosts * plan.silent_percent / 100) {
@@ -198,6 +201,7 @@ impl Pool {
                 let asker = self.hosts[from].key;
                 let (answer, said) = self.hosts[to].answer(self.now, asker, &bytes, &mut self.proved);
                 if let Some(bytes) = answer {
+                    self.hosts[to].account.tell(&bytes, true);
                     self.send(to, from, bytes, |bytes| Event::Answer { from: to, number, bytes });
                 }
                 said
@@ -267,6 +271,7 @@ impl Pool {
             account.connection_bytes += TRY_BYTES;
             return;
         }
+        self.hosts[by].account.tell(&bytes, false);
         self.send(by, to, bytes, |bytes| Event::Question { from: by, number, bytes });
     }
 
@@ -276,8 +281,6 @@ impl Pool {
             self.hosts[number].account.bytes += bytes;
             self.hosts[number].account.connection_bytes += fate.handshake_bytes;
         }
-        self.hosts[from].account.message_bytes += bytes.len();
-        self.hosts[from].account.messages += 1;
         if let Some(after) = fate.after {
             self.at(self.now + after, to, event(bytes));
         }
@@ -294,6 +297,16 @@ impl Pool {
             self.ticks[number] = Some(when);
             self.at(when, number, Event::Tick);
         }
+    }
+
+    /// What the hosts that answer and are honest took since this was asked last.
+    pub fn accounts(&mut self) -> Vec<Account> {
+        let living = self.living();
+        let taken = living.into_iter().map(|number| {
+            let host = &mut self.hosts[number];
+            Account { host: number, domain: host.site, ..std::mem::take(&mut host.account) }
+        });
+        taken.collect()
     }
 
     /// Of each record that was written how long it took to everybody; none where it is still missing somewhere.

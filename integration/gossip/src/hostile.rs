@@ -13,7 +13,7 @@ use rebec_book::{
     record::Kind,
 };
 
-use super::world::Writer;
+use crate::world::Writer;
 
 /// Its book's worth of records, in messages of so many, to so many hosts at a time, four times a second.
 const FLOOD: usize = 50;

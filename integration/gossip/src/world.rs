@@ -14,7 +14,7 @@ use rebec_book::{
     view::parts_id,
 };
 
-use super::Plan;
+use crate::Plan;
 
 /// Parts in a host's depot, LANs and images of a domain.
 const PARTS: usize = 16;
