@@ -150,6 +150,13 @@ pub enum Command {
     Pause,
     /// Undo a pause.
     Resume,
+    /// Make a disk larger, and tell the guest so.
+    ResizeDisk {
+        /// Which, from 0, in the order of `disk_bytes` of [`Status`].
+        disk: u8,
+        /// Its new virtual size.
+        bytes: u64,
+    },
     /// Press the power button: the guest turns itself off, if it listens to that; refused if it does not.
     PowerButton,
     /// End the VM, as if its power were cut.
@@ -184,8 +191,21 @@ pub enum Command {
 
 impl Command {
     /// What each is called on a line.
-    const NAMES: [&str; 12] =
-        ["status", "arrival", "pause", "resume", "power-button", "stop", "cancel", "fdb-add", "fdb-remove", "migrate", "lease", "donate"];
+    const NAMES: [&str; 13] = [
+        "status",
+        "arrival",
+        "pause",
+        "resume",
+        "resize-disk",
+        "power-button",
+        "stop",
+        "cancel",
+        "fdb-add",
+        "fdb-remove",
+        "migrate",
+        "lease",
+        "donate",
+    ];
 }
 
 /// The limits of one move.
@@ -370,6 +390,8 @@ mod tests {
         let text = r#"{"id":3,"do":"fdb-add","mac":"52:54:00:00:00:01","endpoint":"10.0.0.2:4789","ip":"10.7.0.5"}"#;
         assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
         let text = r#"{"id":4,"do":"fdb-remove","mac":"52:54:00:00:00:01"}"#;
+        assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
+        let text = r#"{"id":5,"do":"resize-disk","disk":0,"bytes":1073741824}"#;
         assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
         let text = r#"{"id":5,"do":"lease","until_ms":86400000}"#;
         assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
