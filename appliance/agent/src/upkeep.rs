@@ -1,7 +1,7 @@
 //! Keeps the disk of this host in order: logs of VMMs are cut, parts that nothing needs go, room is kept for records, guests that would fill the
 //! rest stand still, and what is here of VMs that their homes do not list goes or is listed again.
 
-use std::{os::unix::fs::MetadataExt as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use rebec_book::{
     Body,
@@ -21,7 +21,7 @@ use rebec_vmm_api::control::Command;
 use crate::{
     agent::Agent,
     http::images,
-    vm::{LocalVm, Want, stop, watch},
+    vm::{LocalVm, Want, start, stop, watch},
 };
 
 /// Between two looks at the logs of VMMs, which a VMM that was taken over may fill.
@@ -104,9 +104,9 @@ pub async fn watch_room(agent: Arc<Agent>) {
 
 /// A VM with a disk, as far as its growth goes.
 fn guest(vm: &LocalVm) -> Option<Guest> {
-    let layer = std::fs::metadata(vm.folder.join("disk.qcow2")).ok()?;
+    let taken_bytes = Some(start::taken_bytes(vm)).filter(|bytes| *bytes > 0)?;
     let stands_still = vm.kept().stands_still && vm.seen().state == SeenState::Paused;
-    Some(Guest { vm: vm.id(), taken_bytes: layer.blocks() * 512, stands_still })
+    Some(Guest { vm: vm.id(), taken_bytes, stands_still })
 }
 
 async fn stand_still(agent: &Agent, vm: &Arc<LocalVm>, room: Room) -> anyhow::Result<()> {

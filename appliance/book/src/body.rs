@@ -13,7 +13,7 @@ use minicbor::{Decode, Decoder, Encode, Encoder};
 pub use self::host::{AuditHead, HostBody, PartsBody, Speaks};
 pub use crate::{
     grant::Assigned,
-    lan::{LanBody, NicBody, RangeLease},
+    lan::{LanBody, NICS_MAX, NicBody, RangeLease},
 };
 use crate::{
     grant::{GRANTS_MAX, Grant},
@@ -26,12 +26,10 @@ use crate::{
 
 /// Most addresses of a host that anybody dials.
 pub const ADDRESSES_MAX: usize = 8;
-/// LANs that one VM may be on.
-pub const NICS_MAX: usize = 8;
 /// Longest kernel command line.
 pub const CMDLINE_BYTES_MAX: usize = 2048;
 /// Longest text of a seed disk.
-const SEED_BYTES_MAX: usize = 16 << 10;
+pub const SEED_BYTES_MAX: usize = 16 << 10;
 /// Longest reason.
 pub const REASON_BYTES_MAX: usize = 1024;
 /// Parts of a depot in one record.
@@ -39,8 +37,18 @@ pub const PARTS_MAX: usize = 1024;
 /// Hosts that may have a part of a LAN's range.
 const RANGE_LEASES_MAX: usize = 1024;
 
-/// Words of [`VmBody::must`] that this version knows: none needs one.
-const KNOWN: [&str; 0] = [];
+/// Of [`VmBody::must`]: it has disks of its own ([`VmBody::disks`]).
+pub const DISKS: &str = "disks";
+/// Largest disk that is believed in: no VMM has a larger one.
+const DISK_BYTES_MAX: u64 = 8 << 40;
+/// Disks in one record.
+pub const DISKS_MAX: usize = 8;
+/// What the disk is called that stands on the image's.
+pub const ROOT_DISK: &str = "root";
+/// Of [`VmBody::must`]: its seed disk has a network configuration ([`VmPrivate::network`]).
+pub const NETWORK_CONFIG: &str = "network-config";
+/// Words of [`VmBody::must`] that this version knows.
+const KNOWN: [&str; 2] = [NETWORK_CONFIG, DISKS];
 /// Words of one VM, and bytes of one.
 const MUST_MAX: usize = 8;
 const WORD_BYTES_MAX: usize = 64;
@@ -247,6 +255,20 @@ pub struct VmBody {
     /// What a host has to know that runs it: fields that an older one skips, and may not. See [`VmBody::not_known`].
     #[n(11)]
     pub must: Option<Vec<String>>,
+    /// Disks beside what its image gives: further ones, in their order, and [`ROOT_DISK`] where that is larger than the image's.
+    #[n(12)]
+    pub disks: Option<Vec<DiskBody>>,
+}
+
+/// A disk of a VM.
+#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
+pub struct DiskBody {
+    /// What it is called.
+    #[n(0)]
+    pub name: String,
+    /// What the guest sees, at least: a disk grows, and never shrinks.
+    #[n(1)]
+    pub bytes: u64,
 }
 
 /// What of a VM is told only to hosts that run it, are to, or keep it: it travels with orders, not with records.
@@ -261,6 +283,9 @@ pub struct VmPrivate {
     /// Texts of its NoCloud seed disk: meta-data, user-data.
     #[n(2)]
     pub seed: Option<(String, String)>,
+    /// The network configuration on that disk.
+    #[n(3)]
+    pub network: Option<String>,
 }
 
 impl VmPrivate {
@@ -273,7 +298,8 @@ impl VmPrivate {
     /// Whether a disk and a command line can be made of it.
     pub fn is_sound(&self) -> bool {
         let seed = self.seed.as_ref().is_none_or(|(meta, user)| meta.len().max(user.len()) <= SEED_BYTES_MAX);
-        self.cmdline.len() <= 2 * CMDLINE_BYTES_MAX && seed
+        let network = self.network.as_ref().is_none_or(|network| network.len() <= SEED_BYTES_MAX);
+        self.cmdline.len() <= 2 * CMDLINE_BYTES_MAX && seed && network
     }
 }
 
@@ -504,7 +530,38 @@ impl VmBody {
         let must = self.must.iter().flatten();
         let words =
             must.clone().count() <= MUST_MAX && must.clone().all(|word| (1..=WORD_BYTES_MAX).contains(&word.len()) && is_name(word));
-        names && words && self.image.is_sound() && self.nics.len() <= NICS_MAX
+        let disks = self.disks.as_deref().unwrap_or_default();
+        let has_disks = disks.len() <= DISKS_MAX && disks.iter().all(|disk| is_name(&disk.name) && disk.bytes <= DISK_BYTES_MAX);
+        names && words && has_disks && self.image.is_sound() && self.nics.len() <= NICS_MAX
+    }
+
+    /// The virtual size of the disk that stands on the image's, if it has one.
+    pub fn root_bytes(&self) -> Option<u64> {
+        let image = self.image.disk?.virtual_bytes;
+        Some(self.root_disk().map_or(image, |disk| disk.bytes.max(image)))
+    }
+
+    /// What was asked of the disk that stands on the image's.
+    pub fn root_disk(&self) -> Option<&DiskBody> {
+        self.disks.iter().flatten().find(|disk| disk.name == ROOT_DISK)
+    }
+
+    /// The disks that are no image's, in their order.
+    pub fn further_disks(&self) -> impl Iterator<Item = &DiskBody> {
+        self.disks.iter().flatten().filter(|disk| disk.name != ROOT_DISK)
+    }
+
+    /// Has it have these disks, which whoever runs it has to know.
+    pub fn set_disks(&mut self, disks: Vec<DiskBody>) {
+        let must = self.must.get_or_insert_default();
+        must.retain(|word| word != DISKS);
+        if !disks.is_empty() {
+            must.push(DISKS.to_owned());
+        }
+        if must.is_empty() {
+            self.must = None;
+        }
+        self.disks = (!disks.is_empty()).then_some(disks);
     }
 
     /// What a host of this version would have to know so as to run it, and does not.

@@ -79,6 +79,11 @@ pub struct Place {
 /// Stations and where they are.
 pub type Stations = BTreeMap<MacAddr, Place>;
 
+/// Where a further disk of a VM is, in its folder.
+pub fn further_disk(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("disk-{name}.qcow2"))
+}
+
 /// Kills a VMM that does not answer; what it forked goes with it. Not a process that has got its number meanwhile: `pid` was the VMM of
 /// `folder`. Whether there was anything to kill.
 pub fn kill(pid: u32, folder: &Path) -> Result<bool> {
@@ -140,6 +145,9 @@ fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Resul
     let log = File::options().create(true).append(true).open(folder.join("vmm.log")).context("open vmm.log")?;
     let mut command = tokio::process::Command::new(vmm);
     let mut handover = Handover::default();
+    // One that arrives has the size that it has where it comes from.
+    let boots = matches!(how, Beginning::Boot);
+    let at_least = |bytes: u64| if boots { format!(",size={bytes}") } else { String::new() };
     match how {
         Beginning::Boot => {
             command.arg("run").arg("--memory").arg(format!("{}M", body.memory_bytes >> 20));
@@ -167,10 +175,15 @@ fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Resul
         let base = handover.open(&depot.path(&disk.part.digest))?;
         let digests = Derived::Digests.of(depot, &disk.part.digest).map(|digests| handover.open(&digests)).transpose()?;
         let digests = digests.map(|digests| format!(",base-digests={digests}")).unwrap_or_default();
-        command.arg("--disk").arg(format!("{layer},base={base}{digests}"));
+        let size = body.root_disk().map(|disk| at_least(disk.bytes)).unwrap_or_default();
+        command.arg("--disk").arg(format!("{layer}{size},base={base}{digests}"));
     }
     if private.seed.is_some() {
         command.arg("--disk").arg(format!("{},ro", handover.open(&folder.join("seed.img"))?));
+    }
+    for disk in body.further_disks() {
+        let file = handover.open_with(&further_disk(folder, &disk.name), File::options().read(true).write(true))?;
+        command.arg("--disk").arg(format!("{file}{}", at_least(disk.bytes)));
     }
     for (nic, (endpoint, socket)) in body.nics.iter().zip(ports) {
         let (mac, socket) = (MacAddr(nic.mac), handover.give(socket));

@@ -11,14 +11,14 @@ use rebec_book::{
     authority::Granted,
     key::{Id, Name, bound_id},
     lan,
-    record::{Assigned, ImageBody, Kind, LanBody, NicBody, RangeLease, SeenState, VmBody, VmPrivate},
+    record::{Assigned, ImageBody, Kind, LanBody, NETWORK_CONFIG, NicBody, ROOT_DISK, RangeLease, SeenState, VmBody, VmPrivate},
     view,
 };
 use rebec_pool::place::{Candidate, Choice, Want, choose, choose_keeper};
 use rebec_vmm_api::MemorySize;
 use serde::{Deserialize, Serialize};
 
-use super::{Kept, depart, failed, seed, start};
+use super::{Kept, depart, disks, failed, seed, start};
 use crate::{
     agent::{Agent, lock, now_s, random},
     exchange,
@@ -73,8 +73,16 @@ pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, Choice), Api
         ));
     }
     let image = image(agent, &new.image)?;
-    let wants_seed = new.hostname.is_some() || !new.ssh_keys.is_empty();
-    let seed = wants_seed.then(|| seed::texts(&new.name, new.hostname.as_deref(), &new.ssh_keys)).transpose()?;
+    // Before addresses are taken for it.
+    let wants_seed = new.hostname.is_some() || !new.ssh_keys.is_empty() || new.user_data.is_some();
+    let wishes = |nics| seed::Wishes {
+        name: &new.name,
+        hostname: new.hostname.as_deref(),
+        keys: &new.ssh_keys,
+        user_data: new.user_data.as_deref(),
+        nics,
+    };
+    wishes(&[]).texts()?;
     let mut nics: Vec<NicBody> = vec![];
     for name in &new.lans {
         nics.push(nic(agent, name, &nics).await?);
@@ -83,7 +91,10 @@ pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, Choice), Api
         Some(more) => format!("{} {more}", image.cmdline).trim().to_owned(),
         None => image.cmdline.clone(),
     };
-    let (nonce, private) = (Name(random()), VmPrivate { nonce: Name(random()), cmdline, seed });
+    let seed = if wants_seed { Some(wishes(&nics).texts()?) } else { None };
+    let (seed, network) = seed.map_or((None, None), |texts| (Some((texts.meta, texts.user)), texts.network));
+    let must = network.as_ref().map(|_| vec![NETWORK_CONFIG.to_owned()]);
+    let (nonce, private) = (Name(random()), VmPrivate { nonce: Name(random()), cmdline, seed, network });
     let mut body = VmBody {
         nonce,
         name: new.name.clone(),
@@ -96,8 +107,12 @@ pub async fn record(agent: &Arc<Agent>, new: &NewVm) -> Result<(Id, Choice), Api
         nics,
         keeper: None,
         created: now_s(),
-        must: None,
+        must,
+        disks: None,
     };
+    if let Some(bytes) = new.disk_bytes {
+        disks::resized(&mut body, ROOT_DISK, disks::checked_bytes(bytes)?)?;
+    }
     let chosen = place(agent, &body, new.host.as_deref(), new.domain.as_deref(), None)?;
     if new.on_host_loss == OnHostLoss::Restart {
         body.keeper = Some(keeper(agent, &body.name, &chosen)?);
@@ -165,7 +180,9 @@ async fn nic(agent: &Arc<Agent>, name: &str, others: &[NicBody]) -> Result<NicBo
         let mut used = used;
         used.extend(others.iter().filter(|nic| nic.lan == id).map(|nic| nic.address));
         if let Some(address) = lan::free_address(&body, agent.key(), &used) {
-            return Ok(NicBody { lan: id, vni: body.vni, mac: lan::mac_of(address), address, prefix: body.prefix });
+            // LANs may have the same range, and a VM no MAC twice.
+            let same = others.iter().filter(|nic| nic.address == address).count();
+            return Ok(NicBody { lan: id, vni: body.vni, mac: lan::mac_of(address, same as u8), address, prefix: body.prefix });
         }
         lease(agent, id, home).await?;
     }
@@ -225,7 +242,7 @@ pub fn place(agent: &Agent, body: &VmBody, host: Option<&str>, domain: Option<&s
     })?;
     let want = Want {
         memory_bytes: body.memory_bytes,
-        disk_bytes: start::disk_bytes(&body.image),
+        disk_bytes: start::disk_bytes(body),
         lans: !body.nics.is_empty(),
         host,
         domain,

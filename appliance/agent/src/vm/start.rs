@@ -21,13 +21,14 @@ use rebec_devices::disk::{BackingName, Disk, ImageFormat};
 use rebec_host::{
     depot::{Nearness, nearest_first},
     life::{Goal, Input, Life},
+    process::further_disk,
 };
 use rebec_pool::lease::Stance;
 
 use super::{
     Kept, LocalVm, Want,
     create::Order,
-    failed, folder, launch, lease, ledger,
+    disks, failed, folder, launch, lease, ledger,
     process::{Beginning, Process},
     seed, sockets, watch, write_kept,
 };
@@ -225,17 +226,23 @@ fn holders(agent: &Agent, part: &PartRef, sender: Option<Key>) -> Vec<Peer> {
 const OVERCOMMIT: u64 = 4;
 
 /// What a VM is promised on the host's disk beside its image.
-pub fn disk_bytes(image: &ImageBody) -> u64 {
-    image.disk.map_or(0, |disk| disk.virtual_bytes / OVERCOMMIT)
+pub fn disk_bytes(body: &VmBody) -> u64 {
+    let further = body.further_disks().map(|disk| disk.bytes);
+    further.chain(body.root_bytes()).fold(0, u64::saturating_add) / OVERCOMMIT
+}
+
+/// What the disks of a VM take already.
+pub fn taken_bytes(vm: &LocalVm) -> u64 {
+    let body = vm.kept().body;
+    let further = body.further_disks().map(|disk| further_disk(&vm.folder, &disk.name));
+    let layers = further.chain([vm.folder.join("disk.qcow2")]).filter_map(|path| fs::metadata(path).ok());
+    layers.map(|layer| layer.blocks() * 512).fold(0, u64::saturating_add)
 }
 
 /// What the disks of other VMs of this host are promised beyond what they take already.
 fn growing_bytes(agent: &Agent, but: &Nonce) -> u64 {
     let others = agent.local_vms().into_iter().filter(|vm| vm.kept().body.nonce != *but);
-    let growing = others.map(|vm| {
-        let taken = fs::metadata(vm.folder.join("disk.qcow2")).map_or(0, |layer| layer.blocks() * 512);
-        disk_bytes(&vm.kept().body.image).saturating_sub(taken)
-    });
+    let growing = others.map(|vm| disk_bytes(&vm.kept().body).saturating_sub(taken_bytes(&vm)));
     growing.fold(0, u64::saturating_add)
 }
 
@@ -255,8 +262,14 @@ pub fn require_room(agent: &Agent, body: &VmBody) -> Result<(), ApiError> {
     if free < body.memory_bytes {
         return refuse(format!("memory: {} MiB free, {} MiB wanted", free >> 20, body.memory_bytes >> 20));
     }
+    require_disk_room(agent, body)
+}
+
+/// Refuses disks that this host has no room for, with the figures.
+pub fn require_disk_room(agent: &Agent, body: &VmBody) -> Result<(), ApiError> {
+    let refuse = |what: String| Err(ApiError::new(ErrorCode::Refused, format!("host {}: {what}", agent.own_name())));
     let (_, room) = facts::disk_bytes(&agent.options.state);
-    let (wanted, promised) = (disk_bytes(&body.image), growing_bytes(agent, &body.nonce));
+    let (wanted, promised) = (disk_bytes(body), growing_bytes(agent, &body.nonce));
     if room.saturating_sub(promised) < wanted {
         let already = if promised > 0 { format!(", {} MiB of them promised to disks of other VMs", promised >> 20) } else { String::new() };
         return refuse(format!("disk: {} MiB free{already}, {} MiB wanted", room >> 20, wanted >> 20));
@@ -281,6 +294,7 @@ async fn begin(agent: &Arc<Agent>, vm: &Arc<LocalVm>, reason: Option<String>, re
 
 /// Makes the disks that are missing, and starts the VMM from its kernel.
 pub async fn boot(agent: &Arc<Agent>, vm: &Arc<LocalVm>) -> Result<Process> {
+    disks::refresh(agent, vm)?;
     let kept = vm.kept();
     make_disks(agent, &vm.folder, &kept)?;
     let ports = sockets::bind(agent.underlay(), kept.body.nics.len())?;
@@ -308,10 +322,12 @@ pub fn make_disks(agent: &Agent, folder: &std::path::Path, kept: &Kept) -> Resul
         file.sync_all()?;
         fs::rename(&new, &path).context("create disk.qcow2")?;
     }
-    if let Some(texts) = &kept.private.seed
-        && !folder.join("seed.img").exists()
+    disks::make(folder, &kept.body)?;
+    let seed_path = folder.join("seed.img");
+    if let Some((meta, user)) = kept.private.seed.clone()
+        && !seed_path.exists()
     {
-        seed::write(&folder.join("seed.img"), texts)?;
+        seed::write(&seed_path, &seed::Texts { meta, user, network: kept.private.network.clone() })?;
     }
     Ok(())
 }
