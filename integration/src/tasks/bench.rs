@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    bench::{Figure, Target, base, boot, engine, lan, machines, memory, moves, pool, table},
+    bench::{Figure, Target, base, boot, disks, engine, lan, machines, memory, moves, pool, table},
     progress::say,
     provision,
 };
@@ -24,6 +24,8 @@ pub enum Row {
     Lan,
     /// What agents cost: joining, starting, carrying a move, doing nothing.
     Pool,
+    /// Reading what starts out of a disk, and importing one with holes.
+    Disks,
     /// Pages a second through the move's page functions.
     Engine,
     /// Instructions from exec to init, in the QEMU lab.
@@ -73,6 +75,7 @@ fn measure(row: Row) -> Result<Vec<Figure>> {
         Row::Base => base::measure(),
         Row::Lan => lan::measure(),
         Row::Pool => pool::measure(),
+        Row::Disks => disks::measure(),
         Row::Engine => engine::measure(),
         Row::Machines => machines::measure(),
         Row::Boot => Ok(boot::measure(&provision::provision()?)?.iter().map(boot_figure).collect()),
