@@ -4,13 +4,17 @@
 //! A body that is not sound (a name that could not be typed, an id that is another writer's, a length beyond its limit) is kept and
 //! passed on like one of a kind that this version does not know, and counts for nothing: hosts of two versions have equal books.
 
+mod disks;
 mod host;
 
 use std::net::SocketAddrV4;
 
 use minicbor::{Decode, Decoder, Encode, Encoder};
 
-pub use self::host::{AuditHead, HostBody, PartsBody, Speaks};
+pub use self::{
+    disks::{DISKS, DISKS_MAX, DiskBody, ROOT_DISK},
+    host::{AuditHead, HostBody, PartsBody, Speaks},
+};
 pub use crate::{
     grant::Assigned,
     lan::{LanBody, NICS_MAX, NicBody, RangeLease},
@@ -37,14 +41,6 @@ pub const PARTS_MAX: usize = 1024;
 /// Hosts that may have a part of a LAN's range.
 const RANGE_LEASES_MAX: usize = 1024;
 
-/// Of [`VmBody::must`]: it has disks of its own ([`VmBody::disks`]).
-pub const DISKS: &str = "disks";
-/// Largest disk that is believed in: no VMM has a larger one.
-const DISK_BYTES_MAX: u64 = 8 << 40;
-/// Disks in one record.
-pub const DISKS_MAX: usize = 8;
-/// What the disk is called that stands on the image's.
-pub const ROOT_DISK: &str = "root";
 /// Of [`VmBody::must`]: its seed disk has a network configuration ([`VmPrivate::network`]).
 pub const NETWORK_CONFIG: &str = "network-config";
 /// Words of [`VmBody::must`] that this version knows.
@@ -258,17 +254,6 @@ pub struct VmBody {
     /// Disks beside what its image gives: further ones, in their order, and [`ROOT_DISK`] where that is larger than the image's.
     #[n(12)]
     pub disks: Option<Vec<DiskBody>>,
-}
-
-/// A disk of a VM.
-#[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
-pub struct DiskBody {
-    /// What it is called.
-    #[n(0)]
-    pub name: String,
-    /// What the guest sees, at least: a disk grows, and never shrinks.
-    #[n(1)]
-    pub bytes: u64,
 }
 
 /// What of a VM is told only to hosts that run it, are to, or keep it: it travels with orders, not with records.
@@ -530,38 +515,7 @@ impl VmBody {
         let must = self.must.iter().flatten();
         let words =
             must.clone().count() <= MUST_MAX && must.clone().all(|word| (1..=WORD_BYTES_MAX).contains(&word.len()) && is_name(word));
-        let disks = self.disks.as_deref().unwrap_or_default();
-        let has_disks = disks.len() <= DISKS_MAX && disks.iter().all(|disk| is_name(&disk.name) && disk.bytes <= DISK_BYTES_MAX);
-        names && words && has_disks && self.image.is_sound() && self.nics.len() <= NICS_MAX
-    }
-
-    /// The virtual size of the disk that stands on the image's, if it has one.
-    pub fn root_bytes(&self) -> Option<u64> {
-        let image = self.image.disk?.virtual_bytes;
-        Some(self.root_disk().map_or(image, |disk| disk.bytes.max(image)))
-    }
-
-    /// What was asked of the disk that stands on the image's.
-    pub fn root_disk(&self) -> Option<&DiskBody> {
-        self.disks.iter().flatten().find(|disk| disk.name == ROOT_DISK)
-    }
-
-    /// The disks that are no image's, in their order.
-    pub fn further_disks(&self) -> impl Iterator<Item = &DiskBody> {
-        self.disks.iter().flatten().filter(|disk| disk.name != ROOT_DISK)
-    }
-
-    /// Has it have these disks, which whoever runs it has to know.
-    pub fn set_disks(&mut self, disks: Vec<DiskBody>) {
-        let must = self.must.get_or_insert_default();
-        must.retain(|word| word != DISKS);
-        if !disks.is_empty() {
-            must.push(DISKS.to_owned());
-        }
-        if must.is_empty() {
-            self.must = None;
-        }
-        self.disks = (!disks.is_empty()).then_some(disks);
+        names && words && self.has_sound_disks() && self.image.is_sound() && self.nics.len() <= NICS_MAX
     }
 
     /// What a host of this version would have to know so as to run it, and does not.

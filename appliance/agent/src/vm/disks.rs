@@ -27,6 +27,9 @@ use crate::agent::{Agent, lock};
 /// A disk that is made here begins so small: whoever runs the VM first grows it to what it is to be, or was where the VM comes from.
 const FIRST_BYTES: u64 = 1 << 20;
 
+/// Disks and NICs that a machine has room for (`rebec-vmm run`), a seed disk among them.
+const DISKS_AND_NICS_MAX: usize = 15;
+
 /// `POST /internal/disks`: from a VM's home to the host that holds it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct DisksOrder {
@@ -84,6 +87,9 @@ pub fn added(body: &mut VmBody, new: &VmDisk) -> Result<(), ApiError> {
             ErrorCode::Refused,
             format!("it has {DISKS_MAX} disks, and no more are possible; `rebec vm disk rm` takes one away"),
         );
+    }
+    if shown(body).len() + 1 + body.nics.len() >= DISKS_AND_NICS_MAX {
+        return refuse(ErrorCode::Refused, format!("beside its {} NICs it has no room for another disk", body.nics.len()));
     }
     let mut disks = body.disks.clone().unwrap_or_default();
     disks.push(DiskBody { name: new.name.clone(), bytes: new.bytes });
@@ -217,7 +223,7 @@ mod tests {
         Key,
         grant::Assigned,
         key::{Digest, Name},
-        record::{DiskRef, ImageBody, PartRef},
+        record::{DiskRef, ImageBody, NicBody, PartRef},
     };
 
     use super::*;
@@ -275,6 +281,11 @@ mod tests {
         assert!(removed(&mut body, "root").unwrap_err().message.contains("it has data, logs"));
         removed(&mut body, "data").unwrap();
         assert!(removed(&mut body, "data").is_err());
+        let mut wired = body.clone();
+        let nic = NicBody { lan: Name([0; 16]), vni: 7, mac: [0; 6], address: [10, 0, 0, 8].into(), prefix: 24 };
+        wired.nics = vec![nic; 8];
+        let more = (0..6).map(|number| added(&mut wired, &disk(&format!("d{number}")))).filter(Result::is_ok).count();
+        assert_eq!((more, shown(&wired).len() + wired.nics.len()), (4, DISKS_AND_NICS_MAX - 1), "and a seed");
         (0..6).for_each(|number| added(&mut body, &disk(&format!("d{number}"))).unwrap());
         assert_eq!(added(&mut body, &disk("more")).unwrap_err().code, ErrorCode::Refused);
     }

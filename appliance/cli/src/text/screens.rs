@@ -119,7 +119,7 @@ fn vms() {
          image                  debian\n\
          memory                 512 MiB\n\
          vcpus                  2\n\
-         disks                  root 20.0 GiB\n\
+         disks                  root 20 GiB\n\
          lans                   office 10.5.0.2 52:54:00:00:00:01\n\
          when its host is lost  held until its host is back\n\
          age                    2h\n\
