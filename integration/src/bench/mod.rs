@@ -1,11 +1,12 @@
 //! The figures that have targets: each is measured by the command that prints it, beside its target and its peers.
 //!
 //! A row is a file: `boot` counts instructions in a lab machine; `machines` boots four of them; `memory`, `moves`, `base` and `lan` measure the VMM users get, in the namespace lab;
-//! `pool` measures agents there;
+//! `pool` measures agents there, `disks` the reading and the import of disk images;
 //! `engine` runs the example of `vmm/migrate`, `trade` that of `appliance/simulate`. Each returns [`Figure`]s, which `tasks::bench` prints. Nothing is judged here but the figures themselves.
 
 pub mod base;
 pub mod boot;
+pub mod disks;
 pub mod engine;
 pub mod figure;
 pub mod lan;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    bench::{Figure, Target, base, boot, engine, lan, machines, memory, moves, pool, table, trade},
+    bench::{Figure, Target, base, boot, disks, engine, lan, machines, memory, moves, pool, table, trade},
     progress::say,
     provision,
 };
@@ -24,6 +24,8 @@ pub enum Row {
     Lan,
     /// What agents cost: joining, starting, carrying a move, doing nothing.
     Pool,
+    /// Reading what starts out of a disk, and importing one with holes.
+    Disks,
     /// Pages a second through the move's page functions.
     Engine,
     /// What trade does to the jobs of two clusters (`--traces`), and how fast it is simulated.
@@ -78,6 +80,7 @@ fn measure(row: Row, options: &Options) -> Result<Vec<Figure>> {
         Row::Base => base::measure(),
         Row::Lan => lan::measure(),
         Row::Pool => pool::measure(),
+        Row::Disks => disks::measure(),
         Row::Engine => engine::measure(),
         Row::Trade => trade::measure(&options.traces),
         Row::Machines => machines::measure(),
