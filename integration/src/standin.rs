@@ -17,9 +17,10 @@ const FIRST_SECTOR: u64 = 2048;
 const ESP: [u8; 16] = [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
 const LINUX: [u8; 16] = [0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4];
 const ESP_BYTES: u64 = 8 << 20;
-/// Of the file system that a configuration names: of the root, and of a /boot of its own.
+/// Of the file system that a configuration names: the root, or a /boot of its own.
 pub const UUID: &str = "6f2d6c61-6265-4331-8000-72656265630a";
-const ROOT_UUID: &str = "6f2d6c61-6265-4331-8000-72656265630b";
+/// Of the root, where /boot is apart.
+pub const ROOT_UUID: &str = "6f2d6c61-6265-4331-8000-72656265630b";
 
 /// A kernel that is installed: its version, its file, and what goes with it.
 #[derive(Debug, Clone, Copy)]
@@ -45,11 +46,7 @@ pub fn debian(image: &Path, tree: Option<&Path>, root_bytes: u64, kernels: &[Ins
     }
     fs::create_dir_all(root.join("etc"))?;
     fs::write(root.join("etc/fstab"), format!("UUID={UUID} / ext4 defaults 0 1\n"))?;
-    install(&root.join("boot"), kernels)?;
-    let grub = root.join("boot/grub");
-    fs::create_dir_all(&grub)?;
-    fs::write(grub.join("grub.cfg"), grub_cfg("/boot", kernels))?;
-    fs::write(grub.join("grubenv"), grubenv(env)?)?;
+    debian_boot(&root.join("boot"), kernels, env)?;
     ext4(&file, &root, UUID, root_bytes)?;
     let esp = work.path().join("esp");
     efi(
@@ -62,12 +59,44 @@ pub fn debian(image: &Path, tree: Option<&Path>, root_bytes: u64, kernels: &[Ins
     partitioned(image, &[(15, ESP, &esp), (1, LINUX, &file)])
 }
 
-/// As Fedora's: EFI partition 1, /boot 2 with entries of the Boot Loader Specification, root 3.
-pub fn fedora(image: &Path, kernels: &[Installed<'_>], env: &str) -> Result<()> {
+/// What Debian's /boot holds.
+pub fn debian_boot(boot: &Path, kernels: &[Installed<'_>], env: &str) -> Result<()> {
+    install(boot, kernels)?;
+    let grub = boot.join("grub");
+    fs::create_dir_all(&grub)?;
+    fs::write(grub.join("grub.cfg"), grub_cfg("/boot", kernels))?;
+    fs::write(grub.join("grubenv"), grubenv(env)?)?;
+    Ok(())
+}
+
+/// As Fedora's: EFI partition 1, /boot 2 with entries of the Boot Loader Specification, root 3, which holds `tree`.
+pub fn fedora(image: &Path, tree: Option<&Path>, root_bytes: u64, kernels: &[Installed<'_>], env: &str) -> Result<()> {
     let work = tempfile::tempdir().context("make a folder for a disk's content")?;
     let path = |name: &str| work.path().join(name);
     let (boot, root) = (path("boot"), path("root"));
-    install(&boot, kernels)?;
+    fedora_boot(&boot, kernels, env)?;
+    match tree {
+        Some(tree) => Program::new("cp").arg("-a").arg(tree).arg(&root).run()?,
+        None => fs::create_dir(&root)?,
+    }
+    fs::create_dir_all(root.join("etc"))?;
+    fs::write(root.join("etc/fstab"), format!("UUID={ROOT_UUID} / ext4 defaults 0 0\nUUID={UUID} /boot ext4 defaults 0 0\n"))?;
+    let (boot_file, root_file, esp) = (path("boot.ext4"), path("root.ext4"), path("esp"));
+    ext4(&boot_file, &boot, UUID, 64 << 20)?;
+    ext4(&root_file, &root, ROOT_UUID, root_bytes)?;
+    efi(
+        &esp,
+        &[(
+            "EFI/fedora/grub.cfg",
+            &format!("search --no-floppy --fs-uuid --set=dev {UUID}\nset prefix=($dev)/grub2\nconfigfile $prefix/grub.cfg\n"),
+        )],
+    )?;
+    partitioned(image, &[(1, ESP, &esp), (2, LINUX, &boot_file), (3, LINUX, &root_file)])
+}
+
+/// What Fedora's partition for /boot holds.
+pub fn fedora_boot(boot: &Path, kernels: &[Installed<'_>], env: &str) -> Result<()> {
+    install(boot, kernels)?;
     for folder in ["loader/entries", "grub2"] {
         fs::create_dir_all(boot.join(folder))?;
     }
@@ -86,19 +115,7 @@ pub fn fedora(image: &Path, kernels: &[Installed<'_>], env: &str) -> Result<()> 
     );
     fs::write(boot.join("grub2/grub.cfg"), config)?;
     fs::write(boot.join("grub2/grubenv"), grubenv(env)?)?;
-    fs::create_dir_all(root.join("etc"))?;
-    fs::write(root.join("etc/fstab"), format!("UUID={ROOT_UUID} / ext4 defaults 0 0\nUUID={UUID} /boot ext4 defaults 0 0\n"))?;
-    let (boot_file, root_file, esp) = (path("boot.ext4"), path("root.ext4"), path("esp"));
-    ext4(&boot_file, &boot, UUID, 64 << 20)?;
-    ext4(&root_file, &root, ROOT_UUID, 8 << 20)?;
-    efi(
-        &esp,
-        &[(
-            "EFI/fedora/grub.cfg",
-            &format!("search --no-floppy --fs-uuid --set=dev {UUID}\nset prefix=($dev)/grub2\nconfigfile $prefix/grub.cfg\n"),
-        )],
-    )?;
-    partitioned(image, &[(1, ESP, &esp), (2, LINUX, &boot_file), (3, LINUX, &root_file)])
+    Ok(())
 }
 
 fn install(boot: &Path, kernels: &[Installed<'_>]) -> Result<()> {

@@ -125,7 +125,7 @@ fn a_guest_starts_from_its_disk_and_from_what_was_installed_there_meanwhile() ->
     assert!(said.contains("it has neither partitions nor a file system that is known; give --kernel"), "{said}");
 
     // Entries of the Boot Loader Specification on a /boot of its own, one of them saved.
-    standin::fedora(&path("fedora.raw"), &[new, old], "saved_entry=0123-6.12.6\n")?;
+    standin::fedora(&path("fedora.raw"), None, 8 << 20, &[new, old], "saved_entry=0123-6.12.6\n")?;
     let disks = vec![path("fedora.raw").display().to_string()];
     let mut vmm = Vmm::run(machine, "fedora", &VmmConfig { disks, ..config })?;
     vmm.console.wait("hb 5 ", SHORT)?;

@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use rebec_lab::{
     command::Program,
-    netlab::agents::{Agents, Beats, Host, SOON, Seat, eventually, plain, same},
+    netlab::{
+        agents::{Agents, Beats, Host, SOON, Seat, eventually, plain, same},
+        vmm,
+    },
     standin::{self, Installed},
 };
 
@@ -77,6 +80,10 @@ fn a_cloud_image_starts_by_itself_and_then_what_was_installed_in_it() -> Result<
     eventually("the kernel that was installed meanwhile starts", SOON, || Ok(said()?.contains("rng [")))?;
     a1.must(&["vm", "stop", "web"])?;
 
+    a1.must(&["vm", "rm", "web"])?;
+
+    disks_and_seed_of_a_cloud_image(a1, &agents.lab.evidence().join("user-data"))?;
+
     // What cannot start, or is no disk, is said at its import, with what helps.
     let mut locked = fs::read(path("debian.raw"))?;
     let ext4 =
@@ -88,15 +95,91 @@ fn a_cloud_image_starts_by_itself_and_then_what_was_installed_in_it() -> Result<
     Program::new("qemu-img")
         .args(["convert", "-c", "-O", "qcow2", "-o", "compression_type=zstd", &text("debian.raw"), &text("zstd.qcow2")])
         .quiet()?;
+    // Packed inside, it is unpacked on its way, and then the same part.
+    a1.must(&["image", "import", "zstd", &text("zstd.qcow2")])?;
+    same("what was packed", &a1.must(&["image", "show", "zstd"])?["disk"]["digest"], shown["disk"]["digest"].clone())?;
+    let external = format!("data_file={}", text("external.raw"));
+    Program::new("qemu-img").args(["create", "-q", "-f", "qcow2", "-o", &external, &text("external.qcow2"), "8M"]).quiet()?;
     for (file, words) in [
         ("locked.raw", ["partition 1 holds a LUKS volume, which is not read", "give --kernel"]),
         ("debian.vdi", ["it is a VDI image", "qemu-img convert -O qcow2"]),
-        ("zstd.qcow2", ["its qcow2 has zstd compression", "compression_type=zlib"]),
+        ("external.qcow2", ["its qcow2 has an external data file", "qemu-img convert"]),
     ] {
         let (code, said) = a1.refused(&["image", "import", "x", &text(file)])?;
         ensure!(code == 1 && words.iter().all(|words| said.contains(words)) && !said.contains("/parts/"), "{file}: {code} {said}");
     }
     agents.succeeded();
+    Ok(())
+}
+
+/// How large its disk is, which further ones it has, and what its guest is told, as whoever runs a cloud image says.
+fn disks_and_seed_of_a_cloud_image(host: &Host, user_data: &Path) -> Result<()> {
+    const GIB: u64 = 1 << 30;
+    for lan in ["left", "right"] {
+        host.must(&["lan", "create", lan, "--range", "10.5.0.0/24"])?;
+    }
+    fs::write(user_data, "#cloud-config\npackages: [vim]\n")?;
+    let key = "ssh-ed25519 AAAA me@here";
+    let run = ["vm", "run", "db_1", "--image", "debian", "--memory", "64M", "--cmdline", "vm=3 button=off", "--disk-size"];
+    let (code, said) = host.refused(&[&run[..], &["8M"]].concat())?;
+    ensure!(code == 1 && said.contains("a disk does not shrink"), "{code} {said}");
+    let words = ["1G", "--lan", "left", "--lan", "right", "--ssh-key", key, "--user-data", &user_data.display().to_string()];
+    let vm = host.must(&[&run[..], &words].concat())?;
+    let folder = host.state().join("vms").join(vm["id"].as_str().context("the VM has an id")?);
+
+    // Read as a guest does: by other people's programs.
+    let seed = folder.join("seed.img").display().to_string();
+    let label =
+        Program::new("blkid").args(["-p", "-o", "value", "-s", "LABEL", &seed]).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").output()?;
+    same("the seed's label", &label.trim().into(), "CIDATA")?;
+    let told = |name: &str| Program::new("mtype").args(["-i", &seed, &format!("::{name}")]).output();
+    ensure!(told("user-data")? == fs::read_to_string(user_data)?, "{}", told("user-data")?);
+    let meta: serde_json::Value = serde_json::from_str(&told("meta-data")?)?;
+    same("the guest's name", &meta["local-hostname"], "db-1")?;
+    same("the guest's key", &meta["public-keys"][0], key)?;
+    let macs: Vec<_> = (0..2).map(|nic| vm["nics"][nic]["mac"].clone()).collect();
+    ensure!(vm["nics"][0]["address"] == vm["nics"][1]["address"] && macs[0] != macs[1], "NICs of two LANs of one range: {vm}");
+    let network: serde_json::Value = serde_json::from_str(&told("network-config")?)?;
+    let wired: Vec<_> = (0..2).map(|nic| network["ethernets"][format!("nic{nic}")]["match"]["macaddress"].clone()).collect();
+    ensure!(wired == macs, "{network}, of {macs:?}");
+
+    // Sizes as the VMM says them: disk, seed, further ones.
+    let control = folder.join("control.sock").display().to_string();
+    let sizes = || -> Result<Vec<u64>> {
+        let status = Program::new(&vmm::program()?.display().to_string()).args(["ctl", &control, "status", "--json"]).output()?;
+        let status: serde_json::Value = serde_json::from_str(&status)?;
+        Ok(status["disk_bytes"].as_array().into_iter().flatten().filter_map(serde_json::Value::as_u64).collect())
+    };
+    let seed_bytes = fs::metadata(&seed)?.len();
+    ensure!(sizes()? == [GIB, seed_bytes], "{:?}", sizes()?);
+    host.must(&["vm", "resize-disk", "db_1", "3G"])?;
+    ensure!(sizes()? == [3 * GIB, seed_bytes], "{:?}", sizes()?);
+    for (words, reason) in [
+        (&["vm", "resize-disk", "db_1", "2G"][..], "a disk does not shrink"),
+        (&["vm", "resize-disk", "db_1", "9G", "--disk", "data"], "has no disk `data`; it has the disks root"),
+        (&["vm", "disk", "add", "db_1", "data", "1G"], "`rebec vm stop db_1` first"),
+    ] {
+        let (code, said) = host.refused(words)?;
+        ensure!(code == 1 && said.contains(reason), "{words:?}: {code} {said}");
+    }
+    host.must(&["vm", "stop", "db_1"])?;
+    host.must(&["vm", "disk", "add", "db_1", "data", "1G"])?;
+    host.must(&["vm", "start", "db_1"])?;
+    ensure!(sizes()? == [3 * GIB, seed_bytes, GIB], "{:?}", sizes()?);
+    host.must(&["vm", "resize-disk", "db_1", "2G", "--disk", "data"])?;
+    ensure!(sizes()? == [3 * GIB, seed_bytes, 2 * GIB], "{:?}", sizes()?);
+    host.must(&["vm", "stop", "db_1"])?;
+    // What was asked while it stood still counts at its start.
+    host.must(&["vm", "resize-disk", "db_1", "4G"])?;
+    ensure!(folder.join("disk-data.qcow2").exists(), "the further disk has no file");
+    host.must(&["vm", "disk", "rm", "db_1", "data"])?;
+    ensure!(!folder.join("disk-data.qcow2").exists(), "what was taken away is there");
+    host.must(&["vm", "start", "db_1"])?;
+    ensure!(sizes()? == [4 * GIB, seed_bytes], "{:?}", sizes()?);
+    let shown = host.must(&["vm", "show", "db_1"])?;
+    ensure!(shown["disks"] == serde_json::json!([{"name": "root", "bytes": 4 * GIB}]), "{shown}");
+    host.must(&["vm", "stop", "db_1"])?;
+    host.must(&["vm", "rm", "db_1"])?;
     Ok(())
 }
 
@@ -114,7 +197,9 @@ fn spare_machines_become_a_pool_whose_vms_move_between_domains() -> Result<()> {
     a1.must(&["image", "import", "data", "--kernel", &kernel, "--cmdline", "stats_ms=0", "--disk", &disk.display().to_string()])?;
     let load = format!("vm=1 net0=ip={WEB_IP} blk0=load,size=4M,rate=200 fill=text:3:30%,random:5:20%,zero dirty=0:lines:500");
     let web = ["vm", "run", "web", "--image", "data", "--memory", "64M", "--lan", "office", "--host", "a1", "--cmdline", &load];
-    let web = a1.must(&web)?;
+    // Its disk is larger than its image's, and grows again before its first move.
+    let web = a1.must(&[&web[..], &["--disk-size", "64M"]].concat())?;
+    a2.must(&["vm", "resize-disk", "web", "100M"])?;
     same("web's address", &web["nics"][0]["address"], WEB_IP)?;
     let load = format!("vm=2 net0=ip={CLIENT_IP},peer={WEB_IP},load=tso+ping,mbit=20");
     let client = ["vm", "run", "client", "--image", "bench", "--memory", "64M", "--lan", "office", "--domain", "beta", "--cmdline", &load];

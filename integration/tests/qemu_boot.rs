@@ -1,5 +1,5 @@
 //! Stock Debian kernels on real KVM: they boot in every form and with every count of vCPUs, see what the machine is made of,
-//! hear of its power button, and turn it off, restart it and crash it.
+//! hear of its power button, and turn it off, restart it and crash it. Cloud images boot too, by what their own disks say, and upgrade their kernels.
 //!
 //! Two lab machines for the whole file, since one takes longer to boot than a VM in it; they share the work. The guests' initramfs says
 //! what the kernel sees of its processors, devices and clocks as `fact NAME VALUE` and then does what `rebec.do` names.
@@ -17,11 +17,12 @@ use anyhow::{Context as _, Result, ensure};
 use rebec_lab::{
     artifacts::{self, Artifact},
     channel::client::Job,
+    cloud::{self, Layout},
     initramfs::Initramfs,
     modules,
     progress::say,
     provision::{self, Kernel},
-    qemu::{Lab, LabConfig, Machine, Shape, image::Share, vm},
+    qemu::{Lab, LabConfig, Machine, Shape, image::Share, upgrade::Upgrade, vm},
 };
 
 /// How long a VM may take from exec to its end: five times what two busy cores were seen to need for 16 vCPUs.
@@ -277,6 +278,7 @@ enum Story<'a> {
     Restarts(Guest<'a>),
     Obeys(Guest<'a>),
     Crashes(Guest<'a>),
+    Upgrades(Upgrade<'a>),
 }
 
 impl Story<'_> {
@@ -286,14 +288,24 @@ impl Story<'_> {
             Self::Restarts(guest) => restarts(machine, guest),
             Self::Obeys(guest) => obeys(machine, guest),
             Self::Crashes(guest) => crashes(machine, guest),
+            Self::Upgrades(upgrade) => {
+                let began = Instant::now();
+                upgrade.tell(machine)?;
+                say("qemu-boot", format_args!("{self} after {:.1} s", began.elapsed().as_secs_f64()));
+                Ok(())
+            }
         }
     }
 }
 
 impl fmt::Display for Story<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Boots(guest, _) | Self::Restarts(guest) | Self::Obeys(guest) | Self::Crashes(guest)) = self;
-        write!(f, "{} with {} vCPUs, {}", guest.kernel, guest.vcpus, guest.words)
+        match self {
+            Self::Boots(guest, _) | Self::Restarts(guest) | Self::Obeys(guest) | Self::Crashes(guest) => {
+                write!(f, "{} with {} vCPUs, {}", guest.kernel, guest.vcpus, guest.words)
+            }
+            Self::Upgrades(upgrade) => write!(f, "{:?}'s image from {} to {}", upgrade.layout, upgrade.old, upgrade.new),
+        }
     }
 }
 
@@ -313,6 +325,12 @@ fn stock_kernels_boot_in_every_form_and_end_as_they_ask() -> Result<()> {
     let kernels = [("13", &provisions.guest), ("12", &provisions.guest_12), ("generic", &provisions.lab)];
     let program = artifacts::build(Artifact::Vmm)?;
     let mut share = Share::default().with("bin/rebec-vmm", &program).with("facts.cpio", &initramfs);
+    share = share.with("bin/rebec", &artifacts::build(Artifact::Rebec)?);
+    for (name, layout) in [("debian", Layout::Debian), ("fedora", Layout::Fedora)] {
+        let image = folder.path().join(name);
+        cloud::write(&image, layout, &provisions.guest_12, &provisions.guest)?;
+        share = share.with(&format!("images/{name}.raw"), &image);
+    }
     for (name, kernel) in kernels {
         share = share.with(&format!("kernels/{name}.elf"), &kernel.elf).with(&format!("kernels/{name}.bzimage"), &kernel.bzimage);
     }
@@ -323,6 +341,7 @@ fn stock_kernels_boot_in_every_form_and_end_as_they_ask() -> Result<()> {
 
     let [release, release_12, release_generic] = kernels.map(|(_, kernel)| kernel.release.as_str());
     let guest = |kernel, vcpus, memory, words| Guest { kernel, vcpus, memory, words };
+    let upgrade = |layout, image| Story::Upgrades(Upgrade { layout, image, old: release_12, new: release });
     let stories = Mutex::new(vec![
         Story::Crashes(guest("13.elf", 1, "256M", "rebec.do=reboot reboot=t")),
         Story::Boots(guest("12.bzimage", 1, "256M", OFF), release_12),
@@ -332,6 +351,8 @@ fn stock_kernels_boot_in_every_form_and_end_as_they_ask() -> Result<()> {
         Story::Restarts(guest("13.elf", 2, "256M", "rebec.do=ask")),
         Story::Boots(guest("12.elf", 4, "256M", OFF), release_12),
         Story::Boots(guest("generic.bzimage", 2, "3584M", OFF), release_generic),
+        upgrade(Layout::Fedora, "/share/images/fedora.raw"),
+        upgrade(Layout::Debian, "/share/images/debian.raw"),
         // Last in the list is first to go: it takes the longest.
         Story::Boots(guest("13.elf", 16, "512M", OFF), release),
     ]);

@@ -104,7 +104,7 @@ pub async fn watch_room(host: Arc<Host>, all: Arc<Vms>) {
 
 /// A VM with a disk, as far as its growth goes.
 fn guest(vm: &LocalVm) -> Option<Guest> {
-    let taken_bytes = disks::taken_bytes(&vm.folder)?;
+    let taken_bytes = disks::taken_bytes(&vm.folder, &vm.kept().body)?;
     let stands_still = vm.kept().stands_still && vm.seen().state == SeenState::Paused;
     Some(Guest { vm: vm.id(), taken_bytes, stands_still })
 }

@@ -1,5 +1,5 @@
 //! VMs: `GET /v1/vms`, `POST /v1/vms` (a job), `GET /v1/vms/{name}`, `DELETE /v1/vms/{name}`,
-//! `POST /v1/vms/{name}/start`, `/stop`, `/move` (jobs).
+//! `POST /v1/vms/{name}/start`, `/stop`, `/move` (jobs), `/resize-disk`; `POST /v1/vms/{name}/disks`, `DELETE /v1/vms/{name}/disks/{disk}`.
 //!
 //! `GET /v1/vms/{name}/logs?tail=BYTES&follow=true` is the console's text. `GET /v1/vms/{name}/console` with
 //! `Connection: Upgrade, Upgrade: rebec-stream` becomes the console itself, raw bytes both ways; it ends when the VM leaves
@@ -37,15 +37,21 @@ pub struct NewVm {
     /// Only in this domain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
+    /// The size of its disk, in whole MiB, where that is to be larger than the image's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
     /// Added to the image's kernel command line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmdline: Option<String>,
-    /// For a NoCloud seed disk.
+    /// For a NoCloud seed disk: the guest's name for itself, with its domain or without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
     /// For a NoCloud seed disk: keys that may log in.
     #[serde(default)]
     pub ssh_keys: Vec<String>,
+    /// For a NoCloud seed disk: its user-data, as cloud-init takes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<String>,
     /// What happens when its host is lost.
     #[serde(default)]
     pub on_host_loss: OnHostLoss,
@@ -61,6 +67,27 @@ impl NewVm {
     pub fn default_vcpus() -> u8 {
         1
     }
+}
+
+/// One disk of a VM; `POST /v1/vms/{name}/disks` gives a stopped VM another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmDisk {
+    /// What it is called.
+    pub name: String,
+    /// Its size, in whole MiB where it is new.
+    pub bytes: u64,
+}
+
+/// `POST /v1/vms/{name}/resize-disk`: larger, while the VM runs or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeDisk {
+    /// Its new size, in whole MiB.
+    pub bytes: u64,
+    /// Which; left out, the one that stands on the image's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
 }
 
 /// `POST /v1/vms/{name}/stop`.
@@ -119,6 +146,9 @@ pub struct VmInfo {
     pub memory_bytes: u64,
     /// Virtual processors.
     pub vcpus: u8,
+    /// Disks: `root`, which stands on the image's, and further ones.
+    #[serde(default)]
+    pub disks: Vec<VmDisk>,
     /// NICs.
     pub nics: Vec<NicInfo>,
     /// The host that keeps its desired record.

@@ -48,6 +48,8 @@ pub enum Question {
     Start(Id, u64),
     /// Remove what you have of a VM.
     Remove(Id),
+    /// Take over the disks that a VM is to have.
+    Disks(Id),
     /// Make ready for a VM that I hold at this epoch.
     Arrive(Id, u64),
     /// A stream of a move that you made ready for.
@@ -69,6 +71,7 @@ impl Question {
             | Self::Restart(id)
             | Self::Start(id, _)
             | Self::Remove(id)
+            | Self::Disks(id)
             | Self::Arrive(id, _)
             | Self::Stream(id)
             | Self::Command(_, Some((_, id))) => Some(id),
@@ -159,6 +162,9 @@ commands! {
     VmStart User Home "start a VM",
     VmStop User Home "stop a VM",
     VmMove User Home "move a VM",
+    VmResizeDisk User Home "make a VM's disk larger",
+    VmDiskAdd User Home "give a VM a disk",
+    VmDiskRemove User Home "take a disk from a VM",
     VmLogs User Home "read a VM's console",
     VmConsole User Home "type at a VM's console",
     VmForward User Home "reach into a VM",
@@ -296,7 +302,7 @@ fn host_may(book: &Book, own: Key, asker: Key, question: Question) -> Result<(),
             }
             book.thing(Kind::VM, vm).is_some_and(|thing| thing.home == asker) || view::keeper(book, vm) == Some(asker)
         }
-        Question::Remove(vm) => book.thing(Kind::VM, vm).ok_or_else(unknown_vm)?.home == asker,
+        Question::Remove(vm) | Question::Disks(vm) => book.thing(Kind::VM, vm).ok_or_else(unknown_vm)?.home == asker,
         Question::Arrive(vm, epoch) => {
             view::vm_body(book, vm).ok_or_else(unknown_vm)?;
             if !holds(vm, asker, epoch) {

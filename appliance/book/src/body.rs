@@ -4,6 +4,7 @@
 //! A body that is not sound (a name that could not be typed, an id that is another writer's, a length beyond its limit) is kept and
 //! passed on like one of a kind that this version does not know, and counts for nothing: hosts of two versions have equal books.
 
+mod disks;
 mod host;
 
 use std::net::SocketAddrV4;
@@ -11,10 +12,13 @@ use std::net::SocketAddrV4;
 use minicbor::{Decode, Decoder, Encode, Encoder};
 use serde::{Deserialize, Serialize};
 
-pub use self::host::{AuditHead, HostBody, PartsBody, Speaks};
+pub use self::{
+    disks::{DISKS, DISKS_MAX, DiskBody, ROOT_DISK},
+    host::{AuditHead, HostBody, PartsBody, Speaks},
+};
 pub use crate::{
     grant::Assigned,
-    lan::{LanBody, NicBody, RangeLease},
+    lan::{LanBody, NICS_MAX, NicBody, RangeLease},
 };
 use crate::{
     grant::{GRANTS_MAX, Grant},
@@ -27,12 +31,10 @@ use crate::{
 
 /// Most addresses of a host that anybody dials.
 pub const ADDRESSES_MAX: usize = 8;
-/// LANs that one VM may be on.
-pub const NICS_MAX: usize = 8;
 /// Longest kernel command line.
 pub const CMDLINE_BYTES_MAX: usize = 2048;
 /// Longest text of a seed disk.
-const SEED_BYTES_MAX: usize = 16 << 10;
+pub const SEED_BYTES_MAX: usize = 16 << 10;
 /// Longest reason.
 pub const REASON_BYTES_MAX: usize = 1024;
 /// Parts of a depot in one record.
@@ -42,8 +44,10 @@ const RANGE_LEASES_MAX: usize = 1024;
 
 /// The word of a VM that is on a sealed LAN: a host that does not know it would speak in the clear.
 pub const SEALED: &str = "sealed-lan";
+/// Of [`VmBody::must`]: its seed disk has a network configuration ([`VmPrivate::network`]).
+pub const NETWORK_CONFIG: &str = "network-config";
 /// Words of [`VmBody::must`] that this version knows.
-const KNOWN: [&str; 1] = [SEALED];
+const KNOWN: [&str; 3] = [SEALED, NETWORK_CONFIG, DISKS];
 /// Words of one VM, and bytes of one.
 const MUST_MAX: usize = 8;
 const WORD_BYTES_MAX: usize = 64;
@@ -250,6 +254,9 @@ pub struct VmBody {
     /// What a host has to know that runs it: fields that an older one skips, and may not. See [`VmBody::not_known`].
     #[n(11)]
     pub must: Option<Vec<String>>,
+    /// Disks beside what its image gives: further ones, in their order, and [`ROOT_DISK`] where that is larger than the image's.
+    #[n(12)]
+    pub disks: Option<Vec<DiskBody>>,
 }
 
 /// What of a VM is told only to hosts that run it, are to, or keep it: it travels with orders, not with records.
@@ -264,6 +271,9 @@ pub struct VmPrivate {
     /// Texts of its NoCloud seed disk: meta-data, user-data.
     #[n(2)]
     pub seed: Option<(String, String)>,
+    /// The network configuration on that disk.
+    #[n(3)]
+    pub network: Option<String>,
 }
 
 impl VmPrivate {
@@ -276,7 +286,8 @@ impl VmPrivate {
     /// Whether a disk and a command line can be made of it.
     pub fn is_sound(&self) -> bool {
         let seed = self.seed.as_ref().is_none_or(|(meta, user)| meta.len().max(user.len()) <= SEED_BYTES_MAX);
-        self.cmdline.len() <= 2 * CMDLINE_BYTES_MAX && seed
+        let network = self.network.as_ref().is_none_or(|network| network.len() <= SEED_BYTES_MAX);
+        self.cmdline.len() <= 2 * CMDLINE_BYTES_MAX && seed && network
     }
 }
 
@@ -526,7 +537,7 @@ impl VmBody {
         let must = self.must.iter().flatten();
         let words =
             must.clone().count() <= MUST_MAX && must.clone().all(|word| (1..=WORD_BYTES_MAX).contains(&word.len()) && is_name(word));
-        names && words && self.image.is_sound() && self.nics.len() <= NICS_MAX
+        names && words && self.has_sound_disks() && self.image.is_sound() && self.nics.len() <= NICS_MAX
     }
 
     /// What a host of this version would have to know so as to run it, and does not.

@@ -7,6 +7,9 @@ use minicbor::{Decode, Encode};
 
 use crate::key::{Id, Key, Nonce};
 
+/// LANs that one VM may be on.
+pub const NICS_MAX: usize = 8;
+
 /// A LAN.
 #[derive(Debug, Clone, PartialEq, Eq, Encode, Decode)]
 pub struct LanBody {
@@ -133,7 +136,8 @@ pub fn is_sound(lan: &LanBody) -> bool {
 pub fn admits(lan: &LanBody, home: &Key, nic: &NicBody) -> bool {
     let address = u32::from(nic.address);
     let handed = |lease: &&RangeLease| lease.host == *home && address.checked_sub(lease.first.into()).is_some_and(|n| n < lease.count);
-    nic.mac == mac_of(nic.address) && lan.leases.iter().any(|lease| handed(&lease))
+    let is_of_address = (0..NICS_MAX as u8).any(|nth| nic.mac == mac_of(nic.address, nth));
+    is_of_address && lan.leases.iter().any(|lease| handed(&lease))
 }
 
 /// The next part of the range for a host; none when all is handed out.
@@ -153,10 +157,11 @@ pub fn free_address(lan: &LanBody, host: Key, used: &BTreeSet<Ipv4Addr>) -> Opti
     own.flat_map(|lease| (0..lease.count).map(|n| Ipv4Addr::from(u32::from(lease.first) + n))).find(|address| !used.contains(address))
 }
 
-/// The MAC of the port with that address: unique in its LAN because the address is.
-pub fn mac_of(address: Ipv4Addr) -> [u8; 6] {
+/// The MAC of the port with that address: unique in its LAN because the address is. Of a VM that has the same address on several LANs, the others'
+/// ports have other MACs: `nth` counts them from 0.
+pub fn mac_of(address: Ipv4Addr, nth: u8) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
-    [0x52, 0x54, a, b, c, d]
+    [0x52, 0x54 + nth, a, b, c, d]
 }
 
 fn size(prefix: u8) -> u32 {
@@ -199,6 +204,20 @@ mod tests {
             LanBody { leases: vec![lease(Ipv4Addr::new(10, 15, 255, 255), 1)], ..good },
         ] {
             assert!(!is_sound(&bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_vm_has_no_mac_twice_and_only_those_of_its_address() {
+        let address = Ipv4Addr::new(10, 16, 0, 9);
+        let home = Name([1; 32]);
+        let lan = LanBody { leases: vec![RangeLease { host: home, first: Ipv4Addr::new(10, 16, 0, 8), count: 4 }], ..lan(24) };
+        let nic = |mac| NicBody { lan: Name([2; 16]), vni: 7, mac, address, prefix: 24, sealed: None };
+        let macs: Vec<_> = (0..NICS_MAX as u8).map(|nth| mac_of(address, nth)).collect();
+        assert_eq!((macs[0], macs.iter().collect::<BTreeSet<_>>().len()), ([0x52, 0x54, 10, 16, 0, 9], NICS_MAX));
+        assert!(macs.iter().all(|mac| admits(&lan, &home, &nic(*mac)) && mac[0] & 3 == 2));
+        for other in [mac_of(address, NICS_MAX as u8), mac_of(Ipv4Addr::new(10, 16, 0, 10), 0), [0; 6]] {
+            assert!(!admits(&lan, &home, &nic(other)));
         }
     }
 

@@ -36,5 +36,6 @@ pub fn vm(nonce: Nonce, name: &str, assigned: Assigned) -> VmBody {
         keeper: None,
         created: 0,
         must: None,
+        disks: None,
     }
 }

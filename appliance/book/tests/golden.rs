@@ -9,8 +9,8 @@ use rebec_book::{
     gossip::message::{Answer, Beats, Offer, Parcel, Question, Vitals},
     key::{Digest, Id, Name, bound_id, id_of_key, public},
     record::{
-        Assigned, AuditHead, DiskRef, DomainBody, FloorBody, HelperBody, HostBody, ImageBody, Kind, LanBody, MemberBody, NicBody, PartRef,
-        PartsBody, PoolBody, RangeLease, SeenBody, SeenState, Speaks, UserBody, VmBody, VmPrivate,
+        Assigned, AuditHead, DISKS, DiskBody, DiskRef, DomainBody, FloorBody, HelperBody, HostBody, ImageBody, Kind, LanBody, MemberBody,
+        NicBody, PartRef, PartsBody, PoolBody, ROOT_DISK, RangeLease, SeenBody, SeenState, Speaks, UserBody, VmBody, VmPrivate,
     },
     warrant::{Proven, TokenBound, body_digest},
 };
@@ -44,7 +44,7 @@ fn image() -> ImageBody {
 }
 
 fn private() -> VmPrivate {
-    VmPrivate { nonce: Name([9; 16]), cmdline: "console=ttyS0 quiet".into(), seed: Some(("meta".into(), "user".into())) }
+    VmPrivate { nonce: Name([9; 16]), cmdline: "console=ttyS0 quiet".into(), seed: Some(("meta".into(), "user".into())), network: None }
 }
 
 fn vm() -> VmBody {
@@ -63,6 +63,7 @@ fn vm() -> VmBody {
         keeper: Some(key(4)),
         created: 1_800_000_001,
         must: None,
+        disks: None,
     }
 }
 
@@ -230,6 +231,28 @@ fn what_a_vm_must_have_known_is_named() {
     for unsound in [vec!["a word"; 1], vec!["w"; 9], vec![""; 1]] {
         assert_eq!(read(of(&unsound)), Some(Body::Unknown), "{unsound:?}");
     }
+}
+
+#[test]
+fn disks_of_a_vm_are_read_and_have_limits() {
+    let disk = |name: &str, bytes| DiskBody { name: name.to_owned(), bytes };
+    let mut body = vm();
+    assert_eq!((body.root_bytes(), body.further_disks().count()), (Some(4 << 30), 0));
+    body.set_disks(vec![disk(ROOT_DISK, 20 << 30), disk("data", 1 << 30)]);
+    assert_eq!((body.root_bytes(), body.further_disks().count(), body.not_known()), (Some(20 << 30), 1, None));
+    assert_eq!(body.must, Some(vec![DISKS.to_owned()]));
+    let read = |disks: Vec<DiskBody>| {
+        let mut body = vm();
+        body.set_disks(disks);
+        let id = bound_id(&key(3), &body.nonce);
+        Record::sign(Kind::VM, id, 7, Some(&Body::Vm(body.into())), &secret(3)).unwrap().open().unwrap().body
+    };
+    assert!(matches!(read(body.disks.clone().unwrap()), Some(Body::Vm(found)) if *found == body));
+    for unsound in [vec![disk("../x", 1)], vec![disk("d", u64::MAX)], vec![disk("d", 1); 9]] {
+        assert_eq!(read(unsound.clone()), Some(Body::Unknown), "{unsound:?}");
+    }
+    body.set_disks(vec![]);
+    assert_eq!(body, vm());
 }
 
 #[test]

@@ -7,26 +7,36 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use rebec_book::record::ImageBody;
+use rebec_book::record::VmBody;
 use rebec_devices::disk::{BackingName, Disk, ImageFormat};
 
 use crate::{depot::Depot, durable, kept::Kept, seed};
+
+/// A disk that is made here begins so small: whoever runs the VM first grows it to what it is to be, or was where the VM comes from.
+const FIRST_BYTES: u64 = 1 << 20;
 
 /// Disks of VMs may be so many times as large, all together, as the room that there is for them: most guests never fill theirs. Those that do
 /// stand still before their host is short of room itself ([`crate::growth`]).
 const OVERCOMMIT: u64 = 4;
 
 /// What a VM is promised on the host's disk beside its image.
-pub fn promised_bytes(image: &ImageBody) -> u64 {
-    image.disk.map_or(0, |disk| disk.virtual_bytes / OVERCOMMIT)
+pub fn promised_bytes(body: &VmBody) -> u64 {
+    let further = body.further_disks().map(|disk| disk.bytes);
+    further.chain(body.root_bytes()).fold(0, u64::saturating_add) / OVERCOMMIT
 }
 
-/// What the copy-on-write layer in a VM's folder takes; none where there is none.
-pub fn taken_bytes(folder: &Path) -> Option<u64> {
-    fs::metadata(folder.join("disk.qcow2")).ok().map(|layer| layer.blocks() * 512)
+/// What the disks in a VM's folder take, its copy-on-write layer and further ones; none where there is none.
+pub fn taken_bytes(folder: &Path, body: &VmBody) -> Option<u64> {
+    let paths = body.further_disks().map(|disk| further(folder, &disk.name)).chain([folder.join("disk.qcow2")]);
+    paths.filter_map(|path| fs::metadata(path).ok()).map(|disk| disk.blocks() * 512).reduce(u64::saturating_add)
 }
 
-/// The copy-on-write layer and the seed disk of a VM that has none yet.
+/// Where a further disk of a VM is, in its folder.
+pub fn further(folder: &Path, name: &str) -> PathBuf {
+    folder.join(format!("disk-{name}.qcow2"))
+}
+
+/// The copy-on-write layer, the further disks and the seed disk of a VM, as far as it has none yet.
 pub fn make(depot: &Depot, folder: &Path, kept: &Kept) -> Result<()> {
     let path = folder.join("disk.qcow2");
     if let Some(disk) = &kept.body.image.disk
@@ -42,10 +52,43 @@ pub fn make(depot: &Depot, folder: &Path, kept: &Kept) -> Result<()> {
         durable::sync_whole(&file, &new)?;
         durable::rename(&new, &path).context("create disk.qcow2")?;
     }
-    if let Some(texts) = &kept.private.seed
-        && !folder.join("seed.img").exists()
+    make_further(folder, &kept.body)?;
+    let seed_path = folder.join("seed.img");
+    if let Some((meta, user)) = kept.private.seed.clone()
+        && !seed_path.exists()
     {
-        seed::write(&folder.join("seed.img"), texts)?;
+        seed::write(&seed_path, &seed::Texts { meta, user, network: kept.private.network.clone() })?;
+    }
+    Ok(())
+}
+
+fn make_further(folder: &Path, body: &VmBody) -> Result<()> {
+    for disk in body.further_disks() {
+        let path = further(folder, &disk.name);
+        if path.exists() {
+            continue;
+        }
+        let new = folder.join(".disk.qcow2");
+        let file = fs::File::options().create(true).truncate(true).read(true).write(true).open(&new).context("create a disk")?;
+        Disk::create_qcow2(&disk.name, &file, FIRST_BYTES, None)?;
+        file.sync_all()?;
+        fs::rename(&new, &path).with_context(|| format!("create {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Removes the further disks in the folder of a VM that its record does not name. It does not run.
+pub fn sweep(folder: &Path, body: &VmBody) -> Result<()> {
+    let named: Vec<_> = body.further_disks().map(|disk| further(folder, &disk.name)).collect();
+    let mark = further(folder, "");
+    let (start, end) = (mark.file_stem().unwrap_or_default().to_string_lossy().into_owned(), ".qcow2");
+    for entry in fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with(&start) && name.ends_with(end) && !named.contains(&path) {
+            log::info!("vm {}: {name} is removed: its record has no such disk", body.name);
+            fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+        }
     }
     Ok(())
 }

@@ -25,7 +25,7 @@ use rustix::{
 };
 use tokio::{process::Child, sync::oneshot};
 
-use crate::{control::Control, depot::Depot, derived::Derived, handover::Handover, ledger, limits::Limits, said};
+use crate::{control::Control, depot::Depot, derived::Derived, disks, handover::Handover, ledger, limits::Limits, said};
 
 /// Stations that are told on the command line; the others follow over the control socket.
 pub const STATIONS_MAX: usize = 64;
@@ -140,6 +140,9 @@ fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Resul
     let log = File::options().create(true).append(true).open(folder.join("vmm.log")).context("open vmm.log")?;
     let mut command = tokio::process::Command::new(vmm);
     let mut handover = Handover::default();
+    // One that arrives has the size that it has where it comes from.
+    let boots = matches!(how, Beginning::Boot);
+    let at_least = |bytes: u64| if boots { format!(",size={bytes}") } else { String::new() };
     match how {
         Beginning::Boot => {
             command.arg("run").arg("--memory").arg(format!("{}M", body.memory_bytes >> 20));
@@ -169,10 +172,15 @@ fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Resul
         let base = handover.open(&depot.path(&disk.part.digest))?;
         let digests = Derived::Digests.of(depot, &disk.part.digest).map(|digests| handover.open(&digests)).transpose()?;
         let digests = digests.map(|digests| format!(",base-digests={digests}")).unwrap_or_default();
-        command.arg("--disk").arg(format!("{layer},base={base}{digests}"));
+        let size = body.root_disk().map(|disk| at_least(disk.bytes)).unwrap_or_default();
+        command.arg("--disk").arg(format!("{layer}{size},base={base}{digests}"));
     }
     if private.seed.is_some() {
         command.arg("--disk").arg(format!("{},ro", handover.open(&folder.join("seed.img"))?));
+    }
+    for disk in body.further_disks() {
+        let file = handover.open_with(&disks::further(folder, &disk.name), File::options().read(true).write(true))?;
+        command.arg("--disk").arg(format!("{file}{}", at_least(disk.bytes)));
     }
     for (nic, (endpoint, socket)) in body.nics.iter().zip(ports) {
         let (mac, socket) = (MacAddr(nic.mac), handover.give(socket));

@@ -224,6 +224,7 @@ fn one_vm(host: &mut Writer, number: usize, lan: &Id, keeper: Key, records: &mut
         keeper: number.is_multiple_of(2).then_some(keeper),
         created: CREATED + number as u64,
         must: None,
+        disks: None,
     };
     let id = bound_id(&host.key, &body.nonce);
     records.push(host.write(Kind::VM, id, Some(&Body::Vm(body.into())))?);

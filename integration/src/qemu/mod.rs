@@ -11,6 +11,7 @@
 //! vm        rebec-vmm in a machine, with the options users have
 //! pool      appliances: `rebec` in a machine, tickets typed at its console
 //! firmware  machines that boot the appliance's ISO as spare hardware does
+//! upgrade   a VM of a cloud image whose guest installs another kernel
 //! orders    what the workload in a VM is told over its serial port
 //! ```
 
@@ -25,6 +26,7 @@ pub mod pcap;
 pub mod pool;
 pub mod switch;
 pub mod tsc;
+pub mod upgrade;
 pub mod vm;
 
 pub use accel::Accel;

@@ -169,6 +169,7 @@ fn info(book: &Book, vm: view::Named<'_, VmBody>, named: &impl Fn(&Key) -> Strin
         image: vm.body.image_name.clone(),
         memory_bytes: vm.body.memory_bytes,
         vcpus: vm.body.vcpus,
+        disks: vec![],
         nics: vm.body.nics.iter().map(nic).collect(),
         home: named(&vm.home),
         on_host_loss: if vm.body.keeper.is_some() { OnHostLoss::Restart } else { OnHostLoss::Hold },

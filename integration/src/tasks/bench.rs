@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    bench::{Figure, Target, arrived, base, boot, donors, engine, lan, machines, memory, moves, pool, table, trade},
+    bench::{Figure, Target, arrived, base, boot, disks, donors, engine, lan, machines, memory, moves, pool, table, trade},
     progress::say,
     provision,
 };
@@ -28,6 +28,8 @@ pub enum Row {
     Pool,
     /// How soon the index over a donor's memory stands.
     Donors,
+    /// Reading what starts out of a disk, and importing one with holes.
+    Disks,
     /// Pages a second through the move's page functions.
     Engine,
     /// What trade does to the jobs of two clusters (`--traces`), and how fast it is simulated.
@@ -84,6 +86,7 @@ fn measure(row: Row, options: &Options) -> Result<Vec<Figure>> {
         Row::Lan => lan::measure(),
         Row::Pool => pool::measure(),
         Row::Donors => donors::measure(),
+        Row::Disks => disks::measure(),
         Row::Engine => engine::measure(),
         Row::Trade => trade::measure(&options.traces),
         Row::Machines => machines::measure(),

@@ -41,7 +41,7 @@ const ALONE: [&str; 6] = ["local_boot", "local_handover", "local_lan", "local_le
 /// How many of the others go at a time. None of them keeps two processors busy.
 const OTHERS_AT_ONCE: usize = 2;
 /// How the names of groups begin that want the appliance's program.
-const OF_REBEC: [&str; 4] = ["local_pool", "local_service", "qemu_firmware", "qemu_pool"];
+const OF_REBEC: [&str; 5] = ["local_pool", "local_service", "qemu_boot", "qemu_firmware", "qemu_pool"];
 /// The group that wants agents of a later version.
 const OF_LATER: &str = "local_pool_versions";
 /// Cargo's words for every unit test but the lab's, whose features are the lab's own.

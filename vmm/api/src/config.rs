@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use rebec_layout::RAM_BYTES_MAX;
+use rebec_layout::{DISK_BYTES_MAX, RAM_BYTES_MAX};
 
 use crate::{dhcp_lease::DhcpLease, handle::Handle, mac::MacAddr};
 
@@ -16,8 +16,11 @@ pub enum ConfigError {
     /// A memory size that is not a number with a unit, or is out of range.
     #[error("memory `{0}`: expected a size from 16M to 1T in whole MiB, as in 512M or 4G")]
     Memory(String),
+    /// A disk's size that is not a number with a unit, or is out of range.
+    #[error("size `{0}`: expected a disk's size in whole MiB from 1M to {max}T, as in 512M or 20G", max = DISK_BYTES_MAX >> 40)]
+    Size(String),
     /// A disk without a path, or with an option that does not exist.
-    #[error("disk `{0}`: expected FILE, and behind it ,ro ,base=FILE or ,base-digests=FILE")]
+    #[error("disk `{0}`: expected FILE, and behind it ,ro ,size=SIZE ,base=FILE or ,base-digests=FILE")]
     Disk(String),
     /// A port with a missing or malformed part.
     #[error("net `{text}`: {what}; expected {form}", form = NetConfig::FORM)]
@@ -63,19 +66,46 @@ impl FromStr for MemorySize {
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let invalid = || ConfigError::Memory(text.to_owned());
-        let (digits, shift) = match text.as_bytes().last() {
-            Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
-            Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
-            Some(b'T' | b't') => (&text[..text.len() - 1], 40),
-            _ => (text, 0),
-        };
-        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(invalid());
-        }
-        let number: u64 = digits.parse().map_err(|_| invalid())?;
-        let bytes = number.checked_mul(1 << shift).ok_or_else(invalid)?;
-        Self::from_bytes(bytes).map_err(|_| invalid())
+        Self::from_bytes(whole_bytes(text).ok_or_else(invalid)?).map_err(|_| invalid())
     }
+}
+
+/// The virtual size of a disk in bytes: whole MiB up to the largest that there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DiskSize(u64);
+
+impl DiskSize {
+    /// Accepts a size in range and in whole MiB.
+    pub fn from_bytes(bytes: u64) -> Result<Self, ConfigError> {
+        let fits = bytes.is_multiple_of(1 << 20) && (1 << 20..=DISK_BYTES_MAX).contains(&bytes);
+        if fits { Ok(Self(bytes)) } else { Err(ConfigError::Size(format!("{bytes} bytes"))) }
+    }
+
+    /// The size in bytes.
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for DiskSize {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let invalid = || ConfigError::Size(text.to_owned());
+        Self::from_bytes(whole_bytes(text).ok_or_else(invalid)?).map_err(|_| invalid())
+    }
+}
+
+/// Reads `512M`: digits, and a unit or none.
+fn whole_bytes(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.as_bytes().last()? {
+        b'M' | b'm' => (&text[..text.len() - 1], 20),
+        b'G' | b'g' => (&text[..text.len() - 1], 30),
+        b'T' | b't' => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits.parse::<u64>().ok().filter(|_| is_number)?.checked_mul(1 << shift)
 }
 
 /// One `--disk`.
@@ -85,6 +115,8 @@ pub struct DiskConfig {
     pub image: Handle,
     /// Whether the guest may only read it.
     pub read_only: bool,
+    /// The least virtual size: a smaller disk grows to it when the machine starts.
+    pub at_least: Option<u64>,
     /// Its backing image, which stands alone. Without it, the names in the image's own header are followed, if the image is named by a path.
     pub base: Option<Handle>,
     /// Kept digests of its backing image.
@@ -99,10 +131,13 @@ impl FromStr for DiskConfig {
         let mut parts = text.split(',');
         let handle = |text: &str| text.parse().ok().filter(|_| !text.is_empty()).ok_or_else(wrong);
         let image = handle(parts.next().unwrap_or_default())?;
-        let mut disk = Self { image, read_only: false, base: None, base_digests: None };
+        let mut disk = Self { image, read_only: false, at_least: None, base: None, base_digests: None };
         for part in parts {
             match part.split_once('=') {
                 None if part == "ro" && !disk.read_only => disk.read_only = true,
+                Some(("size", size)) if disk.at_least.is_none() => {
+                    disk.at_least = Some(size.parse::<DiskSize>().map_err(|_| wrong())?.bytes())
+                }
                 Some(("base", file)) if disk.base.is_none() => disk.base = Some(handle(file)?),
                 Some(("base-digests", file)) if disk.base_digests.is_none() => disk.base_digests = Some(handle(file)?),
                 _ => return Err(wrong()),
@@ -276,9 +311,22 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_has_a_size_in_whole_mib() {
+        let sizes = [("1M", 1 << 20), ("20G", 20 << 30), ("8T", DISK_BYTES_MAX), ("1073741824", 1 << 30)];
+        sizes.iter().for_each(|(text, bytes)| assert_eq!(text.parse::<DiskSize>().unwrap().bytes(), *bytes, "{text}"));
+        for text in ["", "0", "20", "1K", "+1G", "1.5G", "9T", "20GB", "99999999999999999999G"] {
+            assert!(text.parse::<DiskSize>().is_err(), "{text}");
+        }
+        assert_eq!("a,size=20G".parse::<DiskConfig>().unwrap().at_least, Some(20 << 30));
+        for text in ["a,size=", "a,size=x", "a,size=1G,size=1G"] {
+            assert!(text.parse::<DiskConfig>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn a_disk_is_a_file_with_options() {
         let named = |text: &str| text.parse::<Handle>().unwrap();
-        let plain = DiskConfig { image: named("a.qcow2"), read_only: false, base: None, base_digests: None };
+        let plain = DiskConfig { image: named("a.qcow2"), read_only: false, at_least: None, base: None, base_digests: None };
         assert_eq!("a.qcow2".parse(), Ok(plain.clone()));
         assert_eq!("a.qcow2,ro".parse(), Ok(DiskConfig { read_only: true, ..plain.clone() }));
         let with_base = DiskConfig { image: Handle::Descriptor(3), base: Some(named("b")), base_digests: Some(named("fd:4")), ..plain };

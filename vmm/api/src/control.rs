@@ -150,6 +150,13 @@ pub enum Command {
     Pause,
     /// Undo a pause.
     Resume,
+    /// Make a disk larger, and tell the guest so.
+    ResizeDisk {
+        /// Which, from 0, in the order of `disk_bytes` of [`Status`].
+        disk: u8,
+        /// Its new virtual size.
+        bytes: u64,
+    },
     /// Press the power button: the guest turns itself off, if it listens to that; refused if it does not.
     PowerButton,
     /// End the VM, as if its power were cut.
@@ -200,11 +207,12 @@ pub enum Command {
 
 impl Command {
     /// What each is called on a line.
-    const NAMES: [&str; 14] = [
+    const NAMES: [&str; 15] = [
         "status",
         "arrival",
         "pause",
         "resume",
+        "resize-disk",
         "power-button",
         "stop",
         "cancel",
@@ -407,6 +415,8 @@ mod tests {
         let text = r#"{"id":4,"do":"peer-key","net":"52:54:00:00:00:01","endpoint":"10.0.0.2:4789","key":"KEY"}"#;
         let text = text.replace("KEY", &"0f".repeat(32));
         assert_eq!(line(&serde_json::from_str(&text).unwrap()), text);
+        let text = r#"{"id":5,"do":"resize-disk","disk":0,"bytes":1073741824}"#;
+        assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
         let text = r#"{"id":5,"do":"lease","until_ms":86400000}"#;
         assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
         let error =
@@ -433,7 +443,7 @@ mod tests {
             let told = Request::read(format!(r#"{{"id":7,"do":"{name}"}}"#).as_bytes());
             assert!(
                 told.is_ok_and(|request| request.id == 7)
-                    || ["fdb-add", "fdb-remove", "peer-key", "peer-key-remove", "migrate", "lease"].contains(&name),
+                    || ["resize-disk", "fdb-add", "fdb-remove", "peer-key", "peer-key-remove", "migrate", "lease"].contains(&name),
                 "{name}"
             );
         }

@@ -14,7 +14,7 @@ use std::{
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use rebec_layout::{SLOTS, VCPUS_MAX};
 use rebec_migrate::VmId;
-use rebec_vmm_api::{DiskConfig, Handle, MacAddr, MemorySize, NetConfig, PortKey, SerialConfig, control::MigrateOptions};
+use rebec_vmm_api::{DiskConfig, DiskSize, Handle, MacAddr, MemorySize, NetConfig, PortKey, SerialConfig, control::MigrateOptions};
 
 use crate::cgroup;
 
@@ -196,8 +196,8 @@ impl FromStr for Listen {
 #[derive(Args, Debug)]
 pub struct Shared {
     /// Disk image, raw or qcow2; `,ro` makes it read-only; may be repeated. `receive` creates a missing one.
-    /// `base=` names its backing image, whatever its header calls it; `base-digests=` what `digests` said of that one
-    #[arg(long = "disk", value_name = "FILE[,ro][,base=FILE][,base-digests=FILE]")]
+    /// `size=` is the least that it has: it grows to that; `base=` names its backing image, whatever its header calls it; `base-digests=` what `digests` said of that one
+    #[arg(long = "disk", value_name = "FILE[,ro][,size=SIZE][,base=FILE][,base-digests=FILE]")]
     pub disks: Vec<DiskConfig>,
     /// NIC and its port on a VXLAN LAN; may be repeated. ip=ADDRESS/LENGTH is told to the guest by DHCP, with gateway=ADDRESS and dns=ADDRESS;
     /// peer=MAC@IP:PORT, which may be repeated, says where a station is and, with @ADDRESS behind it, answers ARP for it
@@ -244,6 +244,15 @@ pub enum CtlRequest {
     Pause,
     /// Let a paused VM run on
     Resume,
+    /// Make a disk of the VM larger, while it runs; the guest grows what is on it
+    ResizeDisk {
+        /// Which, from 0, as given
+        #[arg(value_name = "N")]
+        disk: u8,
+        /// Its new size, as in 30G
+        #[arg(value_name = "SIZE")]
+        size: DiskSize,
+    },
     /// Press the VM's power button: its guest turns itself off, if it listens to that
     PowerButton,
     /// End the VM, as if its power were cut
@@ -526,6 +535,7 @@ mod tests {
             "status --json",
             "pause",
             "resume",
+            "resize-disk 0 30G",
             "stop",
             "cancel",
             "lease 15000",

@@ -24,11 +24,12 @@ use crate::{
 const CONVERT: &str = "convert it with `qemu-img convert -O qcow2 FILE disk.qcow2`";
 /// Files that hold a disk, or a packed one, in a form that is not read, by first bytes at a place: at an import they are what they look like. A guest
 /// may write the same to a raw disk of its own, so nothing is made of them when a VM starts.
-const CONTAINERS: [(usize, &[u8], &str, &str); 15] = [
+const CONTAINERS: [(usize, &[u8], &str, &str); 20] = [
     (0x40, &[0x7f, 0x10, 0xda, 0xbe], "a VDI image", CONVERT),
     (0, b"KDMV", "a VMDK image", CONVERT),
     (0, b"# Disk Descriptor", "a VMDK image's description", CONVERT),
     (0, b"vhdxfile", "a VHDX image", CONVERT),
+    (0, b"COWD", "a VMDK image", CONVERT),
     (0, b"conectix", "a VHD image", CONVERT),
     (0, b"QED\0", "a QED image", CONVERT),
     (0, b"WithoutFreeSpace", "a Parallels image", CONVERT),
@@ -39,7 +40,16 @@ const CONTAINERS: [(usize, &[u8], &str, &str); 15] = [
     (0, &[0x28, 0xb5, 0x2f, 0xfd], "packed by zstd", "unpack it with `zstd -d FILE`"),
     (0, b"BZh", "packed by bzip2", "unpack it with `bzip2 -d FILE`"),
     (0, b"PK\x03\x04", "a ZIP file", "unpack it and give the disk image in it"),
-    (257, b"ustar", "a tar file", "unpack it and give the disk image in it"),
+    (257, b"ustar", "a tar file", "unpack it and give the disk image in it; an .ova holds one too"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z file", "unpack it and give the disk image in it"),
+    (0, &[0x04, 0x22, 0x4d, 0x18], "packed by lz4", "unpack it with `lz4 -d FILE`"),
+    (0, b"LZIP", "packed by lzip", "unpack it with `lzip -d FILE`"),
+    (
+        0x8001,
+        b"CD001",
+        "an ISO image of a CD or DVD",
+        "give the image that the distribution publishes for clouds; to install from this, give its kernel and initial RAM disk with --kernel and --initramfs",
+    ),
 ];
 
 /// Runs the command.
@@ -69,6 +79,9 @@ pub fn run(options: &JudgeOptions) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The last sector of a VHD of fixed size, whose disk begins at its first byte.
+const VHD_FOOTER: &[u8] = b"conectix";
+
 /// Names what is no disk image but could pass for a raw one, or fail for the wrong reason.
 fn refuse_container(name: &str, file: &File) -> Result<()> {
     for (at, magic, what, remedy) in CONTAINERS {
@@ -77,6 +90,11 @@ fn refuse_container(name: &str, file: &File) -> Result<()> {
         if file.read_exact_at(bytes, at as u64).is_ok() && *bytes == *magic {
             bail!("disk {name}: it is {what}; {remedy}");
         }
+    }
+    let mut footer = [0; VHD_FOOTER.len()];
+    let at = file.metadata().ok().and_then(|file| file.len().checked_sub(512));
+    if at.is_some_and(|at| file.read_exact_at(&mut footer, at).is_ok()) && footer == *VHD_FOOTER {
+        bail!("disk {name}: it is a VHD image of fixed size; convert it with `qemu-img convert -f vpc -O qcow2 FILE disk.qcow2`");
     }
     Ok(())
 }
@@ -89,7 +107,7 @@ mod tests {
     fn what_is_no_disk_image_is_named_with_what_to_do() {
         for (at, magic, what, remedy) in CONTAINERS {
             let file = tempfile::tempfile().unwrap();
-            file.set_len(4096).unwrap();
+            file.set_len(1 << 16).unwrap();
             file.write_all_at(magic, at as u64).unwrap();
             assert_eq!(refuse_container("d", &file).unwrap_err().to_string(), format!("disk d: it is {what}; {remedy}"));
         }
@@ -97,5 +115,7 @@ mod tests {
         refuse_container("d", &raw).unwrap();
         raw.set_len(4096).unwrap();
         refuse_container("d", &raw).unwrap();
+        raw.write_all_at(VHD_FOOTER, 4096 - 512).unwrap();
+        assert!(refuse_container("d", &raw).unwrap_err().to_string().contains("-f vpc"));
     }
 }

@@ -306,6 +306,7 @@ impl Owner {
             Command::Status | Command::Arrival => Ok(Answer::Status(self.status())),
             Command::Pause => self.pause(),
             Command::Resume => self.resume(),
+            Command::ResizeDisk { disk, bytes } => self.resize_disk(disk, bytes),
             Command::FdbAdd { mac, endpoint, ip } => self.edit_fdb(|lan| lan.fdb_add(&Peer { mac, endpoint, ip })),
             Command::FdbRemove { mac } => self.edit_fdb(|lan| lan.fdb_remove(mac)),
             Command::PeerKey { net, endpoint, key } => self.edit_keys(net, |lan| lan.peer_key_add(endpoint, key)),
@@ -367,6 +368,15 @@ impl Owner {
                 Ok(Answer::Done)
             }
             _ => Err(self.wrong_state("resume", "it was not paused by request")),
+        }
+    }
+
+    fn resize_disk(&self, disk: u8, bytes: u64) -> Result<Answer, ControlError> {
+        match &self.place {
+            Place::Here(held, Stand::Running | Stand::Paused) => {
+                held.vm.grow_disk(disk.into(), bytes).map(|()| Answer::Done).map_err(|error| failed(format!("resize-disk: {error:#}")))
+            }
+            _ => Err(self.wrong_state("resize-disk", "a disk grows while its VM is here and does not move")),
         }
     }
 

@@ -155,6 +155,10 @@ impl Reception {
 
 fn open_disk(file: &DiskFile, bytes: u64) -> Result<Arc<rebec_devices::disk::Disk>> {
     let disk = file.parse_or_create(bytes)?;
+    // It grew where it comes from.
+    if !disk.read_only() && disk.size_bytes() < bytes {
+        disk.grow(bytes)?;
+    }
     let here = disk.size_bytes();
     ensure!(here == bytes, "disk {}: {here} bytes here, {bytes} in the VM", file.name);
     Ok(Arc::new(disk))

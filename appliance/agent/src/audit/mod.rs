@@ -81,6 +81,7 @@ pub fn weight(question: &Question) -> Weight {
         | Question::Restart(_)
         | Question::Start(..)
         | Question::Remove(_)
+        | Question::Disks(_)
         | Question::Arrive(..) => Weight::Change,
     }
 }

@@ -4,6 +4,7 @@
 pub mod answer;
 pub mod audit;
 pub mod bundle;
+pub mod disks;
 pub mod forward;
 pub mod hosts;
 pub mod images;
@@ -56,6 +57,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/internal/restarts", post(internal::restarts))
         .route("/internal/starts", post(internal::starts))
         .route("/internal/removals", post(internal::removals))
+        .route("/internal/disks", post(disks::take_over))
         .route("/internal/arrivals", post(internal::arrivals))
         .route("/internal/arrivals/{id}/stream", get(streams::arrival))
         .route("/internal/jobs/wait", post(internal::wait_job))

@@ -21,7 +21,7 @@ use rebec_book::{
 };
 use rebec_vmm_api::{MacAddr, Versions};
 
-use crate::{agent::Agent, roles};
+use crate::{agent::Agent, orders::disks, roles};
 
 /// Names of keys and ids, looked up once for a whole list.
 struct Names {
@@ -228,6 +228,7 @@ fn named_vm(agent: &Agent, book: &Book, names: &Names, vm: view::Named<'_, VmBod
         image: vm.body.image_name.clone(),
         memory_bytes: vm.body.memory_bytes,
         vcpus: vm.body.vcpus,
+        disks: disks::shown(vm.body),
         nics: nics(book, vm.body),
         home: names.host(&vm.home),
         on_host_loss: if vm.body.keeper.is_some() { OnHostLoss::Restart } else { OnHostLoss::Hold },

@@ -9,7 +9,7 @@ use rebec_api::{
     pool::{DomainInfo, DomainKey, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus},
     token::{CreatedToken, NewToken, Token},
     user::{NewUser, User},
-    vm::{MoveVm, NewVm, StopVm, VmInfo},
+    vm::{MoveVm, NewVm, ResizeDisk, StopVm, VmDisk, VmInfo},
 };
 use rebec_book::{authority::Command, record::Kind};
 use utoipa::openapi::{
@@ -18,7 +18,7 @@ use utoipa::openapi::{
 };
 
 use super::{
-    audit, bundle, hosts, images, jobs, lans,
+    audit, bundle, disks, hosts, images, jobs, lans,
     openapi::{self, Row, row},
     pools, streams, tokens, users, vms,
 };
@@ -121,6 +121,23 @@ fn vm_rows() -> Vec<Row> {
             .about(Kind::VM)
             .takes::<MoveVm>()
             .begins_job(),
+        row(Command::VmResizeDisk, Post, "/v1/vms/{name}/resize-disk", "Make a disk of a VM larger, while it runs or not", disks::resize)
+            .about(Kind::VM)
+            .takes::<ResizeDisk>()
+            .answers::<VmInfo>(),
+        row(Command::VmDiskAdd, Post, "/v1/vms/{name}/disks", "Give a stopped VM another disk", disks::add)
+            .about(Kind::VM)
+            .takes::<VmDisk>()
+            .answers::<VmInfo>(),
+        row(
+            Command::VmDiskRemove,
+            Delete,
+            "/v1/vms/{name}/disks/{disk}",
+            "Take a disk from a stopped VM, with what is on it",
+            disks::remove,
+        )
+        .about(Kind::VM)
+        .answers::<VmInfo>(),
         row(Command::VmLogs, Get, "/v1/vms/{name}/logs", "The console's text", streams::logs)
             .about(Kind::VM)
             .query("tail", "Only the last bytes, this many", Type::Integer)

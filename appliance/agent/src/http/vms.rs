@@ -45,7 +45,8 @@ pub async fn show(State(agent): State<Arc<Agent>>, Extension(granted): Extension
     Ok(axum::Json(info(&agent, granted.about().ok_or_else(gone)?)?))
 }
 
-fn info(agent: &Agent, id: Id) -> Result<VmInfo, ApiError> {
+/// How a VM is.
+pub fn info(agent: &Agent, id: Id) -> Result<VmInfo, ApiError> {
     agent.knowledge.pool(|book| view::vm(book, id).map(|vm| shown::vm(agent, book, vm)))?.ok_or_else(gone)
 }
 

@@ -34,7 +34,10 @@ pub async fn nic(orders: &Arc<Orders>, name: &str, others: &[NicBody]) -> Result
         let mut used = used;
         used.extend(others.iter().filter(|nic| nic.lan == id).map(|nic| nic.address));
         if let Some(address) = lan::free_address(&body, orders.knowledge.key(), &used) {
-            return Ok(NicBody { lan: id, vni: body.vni, mac: lan::mac_of(address), address, prefix: body.prefix, sealed: body.sealed });
+            // LANs may have the same range, and a VM no MAC twice.
+            let same = others.iter().filter(|nic| nic.address == address).count();
+            let mac = lan::mac_of(address, same as u8);
+            return Ok(NicBody { lan: id, vni: body.vni, mac, address, prefix: body.prefix, sealed: body.sealed });
         }
         lease(orders, id, home).await?;
     }

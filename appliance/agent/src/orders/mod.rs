@@ -4,9 +4,11 @@
 //! record (durable: it is wanted; addresses) -> plan (which host, which epoch) -> order (vm::start here, or the same of another host)
 //!                restart (of what this host keeps), drain (of this host) -> plan
 //! remove (where it is, and the record)
+//! disks (the record, and the host that has it takes it over)
 //! ```
 
 pub mod addresses;
+pub mod disks;
 pub mod drain;
 pub mod order;
 pub mod plan;

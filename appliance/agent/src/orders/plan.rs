@@ -28,7 +28,7 @@ pub fn place(orders: &Orders, body: &VmBody, host: Option<&str>, domain: Option<
     })?;
     let want = Want {
         memory_bytes: body.memory_bytes,
-        disk_bytes: disks::promised_bytes(&body.image),
+        disk_bytes: disks::promised_bytes(body),
         lans: !body.nics.is_empty(),
         host,
         domain,

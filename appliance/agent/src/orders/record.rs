@@ -9,7 +9,7 @@ use rebec_api::{
 use rebec_book::{
     Body, Key, Signed,
     key::{Id, Name, bound_id},
-    record::{Assigned, ImageBody, Kind, NicBody, SEALED, VmBody, VmPrivate},
+    record::{Assigned, ImageBody, Kind, NETWORK_CONFIG, NicBody, ROOT_DISK, SEALED, VmBody, VmPrivate},
     view,
 };
 use rebec_host::{failed, seed};
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Orders,
     addresses::nic,
+    disks,
     plan::{candidates, place},
 };
 use crate::{
@@ -66,8 +67,16 @@ pub async fn record(orders: &Arc<Orders>, new: &NewVm) -> Result<(Id, Choice), A
         ));
     }
     let image = image(orders, &new.image)?;
-    let wants_seed = new.hostname.is_some() || !new.ssh_keys.is_empty();
-    let seed = wants_seed.then(|| seed::texts(&new.name, new.hostname.as_deref(), &new.ssh_keys)).transpose()?;
+    // Before addresses are taken for it.
+    let wants_seed = new.hostname.is_some() || !new.ssh_keys.is_empty() || new.user_data.is_some();
+    let wishes = |nics| seed::Wishes {
+        name: &new.name,
+        hostname: new.hostname.as_deref(),
+        keys: &new.ssh_keys,
+        user_data: new.user_data.as_deref(),
+        nics,
+    };
+    wishes(&[]).texts()?;
     let mut nics: Vec<NicBody> = vec![];
     for name in &new.lans {
         nics.push(nic(orders, name, &nics).await?);
@@ -76,7 +85,12 @@ pub async fn record(orders: &Arc<Orders>, new: &NewVm) -> Result<(Id, Choice), A
         Some(more) => format!("{} {more}", image.cmdline).trim().to_owned(),
         None => image.cmdline.clone(),
     };
-    let (nonce, private) = (Name(random()), VmPrivate { nonce: Name(random()), cmdline, seed });
+    let seed = if wants_seed { Some(wishes(&nics).texts()?) } else { None };
+    let (seed, network) = seed.map_or((None, None), |texts| (Some((texts.meta, texts.user)), texts.network));
+    let is_sealed = nics.iter().any(|nic| nic.sealed == Some(true));
+    let must = [is_sealed.then_some(SEALED), network.as_ref().map(|_| NETWORK_CONFIG)];
+    let must: Vec<String> = must.into_iter().flatten().map(str::to_owned).collect();
+    let (nonce, private) = (Name(random()), VmPrivate { nonce: Name(random()), cmdline, seed, network });
     let mut body = VmBody {
         nonce,
         name: new.name.clone(),
@@ -86,11 +100,15 @@ pub async fn record(orders: &Arc<Orders>, new: &NewVm) -> Result<(Id, Choice), A
         memory_bytes: new.memory_bytes,
         vcpus: new.vcpus,
         private: private.digest(),
-        must: nics.iter().any(|nic| nic.sealed == Some(true)).then(|| vec![SEALED.to_owned()]),
         nics,
         keeper: None,
         created: now_s(),
+        must: (!must.is_empty()).then_some(must),
+        disks: None,
     };
+    if let Some(bytes) = new.disk_bytes {
+        disks::resized(&mut body, ROOT_DISK, disks::checked_bytes(bytes)?)?;
+    }
     let chosen = place(orders, &body, new.host.as_deref(), new.domain.as_deref(), None)?;
     if new.on_host_loss == OnHostLoss::Restart {
         body.keeper = Some(keeper(orders, &body.name, &chosen)?);

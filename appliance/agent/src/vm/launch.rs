@@ -3,7 +3,7 @@
 use std::{net::UdpSocket, os::unix::net::UnixStream, sync::Arc};
 
 use anyhow::Result;
-use rebec_book::record::SeenState;
+use rebec_book::{record::SeenState, view};
 use rebec_host::{
     disks,
     process::{self, Beginning, Machine, Process, STATIONS_MAX},
@@ -35,8 +35,20 @@ pub async fn start(vms: &Vms, vm: &LocalVm, how: Beginning, ports: Vec<UdpSocket
     Ok(process)
 }
 
+/// What is kept of a VM here has the disks of its record.
+pub fn refresh(vms: &Vms, vm: &LocalVm) -> Result<()> {
+    let id = vm.id();
+    let body = vms.knowledge.read(|book| view::vm(book, id).map(|vm| vm.body.clone())).flatten();
+    let kept = vm.kept().body;
+    match body {
+        Some(body) if body.disks != kept.disks => vm.keep(|kept| (kept.body.disks, kept.body.must) = (body.disks, body.must)),
+        _ => Ok(()),
+    }
+}
+
 /// Makes the disks that are missing, and starts the VMM from its kernel.
 pub async fn boot(vms: &Arc<Vms>, vm: &Arc<LocalVm>) -> Result<Process> {
+    refresh(vms, vm)?;
     let kept = vm.kept();
     disks::make(&vms.host.depot, &vm.folder, &kept)?;
     let ports = sockets::bind(vms.host.underlay(), kept.body.nics.len())?;

@@ -3,6 +3,7 @@
 //! ```text
 //! vms/ID/vm.json       what it is, what is wanted, where its ports are: enough for a new agent
 //!        disk.qcow2    its copy-on-write layer over the image's disk
+//!        disk-NAME.qcow2   a further disk
 //!        seed.img      its NoCloud seed disk
 //!        ledger        who may run it (docs/formats/ledger.md)
 //!        control.sock, console.sock      the VMM's
@@ -14,6 +15,7 @@
 pub mod adopt;
 pub mod arrive;
 pub mod depart;
+pub mod disks;
 mod gather;
 pub mod grants;
 pub mod launch;

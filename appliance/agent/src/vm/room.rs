@@ -14,8 +14,8 @@ use crate::facts;
 fn growing_bytes(vms: &Vms, but: &Nonce) -> u64 {
     let others = vms.all().into_iter().filter(|vm| vm.kept().body.nonce != *but);
     let growing = others.map(|vm| {
-        let taken = disks::taken_bytes(&vm.folder).unwrap_or(0);
-        disks::promised_bytes(&vm.kept().body.image).saturating_sub(taken)
+        let body = vm.kept().body;
+        disks::promised_bytes(&body).saturating_sub(disks::taken_bytes(&vm.folder, &body).unwrap_or(0))
     });
     growing.fold(0, u64::saturating_add)
 }
@@ -36,8 +36,14 @@ pub fn require(vms: &Vms, body: &VmBody) -> Result<(), ApiError> {
     if free < body.memory_bytes {
         return refuse(format!("memory: {} MiB free, {} MiB wanted", free >> 20, body.memory_bytes >> 20));
     }
+    require_disks(vms, body)
+}
+
+/// Refuses disks that this host has no room for, with the figures.
+pub fn require_disks(vms: &Vms, body: &VmBody) -> Result<(), ApiError> {
+    let refuse = |what: String| Err(ApiError::new(ErrorCode::Refused, format!("host {}: {what}", vms.knowledge.own_name())));
     let (_, room) = vms.host.disk_bytes();
-    let (wanted, promised) = (disks::promised_bytes(&body.image), growing_bytes(vms, &body.nonce));
+    let (wanted, promised) = (disks::promised_bytes(body), growing_bytes(vms, &body.nonce));
     if room.saturating_sub(promised) < wanted {
         let already = if promised > 0 { format!(", {} MiB of them promised to disks of other VMs", promised >> 20) } else { String::new() };
         return refuse(format!("disk: {} MiB free{already}, {} MiB wanted", room >> 20, wanted >> 20));

@@ -174,6 +174,7 @@ fn question(name: &str) -> (Question, u8) {
         "Restart" => (Question::Restart(vm_id(2, FELLOW)), FELLOW),
         "Start" => (Question::Start(vm_id(3, FELLOW), 1), FELLOW),
         "Remove" => (Question::Remove(vm_id(3, FELLOW)), FELLOW),
+        "Disks" => (Question::Disks(vm_id(3, FELLOW)), FELLOW),
         "Arrive" => (Question::Arrive(vm_id(1, ASKED), 2), HOLDER),
         "Stream" => (Question::Stream(vm_id(1, ASKED)), HOLDER),
         "Job" => (Question::Job, HOLDER),
@@ -193,6 +194,7 @@ fn name_of(question: Question) -> Option<&'static str> {
         Question::Restart(_) => "Restart",
         Question::Start(..) => "Start",
         Question::Remove(_) => "Remove",
+        Question::Disks(_) => "Disks",
         Question::Arrive(..) => "Arrive",
         Question::Stream(_) => "Stream",
         Question::Job => "Job",
@@ -205,7 +207,7 @@ fn name_of(question: Question) -> Option<&'static str> {
 fn every_question_of_every_asker_is_as_the_table_says() {
     let book = book();
     let table = rows("question");
-    assert_eq!(table.len() - 1, 12, "a question has no row, or two");
+    assert_eq!(table.len() - 1, 13, "a question has no row, or two");
     for row in &table[1..] {
         let (asked, party) = question(&row[0]);
         assert_eq!(name_of(asked), Some(row[0].as_str()));
@@ -359,5 +361,6 @@ fn proofs_are_of_that_vm_that_host_and_that_epoch() {
     for wrong in [Question::Start(vm_id(3, FELLOW), 2), Question::Start(vm_id(1, ASKED), 1), Question::Start(vm_id(2, FELLOW), 1)] {
         assert!(!ask(FELLOW, wrong), "{wrong:?}");
     }
+    assert!(!ask(FELLOW, Question::Disks(vm_id(1, ASKED))));
     assert!(!ask(FELLOW, Question::Remove(vm_id(1, ASKED))) && !ask(FELLOW, Question::Addresses(Name([3; 16]))));
 }

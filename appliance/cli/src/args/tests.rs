@@ -53,6 +53,10 @@ fn every_command_line_is_understood() {
         "image ls",
         "image show debian",
         "image rm debian",
+        "vm resize-disk web 30G",
+        "vm resize-disk web 30G --disk data",
+        "vm disk add web data 10G",
+        "vm disk rm web data",
         "lan create office --range 10.5.0.0/24",
         "lan create office",
         "lan ls",
@@ -102,10 +106,11 @@ fn every_command_line_is_understood() {
 #[test]
 fn a_full_run_and_a_full_move() {
     let line = "rebec vm run web --image debian --memory 2G --vcpus 4 --lan a --lan b --host a1 --cmdline quiet --hostname web \
-                --ssh-key k.pub --ssh-key l.pub --on-host-loss restart --detach";
+                --ssh-key k.pub --ssh-key l.pub --user-data u --disk-size 20G --on-host-loss restart --detach";
     let Command::Vm(VmCommand::Run(run)) = parse(line).command else { panic!("not a run") };
     assert_eq!((run.name.as_str(), run.image.as_str(), run.memory.bytes(), run.vcpus), ("web", "debian", 2 << 30, 4));
     assert_eq!((run.lans.len(), run.ssh_keys.len(), run.patience.detach), (2, 2, true));
+    assert_eq!(run.disk_size.map(rebec_vmm_api::DiskSize::bytes), Some(20 << 30));
     assert_eq!(OnHostLoss::from(run.on_host_loss), OnHostLoss::Restart);
     let line = "rebec vm move web --to b1 --streams 4 --downtime-max-ms 50 --bandwidth-max-mbit 100";
     let Command::Vm(VmCommand::Move(options)) = parse(line).command else { panic!("not a move") };

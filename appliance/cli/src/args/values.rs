@@ -1,6 +1,11 @@
 //! The values a user writes: durations, keys, byte counts, texts that may stand in a file. Parsed once, never checked again.
 
-use std::{fs, io::Read as _, path::PathBuf, str::FromStr};
+use std::{
+    fs,
+    io::Read as _,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 /// Longest file or standard input that is read as a ticket, a token or a key.
 const TEXT_BYTES_MAX: u64 = 64 * 1024;
@@ -134,6 +139,13 @@ pub fn ssh_keys(value: &str) -> Result<Vec<String>, String> {
     if keys.is_empty() { Err(format!("--ssh-key: {value}: there is no key in it")) } else { Ok(keys) }
 }
 
+/// A user-data file, as it is: the guest reads it.
+pub fn user_data(path: &Path) -> Result<String, String> {
+    let place = format!("--user-data: {}", path.display());
+    let file = fs::File::open(path).map_err(|error| format!("{place}: {error}"))?;
+    bounded(file, &place)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,6 +191,19 @@ mod tests {
         fs::write(&path, "\n").unwrap();
         assert!(from.read("ticket").unwrap_err().contains("empty"));
         assert!("@/nowhere/x".parse::<TextFrom>().unwrap().read("ticket").unwrap_err().contains("/nowhere/x"));
+    }
+
+    #[test]
+    fn user_data_is_text_and_not_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("user-data");
+        fs::write(&path, "#!/bin/sh\n\n").unwrap();
+        assert_eq!(user_data(&path).unwrap(), "#!/bin/sh\n\n");
+        for wrong in [&[0x1f, 0x8b, 0xff][..], &[b'#'; 70_000]] {
+            fs::write(&path, wrong).unwrap();
+            assert!(user_data(&path).unwrap_err().contains("user-data"));
+        }
+        assert!(user_data(&folder.path().join("none")).unwrap_err().contains("none"));
     }
 
     #[test]

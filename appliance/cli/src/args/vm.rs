@@ -1,10 +1,10 @@
 //! The command line of VMs.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum, builder::RangedI64ValueParser};
 use rebec_api::vm::{OnHostLoss, StopVm};
-use rebec_vmm_api::MemorySize;
+use rebec_vmm_api::{DiskSize, MemorySize};
 
 use super::values::Bytes;
 
@@ -60,6 +60,19 @@ pub enum VmCommand {
         /// The VM
         name: String,
     },
+    /// Make a VM's disk larger, while it runs or not; the guest grows what is on it
+    ResizeDisk {
+        /// The VM
+        name: String,
+        /// Its new size, in whole MiB, as in 30G
+        size: DiskSize,
+        /// Which disk [default: root, the one that stands on the image's]
+        #[arg(long, value_name = "DISK")]
+        disk: Option<String>,
+    },
+    /// Further disks of a stopped VM
+    #[command(subcommand, arg_required_else_help = false)]
+    Disk(DiskCommand),
     /// Move a VM to another host while it runs
     Move(MoveOptions),
     /// Lead a local port to a TCP port of a VM, until Ctrl-C
@@ -72,6 +85,27 @@ pub enum VmCommand {
         /// Where to listen [default: 127.0.0.1 and a port that is free]
         #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", hide_default_value = true)]
         listen: SocketAddr,
+    },
+}
+
+/// `rebec vm disk ...`
+#[derive(Subcommand, Debug)]
+pub enum DiskCommand {
+    /// Give a stopped VM another disk, which is empty
+    Add {
+        /// The VM
+        vm: String,
+        /// What the disk is called
+        name: String,
+        /// Its size, in whole MiB, as in 10G
+        size: DiskSize,
+    },
+    /// Take a disk from a stopped VM, with all that is on it
+    Rm {
+        /// The VM
+        vm: String,
+        /// The disk
+        name: String,
     },
 }
 
@@ -104,6 +138,9 @@ pub struct RunOptions {
     /// Virtual CPUs, from 1 to 16
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub vcpus: u8,
+    /// Size of its disk, in whole MiB, as in 20G [default: the image's]
+    #[arg(long, value_name = "SIZE")]
+    pub disk_size: Option<DiskSize>,
     /// LAN to attach a NIC to; may be repeated
     #[arg(long = "lan", value_name = "LAN")]
     pub lans: Vec<String>,
@@ -116,12 +153,15 @@ pub struct RunOptions {
     /// Added to the image's kernel command line
     #[arg(long, value_name = "TEXT")]
     pub cmdline: Option<String>,
-    /// The guest's name for itself, told by a NoCloud seed disk (cloud-init)
+    /// The guest's name for itself, with its domain or without, told by a NoCloud seed disk (cloud-init) [default: what is left of the VM's name]
     #[arg(long, value_name = "NAME")]
     pub hostname: Option<String>,
     /// Public key that may log in, or a file of such keys, told by a NoCloud seed disk; may be repeated
     #[arg(long = "ssh-key", value_name = "FILE|KEY")]
     pub ssh_keys: Vec<String>,
+    /// User-data for a NoCloud seed disk, as cloud-init takes it: #cloud-config, a script
+    #[arg(long, value_name = "FILE")]
+    pub user_data: Option<PathBuf>,
     /// What happens when the VM's host is lost: hold it until the host is back, or restart it elsewhere from its image (its disk's changes are lost)
     #[arg(long, value_name = "WHAT", default_value = "hold")]
     pub on_host_loss: HostLoss,

@@ -8,6 +8,7 @@
 
 mod connect;
 mod error;
+mod qcow2;
 pub mod sse;
 mod target;
 mod upload;

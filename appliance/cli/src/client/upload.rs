@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{self, BufReader, Read, Seek as _, SeekFrom},
-    os::unix::fs::FileTypeExt as _,
+    os::unix::fs::{FileExt as _, FileTypeExt as _},
     path::{Path, PathBuf},
     pin::{Pin, pin},
     sync::{
@@ -17,7 +17,7 @@ use std::{
 use hyper::body::{Body, Bytes, Frame, SizeHint};
 use tokio::time::interval;
 
-use super::ClientError;
+use super::{ClientError, qcow2};
 
 /// One read, and so one piece on its way.
 const PIECE_BYTES: usize = 256 << 10;
@@ -63,18 +63,24 @@ impl Upload {
         Ok(Self { path: path.to_owned(), source, length, left: Some(length), is_ended: false, hasher: blake3::Hasher::new(), sent })
     }
 
-    /// Opens a disk image, packed by gzip, xz, zstd or bzip2 or not: what is sent is unpacked.
+    /// Opens a disk image, packed by gzip, xz, zstd or bzip2 or not, or qcow2 with zstd inside: what is sent is unpacked.
     pub fn open_packed(path: &Path) -> Result<Self, ClientError> {
         let mut plain = Self::open(path)?;
         let refuse = |error: io::Error| ClientError::File(format!("{}: {error}", path.display()));
         let (mut file, _) = open(path)?;
         let mut magic = vec![];
-        file.by_ref().take(6).read_to_end(&mut magic).map_err(refuse)?;
+        file.by_ref().take(qcow2::HEADER_BYTES as u64).read_to_end(&mut magic).map_err(refuse)?;
         file.seek(SeekFrom::Start(0)).map_err(refuse)?;
-        let packed = BufReader::with_capacity(PIECE_BYTES, Counted { file, sent: plain.sent.clone() });
+        let counted = Counted { file, sent: plain.sent.clone() };
+        if let Some(header) = qcow2::Header::read(&magic) {
+            let image = header.unpack(move |at, buffer: &mut [u8]| counted.read_at(at, buffer)).map_err(refuse)?;
+            (plain.source, plain.left) = (Box::new(image), None);
+            return Ok(plain);
+        }
+        let packed = BufReader::with_capacity(PIECE_BYTES, counted);
         plain.source = match magic.as_slice() {
             [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),
-            [0xfd, b'7', b'z', b'X', b'Z', 0] => {
+            [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
                 let stream = xz2::stream::Stream::new_stream_decoder(XZ_MEMORY_BYTES_MAX, xz2::stream::CONCATENATED);
                 Box::new(xz2::bufread::XzDecoder::new_stream(packed, stream.map_err(|error| refuse(error.into()))?))
             }
@@ -154,6 +160,23 @@ fn open(path: &Path) -> Result<(File, u64), ClientError> {
 struct Counted {
     file: File,
     sent: Arc<Sent>,
+}
+
+impl Counted {
+    /// Reads at a place, as much as there is.
+    fn read_at(&self, at: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.file.read_at(&mut buffer[filled..], at.saturating_add(filled as u64)) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.sent.read.fetch_add(filled as u64, Ordering::Relaxed);
+        Ok(filled)
+    }
 }
 
 impl Read for Counted {

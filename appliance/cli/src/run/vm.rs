@@ -1,14 +1,18 @@
 //! `rebec vm run|ls|show|stop|start|rm`.
 
-use rebec_api::vm::{NewVm, StopVm, VmInfo, VmState};
+use rebec_api::vm::{NewVm, ResizeDisk, StopVm, VmDisk, VmInfo, VmState};
+use rebec_vmm_api::DiskSize;
 use serde_json::Value;
 
 use super::session::{Session, now, parse};
 use crate::{
-    args::{RunOptions, VmCommand, values::ssh_keys},
+    args::{
+        DiskCommand, RunOptions, VmCommand,
+        values::{ssh_keys, user_data},
+    },
     client::path,
     failure::Failure,
-    text::{lists, shows},
+    text::{lists, shows, size},
 };
 
 /// `rebec vm ...`, but for what has a file of its own.
@@ -45,6 +49,20 @@ pub async fn run(session: &Session, command: VmCommand) -> Result<(), Failure> {
         VmCommand::Rm { name } => {
             session.finish(client.delete(&path(&["vms", &name])).await?, &format!("vm {name} is removed, and its disk")).await
         }
+        VmCommand::ResizeDisk { name, size, disk } => {
+            let wish = ResizeDisk { bytes: size.bytes(), disk: disk.clone() };
+            let vm: VmInfo = parse(session.settle(client.post(&path(&["vms", &name, "resize-disk"]), &wish).await?).await?)?;
+            session.tell(&vm, |vm| resized(vm, disk.as_deref()))
+        }
+        VmCommand::Disk(DiskCommand::Add { vm, name, size }) => {
+            let new = VmDisk { name: name.clone(), bytes: size.bytes() };
+            let vm: VmInfo = parse(session.settle(client.post(&path(&["vms", &vm, "disks"]), &new).await?).await?)?;
+            session.tell(&vm, |vm| format!("vm {0} has the disk {name} from its next start; `rebec vm start {0}`", vm.name))
+        }
+        VmCommand::Disk(DiskCommand::Rm { vm, name }) => {
+            let vm: VmInfo = parse(session.settle(client.delete(&path(&["vms", &vm, "disks", &name])).await?).await?)?;
+            session.tell(&vm, |vm| format!("disk {name} of vm {} is removed", vm.name))
+        }
         VmCommand::Console { .. } | VmCommand::Logs { .. } | VmCommand::Move(_) | VmCommand::Forward { .. } => Ok(()),
     }
 }
@@ -67,9 +85,11 @@ async fn create(session: &Session, options: RunOptions) -> Result<(), Failure> {
         lans: options.lans,
         host: options.host,
         domain: options.domain,
+        disk_bytes: options.disk_size.map(DiskSize::bytes),
         cmdline: options.cmdline,
         hostname: options.hostname,
         ssh_keys: keys,
+        user_data: options.user_data.as_deref().map(user_data).transpose().map_err(Failure::Usage)?,
         on_host_loss: options.on_host_loss.into(),
     };
     let answer = session.client.post(&path(&["vms"]), &request).await?;
@@ -88,6 +108,13 @@ async fn arrived(session: &Session, name: &str, made: Value) -> Result<(), Failu
         Err(_) => parse(made)?,
     };
     session.tell(&vm, shows::whereabouts)
+}
+
+/// How large a disk is now.
+fn resized(vm: &VmInfo, disk: Option<&str>) -> String {
+    let found = vm.disks.iter().find(|found| disk.is_none_or(|disk| found.name == disk));
+    let now = found.map(|disk| format!("disk {} has {}", disk.name, size(disk.bytes))).unwrap_or_default();
+    format!("vm {}: {now}; partitions and file systems on it are the guest's to grow (cloud images do so when they start)", vm.name)
 }
 
 /// How a VM ended.

@@ -9,7 +9,7 @@ use rebec_api::{
     lan::{LanInfo, PortInfo},
     pool::{DomainInfo, Invitation, PoolStatus},
     token::{Role, Token},
-    vm::{NicInfo, OnHostLoss, VmInfo, VmState},
+    vm::{NicInfo, OnHostLoss, VmDisk, VmInfo, VmState},
 };
 use rebec_vmm_api::{MoveReport, Outcome, UnitCounts};
 
@@ -29,6 +29,7 @@ fn vm() -> VmInfo {
         image: "debian".into(),
         memory_bytes: 512 << 20,
         vcpus: 2,
+        disks: vec![VmDisk { name: "root".into(), bytes: 20 << 30 }],
         nics: vec![NicInfo { lan: "office".into(), mac: "52:54:00:00:00:01".into(), address: "10.5.0.2".parse().unwrap() }],
         home: "a1".into(),
         on_host_loss: OnHostLoss::Hold,
@@ -119,6 +120,7 @@ fn vms() {
          image                  debian\n\
          memory                 512 MiB\n\
          vcpus                  2\n\
+         disks                  root 20 GiB\n\
          lans                   office 10.5.0.2 52:54:00:00:00:01\n\
          when its host is lost  held until its host is back\n\
          age                    2h\n\
@@ -266,7 +268,7 @@ fn images_and_lans() {
     assert_eq!(lists::lans(&[lan()]), "NAME    RANGE        VNI  MTU   PORTS  HOME\noffice  10.5.0.0/24  7    1400  1      a1\n");
     assert_eq!(
         shows::lan(&lan()),
-        "name   office\nrange  10.5.0.0/24\nvni    7\nmtu    1400\nhome   a1\nid     efefefefefefefefefefefefefefefef\nports  1 port\n\n\
+        "name    office\nrange   10.5.0.0/24\nvni     7\nmtu     1400\nsealed  yes\nhome    a1\nid      efefefefefefefefefefefefefefefef\nports   1 port\n\n\
          VM   ADDRESS   MAC                HOST  ENDPOINT\nweb  10.5.0.2  52:54:00:00:00:01  a1    -\n"
     );
 }

@@ -30,6 +30,8 @@ pub fn vm(vm: &VmInfo, now: u64) -> String {
         ("memory", size(vm.memory_bytes)),
         ("vcpus", vm.vcpus.to_string()),
     ]);
+    let disks = vm.disks.iter().enumerate();
+    lines.extend(disks.map(|(index, disk)| (if index == 0 { "disks" } else { "" }, format!("{} {}", disk.name, size(disk.bytes)))));
     let nics = vm.nics.iter().enumerate();
     lines.extend(nics.map(|(index, nic)| (if index == 0 { "lans" } else { "" }, format!("{} {} {}", nic.lan, nic.address, nic.mac))));
     let loss = match vm.on_host_loss {

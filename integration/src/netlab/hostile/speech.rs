@@ -142,7 +142,7 @@ impl Writer {
 }
 
 fn no_secret() -> VmPrivate {
-    VmPrivate { nonce: Name([0; 16]), cmdline: String::new(), seed: None }
+    VmPrivate { nonce: Name([0; 16]), cmdline: String::new(), seed: None, network: None }
 }
 
 fn nonce_of(number: u64) -> Name<16> {
@@ -177,6 +177,7 @@ impl Vm {
             keeper: None,
             created: 0,
             must: None,
+            disks: None,
         };
         Self { id: writer.own_id(nonce), home: writer.key(), body }
     }

@@ -41,7 +41,6 @@ const DISCARD_SECTORS: u32 = 128;
 #[derive(Debug)]
 pub struct BlockDevice {
     disk: Arc<Disk>,
-    config: Vec<u8>,
     id: [u8; ID_BYTES],
     queue: SingleQueue<BlockAnswers>,
 }
@@ -55,7 +54,7 @@ impl BlockDevice {
             *to = from;
         }
         let answers = BlockAnswers { disk: Arc::clone(&disk), id, flush_writes: false, buffer: vec![0; BUFFER_BYTES] };
-        Self { config: config(&disk), disk, id, queue: SingleQueue::Stopped(answers) }
+        Self { disk, id, queue: SingleQueue::Stopped(answers) }
     }
 }
 
@@ -78,8 +77,8 @@ impl VirtioDevice for BlockDevice {
         &QUEUE_SIZES
     }
 
-    fn config(&self) -> &[u8] {
-        &self.config
+    fn config(&self) -> Vec<u8> {
+        config(&self.disk)
     }
 
     fn start_queues(&mut self, queues: Vec<QueueSetup>, environment: QueueEnvironment) -> Result<(), StartError> {

@@ -101,6 +101,33 @@ fn verify<S: Subject>(subject: &S, driver: &mut Driver, heads: &[(u16, u64)]) {
     }
 }
 
+#[test]
+fn a_disk_that_grows_says_so_to_a_driver_that_runs() {
+    let subject = BlockSubject::new();
+    let mut driver = Driver::new(subject.device());
+    let sectors = |driver: &Driver| {
+        let mut data = [0; 8];
+        driver.transport().read(0x2000, &mut data);
+        u64::from_le_bytes(data)
+    };
+    let before = sectors(&driver);
+    assert_eq!(driver.get(registers::CONFIG_GENERATION), 0);
+    // Nobody listens yet.
+    subject.grow(2);
+    driver.transport().reconfigure();
+    assert!(!driver.config_changed());
+    driver.start(0, BlockSubject::QUEUES);
+    assert_eq!((sectors(&driver), driver.get(registers::CONFIG_GENERATION)), (2 * before, 1));
+    serve(&subject, &mut driver, 0..2);
+    driver.transport().reconfigure();
+    assert!(!driver.config_changed(), "nothing is new");
+    subject.grow(2);
+    driver.transport().reconfigure();
+    assert!(driver.config_changed());
+    assert_eq!((sectors(&driver), driver.get(registers::CONFIG_GENERATION)), (4 * before, 2));
+    serve(&subject, &mut driver, 2..4);
+}
+
 fn finds_and_negotiates<S: Subject>() {
     let subject = S::new();
     let driver = Driver::new(subject.device());
@@ -110,7 +137,7 @@ fn finds_and_negotiates<S: Subject>() {
     assert_eq!(driver.get(registers::QUEUE_COUNT) as usize, subject.device().queue_sizes().len());
     let offered = driver.offered();
     assert_eq!(offered & (1 << VIRTIO_F_VERSION_1 | EVENT_IDX | INDIRECT), 1 << VIRTIO_F_VERSION_1 | EVENT_IDX | INDIRECT);
-    let config = subject.device().config().to_vec();
+    let config = subject.device().config();
     for (at, expected) in config.iter().enumerate() {
         let mut byte = [0xaa];
         driver.transport().read(0x2000 + at as u64, &mut byte);

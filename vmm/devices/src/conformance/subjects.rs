@@ -56,6 +56,13 @@ pub(super) struct BlockSubject {
     disk: Arc<Disk>,
 }
 
+impl BlockSubject {
+    /// So many times as large.
+    pub(super) fn grow(&self, times: u64) {
+        self.disk.grow(times * self.disk.size_bytes()).unwrap();
+    }
+}
+
 const BLOCK_BYTES: usize = 4096;
 const BLOCKS: u64 = 64;
 

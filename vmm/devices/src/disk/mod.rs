@@ -25,10 +25,15 @@ use std::{
     io,
     ops::Range,
     os::unix::fs::FileExt,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use imago::{DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, qcow2::Qcow2, raw::Raw};
+use imago::{
+    DenyImplicitOpenGate, FormatAccess, FormatCreateBuilder, FormatDriverBuilder, format::PreallocateMode, qcow2::Qcow2, raw::Raw,
+};
 use rebec_bits::BitSet;
 
 use dirty::DirtyMap;
@@ -78,7 +83,8 @@ type Image = FormatAccess<imago::file::File>;
 #[derive(Debug)]
 pub struct Disk {
     name: String,
-    bytes: u64,
+    /// Grows, and never shrinks.
+    bytes: AtomicU64,
     read_only: bool,
     format: ImageFormat,
     image: RwLock<Image>,
@@ -117,7 +123,7 @@ impl Disk {
         let image = open_image(file, format, lower, read_only).map_err(file_error("open"))?;
         let bytes = image.size();
         header::check_size(name, bytes)?;
-        let (name, image, dirty) = (name.to_owned(), RwLock::new(image), DirtyMap::default());
+        let (name, bytes, image, dirty) = (name.to_owned(), AtomicU64::new(bytes), RwLock::new(image), DirtyMap::default());
         Ok(Self { name, bytes, read_only, format, image, file: once_more, cluster_bytes, dirty })
     }
 
@@ -144,7 +150,28 @@ impl Disk {
 
     /// Virtual size, a multiple of [`SECTOR_BYTES`].
     pub fn size_bytes(&self) -> u64 {
-        self.bytes
+        self.bytes.load(Ordering::Acquire)
+    }
+
+    /// Makes the disk larger; what is new shows its backing image, if that is so long, and zeros after that. It may be in use, but must not be moving:
+    /// maps of what changed have the size that they began with.
+    pub fn grow(&self, bytes: u64) -> Result<(), DiskError> {
+        let refuse = |reason: String| Err(DiskError::NotWhatItSays { name: self.name.clone(), reason });
+        let old = self.size_bytes();
+        if self.read_only || self.format == ImageFormat::Raw {
+            return refuse("only a qcow2 disk that may be written grows".to_owned());
+        }
+        if bytes < old {
+            return refuse(format!("it has {old} bytes and does not shrink: what lies beyond {bytes} would be lost"));
+        }
+        header::check_size(&self.name, bytes)?;
+        let grown = {
+            let image = self.exclusive();
+            image.resize_grow(bytes, PreallocateMode::None).and_then(|()| image.flush()).and_then(|()| image.sync())
+        };
+        grown.map_err(|source| DiskError::File { name: self.name.clone(), operation: "grow", source })?;
+        self.bytes.store(bytes, Ordering::Release);
+        Ok(())
     }
 
     /// Whether writes are refused.
@@ -188,7 +215,7 @@ impl Disk {
 
     /// `clear` makes whole clusters zero; the ends are written, and all of it where the format has no zero clusters (qcow2 version 2).
     fn zero_with(&self, range: &Range<u64>, clear: impl FnOnce(&Range<u64>) -> io::Result<()>) -> io::Result<()> {
-        let mut whole = zeros::whole_clusters(range, self.cluster_bytes, self.bytes);
+        let mut whole = zeros::whole_clusters(range, self.cluster_bytes, self.size_bytes());
         if !whole.is_empty() {
             match clear(&whole) {
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => whole = range.start..range.start,
@@ -218,7 +245,7 @@ impl Disk {
 
     /// Starts recording which 4 KiB units change, from none.
     pub fn track_start(&self) {
-        self.dirty.start(self.bytes);
+        self.dirty.start(self.size_bytes());
     }
 
     /// The units that changed since the last call. None, out of none, while nothing is recorded.
@@ -233,10 +260,11 @@ impl Disk {
 
     /// What the image holds at `offset` and how far that goes on; `None` past the end.
     pub fn extent_at(&self, offset: u64) -> io::Result<Option<Extent>> {
-        if offset >= self.bytes {
+        let bytes = self.size_bytes();
+        if offset >= bytes {
             return Ok(None);
         }
-        extent::find(&self.shared(), self.raw(), offset, self.bytes).map(Some)
+        extent::find(&self.shared(), self.raw(), offset, bytes).map(Some)
     }
 
     /// All of the disk, one extent after the other; whoever meets an error stops there.
@@ -244,15 +272,18 @@ impl Disk {
         let mut at = 0;
         std::iter::from_fn(move || {
             let found = self.extent_at(at).transpose()?;
-            at = found.as_ref().map_or(self.bytes, |extent| extent.range.end.max(at + 1));
+            at = found.as_ref().map_or(u64::MAX, |extent| extent.range.end.max(at + 1));
             Some(found)
         })
     }
 
     fn check_range(&self, offset: u64, bytes: u64) -> io::Result<()> {
         match offset.checked_add(bytes) {
-            Some(end) if end <= self.bytes => Ok(()),
-            _ => Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{bytes} bytes at {offset} of a disk of {} bytes", self.bytes))),
+            Some(end) if end <= self.size_bytes() => Ok(()),
+            _ => Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!("{bytes} bytes at {offset} of a disk of {} bytes", self.size_bytes()),
+            )),
         }
     }
 

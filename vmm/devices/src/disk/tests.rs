@@ -218,6 +218,40 @@ fn a_chain_shows_what_lies_below_and_never_changes_it() {
 }
 
 #[test]
+fn a_disk_grows_while_it_is_used_and_never_shrinks() {
+    let base = raw_file(&vec![1; MIB as usize]);
+    let layer = qcow2_file(MIB, Some(("base.raw", ImageFormat::Raw)));
+    let disk = open(&layer, &[&base]);
+    disk.write_at(MIB - 4096, &[2; 4096]).unwrap();
+    assert!(disk.write_at(MIB, &[3; 512]).is_err());
+    // Far enough for a longer L1 table.
+    let large = 40 << 30;
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| (0..200).all(|_| content(&disk, 0, 4096) == [1; 4096]));
+        for bytes in [2 * MIB, 3 * MIB + 512, large] {
+            disk.grow(bytes).unwrap();
+            assert_eq!(disk.size_bytes(), bytes);
+        }
+        assert!(reader.join().unwrap());
+    });
+    assert_eq!(content(&disk, MIB - 4096, 8192), [vec![2; 4096], vec![0; 4096]].concat());
+    assert_eq!(extents(&disk), [(0..MIB, ExtentKind::Data), (MIB..large, ExtentKind::Zero)]);
+    disk.write_at(large - 512, &[4; 512]).unwrap();
+    let refused = disk.grow(MIB).unwrap_err().to_string();
+    assert!(refused.contains("does not shrink") && disk.size_bytes() == large, "{refused}");
+    for wrong in [large + 1, DISK_BYTES_MAX + 512, u64::MAX] {
+        assert!(disk.grow(wrong).is_err());
+    }
+    drop(disk);
+    let again = open(&layer, &[&base]);
+    assert_eq!(again.size_bytes(), large);
+    assert_eq!(content(&again, large - 1024, 1024), [vec![0; 512], vec![4; 512]].concat());
+    let read_only = Disk::open("d", layer.try_clone().unwrap(), vec![base.try_clone().unwrap()], true).unwrap();
+    assert!(read_only.grow(2 * large).is_err());
+    assert!(open(&raw_file(&[0; 4096]), &[]).grow(8192).is_err());
+}
+
+#[test]
 fn a_chain_that_is_not_what_the_header_says_is_refused() {
     let base = raw_file(&[0; 4096]);
     let top = qcow2_file(4096, Some(("base", ImageFormat::Qcow2)));

@@ -42,8 +42,8 @@ impl VirtioDevice for RngDevice {
         &QUEUE_SIZES
     }
 
-    fn config(&self) -> &[u8] {
-        &[]
+    fn config(&self) -> Vec<u8> {
+        vec![]
     }
 
     fn start_queues(&mut self, queues: Vec<QueueSetup>, environment: QueueEnvironment) -> Result<(), StartError> {

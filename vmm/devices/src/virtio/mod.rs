@@ -101,8 +101,8 @@ pub trait VirtioDevice: Send {
     fn features(&self) -> u64;
     /// Largest size of each queue, a power of two.
     fn queue_sizes(&self) -> &[u16];
-    /// The configuration space. No device here changes it while a driver is bound, and none lets the driver write it.
-    fn config(&self) -> &[u8];
+    /// The configuration space, as it is now. The driver does not write it; its transport is told when it has changed.
+    fn config(&self) -> Vec<u8>;
     /// Runs the queues that the driver made ready. Looks at each ring once, kick or not.
     fn start_queues(&mut self, queues: Vec<QueueSetup>, environment: QueueEnvironment) -> Result<(), StartError>;
     /// Ends all work in flight and returns the queues' states in order of their index; empty if none run.

@@ -90,6 +90,7 @@ pub fn run(options: &CtlOptions) -> Result<ExitCode, CtlError> {
         }
         CtlRequest::Pause => ("pause", Command::Pause),
         CtlRequest::Resume => ("resume", Command::Resume),
+        CtlRequest::ResizeDisk { disk, size } => ("resize-disk", Command::ResizeDisk { disk: *disk, bytes: size.bytes() }),
         CtlRequest::PowerButton => ("power-button", Command::PowerButton),
         CtlRequest::Stop => ("stop", Command::Stop),
         CtlRequest::Cancel => ("cancel", Command::Cancel),

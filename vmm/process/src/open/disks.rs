@@ -37,6 +37,8 @@ pub struct DiskFile {
     pub file: File,
     pub backing: Vec<File>,
     pub read_only: bool,
+    /// The least virtual size: the disk grows to it.
+    pub at_least: Option<u64>,
     /// Kept digests of the first of `backing`.
     pub base: Option<Arc<BaseDigests>>,
 }
@@ -55,7 +57,10 @@ impl DiskFile {
         let disk = Disk::open(&self.name, copy(&self.file)?, backing, self.read_only)?;
         if let Some(base) = &self.base {
             let (is, of) = (disk.size_bytes(), base.bytes());
-            ensure!(is == of, "disk {}: it has {is} bytes, and the digests are of a base of {of}; give those of its own base", self.name);
+            ensure!(is >= of, "disk {}: it has {is} bytes, and the digests are of a base of {of}; give those of its own base", self.name);
+        }
+        if let Some(bytes) = self.at_least.filter(|bytes| *bytes > disk.size_bytes()) {
+            disk.grow(bytes)?;
         }
         Ok(disk)
     }
@@ -91,12 +96,12 @@ pub fn open(config: &DiskConfig, missing: Missing, handed: &mut Handed) -> Resul
     };
     let base = config.base_digests.as_ref().map(|digests| open_digests(digests, handed)).transpose()?;
     ensure!(base.is_none() || !backing.is_empty(), "disk {name}: it has no backing image that digests could be of");
-    Ok(DiskFile { name, file, backing, read_only: config.read_only, base })
+    Ok(DiskFile { name, file, backing, read_only: config.read_only, at_least: config.at_least, base })
 }
 
 /// Opens an image to read it.
 pub fn base(image: &Handle, handed: &mut Handed) -> Result<DiskFile> {
-    let config = DiskConfig { image: image.clone(), read_only: true, base: None, base_digests: None };
+    let config = DiskConfig { image: image.clone(), read_only: true, at_least: None, base: None, base_digests: None };
     open(&config, Missing::Refuse, handed)
 }
 

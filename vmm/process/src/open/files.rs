@@ -2,6 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
 };
 
@@ -57,7 +58,13 @@ pub fn open_ledger(handle: &Handle, handed: &mut Handed) -> Result<File> {
 pub(super) fn require_file(role: &str, path: &Path, file: &File) -> Result<()> {
     let kind = file.metadata().with_context(|| format!("{role} {}: inspect", path.display()))?.file_type();
     if !kind.is_file() {
-        bail!("{role} {}: not a regular file", path.display());
+        let remedy = match role {
+            "disk" if kind.is_block_device() => {
+                "; copy it into one with `qemu-img convert -O qcow2`, or have a pool do that by `rebec image import`"
+            }
+            _ => "",
+        };
+        bail!("{role} {}: not a regular file{remedy}", path.display());
     }
     Ok(())
 }

@@ -89,6 +89,17 @@ impl Vm {
         self.buses.power.press_button()
     }
 
+    /// Makes a disk larger, and tells the guest. Partitions and file systems on it are the guest's.
+    pub fn grow_disk(&self, index: usize, bytes: u64) -> Result<()> {
+        let disk = self.disks.get(index).with_context(|| format!("disk {index}: the VM has {}", self.disks.len()))?;
+        disk.grow(bytes)?;
+        // Disks have the first slots.
+        if let Some(slot) = self.buses.slots.get(index) {
+            slot.reconfigure();
+        }
+        Ok(())
+    }
+
     /// Holds the vCPUs back for a share of the time, in percent; 0 is full speed.
     pub fn throttle(&self, percent: u32) {
         self.vcpus.throttle(percent);

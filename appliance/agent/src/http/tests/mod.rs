@@ -154,11 +154,12 @@ pub fn vm_body(bench: &Bench) -> VmBody {
         keeper: None,
         created: 0,
         must: None,
+        disks: None,
     }
 }
 
 /// What of it others are not told.
 pub fn vm_private() -> VmPrivate {
     let seed = Some(("meta".into(), "ssh_authorized_keys: hunter2".into()));
-    VmPrivate { nonce: NONCE, cmdline: "password=hunter2".into(), seed }
+    VmPrivate { nonce: NONCE, cmdline: "password=hunter2".into(), seed, network: None }
 }

@@ -13,7 +13,10 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use virtio_bindings::virtio_config::{
@@ -22,6 +25,7 @@ use virtio_bindings::virtio_config::{
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
+    copy,
     msix::{Cause, Msix},
     registers::{self, Field, Registers},
     signals::PciSignals,
@@ -35,8 +39,10 @@ use crate::{
 pub(super) struct Common {
     pub(super) kind: DeviceKind,
     pub(super) offered: u64,
-    /// The device's configuration space.
-    pub(super) config: Vec<u8>,
+    /// The device's configuration space: locked for a copy.
+    config: Mutex<Vec<u8>>,
+    /// How often that has changed (§4.1.4.3.1).
+    generation: AtomicU32,
     pub(super) kicks: Vec<EventFd>,
     pub(super) signals: Arc<PciSignals>,
     msix: Arc<Msix>,
@@ -61,7 +67,8 @@ impl Common {
         Ok(Self {
             kind: device.kind(),
             offered: device.features() | ring::RING_FEATURES,
-            config: device.config().to_vec(),
+            config: Mutex::new(device.config()),
+            generation: AtomicU32::new(0),
             kicks,
             signals: Arc::new(PciSignals::new(msix.clone())),
             msix,
@@ -88,8 +95,7 @@ impl Common {
                 self.msix.state().vector(Cause::Used(queue)).into()
             }
             registers::QUEUE_COUNT => self.kicks.len() as u32,
-            // No device here changes its configuration space while a driver is bound.
-            registers::CONFIG_GENERATION => 0,
+            registers::CONFIG_GENERATION => self.generation.load(Ordering::Acquire) & 0xff,
             _ => self.lock().registers.read(field),
         }
     }
@@ -115,6 +121,29 @@ impl Common {
             // A full counter has woken the thread long since.
             Some(_) => {}
             None => log::debug!("{:?}: kick of queue {queue}, which is not there", self.kind),
+        }
+    }
+
+    /// A part of the device's configuration space, as far as there is one. A driver that reads it in pieces holds the generation before against the one
+    /// after (§2.5.1).
+    pub(super) fn read_config(&self, at: u64, data: &mut [u8]) {
+        let config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        copy(data, config.get(at as usize..).unwrap_or_default());
+    }
+
+    /// Takes over a configuration space that has changed, and says so to a driver that is there.
+    pub(super) fn reconfigure(&self) {
+        let inner = self.lock();
+        let new = inner.device.config();
+        let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        if *config == new {
+            return;
+        }
+        *config = new;
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        drop(config);
+        if inner.registers.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
+            self.signals.changed();
         }
     }
 

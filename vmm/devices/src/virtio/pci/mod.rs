@@ -137,7 +137,7 @@ impl PciTransport {
                 copy(data, &value.to_le_bytes());
             }
             ISR if at == 0 => copy(data, &self.common.signals.take_isr().to_le_bytes()),
-            DEVICE => copy(data, self.common.config.get(at as usize..).unwrap_or_default()),
+            DEVICE => self.common.read_config(at, data),
             TABLE => self.msix.read_table(at, data),
             PENDING => self.msix.read_pending(at, data),
             _ => {}
@@ -156,6 +156,11 @@ impl PciTransport {
             TABLE => self.msix.write_table(at, data),
             _ => {}
         }
+    }
+
+    /// Tells the driver that the device's configuration space has changed.
+    pub fn reconfigure(&self) {
+        self.common.reconfigure();
     }
 
     /// Stops the queues; no request is in flight when it returns. The vCPUs must not run.

@@ -44,6 +44,11 @@ impl PciSignals {
         self.needs_reset.store(needs_reset, Ordering::Release);
     }
 
+    /// The device's configuration space is another.
+    pub(super) fn changed(&self) {
+        self.raise(Cause::Config, ISR_CONFIG);
+    }
+
     fn raise(&self, cause: Cause, bit: u32) {
         if !self.msix.raise(cause) {
             self.isr.fetch_or(bit, Ordering::AcqRel);

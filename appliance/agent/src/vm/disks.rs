@@ -1,0 +1,40 @@
+//! As the holder of a VM, takes over which disks its record gives it and how large they are (`orders::disks`).
+//!
+//! ```text
+//! home    record: disks ──► holder: vm.json ──► VMM that runs: resize-disk;  not running: files that no record names go
+//!                                          └──► next start: missing disks are made, smaller ones grow
+//! ```
+
+use rebec_api::{ApiError, ErrorCode};
+use rebec_host::{disks, life::Life};
+use rebec_vmm_api::control::Command;
+
+use super::{LocalVm, Vms, failed, launch, room};
+
+/// Takes over what its record says of its disks.
+pub async fn take_over(vms: &Vms, vm: &LocalVm) -> Result<(), ApiError> {
+    let (_, body) = vms.knowledge.desired(vm.id())?;
+    room::require_disks(vms, &body)?;
+    launch::refresh(vms, vm).map_err(|error| failed(&error))?;
+    if vm.life(Life::vmm).is_none() {
+        return disks::sweep(&vm.folder, &vm.kept().body).map_err(|error| failed(&error));
+    }
+    let body = vm.kept().body;
+    let has_seed = vm.kept().private.seed.is_some();
+    let root = body.root_bytes().map(|bytes| (0, bytes));
+    let first = usize::from(root.is_some()) + usize::from(has_seed);
+    let further = body.further_disks().enumerate().map(|(at, disk)| (first + at, disk.bytes));
+    let wanted: Vec<(usize, u64)> = root.into_iter().chain(further).collect();
+    let grow = vm.talk(move |control| {
+        let has = control.status()?.disk_bytes;
+        // One that was added since its start comes with the next one.
+        let smaller = wanted.into_iter().filter(|(at, bytes)| has.get(*at).is_some_and(|has| has < bytes));
+        for (at, bytes) in smaller {
+            control.tell(Command::ResizeDisk { disk: at as u8, bytes })?;
+        }
+        Ok(())
+    });
+    grow.await.map_err(|error| {
+        ApiError::new(ErrorCode::Failed, format!("VM {}: {error:#}; its record has the size: say it again, or start it anew", vm.name()))
+    })
+}
