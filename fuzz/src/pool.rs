@@ -206,7 +206,7 @@ fn of_an_agent() -> [Vec<u8>; 3] {
     for at in [32, 40] {
         answer[at..at + 4].copy_from_slice(&seconds.to_be_bytes());
     }
-    let private = VmPrivate { nonce: Name([9; 16]), cmdline: "quiet".into(), seed: Some(("meta".into(), "user".into())) };
+    let private = VmPrivate { nonce: Name([9; 16]), cmdline: "quiet".into(), seed: Some(("meta".into(), "user".into())), network: None };
     let private = minicbor::to_vec(&private).expect("what a VM starts with is written");
     [log, [&[4], &answer[..]].concat(), [&[5], &private[..]].concat()]
 }

@@ -6,7 +6,7 @@
 use std::{
     collections::HashSet,
     ffi::OsString,
-    net::{AddrParseError, Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{AddrParseError, SocketAddr},
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -14,9 +14,12 @@ use std::{
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use rebec_layout::{SLOTS, VCPUS_MAX};
 use rebec_migrate::VmId;
-use rebec_vmm_api::{DiskConfig, DiskSize, Handle, MacAddr, MemorySize, NetConfig, PortKey, SerialConfig, control::MigrateOptions};
+use rebec_vmm_api::{DiskConfig, Handle, MemorySize, NetConfig, SerialConfig};
 
+pub use self::ctl::{CtlOptions, CtlRequest, MigrateTo};
 use crate::cgroup;
+
+mod ctl;
 
 /// Device slots of the machine; one of them is the random number generator.
 const DISKS_AND_NETS_MAX: usize = SLOTS - 1;
@@ -27,7 +30,8 @@ const ABOUT: &str = "Runs one virtual machine on KVM, on its own LAN, and moves 
 
 const AFTER: &str = "\
 A move travels over plain TCP: unprotected, neither encrypted nor authenticated. Whoever can reach the address of
-`receive`, or sees the link, can read or replace the VM. LAN frames (VXLAN over UDP) are unprotected too. Use both only
+`receive`, or sees the link, can read or replace the VM. LAN frames (VXLAN over UDP) are unprotected too, unless their
+nets have seal=on. Use both only
 on a network you trust, or inside a tunnel.
 
 Example: a VM here, moved to host 10.0.0.2
@@ -218,115 +222,6 @@ pub struct Shared {
     /// Let the vCPUs run only while a lease lasts, which `lease` on the control socket extends
     #[arg(long, requires = "control")]
     pub lease: bool,
-}
-
-/// Options of `ctl`.
-#[derive(Args, Debug)]
-pub struct CtlOptions {
-    /// The VM's control socket
-    #[arg(value_name = "SOCKET")]
-    pub socket: PathBuf,
-    /// What to tell the VM
-    #[command(subcommand)]
-    pub request: CtlRequest,
-}
-
-/// What `ctl` tells the VM.
-#[derive(Subcommand, Debug)]
-pub enum CtlRequest {
-    /// Show the VM's state, size and counters
-    Status {
-        /// As one JSON object
-        #[arg(long)]
-        json: bool,
-    },
-    /// Stop the vCPUs; memory and devices stay as they are
-    Pause,
-    /// Let a paused VM run on
-    Resume,
-    /// Make a disk of the VM larger, while it runs; the guest grows what is on it
-    ResizeDisk {
-        /// Which, from 0, as given
-        #[arg(value_name = "N")]
-        disk: u8,
-        /// Its new size, as in 30G
-        #[arg(value_name = "SIZE")]
-        size: DiskSize,
-    },
-    /// Press the VM's power button: its guest turns itself off, if it listens to that
-    PowerButton,
-    /// End the VM, as if its power were cut
-    Stop,
-    /// Abandon the move under way; the VM runs on here
-    Cancel,
-    /// Let a VM that was started with --lease run for a time from now
-    Lease {
-        /// In milliseconds, at most an hour; an end that is later stays
-        #[arg(value_name = "MS")]
-        for_ms: u64,
-    },
-    /// Tell the VM's ports where a MAC address lives
-    FdbAdd {
-        /// The station
-        #[arg(value_name = "MAC")]
-        mac: MacAddr,
-        /// Its VXLAN endpoint
-        #[arg(value_name = "IP:PORT")]
-        endpoint: SocketAddrV4,
-        /// Its own IPv4 address: ARP for it is answered at the port
-        #[arg(value_name = "ADDRESS")]
-        ip: Option<Ipv4Addr>,
-    },
-    /// Tell the VM's ports to forget a MAC address
-    FdbRemove {
-        /// The station; 00:00:00:00:00:00 for every physical machine
-        #[arg(value_name = "MAC")]
-        mac: MacAddr,
-    },
-    /// Tell a port that seals whose key is behind an endpoint
-    PeerKey {
-        /// The NIC whose port it is
-        #[arg(value_name = "NET-MAC")]
-        net: MacAddr,
-        /// The other port's endpoint
-        #[arg(value_name = "IP:PORT")]
-        endpoint: SocketAddrV4,
-        /// The other port's key, as `ctl status` shows it there
-        #[arg(value_name = "KEY")]
-        key: PortKey,
-    },
-    /// Tell a port that seals to forget whose key is behind an endpoint
-    PeerKeyRemove {
-        /// The NIC whose port it is
-        #[arg(value_name = "NET-MAC")]
-        net: MacAddr,
-        /// The other port's endpoint
-        #[arg(value_name = "IP:PORT")]
-        endpoint: SocketAddrV4,
-    },
-    /// Move the VM, memory and disks, to a waiting `rebec-vmm receive`
-    #[command(after_help = "\
-The streams are plain TCP: unprotected, neither encrypted nor authenticated.
-Progress goes to standard error; one JSON object that says what the move cost goes to standard output.
-Exit codes: 0 moved, 1 failed and the VM runs on here, 3 the right to run it waits for the other side.")]
-    Migrate(MigrateTo),
-}
-
-/// Options of `ctl migrate`.
-#[derive(Args, Debug)]
-pub struct MigrateTo {
-    /// Where `rebec-vmm receive --listen` waits
-    #[arg(long, value_name = "IP:PORT")]
-    pub to: SocketAddr,
-    /// Parallel connections for pages and disk, from 1 to 16
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MigrateOptions::STREAMS_MAX)))]
-    pub streams: u8,
-    /// Longest pause of the VM that is accepted; the switch waits until less is predicted
-    #[arg(long, value_name = "N", default_value_t = MigrateOptions::default_downtime_ms(), value_parser = clap::value_parser!(u32).range(1..=600_000))]
-    pub downtime_max_ms: u32,
-    /// Highest rate of the move [default: as fast as the link]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub bandwidth_max_mbit: Option<u32>,
 }
 
 /// What the sealed process tries to reach.

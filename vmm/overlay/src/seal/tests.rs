@@ -1,3 +1,5 @@
+//! Two ports and what passes between them: told apart, taken once, in any order, whatever is forged.
+
 use std::net::Ipv4Addr;
 
 use super::*;
