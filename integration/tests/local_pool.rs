@@ -189,6 +189,7 @@ fn spare_machines_become_a_pool_whose_vms_move_between_domains() -> Result<()> {
     agents.found(&["alpha", "alpha", "beta"])?;
     agents.furnish()?;
     agents.lab.shape_one(&agents.lab.machines[2], Some(100))?;
+    agents.lab.capture()?;
     let [a1, a2, b1] = &agents.hosts[..] else { unreachable!("three hosts were asked for") };
 
     let disk = agents.lab.evidence().join("data.raw");
@@ -242,6 +243,13 @@ fn spare_machines_become_a_pool_whose_vms_move_between_domains() -> Result<()> {
             ("b1", false) => ensure!(depot(b1.state())? == parts_of_beta, "a part was fetched twice"),
             _ => {}
         }
+    }
+    // Frames of the LAN were many, and none of them could be read: not even who speaks.
+    let lan = a1.must(&["lan", "show", "office"])?;
+    ensure!(lan["sealed"] == true, "{lan}");
+    for port in lan["ports"].as_array().into_iter().flatten() {
+        let mac: rebec_vmm_api::MacAddr = port["mac"].as_str().unwrap_or_default().parse()?;
+        ensure!(!agents.lab.crossed(&mac.0)?, "frames of {} crossed the wire as they are", port["vm"]);
     }
     ensure!(parts_of_beta.len() == 3, "kernel, disk and its digests: {parts_of_beta:?}");
     let lists = agents.hosts.iter().map(|host| host.must(&["vm", "ls"])).collect::<Result<Vec<_>>>()?;

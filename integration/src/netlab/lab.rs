@@ -122,6 +122,13 @@ impl NetLab {
             .sum()
     }
 
+    /// Whether these bytes crossed the switch among the first of a frame that was recorded.
+    pub fn crossed(&self, bytes: &[u8]) -> Result<bool> {
+        let recorded = ["network.pcap0", "network.pcap1"].map(|name| fs::read(self.evidence.join(name)).unwrap_or_default());
+        expect(recorded.iter().any(|file| !file.is_empty()), || "nothing was recorded".to_owned())?;
+        Ok(recorded.iter().any(|file| file.windows(bytes.len()).any(|at| at == bytes)))
+    }
+
     /// Where consoles, logs and the capture are while the lab runs.
     pub fn evidence(&self) -> &Path {
         &self.evidence
