@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::Result;
 use rebec_book::{
-    Body, lan,
-    record::{Kind, VmBody},
+    Body, Book, lan,
+    record::{Kind, NicBody, SeenBody, VmBody},
     view,
 };
 use rebec_host::life::Life;
@@ -27,24 +27,43 @@ const KEY_LINGER: Duration = Duration::from_secs(10);
 /// A VMM that was not told is told again after this time.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// A port on a LAN of a VM, the VM's own ones too.
+struct Port<'a> {
+    /// The VM's NIC on that LAN.
+    own: &'a NicBody,
+    /// The port's NIC.
+    nic: &'a NicBody,
+    /// Which of its VM's NICs that is.
+    index: usize,
+    /// What the host says that holds its VM.
+    seen: &'a SeenBody,
+}
+
+/// The ports of all LANs that a VM is on, as far as each LAN admits them.
+fn ports<'a>(book: &'a Book, body: &'a VmBody) -> Vec<Port<'a>> {
+    let mut ports = vec![];
+    for own in &body.nics {
+        let home = book.thing(Kind::LAN, own.lan).map(|thing| thing.home);
+        let Some(Body::Lan(range)) = home.and_then(|home| book.get(Kind::LAN, own.lan, home)) else { continue };
+        for record in book.on_lan(own.lan) {
+            let (Some(Body::Vm(vm)), Some(seen)) = (&record.body, view::seen(book, record.key.id)) else { continue };
+            let nics = vm.nics.iter().enumerate().filter(|(_, nic)| nic.lan == own.lan && lan::admits(range, &record.key.writer, nic));
+            ports.extend(nics.map(|(index, nic)| Port { own, nic, index, seen: seen.body }));
+        }
+    }
+    ports
+}
+
 /// The stations of all LANs that a VM is on, but for its own, and where they are.
 pub fn neighbours(knowledge: &Knowledge, body: &VmBody) -> Stations {
     let found = knowledge.read(|book| {
-        let mut stations = Stations::new();
-        for lan in body.nics.iter().map(|nic| nic.lan) {
-            let home = book.thing(Kind::LAN, lan).map(|thing| thing.home);
-            let Some(Body::Lan(range)) = home.and_then(|home| book.get(Kind::LAN, lan, home)) else { continue };
-            for record in book.on_lan(lan) {
-                let (Some(Body::Vm(vm)), Some(seen)) = (&record.body, view::seen(book, record.key.id)) else { continue };
-                for (nic, endpoint) in vm.nics.iter().zip(&seen.body.endpoints) {
-                    let own = body.nics.iter().any(|own| own.lan == nic.lan && own.mac == nic.mac);
-                    if nic.lan == lan && !own && lan::admits(range, &record.key.writer, nic) {
-                        stations.insert(MacAddr(nic.mac), Place { endpoint: *endpoint, address: nic.address });
-                    }
-                }
-            }
-        }
-        stations
+        let is_own = |port: &Port<'_>| body.nics.iter().any(|own| own.lan == port.nic.lan && own.mac == port.nic.mac);
+        let others = ports(book, body).into_iter().filter(|port| !is_own(port));
+        let placed = others.filter_map(|port| {
+            let endpoint = *port.seen.endpoints.get(port.index)?;
+            Some((MacAddr(port.nic.mac), Place { endpoint, address: port.nic.address }))
+        });
+        placed.collect()
     });
     found.unwrap_or_default()
 }
@@ -59,28 +78,16 @@ pub type Told = BTreeMap<(MacAddr, SocketAddrV4), (PortKey, Option<Instant>)>;
 /// Only the word of who holds a VM counts.
 fn keys(vm: &LocalVm) -> Keys {
     let kept = vm.kept();
-    let own = kept.endpoints.clone();
     let found = vm.knowledge.read(|book| {
-        let mut keys = Keys::new();
-        for own_nic in kept.body.nics.iter().filter(|nic| nic.sealed == Some(true)) {
-            let home = book.thing(Kind::LAN, own_nic.lan).map(|thing| thing.home);
-            let Some(Body::Lan(range)) = home.and_then(|home| book.get(Kind::LAN, own_nic.lan, home)) else { continue };
-            for record in book.on_lan(own_nic.lan) {
-                let (Some(Body::Vm(body)), Some(seen)) = (&record.body, view::seen(book, record.key.id)) else { continue };
-                let of_nic = |index: usize| {
-                    let key = seen.body.keys.as_ref().and_then(|keys| keys.get(index).copied().flatten());
-                    let here = seen.body.endpoints.get(index).copied().zip(key);
-                    let ahead = seen.body.ahead.as_ref().and_then(|ahead| ahead.get(index));
-                    here.into_iter().chain(ahead.and_then(|port| Some((port.endpoint, port.key?))))
-                };
-                let nics =
-                    body.nics.iter().enumerate().filter(|(_, nic)| nic.lan == own_nic.lan && lan::admits(range, &record.key.writer, nic));
-                for (endpoint, key) in nics.flat_map(|(index, _)| of_nic(index)).filter(|(endpoint, _)| !own.contains(endpoint)) {
-                    keys.insert((MacAddr(own_nic.mac), endpoint), PortKey(key.0));
-                }
-            }
-        }
-        keys
+        let sealed = ports(book, &kept.body).into_iter().filter(|port| port.own.sealed == Some(true));
+        let keys = sealed.flat_map(|Port { own, index, seen, .. }| {
+            let key = seen.keys.as_ref().and_then(|keys| keys.get(index).copied().flatten());
+            let here = seen.endpoints.get(index).copied().zip(key);
+            let ahead = seen.ahead.as_ref().and_then(|ahead| ahead.get(index)).and_then(|port| Some((port.endpoint, port.key?)));
+            let places = here.into_iter().chain(ahead).filter(|(endpoint, _)| !kept.endpoints.contains(endpoint));
+            places.map(|(endpoint, key)| ((MacAddr(own.mac), endpoint), PortKey(key.0)))
+        });
+        keys.collect()
     });
     found.unwrap_or_default()
 }
