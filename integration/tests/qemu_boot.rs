@@ -1,5 +1,5 @@
 //! Stock Debian kernels on real KVM: they boot in every form and with every count of vCPUs, see what the machine is made of,
-//! hear of its power button, and turn it off, restart it and crash it. Cloud images boot too, by what their own disks say, and upgrade their kernels.
+//! hear of its power button, and turn it off and restart it, by a triple fault too. Cloud images boot too, by what their own disks say, and upgrade their kernels.
 //!
 //! Two lab machines for the whole file, since one takes longer to boot than a VM in it; they share the work. The guests' initramfs says
 //! what the kernel sees of its processors, devices and clocks as `fact NAME VALUE` and then does what `rebec.do` names.
@@ -262,22 +262,11 @@ fn obeys(machine: &Machine, guest: &Guest<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A guest that resets by a triple fault has crashed, for all that a VMM can know.
-fn crashes(machine: &Machine, guest: &Guest<'_>) -> Result<()> {
-    let mut vm = start(machine, guest)?;
-    let code = vm.finish()?;
-    ensure!(code == 1, "exit code {code}: {}", vm.last_words());
-    ensure!(vm.errors.lines().count() == 1 && vm.errors.contains("triple fault"), "on stderr: {}", vm.errors);
-    ensure!(vm.said.contains("Restarting system"), "the kernel's last words are missing: {}", vm.last_words());
-    Ok(())
-}
-
 /// What one VM is started for.
 enum Story<'a> {
     Boots(Guest<'a>, &'a str),
     Restarts(Guest<'a>),
     Obeys(Guest<'a>),
-    Crashes(Guest<'a>),
     Upgrades(Upgrade<'a>),
 }
 
@@ -287,7 +276,6 @@ impl Story<'_> {
             Self::Boots(guest, release) => boots(machine, guest, release),
             Self::Restarts(guest) => restarts(machine, guest),
             Self::Obeys(guest) => obeys(machine, guest),
-            Self::Crashes(guest) => crashes(machine, guest),
             Self::Upgrades(upgrade) => {
                 let began = Instant::now();
                 upgrade.tell(machine)?;
@@ -301,7 +289,7 @@ impl Story<'_> {
 impl fmt::Display for Story<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Boots(guest, _) | Self::Restarts(guest) | Self::Obeys(guest) | Self::Crashes(guest) => {
+            Self::Boots(guest, _) | Self::Restarts(guest) | Self::Obeys(guest) => {
                 write!(f, "{} with {} vCPUs, {}", guest.kernel, guest.vcpus, guest.words)
             }
             Self::Upgrades(upgrade) => write!(f, "{:?}'s image from {} to {}", upgrade.layout, upgrade.old, upgrade.new),
@@ -343,7 +331,8 @@ fn stock_kernels_boot_in_every_form_and_end_as_they_ask() -> Result<()> {
     let guest = |kernel, vcpus, memory, words| Guest { kernel, vcpus, memory, words };
     let upgrade = |layout, image| Story::Upgrades(Upgrade { layout, image, old: release_12, new: release });
     let stories = Mutex::new(vec![
-        Story::Crashes(guest("13.elf", 1, "256M", "rebec.do=reboot reboot=t")),
+        // By a triple fault, which its command line says is no crash. One that is a crash: `local_boot`.
+        Story::Restarts(guest("13.elf", 1, "256M", "rebec.do=ask reboot=t")),
         Story::Boots(guest("12.bzimage", 1, "256M", OFF), release_12),
         Story::Boots(guest("13.bzimage", 2, "256M", OFF), release),
         Story::Boots(guest("13.elf", 1, "256M", OFF), release),

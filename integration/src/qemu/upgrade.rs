@@ -34,10 +34,12 @@ struct Agent<'a> {
 }
 
 impl<'a> Agent<'a> {
-    fn start(machine: &'a Machine) -> Result<Self> {
+    /// Nothing of an earlier story on the machine is in its state folder.
+    fn start(machine: &'a Machine, layout: Layout) -> Result<Self> {
         let vmm = super::vm::PROGRAM;
-        machine.shell("mkdir -p /run/rebec /work/state")?;
-        let job = machine.start(&[PROGRAM, "agent", "--state", "/work/state", "--vmm", vmm, "--name", machine.name(), "--memory", "1G"])?;
+        let state = format!("/work/state-{layout:?}");
+        machine.shell(&format!("mkdir -p /run/rebec {state}"))?;
+        let job = machine.start(&[PROGRAM, "agent", "--state", &state, "--vmm", vmm, "--name", machine.name(), "--memory", "1G"])?;
         let agent = Self { machine, job };
         let answers = format!("n=0; until {PROGRAM} pool status; do n=$((n+1)); [ $n -gt 200 ] && exit 1; sleep 0.2; done >/dev/null 2>&1");
         let up = machine.check(&["sh", "-c", &answers], ORDER_DEADLINE);
@@ -95,7 +97,7 @@ impl Console {
 impl Upgrade<'_> {
     /// Does it.
     pub fn tell(&self, machine: &Machine) -> Result<()> {
-        let agent = Agent::start(machine)?;
+        let agent = Agent::start(machine, self.layout)?;
         let Self { old, new, .. } = self;
         agent.rebec(&["pool", "init", "lab", "--domain", "home"], ORDER_DEADLINE)?;
         agent.rebec(&["image", "import", "cloud", self.image], IMPORT_DEADLINE)?;
