@@ -4,6 +4,7 @@
 //! world    the records of a pool, signed          network   when a message arrives, and what it costs
 //! host     one host: book, engine, its account    hostile   the one that forges, replays, floods and lies
 //! pool     all of them: events in their order     course    a pool from its beginning to hosts that are lost, and what came of it
+//! resident one book in a process of its own: what it takes, and how fast it is read
 //! ```
 //! Two things are not as on a real host, and the figures say so: a record that many books have is decoded and kept once, and its
 //! signature is looked at once; what both cost a host is measured apart and added.
@@ -15,6 +16,7 @@ mod host;
 mod hostile;
 mod network;
 mod pool;
+pub mod resident;
 pub mod world;
 
 pub use course::{Course, LOST, REST, run};

@@ -16,6 +16,7 @@ use crate::netlab::{
     guest,
     vmm::{LONG, SHORT},
 };
+use crate::sim;
 
 /// The figures.
 const JOIN_MS: f64 = 2000.0;
@@ -81,6 +82,7 @@ pub fn measure() -> Result<Vec<Figure>> {
             "VmRSS of an agent in a pool of two, before its first VM",
         ),
         figure("an agent's idle processor", "%", idle.1, Target::AtMost(IDLE_PERCENT), vec![], "its threads' time in 10 s, of one core"),
+        sim::exchange()?,
     ])
 }
 

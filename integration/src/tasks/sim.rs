@@ -14,7 +14,7 @@ use crate::{
 /// Options of `cargo lab sim`.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// Measure a book of 100,000 records in place of a pool.
+    /// Measure a book of 100,000 records, and the exchange of 100 hosts, in place of a pool.
     #[arg(long)]
     book: bool,
     /// From which everything follows.
@@ -66,7 +66,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         changes_s: options.changes,
         seconds: options.seconds.max(1),
     };
-    let (figures, spots) = if options.book { (sim::measure_book(options.seed)?, String::new()) } else { sim::measure(&plan)? };
+    let (figures, spots) = if options.book {
+        ([sim::measure_book(options.seed)?, vec![sim::exchange()?]].concat(), String::new())
+    } else {
+        sim::measure(&plan)?
+    };
     print!("{}{spots}", table(&figures));
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&figures).context("write the figures")?;

@@ -27,20 +27,28 @@ use crate::{agent::Agent, orders::disks, roles};
 struct Names {
     hosts: BTreeMap<Key, String>,
     domains: BTreeMap<Key, String>,
+    lans: BTreeMap<Id, String>,
 }
 
 impl Names {
     fn new(book: &Book) -> Self {
         let hosts = view::hosts(book).into_iter().map(|host| (host.key, host.name)).collect();
         let domains = view::domains(book).into_iter().map(|domain| (domain.body.key, domain.name)).collect();
-        Self { hosts, domains }
+        let lans = view::lans(book).into_iter().map(|lan| (lan.id, lan.name)).collect();
+        Self { hosts, domains, lans }
     }
 
-    /// The same for a few hosts.
-    fn of(book: &Book, hosts: &[Option<Key>]) -> Self {
+    /// The same for one VM and a few hosts.
+    fn of(book: &Book, vm: &VmBody, hosts: &[Option<Key>]) -> Self {
         let hosts = hosts.iter().flatten().filter_map(|key| view::host(book, key)).map(|host| (host.key, host.name)).collect();
         let domains = view::domains(book).into_iter().map(|domain| (domain.body.key, domain.name)).collect();
-        Self { hosts, domains }
+        let lan = |id: Id| {
+            let thing = book.thing(Kind::LAN, id)?;
+            let Some(Record::Lan(lan)) = book.get(Kind::LAN, id, thing.home) else { return None };
+            Some((id, book.shown(Kind::LAN, &lan.name, &thing)))
+        };
+        let lans = vm.nics.iter().filter_map(|nic| lan(nic.lan)).collect();
+        Self { hosts, domains, lans }
     }
 
     fn host(&self, key: &Key) -> String {
@@ -201,7 +209,7 @@ pub fn vms(agent: &Agent, book: &Book) -> Vec<VmInfo> {
 /// One VM.
 pub fn vm(agent: &Agent, book: &Book, vm: view::Named<'_, VmBody>) -> VmInfo {
     let seen = view::seen(book, vm.id).map(|seen| seen.holder);
-    named_vm(agent, book, &Names::of(book, &[Some(vm.home), seen, vm.body.keeper]), vm)
+    named_vm(agent, book, &Names::of(book, vm.body, &[Some(vm.home), seen, vm.body.keeper]), vm)
 }
 
 fn named_vm(agent: &Agent, book: &Book, names: &Names, vm: view::Named<'_, VmBody>) -> VmInfo {
@@ -229,7 +237,7 @@ fn named_vm(agent: &Agent, book: &Book, names: &Names, vm: view::Named<'_, VmBod
         memory_bytes: vm.body.memory_bytes,
         vcpus: vm.body.vcpus,
         disks: disks::shown(vm.body),
-        nics: nics(book, vm.body),
+        nics: nics(names, vm.body),
         home: names.host(&vm.home),
         on_host_loss: if vm.body.keeper.is_some() { OnHostLoss::Restart } else { OnHostLoss::Hold },
         keeper: vm.body.keeper.map(|keeper| names.host(&keeper)),
@@ -240,14 +248,9 @@ fn named_vm(agent: &Agent, book: &Book, names: &Names, vm: view::Named<'_, VmBod
     }
 }
 
-fn nics(book: &Book, body: &VmBody) -> Vec<NicInfo> {
-    let lan = |id: Id| {
-        let thing = book.thing(Kind::LAN, id)?;
-        let Some(Record::Lan(lan)) = book.get(Kind::LAN, id, thing.home) else { return None };
-        Some(book.shown(Kind::LAN, &lan.name, &thing))
-    };
+fn nics(names: &Names, body: &VmBody) -> Vec<NicInfo> {
     let nics = body.nics.iter().map(|nic| NicInfo {
-        lan: lan(nic.lan).unwrap_or_else(|| nic.lan.short()),
+        lan: names.lans.get(&nic.lan).cloned().unwrap_or_else(|| nic.lan.short()),
         mac: MacAddr(nic.mac).to_string(),
         address: nic.address,
     });

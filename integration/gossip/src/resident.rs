@@ -6,6 +6,7 @@
 //! The child has nothing else, so what its resident memory grows by is the book's; what building left unused counts too.
 
 use std::{
+    collections::BTreeMap,
     io::{BufReader, BufWriter, Read, Write},
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -38,8 +39,10 @@ pub struct Found {
     pub show: Duration,
     /// All VMs.
     pub list: Duration,
-    /// The list as JSON.
+    /// The list as JSON, as the agent writes it.
     pub json: Duration,
+    /// The list read from that, as the command does.
+    pub parse: Duration,
     /// To take in one record whose signature was looked at.
     pub restore: Duration,
 }
@@ -94,8 +97,10 @@ pub fn serve() -> Result<()> {
     drop(vms);
     let show = best_of(5, || show(&book, &name));
     let all = list(&book);
-    let json = best_of(3, || serde_json::to_string(&all));
+    let json = best_of(3, || serde_json::to_vec(&all));
+    let bytes = serde_json::to_vec(&all)?;
     drop(all);
+    let parse = best_of(3, || serde_json::from_slice::<Vec<VmInfo>>(&bytes).map(|all| all.len()));
     let list = best_of(3, || list(&book));
     let records = book.len();
     let found = Found {
@@ -106,6 +111,7 @@ pub fn serve() -> Result<()> {
         show,
         list,
         json,
+        parse,
         restore: restore / records.max(1) as u32,
     };
     println!("{}", serde_json::to_string(&found)?);
@@ -133,27 +139,34 @@ fn show(book: &Book, name: &str) -> String {
     let names::Meant::One(id) = names::find(book, Kind::VM, name) else { return String::new() };
     let named = |key: &Key| view::host(book, key).map(|host| host.name).unwrap_or_default();
     let domain = |key: Key| book.domain_name(&key);
-    view::vm(book, id).map(|vm| serde_json::to_string(&info(book, vm, &named, &domain)).unwrap_or_default()).unwrap_or_default()
-}
-
-/// As the agent answers `vm ls`: names are looked up once.
-fn list(book: &Book) -> Vec<VmInfo> {
-    let hosts: std::collections::BTreeMap<Key, String> = view::hosts(book).into_iter().map(|host| (host.key, host.name)).collect();
-    let domains: std::collections::BTreeMap<Key, String> =
-        view::domains(book).into_iter().map(|domain| (domain.body.key, domain.name)).collect();
-    let named = |key: &Key| hosts.get(key).cloned().unwrap_or_default();
-    let domain = |key: Key| domains.get(&key).cloned().unwrap_or_default();
-    view::vms(book).into_iter().map(|vm| info(book, vm, &named, &domain)).collect()
-}
-
-fn info(book: &Book, vm: view::Named<'_, VmBody>, named: &impl Fn(&Key) -> String, domain: &impl Fn(Key) -> String) -> VmInfo {
-    let seen = view::seen(book, vm.id);
-    let holder = seen.map_or(vm.home, |seen| seen.holder);
     let lan = |id: Id| {
         let thing = book.thing(Kind::LAN, id)?;
         let Some(Body::Lan(lan)) = book.get(Kind::LAN, id, thing.home) else { return None };
         Some(book.shown(Kind::LAN, &lan.name, &thing))
     };
+    view::vm(book, id).map(|vm| serde_json::to_string(&info(book, vm, &named, &domain, &lan)).unwrap_or_default()).unwrap_or_default()
+}
+
+/// As the agent answers `vm ls`: names are looked up once.
+fn list(book: &Book) -> Vec<VmInfo> {
+    let hosts: BTreeMap<Key, String> = view::hosts(book).into_iter().map(|host| (host.key, host.name)).collect();
+    let domains: BTreeMap<Key, String> = view::domains(book).into_iter().map(|domain| (domain.body.key, domain.name)).collect();
+    let lans: BTreeMap<Id, String> = view::lans(book).into_iter().map(|lan| (lan.id, lan.name)).collect();
+    let named = |key: &Key| hosts.get(key).cloned().unwrap_or_default();
+    let domain = |key: Key| domains.get(&key).cloned().unwrap_or_default();
+    let lan = |id: Id| lans.get(&id).cloned();
+    view::vms(book).into_iter().map(|vm| info(book, vm, &named, &domain, &lan)).collect()
+}
+
+fn info(
+    book: &Book,
+    vm: view::Named<'_, VmBody>,
+    named: &impl Fn(&Key) -> String,
+    domain: &impl Fn(Key) -> String,
+    lan: &impl Fn(Id) -> Option<String>,
+) -> VmInfo {
+    let seen = view::seen(book, vm.id);
+    let holder = seen.map_or(vm.home, |seen| seen.holder);
     let nic = |nic: &rebec_book::record::NicBody| NicInfo {
         lan: lan(nic.lan).unwrap_or_default(),
         mac: rebec_vmm_api::MacAddr(nic.mac).to_string(),
