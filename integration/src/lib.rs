@@ -11,6 +11,7 @@ pub mod bench;
 pub mod channel;
 pub mod cloud;
 pub mod demo;
+pub mod figure;
 pub mod guest;
 pub mod initramfs;
 pub mod made;

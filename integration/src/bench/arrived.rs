@@ -8,7 +8,7 @@ use crate::netlab::{
     vmm::{LONG, SHORT},
 };
 
-/// The issue names 4 GiB: what a move keeps is in proportion to its pages, and a small machine has room for this twice.
+/// Of a VM of 4 GiB the same is expected: what a move keeps is in proportion to its pages, and a small machine has room for this twice.
 const MEMORY_MIB: u64 = 1024;
 const MORE_MIB_MAX: f64 = 1.0;
 const PORT: u16 = 7000;

@@ -18,7 +18,7 @@ use crate::{
     progress::say,
 };
 
-/// The table.
+/// What is aimed at.
 const TARGET_MIB: f64 = 8.0;
 const MEMORY_MIB: u64 = 256;
 const DISK_BYTES: u64 = 256 << 20;

@@ -10,7 +10,6 @@ pub mod boot;
 pub mod disks;
 pub mod donors;
 pub mod engine;
-pub mod figure;
 pub mod lan;
 pub mod machines;
 pub mod memory;
@@ -18,4 +17,4 @@ pub mod moves;
 pub mod pool;
 pub mod trade;
 
-pub use figure::{Figure, Peer, Target, table};
+pub use crate::figure::{Figure, Peer, Target, table};

@@ -19,7 +19,7 @@ const LINK_MBIT: u32 = 1000;
 const MEMORY: &str = "1024M";
 const FILL: &str = "fill=shared:7:640M,text:3:176M,random:5:52M,zero";
 const FILLED_PAGES: u64 = (640 + 176 + 52) << 8;
-/// The table.
+/// What is aimed at.
 const FIRST_MB: f64 = 600.0;
 const SECOND_MB: f64 = 200.0;
 const GAP_MS: f64 = 100.0;

@@ -18,7 +18,7 @@ use crate::netlab::{
 };
 use crate::sim;
 
-/// The figures.
+/// What a pool may cost.
 const JOIN_MS: f64 = 2000.0;
 const RUN_BESIDE_VMM_MS: f64 = 150.0;
 const RESIDENT_MIB: f64 = 40.0;

@@ -6,7 +6,7 @@ use anyhow::Result;
 use rebec_lab_gossip::{Account, Course, HEAD_BYTES, KINDS, Plan, REST, resident, world};
 
 use crate::{
-    bench::{Figure, Target},
+    figure::{Figure, Target},
     progress::say,
 };
 

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
 use crate::{
-    bench::{Figure, table},
+    figure::{Figure, table},
     progress::say,
     sim::{self, Plan, resident},
 };
