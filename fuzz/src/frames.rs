@@ -163,11 +163,7 @@ fn receive(port: &mut Port, seals: Option<&mut [Seals; 2]>, now: Instant, fdb: &
     let mut inbound = Inbound::new(from, datagrams.len(), stride);
     if let Some([own, theirs]) = seals {
         if input.u8() & 1 == 1 {
-            let payload = std::mem::take(&mut datagrams);
-            datagrams = vec![0; layout::sealed_bytes(payload.len())];
-            layout::frame(&mut datagrams, payload.len()).copy_from_slice(&payload);
-            let bytes = datagrams.len();
-            theirs.seal(now, LOCAL, &mut datagrams, bytes).expect("the peer's key is known");
+            datagrams = theirs.sealed(now, LOCAL, &datagrams).expect("the peer's key is known");
             if let Some(byte) = datagrams.get_mut(usize::from(input.u16())) {
                 *byte ^= input.u8();
             }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{record::SeenState, view};
 use rebec_host::forward::{Forward, Forwards, Guest};
+use rebec_vmm_api::PortKey;
 
 use crate::{
     chance::random,
@@ -24,7 +25,7 @@ fn guest(knowledge: &Arc<Knowledge>, vm: &Arc<LocalVm>) -> Result<Guest, ApiErro
         return Err(ApiError::new(ErrorCode::Conflict, format!("VM {name} does not run; `rebec vm start {name}`")));
     }
     let nic = kept.body.nics.first().zip(kept.endpoints.first()).map(|(nic, endpoint)| (nic.clone(), *endpoint));
-    let key = vm.port_keys().first().copied().flatten();
+    let key = vm.port_keys().first().copied().flatten().map(|key| PortKey(key.0));
     let mtu = |lan| knowledge.read(|book| view::lans(book).into_iter().find(|known| known.id == lan).map(|known| known.body.mtu)).flatten();
     let mtu = nic.as_ref().and_then(|(nic, _)| mtu(nic.lan)).unwrap_or(rebec_book::lan::MTU);
     let gone = Box::pin(has_gone(knowledge.clone(), vm.clone()));

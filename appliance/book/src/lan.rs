@@ -82,6 +82,13 @@ pub struct NicBody {
     pub sealed: Option<bool>,
 }
 
+impl NicBody {
+    /// Whether its port seals.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed == Some(true)
+    }
+}
+
 /// Addresses that are handed to a host at a time: a few at first, then as many as it has, up to the most.
 const LEASE_ADDRESSES_MIN: u32 = 4;
 const LEASE_ADDRESSES_MAX: u32 = 16;

@@ -185,7 +185,7 @@ fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Resul
     for (nic, (endpoint, socket)) in body.nics.iter().zip(ports) {
         let (mac, socket) = (MacAddr(nic.mac), handover.give(socket));
         let mut net = format!("vni={},mac={mac},local={endpoint},socket={socket},ip={}/{}", nic.vni, nic.address, nic.prefix);
-        if nic.sealed == Some(true) {
+        if nic.is_sealed() {
             net.push_str(",seal=on");
         }
         stations

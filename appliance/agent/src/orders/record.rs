@@ -87,7 +87,7 @@ pub async fn record(orders: &Arc<Orders>, new: &NewVm) -> Result<(Id, Choice), A
     };
     let seed = if wants_seed { Some(wishes(&nics).texts()?) } else { None };
     let (seed, network) = seed.map_or((None, None), |texts| (Some((texts.meta, texts.user)), texts.network));
-    let is_sealed = nics.iter().any(|nic| nic.sealed == Some(true));
+    let is_sealed = nics.iter().any(NicBody::is_sealed);
     let must = [is_sealed.then_some(SEALED), network.as_ref().map(|_| NETWORK_CONFIG)];
     let must: Vec<String> = must.into_iter().flatten().map(str::to_owned).collect();
     let (nonce, private) = (Name(random()), VmPrivate { nonce: Name(random()), cmdline, seed, network });

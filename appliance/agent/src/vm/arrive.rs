@@ -6,7 +6,7 @@ use std::{iter::repeat, sync::Arc, time::Duration};
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
     authority::{Granted, Question},
-    key::{Id, Name},
+    key::Id,
     record::PortAhead,
 };
 use rebec_host::life::{Goal, Input, Life};
@@ -42,7 +42,7 @@ pub async fn prepare(vms: &Arc<Vms>, granted: Granted, reporter: &Reporter) -> R
         vm.until(|life| !life.is_starting()).await;
         if vm.talk(|control| control.pid()).await.is_ok() {
             lease::tell(&vm).await;
-            let keys = vm.port_keys().into_iter().map(|key| key.map(|key| Name(key.0))).chain(repeat(None));
+            let keys = vm.port_keys().into_iter().chain(repeat(None));
             return Ok(vm.kept().endpoints.into_iter().zip(keys).map(|(endpoint, key)| PortAhead { endpoint, key }).collect());
         }
         if vm.life(|life| life.vmm().is_none() && life.word().reason.is_some()) {

@@ -3,7 +3,10 @@
 use std::{net::UdpSocket, os::unix::net::UnixStream, sync::Arc};
 
 use anyhow::Result;
-use rebec_book::{record::SeenState, view};
+use rebec_book::{
+    record::{NicBody, SeenState},
+    view,
+};
 use rebec_host::{
     disks,
     process::{self, Beginning, Machine, Process, STATIONS_MAX},
@@ -27,9 +30,8 @@ pub async fn start(vms: &Vms, vm: &LocalVm, how: Beginning, ports: Vec<UdpSocket
     vm.console.started();
     vm.fdb(|fdb| *fdb = stations.into_iter().take(STATIONS_MAX).collect());
     vm.keys_told(ports::Told::clear);
-    if kept.body.nics.iter().any(|nic| nic.sealed == Some(true)) {
-        let status = vm.talk(|control| control.status()).await?;
-        vm.ports_have(status.nets.iter().map(|net| net.key).collect());
+    if kept.body.nics.iter().any(NicBody::is_sealed) {
+        vm.ports_have(&vm.talk(|control| control.status()).await?);
         ports::tell(vm).await?;
     }
     Ok(process)

@@ -15,7 +15,7 @@ pub async fn at(vm: &Arc<LocalVm>) {
         Ok((status, pid)) => {
             let kept = vm.kept();
             // An agent that came after its VMM's start hears of them here.
-            let news = vm.ports_have(status.nets.iter().map(|net| net.key).collect());
+            let news = vm.ports_have(&status);
             let has_lease = status.state != VmState::Running || status.lease_ms != Some(0);
             let unleased = kept.body.keeper.filter(|_| !has_lease).map(|keeper| vm.knowledge.name_of(&keeper));
             let said = Said { vmm: number, state: status.state, epoch: status.epoch, pid, unleased };

@@ -38,7 +38,7 @@ use std::{
 use anyhow::Result;
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
-    Body,
+    Body, Key,
     key::{Id, Name},
     record::{Kind, PortAhead, REASON_BYTES_MAX, SeenBody, SeenState},
 };
@@ -48,7 +48,7 @@ use rebec_host::{
     lock, process, sockets,
 };
 pub use rebec_host::{kept::Kept, life::Want};
-use rebec_vmm_api::{PortKey, control::Command};
+use rebec_vmm_api::control::{Command, Status};
 use tokio::sync::{Notify, watch as changes};
 
 use self::control::Control;
@@ -129,7 +129,7 @@ struct Inner {
     seen: SeenBody,
     fdb: ports::Stations,
     /// The public keys of its ports, as its VMM says; none of one that does not seal.
-    port_keys: Vec<Option<PortKey>>,
+    port_keys: Vec<Option<Key>>,
     /// Whose keys its ports were told.
     keys_told: ports::Told,
     /// End of its lease (CLOCK_BOOTTIME). Not kept: a new agent asks, and its VMM knows.
@@ -382,8 +382,7 @@ impl LocalVm {
         let (id, mut seen) = {
             let mut inner = lock(&self.inner);
             let endpoints = if word.pid == 0 { vec![] } else { inner.kept.endpoints.clone() };
-            let keys = inner.port_keys.iter().map(|key| key.map(|key| Name(key.0))).collect();
-            let keys = (word.pid != 0 && inner.port_keys.iter().any(Option::is_some)).then_some(keys);
+            let keys = (word.pid != 0 && inner.port_keys.iter().any(Option::is_some)).then(|| inner.port_keys.clone());
             let ahead = inner.seen.ahead.take().filter(|_| word.to.is_some());
             let reason = word.reason.map(|mut reason| {
                 reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
@@ -417,12 +416,13 @@ impl LocalVm {
     }
 
     /// The public keys of its ports.
-    pub fn port_keys(&self) -> Vec<Option<PortKey>> {
+    pub fn port_keys(&self) -> Vec<Option<Key>> {
         lock(&self.inner).port_keys.clone()
     }
 
     /// Its VMM said what the public keys of its ports are. Whether that is news.
-    pub fn ports_have(&self, keys: Vec<Option<PortKey>>) -> bool {
+    pub fn ports_have(&self, status: &Status) -> bool {
+        let keys = status.nets.iter().map(|net| net.key.map(|key| Name(key.0))).collect();
         let mut inner = lock(&self.inner);
         std::mem::replace(&mut inner.port_keys, keys) != inner.port_keys
     }

@@ -56,16 +56,17 @@ fn ports<'a>(book: &'a Book, body: &'a VmBody) -> Vec<Port<'a>> {
 
 /// The stations of all LANs that a VM is on, but for its own, and where they are.
 pub fn neighbours(knowledge: &Knowledge, body: &VmBody) -> Stations {
-    let found = knowledge.read(|book| {
-        let is_own = |port: &Port<'_>| body.nics.iter().any(|own| own.lan == port.nic.lan && own.mac == port.nic.mac);
-        let others = ports(book, body).into_iter().filter(|port| !is_own(port));
-        let placed = others.filter_map(|port| {
-            let endpoint = *port.seen.endpoints.get(port.index)?;
-            Some((MacAddr(port.nic.mac), Place { endpoint, address: port.nic.address }))
-        });
-        placed.collect()
+    knowledge.read(|book| stations(&ports(book, body), body)).unwrap_or_default()
+}
+
+fn stations(ports: &[Port<'_>], body: &VmBody) -> Stations {
+    let is_own = |port: &Port<'_>| body.nics.iter().any(|own| own.lan == port.nic.lan && own.mac == port.nic.mac);
+    let others = ports.iter().filter(|port| !is_own(port));
+    let placed = others.filter_map(|port| {
+        let endpoint = *port.seen.endpoints.get(port.index)?;
+        Some((MacAddr(port.nic.mac), Place { endpoint, address: port.nic.address }))
     });
-    found.unwrap_or_default()
+    placed.collect()
 }
 
 /// Whose key is behind an endpoint, for the NIC of this MAC.
@@ -76,20 +77,16 @@ pub type Told = BTreeMap<(MacAddr, SocketAddrV4), (PortKey, Option<Instant>)>;
 
 /// The keys of all ports that a VM's sealed ports hear: where the stations of its LANs are and will be, and where the VM itself is and will be.
 /// Only the word of who holds a VM counts.
-fn keys(vm: &LocalVm) -> Keys {
-    let kept = vm.kept();
-    let found = vm.knowledge.read(|book| {
-        let sealed = ports(book, &kept.body).into_iter().filter(|port| port.own.sealed == Some(true));
-        let keys = sealed.flat_map(|Port { own, index, seen, .. }| {
-            let key = seen.keys.as_ref().and_then(|keys| keys.get(index).copied().flatten());
-            let here = seen.endpoints.get(index).copied().zip(key);
-            let ahead = seen.ahead.as_ref().and_then(|ahead| ahead.get(index)).and_then(|port| Some((port.endpoint, port.key?)));
-            let places = here.into_iter().chain(ahead).filter(|(endpoint, _)| !kept.endpoints.contains(endpoint));
-            places.map(|(endpoint, key)| ((MacAddr(own.mac), endpoint), PortKey(key.0)))
-        });
-        keys.collect()
+fn keys(ports: &[Port<'_>], own_endpoints: &[SocketAddrV4]) -> Keys {
+    let sealed = ports.iter().filter(|port| port.own.is_sealed());
+    let keys = sealed.flat_map(|Port { own, index, seen, .. }| {
+        let key = seen.keys.as_ref().and_then(|keys| keys.get(*index).copied().flatten());
+        let here = seen.endpoints.get(*index).copied().zip(key);
+        let ahead = seen.ahead.as_ref().and_then(|ahead| ahead.get(*index)).and_then(|port| Some((port.endpoint, port.key?)));
+        let places = here.into_iter().chain(ahead).filter(|(endpoint, _)| !own_endpoints.contains(endpoint));
+        places.map(|(endpoint, key)| ((MacAddr(own.mac), endpoint), PortKey(key.0)))
     });
-    found.unwrap_or_default()
+    keys.collect()
 }
 
 /// Keeps every VMM of this host informed.
@@ -124,8 +121,13 @@ pub async fn run(vms: Arc<Vms>) {
 
 /// Tells one VMM what it does not know yet.
 pub async fn tell(vm: &LocalVm) -> Result<()> {
-    tell_keys(vm).await?;
-    let wanted = neighbours(&vm.knowledge, &vm.kept().body);
+    let kept = vm.kept();
+    let wanted = vm.knowledge.read(|book| {
+        let ports = ports(book, &kept.body);
+        (stations(&ports, &kept.body), keys(&ports, &kept.endpoints))
+    });
+    let (wanted, keys) = wanted.unwrap_or_default();
+    tell_keys(vm, keys).await?;
     let told = vm.fdb(|fdb| fdb.clone());
     let news = wanted.iter().filter(|(mac, place)| told.get(mac) != Some(place));
     let news = news.map(|(mac, place)| Command::FdbAdd { mac: *mac, endpoint: place.endpoint, ip: Some(place.address) });
@@ -140,8 +142,7 @@ pub async fn tell(vm: &LocalVm) -> Result<()> {
 }
 
 /// Keys go before the entries that need them, and stay for a while after: late frames come from where a VM was.
-async fn tell_keys(vm: &LocalVm) -> Result<()> {
-    let wanted = keys(vm);
+async fn tell_keys(vm: &LocalVm, wanted: Keys) -> Result<()> {
     let now = Instant::now();
     let commands = vm.keys_told(|told| {
         for (place, (_, unwanted)) in told.iter_mut() {

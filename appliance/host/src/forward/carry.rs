@@ -17,7 +17,7 @@ use std::{
 use anyhow::Context as _;
 use rebec_overlay::{
     Seals,
-    seal::{PortSecret, layout},
+    seal::PortSecret,
     vxlan::{self, HEADER_BYTES, Vni},
 };
 use rebec_vmm_api::PortKey;
@@ -189,12 +189,7 @@ impl Carrier {
         while let Some(frame) = self.station.next_frame() {
             let mut datagram = [&self.vni.header()[..HEADER_BYTES], &frame].concat();
             if let Some(seals) = &mut self.seals {
-                let mut sealed = vec![0; layout::sealed_bytes(datagram.len())];
-                layout::frame(&mut sealed, datagram.len()).copy_from_slice(&datagram);
-                let bytes = sealed.len();
-                if seals.seal(Instant::now(), self.endpoint, &mut sealed, bytes).is_err() {
-                    continue;
-                }
+                let Ok(sealed) = seals.sealed(Instant::now(), self.endpoint, &datagram) else { continue };
                 datagram = sealed;
             }
             if let Err(error) = self.udp.try_send_to(&datagram, self.endpoint.into()) {

@@ -96,7 +96,7 @@ impl Root {
         let bytes = self.key_bytes(generation);
         let mut salt = [0; SALT_BYTES];
         salt.copy_from_slice(&bytes[32..]);
-        let cipher = UnboundKey::new(&AES_256_GCM, &bytes[..32]).expect("AES-256 takes 32 bytes");
+        let cipher = UnboundKey::new(&AES_256_GCM, &bytes[..32]).expect("invariant: AES-256 takes 32 bytes");
         Keys { salt, cipher: LessSafeKey::new(cipher) }
     }
 }

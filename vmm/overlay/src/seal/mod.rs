@@ -138,6 +138,15 @@ impl Seals {
         Ok(())
     }
 
+    /// The datagram that carries a payload to who is behind `to`, for whoever does not write payloads in place.
+    pub fn sealed(&mut self, now: Instant, to: SocketAddrV4, payload: &[u8]) -> Result<Vec<u8>, Reason> {
+        let mut datagram = vec![0; layout::sealed_bytes(payload.len())];
+        layout::frame(&mut datagram, payload.len()).copy_from_slice(payload);
+        let bytes = datagram.len();
+        self.seal(now, to, &mut datagram, bytes)?;
+        Ok(datagram)
+    }
+
     /// Opens one datagram: where its payload lies now, and whose it is, whatever address it came from.
     pub fn open(&mut self, datagram: &mut [u8]) -> Result<(Range<usize>, SocketAddrV4), Reason> {
         let head = datagram.first_chunk::<CLEAR_BYTES>().copied().ok_or(Reason::SealShort)?;

@@ -37,10 +37,7 @@ fn framed(payload: &[u8]) -> Vec<u8> {
 }
 
 fn sealed(by: &mut Seals, now: Instant, to: u8, payload: &[u8]) -> Vec<u8> {
-    let mut datagram = framed(payload);
-    let bytes = datagram.len();
-    by.seal(now, endpoint(to), &mut datagram, bytes).unwrap();
-    datagram
+    by.sealed(now, endpoint(to), payload).unwrap()
 }
 
 fn opened(by: &mut Seals, datagram: &[u8]) -> Result<(Vec<u8>, SocketAddrV4), Reason> {

@@ -16,7 +16,6 @@ pub struct Forwarder {
     socket: Arc<UdpSocket>,
     receiver: Receiver,
     outlet: Outlet,
-    sealing: Option<Arc<Sealing>>,
     inbound: Inbound,
     buffer: Box<[u8]>,
 }
@@ -26,8 +25,7 @@ impl Forwarder {
         Self {
             relay,
             receiver: Receiver::new(socket.clone()),
-            outlet: Outlet::new(Sender::new(socket.clone()), sealing.clone()),
-            sealing,
+            outlet: Outlet::new(Sender::new(socket.clone()), sealing),
             inbound: Inbound::empty(),
             buffer: vec![0; RECEIVE_BYTES_MAX].into(),
             socket,
@@ -40,8 +38,8 @@ impl Forwarder {
             let now = Instant::now();
             while let Some(received) = self.receiver.receive(&mut self.buffer)? {
                 let run = &mut self.buffer[..received.bytes];
-                match &self.sealing {
-                    Some(sealing) => self.relay.open(&mut sealing.seals(), run, received.stride, &mut self.inbound),
+                match self.outlet.seals() {
+                    Some(mut seals) => self.relay.open(&mut seals, run, received.stride, &mut self.inbound),
                     None => self.inbound = Inbound::new(received.source, received.bytes, received.stride),
                 }
                 self.outlet.tell(now);

@@ -26,7 +26,6 @@ pub struct LanPort {
     port: Port,
     outlet: Outlet,
     receiver: Receiver,
-    sealing: Option<Arc<Sealing>>,
     buffer: Box<[u8]>,
     inbound: Inbound,
     /// Time of the burst under way: entries age in minutes, so not every frame asks the clock.
@@ -45,9 +44,8 @@ impl LanPort {
         Self {
             fdb: Cache::new(fdb),
             port: Port::new(config),
-            outlet: Outlet::new(Sender::new(socket.clone()), sealing.clone()),
+            outlet: Outlet::new(Sender::new(socket.clone()), sealing),
             receiver: Receiver::new(socket.clone()),
-            sealing,
             buffer: vec![0; RECEIVE_BYTES_MAX].into(),
             inbound: Inbound::empty(),
             now: Instant::now(),
@@ -67,10 +65,10 @@ impl LanPort {
                 return Ok(None);
             };
             self.now = Instant::now();
-            match &self.sealing {
-                Some(sealing) => {
+            match self.outlet.seals() {
+                Some(mut seals) => {
                     let run = &mut self.buffer[..received.bytes];
-                    self.port.open(&mut sealing.seals(), run, received.stride, &mut self.inbound);
+                    self.port.open(&mut seals, run, received.stride, &mut self.inbound);
                 }
                 None => self.inbound = Inbound::new(received.source, received.bytes, received.stride),
             }

@@ -88,6 +88,11 @@ impl Outlet {
         Self { sender, sealing, now: Instant::now(), without_key: 0 }
     }
 
+    /// The associations, where the port seals.
+    pub fn seals(&self) -> Option<MutexGuard<'_, Seals>> {
+        self.sealing.as_ref().map(|sealing| sealing.seals())
+    }
+
     /// Tells the time: keys grow old in an hour, so not every run asks the clock.
     pub fn tell(&mut self, now: Instant) {
         self.now = now;
