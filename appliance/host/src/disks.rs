@@ -38,21 +38,15 @@ pub fn further(folder: &Path, name: &str) -> PathBuf {
 
 /// The copy-on-write layer, the further disks and the seed disk of a VM, as far as it has none yet.
 pub fn make(depot: &Depot, folder: &Path, kept: &Kept) -> Result<()> {
-    let path = folder.join("disk.qcow2");
-    if let Some(disk) = &kept.body.image.disk
-        && !path.exists()
-    {
+    if let Some(disk) = &kept.body.image.disk {
         let base: PathBuf = depot.path(&disk.part.digest);
         let format = if disk.qcow2 { ImageFormat::Qcow2 } else { ImageFormat::Raw };
         let backing = BackingName { name: base.display().to_string(), format: Some(format) };
-        // Under another name until it is whole.
-        let new = folder.join(".disk.qcow2");
-        let file = fs::File::options().create(true).truncate(true).read(true).write(true).open(&new).context("create disk.qcow2")?;
-        Disk::create_qcow2("disk.qcow2", &file, disk.virtual_bytes, Some(&backing))?;
-        durable::sync_whole(&file, &new)?;
-        durable::rename(&new, &path).context("create disk.qcow2")?;
+        create(folder, &folder.join("disk.qcow2"), disk.virtual_bytes, Some(&backing))?;
     }
-    make_further(folder, &kept.body)?;
+    for disk in kept.body.further_disks() {
+        create(folder, &further(folder, &disk.name), FIRST_BYTES, None)?;
+    }
     let seed_path = folder.join("seed.img");
     if let Some((meta, user)) = kept.private.seed.clone()
         && !seed_path.exists()
@@ -62,19 +56,19 @@ pub fn make(depot: &Depot, folder: &Path, kept: &Kept) -> Result<()> {
     Ok(())
 }
 
-fn make_further(folder: &Path, body: &VmBody) -> Result<()> {
-    for disk in body.further_disks() {
-        let path = further(folder, &disk.name);
-        if path.exists() {
-            continue;
-        }
-        let new = folder.join(".disk.qcow2");
-        let file = fs::File::options().create(true).truncate(true).read(true).write(true).open(&new).context("create a disk")?;
-        Disk::create_qcow2(&disk.name, &file, FIRST_BYTES, None)?;
-        file.sync_all()?;
-        fs::rename(&new, &path).with_context(|| format!("create {}", path.display()))?;
+/// Makes a disk that is not there, under another name until it is whole.
+fn create(folder: &Path, path: &Path, bytes: u64, backing: Option<&BackingName>) -> Result<()> {
+    if path.exists() {
+        return Ok(());
     }
-    Ok(())
+    let made = || -> Result<()> {
+        let new = folder.join(".disk.qcow2");
+        let file = fs::File::options().create(true).truncate(true).read(true).write(true).open(&new)?;
+        Disk::create_qcow2(&path.display().to_string(), &file, bytes, backing)?;
+        durable::sync_whole(&file, &new)?;
+        Ok(durable::rename(&new, path)?)
+    };
+    made().with_context(|| format!("create {}", path.display()))
 }
 
 /// Removes the further disks in the folder of a VM that its record does not name. It does not run.

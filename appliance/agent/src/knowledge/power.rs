@@ -7,7 +7,10 @@ use rebec_book::{
     key::{Id, id_of_key},
     record::{DomainBody, HostBody, MemberBody, PoolBody, SeenBody, SeenState},
 };
-use rebec_host::reserve::Reserve;
+use rebec_host::{
+    durable::cuts::{self, Chance},
+    reserve::Reserve,
+};
 use rebec_pool::lease::{self, Ask, Stance};
 use redb::{Database, StorageBackend};
 
@@ -38,10 +41,7 @@ struct Disk(Arc<Mutex<Recorded>>);
 
 fn apply(bytes: &mut Vec<u8>, deed: &Deed) {
     match deed {
-        Deed::Write(at, data) => {
-            bytes.resize(bytes.len().max(at + data.len()), 0);
-            bytes[*at..at + data.len()].copy_from_slice(data);
-        }
+        Deed::Write(at, data) => cuts::write(bytes, *at, data),
         Deed::Length(length) => bytes.resize(*length, 0),
         Deed::Sync => {}
     }
@@ -88,18 +88,6 @@ impl StorageBackend for Disk {
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.does(Deed::Write(offset as usize, data.to_vec()));
         Ok(())
-    }
-}
-
-/// Numbers that a seed makes (xorshift).
-struct Chance(u64);
-
-impl Chance {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 % end as u64) as usize
     }
 }
 

@@ -55,10 +55,11 @@ pub fn each(root: &Path, deeds: &[Deed], mut open: impl FnMut(usize, usize, &Pat
 }
 
 /// Numbers that a seed makes (xorshift).
-struct Chance(u64);
+pub struct Chance(pub u64);
 
 impl Chance {
-    fn below(&mut self, end: usize) -> usize {
+    /// One below `end`.
+    pub fn below(&mut self, end: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -90,12 +91,15 @@ enum Node {
 #[derive(Debug)]
 struct Disk(Vec<Node>);
 
+/// Writes into the bytes of a file, which grows where it must.
+pub fn write(bytes: &mut Vec<u8>, at: usize, data: &[u8]) {
+    bytes.resize(bytes.len().max(at + data.len()), 0);
+    bytes[at..at + data.len()].copy_from_slice(data);
+}
+
 fn change(bytes: &mut Vec<u8>, change: &Change) {
     match change {
-        Change::Write(at, data) => {
-            bytes.resize(bytes.len().max(at + data.len()), 0);
-            bytes[*at..at + data.len()].copy_from_slice(data);
-        }
+        Change::Write(at, data) => write(bytes, *at, data),
         Change::Length(length) => bytes.resize(*length, 0),
     }
 }

@@ -122,7 +122,8 @@ pub(super) fn check_size(name: &str, bytes: u64) -> Result<(), DiskError> {
     Err(DiskError::NotWhatItSays { name: name.to_owned(), reason })
 }
 
-enum Fault {
+/// What is wrong with an image.
+pub(super) enum Fault {
     Content(String),
     File(io::Error),
 }

@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, fs::File, io};
 
 use super::{
     DiskError,
-    header::{Tables, be64, read_up_to},
+    header::{Fault, Tables, be64, read_up_to},
 };
 
 /// How far behind the end of the file a cluster may lie: a host that lost its power may have written where it is and not the cluster.
@@ -37,17 +37,6 @@ pub(super) fn check(name: &str, file: &File, tables: &Tables) -> Result<(), Disk
         }
         Fault::File(source) => DiskError::File { name: name.to_owned(), operation: "read its tables", source },
     })
-}
-
-enum Fault {
-    Content(String),
-    File(io::Error),
-}
-
-impl From<io::Error> for Fault {
-    fn from(error: io::Error) -> Self {
-        Self::File(error)
-    }
 }
 
 struct Walk<'a> {
