@@ -18,10 +18,7 @@ use rebec_overlay::{
     Fdb, Inbound, Port, PortConfig, Relay, Seals, Wire,
     batch::{DATAGRAMS_MAX, RUN_BYTES_MAX},
     checksum::Sum,
-    seal::{
-        Pair, PortSecret,
-        layout::{self, OVERHEAD_BYTES_MAX},
-    },
+    seal::{Pair, PortSecret, layout::OVERHEAD_BYTES_MAX},
     vxlan::{HEADER_BYTES, Vni},
 };
 use rebec_vmm_api::{DhcpLease, MacAddr, PortKey};
