@@ -8,6 +8,7 @@
 //! Only writers of the pool have a log: its own key, the keys that it made domains, and hosts that a domain claims. Which of a
 //! domain's claims count, and who holds a VM, is judged when the book is read ([`crate::view`]), by what is in it then.
 
+mod entries;
 mod groups;
 mod parcel;
 mod read;
@@ -20,6 +21,7 @@ use std::{
     sync::Arc,
 };
 
+use entries::Entries;
 use groups::Group;
 pub use groups::{GroupMark, ShortMark, Tag, tag_of};
 pub use scope::{Concern, Lens};
@@ -150,8 +152,7 @@ pub struct Thing {
 pub struct Book {
     pool: Key,
     own: Option<Key>,
-    /// Shared with copies of this book: a record is decoded and kept once.
-    entries: BTreeMap<RecordKey, Arc<Entry>>,
+    entries: Entries,
     logs: BTreeMap<Key, Log>,
     groups: BTreeMap<Key, Group>,
     /// By what their names hash to. A set for each name would take more room than the records.
@@ -278,7 +279,7 @@ impl Book {
         });
         self.names.extend(body.as_ref().and_then(name_of).map(|name| named(key, name)));
         self.on_lan.extend(lans_of(&entry.record).map(|lan| (lan, key.id)));
-        self.entries.insert(*key, entry.clone());
+        self.entries.insert(entry.clone());
         self.share(&entry);
     }
 

@@ -62,7 +62,7 @@ impl Book {
     /// The records that are wanted, in the order of authority, at most `bytes_max` of them.
     pub fn select(&self, wanted: impl Fn(&RecordKey) -> bool, bytes_max: usize) -> Vec<Signed> {
         let mut bytes = 0;
-        let fits = self.entries.values().filter(|entry| wanted(&entry.record.key)).enumerate().take_while(|(index, entry)| {
+        let fits = self.entries.all().filter(|entry| wanted(&entry.record.key)).enumerate().take_while(|(index, entry)| {
             bytes += entry.signed.bytes();
             *index == 0 || bytes <= bytes_max
         });

@@ -162,17 +162,11 @@ impl Book {
     }
 
     fn between(&self, kind: Kind, low: Id, high: Id) -> impl Iterator<Item = &Record> {
-        self.entries_between(kind, low, high).map(|entry| &entry.record)
+        self.entries.between(kind, low, high).map(|entry| &entry.record)
     }
 
     pub(super) fn entries_about(&self, kind: Kind, id: Id) -> impl Iterator<Item = &Arc<Entry>> {
-        self.entries_between(kind, id, id)
-    }
-
-    fn entries_between(&self, kind: Kind, low: Id, high: Id) -> impl Iterator<Item = &Arc<Entry>> {
-        let from = RecordKey { kind, id: low, writer: Name([0; 32]) };
-        let to = RecordKey { kind, id: high, writer: Name([0xff; 32]) };
-        self.entries.range(from..=to).map(|(_, entry)| entry)
+        self.entries.between(kind, id, id)
     }
 
     /// What one writer says of one thing; none when it is unknown or gone.
@@ -209,11 +203,11 @@ impl Book {
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len() == 0
     }
 
     /// Every record, in the order of authority.
     pub fn all(&self) -> impl Iterator<Item = &Signed> {
-        self.entries.values().map(|entry| &entry.signed)
+        self.entries.all().map(|entry| &entry.signed)
     }
 }

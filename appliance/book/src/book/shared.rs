@@ -162,7 +162,7 @@ impl Book {
         let is_one = |record: &Record, domain: &Key| self.concerns(record, domain) == self.concern(record).has(domain);
         let kept = self.shared.borrow();
         kept.iter().all(|(domain, kept)| **kept == self.shared_with(domain))
-            && self.entries.values().all(|entry| kept.keys().all(|domain| is_one(&entry.record, domain)))
+            && self.entries.all().all(|entry| kept.keys().all(|domain| is_one(&entry.record, domain)))
     }
 
     #[cfg(test)]
