@@ -136,7 +136,10 @@ impl Keeper {
         let known = self.knowledge.read(|book| {
             let kept =
                 view::vms(book).into_iter().filter(|vm| view::keeper(book, vm.id) == Some(own)).map(|vm| vm.id).collect::<BTreeSet<_>>();
-            let gone = book.of_kind(Kind::VM).filter(|record| record.body.is_none()).map(|record| record.key.id).collect::<BTreeSet<_>>();
+            // By the word of the domain that it was kept for: what others say is gone may come back, and what was granted must be known then.
+            let is_ours = |writer: &Key| book.domain_of(writer).is_some_and(|domain| book.own_domain() == Some(domain));
+            let gone = book.of_kind(Kind::VM).filter(|record| record.body.is_none() && is_ours(&record.key.writer));
+            let gone = gone.map(|record| record.key.id).collect::<BTreeSet<_>>();
             (kept, gone)
         });
         let Some((kept, gone)) = known else { return Ok(vec![]) };

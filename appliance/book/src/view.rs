@@ -80,8 +80,7 @@ pub fn domains(book: &Book) -> Vec<DomainView<'_>> {
 
 /// The hosts, by name.
 pub fn hosts(book: &Book) -> Vec<HostView<'_>> {
-    let members = book.of_kind(Kind::HOST).filter_map(|record| host(book, &record.key.writer));
-    sorted(members.collect(), |host| &host.name)
+    sorted(book.speakers().filter_map(|key| host(book, &key)).collect(), |host| &host.name)
 }
 
 /// One host.
@@ -210,8 +209,11 @@ impl Load {
 /// What each host that holds VMs bears.
 pub fn loads(book: &Book) -> BTreeMap<Key, Load> {
     let mut loads: BTreeMap<Key, Load> = BTreeMap::new();
-    for record in book.of_kind(Kind::VM).filter(|record| record.body.is_some()) {
-        let Some(seen) = seen(book, record.key.id) else { continue };
+    // Once, however many write of it. That of a later version takes room too.
+    let mut vms: Vec<Id> = book.of_kind(Kind::VM).filter(|record| record.body.is_some()).map(|record| record.key.id).collect();
+    vms.dedup();
+    for vm in vms {
+        let Some(seen) = seen(book, vm) else { continue };
         let load = loads.entry(seen.holder).or_default();
         load.vms += 1;
         if !matches!(seen.body.state, SeenState::Stopped | SeenState::Failed | SeenState::Left) {

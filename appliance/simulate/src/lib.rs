@@ -7,13 +7,14 @@
 //! ```
 //! The decisions are the brokers' own, run by the same code. What is simulated is what they act on: schedulers, machines that boot and halt, VMs that
 //! are slower than machines and that move. Time is in whole seconds and nothing depends on the order of a map, so the same input gives the same output.
-//! Files are read by the caller, who hands in readers; nothing here opens one.
+//! Files are read by the caller, who hands in readers; nothing here opens one. [`spot`] asks what it is worth that a VM moves when its machine is withdrawn.
 
 pub mod costs;
 pub mod made;
 pub mod outcome;
 pub mod plots;
 pub mod simulation;
+pub mod spot;
 pub mod trace;
 
 mod cluster;

@@ -28,7 +28,7 @@ const BEGINS_MAX: u64 = 1 << 36;
 /// Processors of one job.
 const WIDTH_MAX: i64 = 1 << 24;
 /// The first bytes of what gzip has packed.
-const GZIP: [u8; 2] = [0x1f, 0x8b];
+pub(crate) const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// A job as it was submitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -67,6 +67,12 @@ impl Book {
         }
     }
 
+    /// Who says something of itself as a host: a record under another's id is none.
+    pub fn speakers(&self) -> impl Iterator<Item = Key> {
+        let all = self.of_kind(Kind::HOST).map(|record| record.key);
+        all.filter(|key| key.id == id_of_key(&key.writer)).map(|key| key.writer)
+    }
+
     /// The domain a host belongs to, by that domain's word and its own, and in what words. Of several who speak for the domain, one
     /// that declares the host dead counts.
     pub fn membership(&self, host: &Key) -> Option<(Key, &MemberBody)> {

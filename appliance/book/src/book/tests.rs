@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     key::bound_id,
-    record::{DomainBody, FloorBody, HostBody, MemberBody, PoolBody},
+    record::{Assigned, BYTES_MAX, DomainBody, FloorBody, HostBody, MemberBody, PoolBody, SeenBody, SeenState},
     samples::{self, key, secret},
     view,
 };
@@ -91,6 +91,9 @@ fn what_a_writer_has_no_right_to_is_kept_and_counts_for_nothing() {
     }
     let own_pool = Record::sign(Kind::POOL, Name([0; 16]), 8, None, &secret(6)).unwrap();
     book.merge(own_pool).unwrap();
+    let host = Body::Host(HostBody::bare(key(2)).into());
+    book.merge(Record::sign(Kind::HOST, id_of_key(&key(4)), 10, Some(&host), &secret(6)).unwrap()).unwrap();
+    assert_eq!(book.get(Kind::HOST, id_of_key(&key(4)), key(6)), Some(&Body::Unknown));
     let after = (hosts(&book), images(&book), view::domains(&book).len(), Some("v1".to_owned()));
     assert_eq!((before.0, before.1, before.2), (after.0, after.1, after.2));
     assert!(!book.is_member(&key(9)) && matches!(book.merge(image(2, 1, "x", 9)), Err(Unbelievable::Writer(..))));
@@ -210,6 +213,54 @@ fn a_writer_has_so_much_room_and_no_more() {
     assert_eq!(taken, HOST_QUOTA.records - 1);
     let group = book.group_of_log(&key(6)).unwrap();
     assert!(book.marks_in(group, &book.lens(book.own_domain())).iter().all(|mark| mark.writer != tag_of(&key(6))), "it is asked for again");
+    assert_eq!(book.merge(image(1, 2, "debian", 3)), Ok(true));
+}
+
+#[test]
+fn a_vm_takes_room_once_however_many_write_of_it() {
+    let mut book = founded();
+    let (nonce, id) = (Name([1; 16]), image_id(1, 3));
+    let vm = samples::vm(nonce, "web", Assigned { host: key(3), epoch: 1 });
+    let seen = SeenBody {
+        epoch: 1,
+        state: SeenState::Running,
+        reason: None,
+        endpoints: vec![],
+        memory_bytes: 7,
+        pid: 1,
+        grants: vec![],
+        to: None,
+        keys: None,
+        ahead: None,
+    };
+    book.merge(Record::sign(Kind::VM, id, 2, Some(&Body::Vm(vm.clone().into())), &secret(3)).unwrap()).unwrap();
+    book.merge(Record::sign(Kind::SEEN, id, 3, Some(&Body::Seen(seen.into())), &secret(3)).unwrap()).unwrap();
+    book.merge(Record::sign(Kind::VM, id, 2, Some(&Body::Vm(vm.into())), &secret(6)).unwrap()).unwrap();
+    assert_eq!(view::loads(&book)[&key(3)], view::Load { vms: 1, memory_bytes: 7 });
+}
+
+#[test]
+fn all_hosts_of_a_domain_together_have_so_much_room() {
+    let mut book = founded();
+    let hosts: Vec<u8> = (100..130).collect();
+    for (number, host) in (10..).zip(&hosts) {
+        book.merge(member(number, *host, &format!("h{host}"), 5)).unwrap();
+        book.merge(says(1, *host, 5)).unwrap();
+    }
+    let (body, mut taken, mut refused) = (vec![0; BYTES_MAX - 1024], 0, None);
+    // Each stays below what one host may have.
+    for (host, number) in hosts.iter().flat_map(|host| (0..60u64).map(move |number| (*host, number))) {
+        let signed = Record::sign_bytes(Kind(999), Name(u128::from(number).to_be_bytes()), number + 2, Some(&body), &secret(host)).unwrap();
+        let bytes = signed.bytes();
+        match book.restore(signed, Came::InTurn) {
+            Ok(_) => taken += bytes,
+            Err(error) => refused = refused.or(Some(error)),
+        }
+    }
+    let all = DOMAIN_QUOTA.bytes;
+    assert!((all - BYTES_MAX..=all).contains(&taken), "{taken}");
+    assert!(matches!(refused, Some(Unbelievable::Quota(_, _, _, bytes)) if bytes == all), "{refused:?}");
+    // Another domain has its own.
     assert_eq!(book.merge(image(1, 2, "debian", 3)), Ok(true));
 }
 

@@ -99,7 +99,7 @@ impl Members {
             return;
         }
         self.domain = book.domain_of(&self.own);
-        let hosts = book.of_kind(Kind::HOST).filter_map(|record| Some((record.key.writer, book.membership(&record.key.writer)?)));
+        let hosts = book.speakers().filter_map(|host| Some((host, book.membership(&host)?)));
         let living = hosts.filter(|(host, (_, member))| *host != self.own && member.dead.is_none());
         let mut before = std::mem::take(&mut self.members);
         for (host, (domain, _)) in living {

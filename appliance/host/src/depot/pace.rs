@@ -58,3 +58,18 @@ impl Pace {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_sent_much_and_then_nothing_is_not_given_a_second_window() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let after = |seconds| start + Duration::from_secs(seconds);
+        pace.came(after(1), FLOOR_BYTES_OF_SEVERAL);
+        assert_eq!(pace.too_slow(after(30), FLOOR_BYTES_OF_SEVERAL), None);
+        assert_eq!(pace.too_slow(after(31), FLOOR_BYTES_OF_SEVERAL).as_deref(), Some("it sent nothing for 30 s"));
+    }
+}

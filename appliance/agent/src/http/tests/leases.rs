@@ -2,16 +2,22 @@
 
 use std::time::Duration;
 
+use ed25519_dalek::SigningKey;
 use rebec_api::ErrorCode;
 use rebec_book::{
-    Body as RecordBody, Key,
-    record::{Kind, SeenBody, SeenState},
+    Body as RecordBody, Key, Record,
+    book::Came,
+    key::{id_of_key, public},
+    record::{DomainBody, HostBody, Kind, MemberBody, SeenBody, SeenState},
 };
 use rebec_pool::lease;
 use serde_json::json;
 
 use super::*;
-use crate::vm::{Kept, LocalVm, Want, lease as holder, start, watch};
+use crate::{
+    identity,
+    vm::{Kept, LocalVm, Want, lease as holder, start, watch},
+};
 
 const ELSEWHERE: Key = Name([1; 32]);
 
@@ -51,6 +57,33 @@ async fn a_keeper_promises_what_it_keeps_and_remembers_it() {
     let (status, body) = ask(&bench, 1, "runs").await;
     assert_eq!((status, json(&body)), (200, json!({ "superseded": { "host": ELSEWHERE, "epoch": 4 } })));
     assert_eq!(bench.ask(bench.root(), "POST", "/internal/promises", "{}").await.0, 403);
+}
+
+#[tokio::test]
+async fn what_was_granted_is_forgotten_by_the_word_of_its_own_domain_alone() {
+    let bench = Bench::founded().await;
+    let agent = &bench.agent;
+    kept_by(&bench, agent.knowledge.key());
+    ask(&bench, 1, "runs").await;
+    grant_elsewhere(&bench);
+    kept_by(&bench, ELSEWHERE);
+    // Of another domain, which says that the VM is gone.
+    let [domain, host] = [5, 6].map(|number| SigningKey::from_bytes(&[number; 32]));
+    let pool = agent.identity.get(identity::Role::Pool).unwrap().unwrap();
+    let body = DomainBody { name: "beta".into(), key: public(&domain) };
+    agent.knowledge.publish_as(Kind::DOMAIN, id_of_key(&body.key), Some(RecordBody::Domain(body.clone())), pool.as_signing_key()).unwrap();
+    let member = MemberBody { host: public(&host), domain: body.key, name: "b1".into(), dead: None, role: None };
+    let id = id_of_key(&member.host);
+    let records = vec![
+        Record::sign(Kind::MEMBER, id, 1, Some(&RecordBody::Member(member)), &domain).unwrap(),
+        Record::sign(Kind::HOST, id, 1, Some(&RecordBody::Host(HostBody::bare(body.key).into())), &host).unwrap(),
+        Record::sign(Kind::VM, vm_id(&bench), 2, None, &host).unwrap(),
+    ];
+    assert_eq!(agent.knowledge.take_in(records, Came::InTurn).len(), 3);
+    assert!(agent.keeper.lost().unwrap().is_empty());
+    assert_eq!(agent.store.charges().unwrap().len(), 1, "another domain had it forgotten");
+    agent.knowledge.publish(Kind::VM, vm_id(&bench), None).unwrap();
+    assert!(agent.keeper.lost().unwrap().is_empty() && agent.store.charges().unwrap().is_empty());
 }
 
 /// A VM that this host keeps, on this host.
