@@ -1,6 +1,7 @@
 //! What sharing does to the jobs of two real clusters, and how fast that is simulated: the example of `appliance/simulate`, built for release and run here.
 //!
-//! The traces are their archive's and not in this repository; without them only speed is measured, with jobs that are made up.
+//! Traces are their owners' and not in this repository; without them only speed is measured, with jobs that are made up. What it is worth to move a VM
+//! from a machine that is withdrawn is measured beside the best rule for jobs that begin again, in the same run.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -16,13 +17,14 @@ const KTH_PERCENT: (f64, f64) = (-32.0, -26.0);
 const CTC_PERCENT: f64 = 1.0;
 const SECONDS: f64 = 2.0;
 
-/// Measures with the traces of KTH and CTC, if they are given.
-pub fn measure(traces: &[PathBuf]) -> Result<Vec<Figure>> {
+/// Measures with the traces of KTH and CTC, and of zones with machines that come and go, if they are given.
+pub fn measure(traces: &[PathBuf], zones: &[PathBuf]) -> Result<Vec<Figure>> {
+    let spot = (!zones.is_empty()).then(|| PathBuf::from("--spot"));
     let said = Program::new("cargo")
         .args(["run", "--quiet", "--release", "--package", "rebec-simulate", "--example", "figures", "--target-dir"])
         .arg(paths::lab().join("bench-engine"))
         .arg("--")
-        .args(traces)
+        .args(traces.iter().chain(&spot).chain(zones))
         .folder(paths::workspace())
         .deadline(DEADLINE)
         .output()
@@ -38,6 +40,9 @@ fn figures(said: &str) -> Option<Vec<Figure>> {
         figure(&numbers, "made-s", "100,000 made jobs simulated", "s", Target::AtMost(SECONDS), speed)?,
         figure(&numbers, "overrun-s", "the same, four times what one cluster can do", "s", Target::AtMost(SECONDS), speed)?,
     ];
+    if numbers.contains_key("spot-moved-late") {
+        figures.extend(withdrawn(&numbers)?);
+    }
     if !numbers.contains_key("traces-s") {
         return Some(figures);
     }
@@ -56,6 +61,24 @@ fn figures(said: &str) -> Option<Vec<Figure>> {
         figure(&numbers, "differs-from-itself", "same seed, other result", "", Target::AtMost(0.0), "1 if two runs of one setup differ")?,
         figure(&numbers, "traces-s", "both traces simulated", "s", Target::AtMost(SECONDS), speed)?,
     ]);
+    Some(figures)
+}
+
+/// Costs are in per cent of the work on machines that are never withdrawn.
+fn withdrawn(numbers: &BTreeMap<String, f64>) -> Option<Vec<Figure>> {
+    let uniform = numbers.get("spot-uniform-percent").copied()?;
+    let how = "24 h of work in 30 h, mean of the zones; dear machines cost three times as much, a restart 12 minutes, a move 5 s";
+    let mut figures = vec![
+        figure(numbers, "spot-ended-percent", "withdrawn, begun again: cost", "%", Target::None, how)?,
+        figure(numbers, "spot-ended-late-h", "the same: late", "h", Target::None, how)?,
+        figure(numbers, "spot-uniform-percent", "withdrawn, Uniform Progress: cost", "%", Target::None, how)?,
+        figure(numbers, "spot-moved-percent", "withdrawn, moved: cost", "%", Target::AtMost(uniform), how)?,
+        figure(numbers, "spot-moved-late", "the same: late jobs", "", Target::AtMost(0.0), how)?,
+    ];
+    if let Some(uniform) = numbers.get("spot-all-uniform-percent") {
+        let any = "the same, in whichever zone has a machine";
+        figures.push(figure(numbers, "spot-all-moved-percent", "any zone, moved: cost", "%", Target::AtMost(*uniform), any)?);
+    }
     Some(figures)
 }
 
@@ -87,5 +110,8 @@ mod tests {
             ["KTH (100), killed", "CTC (512), killed", "KTH (100), moved", "KTH, work lost, moved"]
         );
         assert!(figures("made-s fast\n").is_none());
+        let spot = "made-s 1\noverrun-s 1\nspot-ended-percent 40\nspot-ended-late-h 9\nspot-uniform-percent 60\nspot-moved-late 1\n";
+        let all = figures(&format!("{spot}spot-moved-percent 61\n")).unwrap();
+        assert_eq!(all.iter().filter(|figure| !figure.is_met()).count(), 2);
     }
 }

@@ -49,6 +49,9 @@ pub struct Options {
     /// Traces of KTH and CTC in the Standard Workload Format, for `trade`.
     #[arg(long, value_names = ["KTH", "CTC"], num_args = 2)]
     traces: Vec<PathBuf>,
+    /// Traces of machines that come and go, one a zone, for `trade`.
+    #[arg(long, value_name = "ZONE", num_args = 1..)]
+    zones: Vec<PathBuf>,
     /// Write the figures as JSON too.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -88,7 +91,7 @@ fn measure(row: Row, options: &Options) -> Result<Vec<Figure>> {
         Row::Donors => donors::measure(),
         Row::Disks => disks::measure(),
         Row::Engine => engine::measure(),
-        Row::Trade => trade::measure(&options.traces),
+        Row::Trade => trade::measure(&options.traces, &options.zones),
         Row::Machines => machines::measure(),
         Row::Boot => Ok(boot::measure(&provision::provision()?)?.iter().map(boot_figure).collect()),
     }

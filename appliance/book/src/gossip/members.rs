@@ -20,7 +20,6 @@ use super::{
 use crate::{
     book::{Book, Tag, tag_of},
     key::{Key, Name},
-    record::Kind,
 };
 
 /// One other host.

@@ -4,9 +4,12 @@ use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args, Subcommand, ValueEnum};
 use rebec_pool::trade::policy::Reclaim;
+use rebec_simulate::spot::Plan;
 
 use super::values::Span;
 
+/// Latest end of a job.
+const DEADLINE_S_MAX: u64 = 400 * 86_400;
 /// Most machines of one domain.
 const MACHINES_MAX: u32 = 1 << 20;
 
@@ -21,9 +24,49 @@ pub enum PolicyCommand {
     },
 }
 
+/// `rebec simulate ...`
+#[derive(Subcommand, Debug)]
+pub enum SimulateCommand {
+    /// What it is worth that a VM moves when its machine is withdrawn: cost and lateness of jobs with a deadline, on machines that come and go
+    Spot(SpotOptions),
+}
+
+/// Options of `simulate spot`.
+#[derive(Args, Debug)]
+pub struct SpotOptions {
+    /// Traces of when a cheap machine was to be had, one a zone: JSON, packed by gzip or not
+    #[arg(value_name = "FILE", required = true, value_hint = clap::ValueHint::FilePath)]
+    pub traces: Vec<PathBuf>,
+    /// A job's work [default: 24h]
+    #[arg(long, value_name = "TIME")]
+    pub work: Option<Span>,
+    /// When it has to be done [default: 30h]
+    #[arg(long, value_name = "TIME")]
+    pub deadline: Option<Span>,
+    /// A machine that is never withdrawn costs so many times a cheap one [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub price: Option<u32>,
+    /// Lost when a job begins, or begins again from its last checkpoint [default: 12m]
+    #[arg(long, value_name = "TIME")]
+    pub restart: Option<Span>,
+    /// Lost when a VM moves [default: 5s]
+    #[arg(long = "move", value_name = "TIME")]
+    pub move_time: Option<Span>,
+    /// From the word that a machine is withdrawn until it is; a VM that takes longer to move is ended [default: 2m]
+    #[arg(long, value_name = "TIME")]
+    pub notice: Option<Span>,
+    /// Jobs in each zone, which begin at times spread over the trace [default: 200]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub jobs: Option<u32>,
+}
+
 /// Options of `simulate`.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct SimulateOptions {
+    /// Another question than that of trade
+    #[command(subcommand)]
+    pub other: Option<SimulateCommand>,
     /// A domain: its name, its trace in the Standard Workload Format, packed by gzip or not, its machines, and its policy if it has one
     #[arg(long = "domain", value_name = "NAME=FILE,cpus=N[,policy=FILE]", required = true)]
     pub domains: Vec<DomainFrom>,
@@ -59,11 +102,43 @@ pub struct SimulateOptions {
 impl SimulateOptions {
     /// Names are what results are known by.
     pub fn check(&self) -> Result<(), String> {
+        if let Some(SimulateCommand::Spot(options)) = &self.other {
+            return options.check();
+        }
         let names: Vec<&str> = self.domains.iter().map(|domain| domain.name.as_str()).collect();
         match names.iter().enumerate().find(|(at, name)| names[..*at].contains(*name)) {
             Some((_, name)) => Err(format!("--domain {name} is given twice; give each domain a name of its own")),
             None => Ok(()),
         }
+    }
+}
+
+impl SpotOptions {
+    /// What is given, and what stands for the rest.
+    pub fn plan(&self) -> Plan {
+        let usual = Plan::default();
+        let or = |given: Option<Span>, usual: u64| given.map_or(usual, |given| given.0);
+        Plan {
+            work_s: or(self.work, usual.work_s),
+            deadline_s: or(self.deadline, usual.deadline_s),
+            price: self.price.unwrap_or(usual.price),
+            restart_s: or(self.restart, usual.restart_s),
+            move_s: or(self.move_time, usual.move_s),
+            notice_s: or(self.notice, usual.notice_s),
+            jobs: self.jobs.map_or(usual.jobs, |jobs| jobs as usize),
+        }
+    }
+
+    /// A job that nothing could end in time tells nothing of who is late.
+    fn check(&self) -> Result<(), String> {
+        let plan = self.plan();
+        if plan.work_s.saturating_add(plan.restart_s) > plan.deadline_s {
+            return Err("--deadline comes before --work and one --restart are done on any machine; give a later one".into());
+        }
+        if plan.deadline_s > DEADLINE_S_MAX {
+            return Err(format!("--deadline is at most {} days", DEADLINE_S_MAX / 86_400));
+        }
+        Ok(())
     }
 }
 

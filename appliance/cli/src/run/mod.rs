@@ -15,6 +15,7 @@ mod progress;
 pub mod serve;
 mod session;
 pub mod simulate;
+mod spot;
 mod support;
 mod terminal;
 mod token;

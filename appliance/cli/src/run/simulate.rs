@@ -10,9 +10,9 @@ use rebec_api::job::JobProgress;
 use rebec_pool::trade::policy::{Modes, Reclaim};
 use rebec_simulate::{Costs, DomainSetup, Outcome, Seen, Setup, plots, simulate, trace};
 
-use super::{policy, progress::Meter};
+use super::{policy, progress::Meter, spot};
 use crate::{
-    args::{DomainFrom, SimulateOptions},
+    args::{DomainFrom, SimulateCommand, SimulateOptions},
     failure::{Exit, Failure},
     talk,
     text::{count, table::table},
@@ -20,7 +20,11 @@ use crate::{
 
 /// Carries it out.
 pub fn run(options: &SimulateOptions, json: bool) -> Exit {
-    match carry_out(options, json) {
+    let outcome = match &options.other {
+        Some(SimulateCommand::Spot(options)) => spot::carry_out(options, json),
+        None => carry_out(options, json),
+    };
+    match outcome {
         Ok(()) => Exit::Done,
         Err(failure) => failure.tell(),
     }
