@@ -155,7 +155,7 @@ fn look(book: &Book) {
     }
     view::loads(book);
     for one in view::lans(book) {
-        lan::next_lease(one.body, one.home);
+        lan::next_lease(one.body, one.home, 0);
     }
 }
 

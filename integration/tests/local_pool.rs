@@ -272,6 +272,8 @@ const SLACK: Duration = Duration::from_secs(1);
 /// Beats that an agent may have in its hands when it is killed; what comes after waits in the VMM.
 const UNREAD_MAX: u64 = 30;
 const VMS: usize = 10;
+/// A new agent serves within this time, whatever its VMMs do. One that hangs was given 10 s.
+const ADOPTED_MAX: Duration = Duration::from_secs(7);
 /// How long an agent may take to end; it gives what it does 2 s.
 const END_MAX: Duration = Duration::from_secs(10);
 
@@ -292,8 +294,10 @@ fn an_agent_that_was_killed_adopts_its_ten_vms() -> Result<()> {
     for (number, name) in names.iter().enumerate() {
         agents.run(name, "a1", "16M", &[], &format!("vm={number} heartbeat_ms=50 fill=text:3:20%,zero"))?;
     }
+    // One whose VMM hangs holds up neither the new agent nor the others.
+    let hung = agents.run("hung", "a1", "16M", &[], "vm=98 heartbeat_ms=50 fill=zero")?;
     agents.run("still", "a2", "16M", &[], "vm=99 heartbeat_ms=50 fill=text:3:20%,zero")?;
-    agents.everywhere("all run", |host| Ok(processes(host)?.len() == VMS + 1))?;
+    agents.everywhere("all run", |host| Ok(processes(host)?.len() == VMS + 2))?;
     for name in &names {
         eventually("it beats", SOON, || Ok(Beats::of(&agents.hosts[0], name)?.last() > 60))?;
     }
@@ -304,13 +308,20 @@ fn an_agent_that_was_killed_adopts_its_ten_vms() -> Result<()> {
     let still_since = from(&agents.hosts[1], "still")?;
 
     agents.hosts[0].kill()?;
+    let hung = agents.hosts[0].vmm(hung["id"].as_str().context("the VM has an id")?);
+    hung.stand_still()?;
     std::thread::sleep(Duration::from_secs(2));
+    let began = Instant::now();
     agents.restart(0)?;
+    ensure!(began.elapsed() < ADOPTED_MAX, "a VMM that hangs held its agent's start up for {:?}", began.elapsed());
     let a1 = &agents.hosts[0];
     eventually("all are adopted, each by its process", SOON, || Ok(processes(a1)? == before))?;
     for (name, since) in names.iter().zip(&since) {
         eventually("it beats on", SOON, || Ok(Beats::of(a1, name)?.last() > since + 60))?;
     }
+    let stopped_at = from(a1, "hung")?;
+    hung.go_on()?;
+    eventually("what hung beats on, in the same process", SOON, || Ok(from(a1, "hung")? > stopped_at + 60 && processes(a1)? == before))?;
     let still = Beats::of(&agents.hosts[1], "still")?.longest_gap(still_since);
     let baseline = gaps.into_iter().fold(still, Duration::max);
     for (name, since) in names.iter().zip(since) {

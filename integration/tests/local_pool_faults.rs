@@ -6,7 +6,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use rebec_lab::netlab::agents::{Agents, Asked, Beats, SOON, Seat, Vmm, eventually, same};
+use rebec_lab::netlab::{
+    NetLab,
+    agents::{Agents, Asked, Beats, SOON, Seat, Vmm, eventually, plain, same},
+};
 
 /// Four times as long as connections live without a sign of life.
 const CUT: Duration = Duration::from_secs(60);
@@ -29,6 +32,18 @@ fn a_link_between_domains_that_is_cut_during_a_move_stops_nothing() -> Result<()
     let (code, said) = agents.host("b1").refused(&first("office"))?;
     ensure!(code == 1 && said.contains("office") && !agents.host("b1").knows("lan", "office")?, "beta puts a VM on a LAN of alpha: {said}");
     agents.host("b1").must(&first("shared"))?;
+    // A part of the range at a2 is used, and then by nobody.
+    let brief = ["vm", "run", "brief", "--image", "bench", "--memory", "16M", "--host", "a2", "--lan", "shared"];
+    let given = agents.host("a2").must(&brief)?["nics"][0]["address"].clone();
+    agents.host("a2").must(&["vm", "stop", "brief", "--timeout", "0"])?;
+    let parts = |host: &str| -> Result<Vec<(String, u64)>> {
+        let lan = agents.host(host).must(&["lan", "show", "shared"])?;
+        let parts = lan["parts"].as_array().context("parts of the range")?.iter();
+        Ok(parts.map(|part| (plain(&part["host"]).to_owned(), part["used"].as_u64().unwrap_or_default())).collect())
+    };
+    let named = |named: &[(&str, u64)]| named.iter().map(|(host, used)| ((*host).to_owned(), *used)).collect::<Vec<_>>();
+    eventually("whose the range is", SOON, || Ok(parts("a1")? == named(&[("a1", 0), ("b1", 1), ("a2", 1)])))?;
+    agents.host("a2").must(&["vm", "rm", "brief"])?;
     let since = Beats::of(agents.host("a1"), "web")?.last();
 
     agents.lab.shape(Some(50))?;
@@ -53,6 +68,12 @@ fn a_link_between_domains_that_is_cut_during_a_move_stops_nothing() -> Result<()
     thread::sleep(CUT.saturating_sub(began.elapsed()));
     let web = a1.vm("web")?;
     ensure!(web["host"] == "a1" && (web["state"] == "running" || web["state"] == "waiting"), "{web}");
+
+    // What nobody of alpha used is the home's again; beta's part is in use, and was while it was cut off.
+    eventually("addresses have gone back", GIVEN_BACK, || Ok(parts("a1")? == named(&[("b1", 1)])))?;
+    let brief = agents.host("a2").must(&brief)?;
+    ensure!(given != brief["nics"][0]["address"], "the first gap is the first part's: {brief}");
+    eventually("the gap is used", SOON, || Ok(parts("a1")? == named(&[("a2", 1), ("b1", 1)])))?;
 
     agents.lab.shape(None)?;
     agents.everywhere("what was made during the cut is known", |host| {
@@ -190,6 +211,50 @@ fn a_host_that_dies_is_known_and_comes_back() -> Result<()> {
     ensure!(Beats::of(a1, "other").map_or(Some(0), |beats| beats.lost()) == Some(0), "other goes on anew");
     a1.must(&["vm", "stop", "other", "--timeout", "0"])?;
     a1.must(&["vm", "rm", "other"])?;
+    agents.succeeded();
+    Ok(())
+}
+
+/// A host that is silent for this long is replaced by the machine that says it was that host.
+const REPLACED: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_machine_without_a_state_disk_takes_the_place_of_its_former_self() -> Result<()> {
+    let lab = NetLab::start("local-pool-volatile", &["a1", "a2"])?;
+    let mut agents = Agents::start_on(lab, 2, |host| host.volatile = host.name() == "a2")?;
+    agents.hosts[0].must(&["pool", "init", "lab", "--domain", "alpha"])?;
+    // As on the command line of a kernel that many machines start.
+    let ticket = agents.hosts[0].ticket(&["host", "invite", "--uses", "9"])?;
+    agents.hosts[1].must(&["pool", "join", &ticket])?;
+    agents.furnish()?;
+    agents.run("web", "a2", "16M", &[], "vm=1")?;
+    eventually("web runs", SOON, || Ok(agents.host("a1").vm("web")?["state"] == "running"))?;
+    // Something of its own, which goes with it.
+    agents.host("a2").must(&["lan", "create", "scratch"])?;
+
+    agents.hosts[1].lose_state()?;
+    agents.restart(1)?;
+    let [a1, a2] = &agents.hosts[..] else { unreachable!("two hosts were asked for") };
+    a2.must(&["pool", "join", &ticket])?;
+    let hosts = || -> Result<Vec<(String, String)>> {
+        let list = a1.must(&["host", "ls"])?;
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        Ok(list.as_array().into_iter().flatten().map(|host| (text(&host["name"]), text(&host["state"]))).collect())
+    };
+    let former = |hosts: &[(String, String)]| hosts.iter().any(|(name, state)| name.starts_with("a2~") && state == "dead");
+    // The one that answers is not yet taken for the other.
+    ensure!(!former(&hosts()?), "a host was replaced before it was silent: {:?}", hosts()?);
+    eventually("the former a2 is dead, and a2 has its name", REPLACED, || {
+        let hosts = hosts()?;
+        Ok(hosts.len() == 3 && former(&hosts) && hosts.contains(&("a2".to_owned(), "ready".to_owned())))
+    })?;
+    let web = a1.vm("web")?;
+    ensure!(web["state"] == "lost" && web["reason"].as_str().is_some_and(|why| why.contains("started again without its state")), "{web}");
+    let web = a1.must(&["vm", "start", "web"])?;
+    ensure!(web["state"] == "running" && web["epoch"].as_u64() > Some(1), "{web}");
+    a1.must(&["vm", "stop", "web", "--timeout", "0"])?;
+    a1.must(&["vm", "rm", "web"])?;
+    agents.run("anew", "a2", "16M", &[], "vm=2")?;
     agents.succeeded();
     Ok(())
 }

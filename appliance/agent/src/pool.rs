@@ -1,6 +1,8 @@
 //! Founding, inviting, joining, leaving. Both sides of a join are known by their keys from the mesh; the ticket's secret only
 //! says that the joiner was invited.
 
+pub mod replace;
+
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
@@ -15,7 +17,7 @@ use rebec_book::{
     Body, Book, Key, Record, Signed, Ticket,
     authority::{self, Granted},
     book::Came,
-    key::public,
+    key::{Digest, public},
     record::{DomainBody, Kind, MemberBody, PoolBody, UserBody, id_of_key},
     view,
 };
@@ -31,6 +33,7 @@ use crate::{
     knowledge::Knowledge,
     mesh::Peer,
     names,
+    orders::returns,
     peers::Peers,
     roles,
     store::Store,
@@ -101,6 +104,9 @@ pub struct JoinQuestion {
     domain_key: Key,
     /// Its membership in that domain, signed with that key.
     member: Signed,
+    /// Of a host whose state does not survive a reboot: which machine it says it is. That gives no right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    machine: Option<Digest>,
 }
 
 /// Its answer.
@@ -252,6 +258,9 @@ fn admit_new(membership: &Membership, joiner: Key, question: &JoinQuestion) -> R
             let role = roles::meant_for_host(kept.role);
             let body = MemberBody { host: joiner, domain, name: question.name.clone(), dead: None, role };
             membership.knowledge.publish_as(Kind::MEMBER, id_of_key(&joiner), Some(Body::Member(body)), secret)?;
+            if let Some(machine) = question.machine {
+                replace::bind(membership, machine, &question.name, joiner).map_err(|error| failed(&error))?;
+            }
             domain
         }
     };
@@ -281,7 +290,9 @@ async fn attempt(membership: &Membership, ticket: &Ticket, issuer: &Peer) -> Res
     };
     let domain = domain.as_signing_key();
     let member = first_member(membership, domain).map_err(|error| failed(&error))?;
-    let question = JoinQuestion { secret: ticket.secret, name: membership.knowledge.own_name(), domain_key: public(domain), member };
+    let (name, domain_key) = (membership.knowledge.own_name(), public(domain));
+    let machine = if membership.bulletin.is_durable() { None } else { replace::machine() };
+    let question = JoinQuestion { secret: ticket.secret, name, domain_key, member, machine };
     let answer: JoinAnswer =
         membership.peers.mesh.ask(issuer, "/internal/join", &question).await.map_err(|error| hint_clock(error, ticket))?;
     if answer.domain != public(domain) {
@@ -347,6 +358,8 @@ pub async fn leave(membership: &Membership) -> Result<(), ApiError> {
     if let Some(what) = lost_with(membership)? {
         return conflict(format!("this host holds the only root key of {what}; copy it first with `rebec domain key export FILE`"));
     }
+    let marks = membership.knowledge.pool(|book| returns::all_of(book, own))?;
+    membership.store.mark(&marks).map_err(|error| failed(&error))?;
     // Those of other domains refuse, those without the domain's key answer that they cannot; the others do. All are asked at once: one that is
     // silent holds nobody up.
     let domain = membership.knowledge.pool(Book::own_domain)?;

@@ -21,7 +21,7 @@ use crate::{
         versions::{self, Answerer},
     },
     options::Options,
-    orders::restart,
+    orders::{restart, returns},
     peers::Peers,
     pool, screen,
     store::Store,
@@ -84,6 +84,8 @@ async fn serve(options: Options) -> Result<()> {
     tokio::spawn(ports::run(vms.clone()));
     tokio::spawn(lease::run(vms.clone()));
     tokio::spawn(restart::run(agent.orders.clone()));
+    tokio::spawn(pool::replace::run(membership.clone()));
+    tokio::spawn(returns::run(agent.orders.clone()));
     tokio::spawn(watch_facts(agent.clone()));
     tokio::spawn(upkeep::run(host.clone(), knowledge.clone(), vms.clone()));
     tokio::spawn(upkeep::watch_room(host.clone(), vms.clone()));

@@ -11,7 +11,7 @@ use rebec_book::{
     record::{RecordKey, VmPrivate},
 };
 use rebec_host::reserve::Reserve;
-use rebec_pool::lease::Charge;
+use rebec_pool::{lease::Charge, ranges::Mark};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -23,6 +23,8 @@ const FACTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("facts");
 const CHARGES: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("charges");
 /// What VMs start with that others are not told.
 const PRIVATE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("private");
+/// Parts of LANs' ranges that this host gives back. Not forgotten with the pool: a host that left and came back must know what it may not use.
+const MARKS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("marks");
 /// Orders, and what became of them.
 const JOBS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("jobs");
 const POOL: &str = "pool";
@@ -71,6 +73,7 @@ impl Store {
             tx.open_table(FACTS)?;
             tx.open_table(CHARGES)?;
             tx.open_table(PRIVATE)?;
+            tx.open_table(MARKS)?;
             tx.open_table(JOBS)?;
             Ok(())
         })?;
@@ -244,6 +247,38 @@ impl Store {
         }
     }
 
+    /// Parts of ranges that this host has begun to give back.
+    pub fn marks(&self) -> Result<Vec<Mark>> {
+        let table = self.db.begin_read()?.open_table(MARKS).context("store: read the marks")?;
+        let mut marks = vec![];
+        for entry in table.iter()? {
+            marks.push(serde_json::from_slice(entry?.1.value()).context("store: understand a mark")?);
+        }
+        Ok(marks)
+    }
+
+    /// Begins to give parts of ranges back.
+    pub fn mark(&self, marks: &[Mark]) -> Result<()> {
+        let rows = marks.iter().map(|mark| Ok((mark_key(mark), serde_json::to_vec(mark)?))).collect::<Result<Vec<_>>>()?;
+        self.write("mark parts of ranges", |tx| {
+            let mut table = tx.open_table(MARKS)?;
+            for (key, value) in &rows {
+                table.insert(key.as_slice(), value.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// One has gone back, as a record says: both are on the disk, or neither.
+    pub fn unmark(&self, mark: &Mark, says: &Signed) -> Result<()> {
+        let rows = rows(std::slice::from_ref(says))?;
+        self.write("forget a mark", |tx| {
+            insert(tx, &rows)?;
+            tx.open_table(MARKS)?.remove(mark_key(mark).as_slice())?;
+            Ok(())
+        })
+    }
+
     /// What was ordered of this host. Rows that are none of this version are left out.
     pub fn jobs<T: DeserializeOwned>(&self) -> Result<Vec<(Id, T)>> {
         let table = self.db.begin_read()?.open_table(JOBS).context("store: read the jobs")?;
@@ -328,6 +363,10 @@ fn make(state: &Path, path: &Path) -> Result<()> {
     fs::File::open(&new)?.sync_all()?;
     fs::rename(&new, path)?;
     Ok(fs::File::open(state)?.sync_all()?)
+}
+
+fn mark_key(mark: &Mark) -> Vec<u8> {
+    [mark.lan.0.as_slice(), &mark.tag.to_be_bytes()].concat()
 }
 
 type Row = (Vec<u8>, Vec<u8>);

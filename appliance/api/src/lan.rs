@@ -43,8 +43,26 @@ pub struct LanInfo {
     /// Other domains whose VMs may be on it.
     #[serde(default)]
     pub domains: Vec<String>,
+    /// Parts of its range in the hands of hosts, which give them to their VMs.
+    #[serde(default)]
+    pub parts: Vec<RangeInfo>,
     /// Ports.
     pub ports: Vec<PortInfo>,
+}
+
+/// Part of a LAN's range.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RangeInfo {
+    /// Whose it is.
+    pub host: String,
+    /// Its first address.
+    #[schema(value_type = String)]
+    pub first: Ipv4Addr,
+    /// Its last address.
+    #[schema(value_type = String)]
+    pub last: Ipv4Addr,
+    /// Addresses of it that VMs have.
+    pub used: u32,
 }
 
 /// One VM's NIC on a LAN.

@@ -40,6 +40,8 @@ pub enum Question {
     Leave,
     /// Addresses of a LAN that is at home here.
     Addresses(Id),
+    /// Take addresses of such a LAN back that I have and do not need.
+    Return(Id),
     /// How long may my copy of a VM run.
     Promise(Id),
     /// Have a VM started whose host is lost.
@@ -67,6 +69,7 @@ impl Question {
     pub fn about(&self) -> Option<Id> {
         match *self {
             Self::Addresses(id)
+            | Self::Return(id)
             | Self::Promise(id)
             | Self::Restart(id)
             | Self::Start(id, _)
@@ -279,7 +282,7 @@ fn host_may(book: &Book, own: Key, asker: Key, question: Question) -> Result<(),
     let allowed = match question {
         Question::Join | Question::Exchange | Question::Job | Question::Stream(_) => return Ok(()),
         Question::Leave => return is_own.then_some(()).ok_or_else(|| Refused::because("the asking host belongs to another domain")),
-        Question::Addresses(lan) => match book.get(Kind::LAN, lan, own) {
+        Question::Addresses(lan) | Question::Return(lan) => match book.get(Kind::LAN, lan, own) {
             Some(Body::Lan(lan)) => is_own || lan.domains.contains(&domain),
             _ => return refuse("no LAN of this id is at home here"),
         },

@@ -39,8 +39,8 @@ pub const SEED_BYTES_MAX: usize = 16 << 10;
 pub const REASON_BYTES_MAX: usize = 1024;
 /// Parts of a depot in one record.
 pub const PARTS_MAX: usize = 1024;
-/// Hosts that may have a part of a LAN's range.
-const RANGE_LEASES_MAX: usize = 1024;
+/// Domains that a thing is shared with.
+const DOMAINS_MAX: usize = 1024;
 
 /// The word of a VM that is on a sealed LAN: a host that does not know it would speak in the clear.
 pub const SEALED: &str = "sealed-lan";
@@ -486,7 +486,8 @@ impl Body {
             Self::Lan(body) => {
                 *id == bound_id(writer, &body.nonce)
                     && is_name(&body.name)
-                    && body.leases.len().max(body.domains.len()) <= RANGE_LEASES_MAX
+                    && body.leases.len() <= lan::LEASES_MAX
+                    && body.domains.len() <= DOMAINS_MAX
                     && lan::is_sound(body)
             }
             Self::Image(image) => *id == bound_id(writer, &image.nonce) && image.is_sound(),
@@ -522,7 +523,7 @@ impl ImageBody {
     fn is_sound(&self) -> bool {
         let has_start = self.kernel.is_some() || self.disk.is_some();
         let starts = self.starts.as_ref().is_none_or(|starts| starts.len() <= REASON_BYTES_MAX);
-        has_start && starts && is_name(&self.name) && self.cmdline.len() <= CMDLINE_BYTES_MAX && self.domains.len() <= RANGE_LEASES_MAX
+        has_start && starts && is_name(&self.name) && self.cmdline.len() <= CMDLINE_BYTES_MAX && self.domains.len() <= DOMAINS_MAX
     }
 
     /// The parts that it is made of.

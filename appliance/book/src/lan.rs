@@ -57,6 +57,22 @@ pub struct RangeLease {
     /// How many.
     #[n(2)]
     pub count: u32,
+    /// By chance: the same addresses in the same hands once more are another part. One that an older home handed out has none, and stays.
+    #[n(3)]
+    pub tag: Option<u64>,
+}
+
+impl RangeLease {
+    /// Whether an address is one of these.
+    pub fn has(&self, address: Ipv4Addr) -> bool {
+        u32::from(address).checked_sub(self.first.into()).is_some_and(|nth| nth < self.count)
+    }
+
+    /// Whether it has an address that another one has.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let ends = |lease: &Self| u64::from(u32::from(lease.first)) + u64::from(lease.count);
+        u64::from(u32::from(self.first)) < ends(other) && u64::from(u32::from(other.first)) < ends(self)
+    }
 }
 
 /// One NIC.
@@ -92,6 +108,8 @@ impl NicBody {
 /// Addresses that are handed to a host at a time: a few at first, then as many as it has, up to the most.
 const LEASE_ADDRESSES_MIN: u32 = 4;
 const LEASE_ADDRESSES_MAX: u32 = 16;
+/// Parts of one LAN's range.
+pub(crate) const LEASES_MAX: usize = 1024;
 /// Addresses at the start of a range that no VM gets: the network's, a gateway's and the port's own.
 const RESERVED: u32 = 8;
 /// The largest range.
@@ -141,21 +159,47 @@ pub fn is_sound(lan: &LanBody) -> bool {
 
 /// Whether a NIC is where its VM's home may put one: at an address that the LAN's home handed it, with the MAC that goes with it.
 pub fn admits(lan: &LanBody, home: &Key, nic: &NicBody) -> bool {
-    let address = u32::from(nic.address);
-    let handed = |lease: &&RangeLease| lease.host == *home && address.checked_sub(lease.first.into()).is_some_and(|n| n < lease.count);
     let is_of_address = (0..NICS_MAX as u8).any(|nth| nic.mac == mac_of(nic.address, nth));
-    is_of_address && lan.leases.iter().any(|lease| handed(&lease))
+    is_of_address && lan.leases.iter().any(|lease| lease.host == *home && lease.has(nic.address))
 }
 
-/// The next part of the range for a host; none when all is handed out.
-pub fn next_lease(lan: &LanBody, host: Key) -> Option<RangeLease> {
+/// The next part of the range for a host: the first place where as many are free as it gets, or the largest there is. None when all is handed out.
+pub fn next_lease(lan: &LanBody, host: Key, tag: u64) -> Option<RangeLease> {
+    if lan.leases.len() >= LEASES_MAX {
+        return None;
+    }
+    let held = lan.leases.iter().filter(|lease| lease.host == host).fold(0u32, |sum, lease| sum.saturating_add(lease.count));
+    let wanted = held.clamp(LEASE_ADDRESSES_MIN, LEASE_ADDRESSES_MAX);
+    let gaps = gaps(lan);
+    // The first of the largest.
+    let largest = || gaps.iter().rev().max_by_key(|(_, count)| *count);
+    let (first, count) = gaps.iter().find(|(_, count)| *count >= wanted).or_else(largest)?;
+    Some(RangeLease { host, first: (*first).into(), count: wanted.min(*count), tag: Some(tag) })
+}
+
+/// What is in nobody's hands: first addresses, and how many from there on.
+fn gaps(lan: &LanBody) -> Vec<(u32, u32)> {
     let network = u32::from(lan.network);
-    let from = lan.leases.iter().map(|lease| u32::from(lease.first) + lease.count).max().unwrap_or(network + RESERVED);
     // The last address is the broadcast address.
     let end = network + (size(lan.prefix) - 1);
-    let held = lan.leases.iter().filter(|lease| lease.host == host).fold(0u32, |sum, lease| sum.saturating_add(lease.count));
-    let count = end.saturating_sub(from).min(held.clamp(LEASE_ADDRESSES_MIN, LEASE_ADDRESSES_MAX));
-    (count > 0).then(|| RangeLease { host, first: from.into(), count })
+    let mut taken: Vec<(u32, u32)> =
+        lan.leases.iter().map(|lease| (u32::from(lease.first), u32::from(lease.first).saturating_add(lease.count))).collect();
+    taken.sort_unstable();
+    let (mut gaps, mut from) = (vec![], network + RESERVED);
+    for (first, after) in taken.into_iter().chain([(end, end)]) {
+        if first > from {
+            gaps.push((from, first - from));
+        }
+        from = from.max(after);
+    }
+    gaps
+}
+
+/// Takes parts of a host's back, those of these tags. Whether there were any: one that was taken back before, or is another host's, is none.
+pub fn take_back(lan: &mut LanBody, host: &Key, tags: &[u64]) -> bool {
+    let before = lan.leases.len();
+    lan.leases.retain(|lease| lease.host != *host || lease.tag.is_none_or(|tag| !tags.contains(&tag)));
+    lan.leases.len() < before
 }
 
 /// An address that this host may give out and has not; none when its parts are used up.
@@ -199,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_range_that_cannot_be_reckoned_with_is_not_sound() {
-        let lease = |first, count| RangeLease { host: Name([1; 32]), first, count };
+        let lease = |first, count| RangeLease { host: Name([1; 32]), first, count, tag: None };
         let good = LanBody { leases: vec![lease(Ipv4Addr::new(10, 16, 0, 8), 16)], ..lan(24) };
         assert!(is_sound(&good));
         for bad in [
@@ -218,7 +262,7 @@ mod tests {
     fn a_vm_has_no_mac_twice_and_only_those_of_its_address() {
         let address = Ipv4Addr::new(10, 16, 0, 9);
         let home = Name([1; 32]);
-        let lan = LanBody { leases: vec![RangeLease { host: home, first: Ipv4Addr::new(10, 16, 0, 8), count: 4 }], ..lan(24) };
+        let lan = LanBody { leases: vec![RangeLease { host: home, first: Ipv4Addr::new(10, 16, 0, 8), count: 4, tag: None }], ..lan(24) };
         let nic = |mac| NicBody { lan: Name([2; 16]), vni: 7, mac, address, prefix: 24, sealed: None };
         let macs: Vec<_> = (0..NICS_MAX as u8).map(|nth| mac_of(address, nth)).collect();
         assert_eq!((macs[0], macs.iter().collect::<BTreeSet<_>>().len()), ([0x52, 0x54, 10, 16, 0, 9], NICS_MAX));
@@ -232,11 +276,11 @@ mod tests {
     fn a_range_serves_many_hosts_that_need_little_and_few_that_need_much() {
         let mut lan = lan(24);
         let served =
-            (0..).take_while(|host: &u8| next_lease(&lan, Name([*host; 32])).map(|lease| lan.leases.push(lease)).is_some()).count();
+            (0..).take_while(|host: &u8| next_lease(&lan, Name([*host; 32]), 0).map(|lease| lan.leases.push(lease)).is_some()).count();
         assert_eq!(served, 62);
         let mut lan = LanBody { leases: vec![], ..lan };
         let counts: Vec<u32> = std::iter::from_fn(|| {
-            let lease = next_lease(&lan, Name([1; 32]))?;
+            let lease = next_lease(&lan, Name([1; 32]), 0)?;
             lan.leases.push(lease.clone());
             Some(lease.count)
         })
@@ -254,18 +298,34 @@ mod tests {
     }
 
     proptest! {
+        /// Parts that are given back, by a turn of their host's, leave gaps that others get.
         #[test]
-        fn no_address_is_given_twice_and_all_lie_in_the_range(prefix in 20u8..=27, askers in prop::collection::vec(0u8..4, 1..200)) {
+        fn no_address_is_given_twice_and_all_lie_in_the_range(
+            prefix in 20u8..=27,
+            turns in prop::collection::vec((0u8..4, prop::option::weighted(0.2, any::<prop::sample::Index>())), 1..200),
+        ) {
             let (mut lan, mut used) = (lan(prefix), BTreeSet::new());
-            for asker in askers {
+            for (turn, (asker, returns)) in turns.into_iter().enumerate() {
                 let host = Name([asker; 32]);
+                if let Some(which) = returns.filter(|_| !lan.leases.is_empty()) {
+                    let lease = which.get(&lan.leases).clone();
+                    used.retain(|address| !lease.has(*address));
+                    let tags = [lease.tag.unwrap()];
+                    prop_assert!(!take_back(&mut lan, &Name([9; 32]), &tags), "a host takes another's");
+                    prop_assert!(take_back(&mut lan, &lease.host, &tags) && !take_back(&mut lan, &lease.host, &tags));
+                }
                 let mut given = free_address(&lan, host, &used);
-                if given.is_none() && let Some(lease) = next_lease(&lan, host) {
+                if given.is_none() && let Some(lease) = next_lease(&lan, host, turn as u64) {
+                    prop_assert!(lan.leases.iter().all(|other| !other.overlaps(&lease)));
                     lan.leases.push(lease);
                     given = free_address(&lan, host, &used);
                     prop_assert!(given.is_some());
                 }
-                let Some(address) = given else { continue };
+                let Some(address) = given else {
+                    // Nothing lies idle where somebody gets nothing.
+                    prop_assert_eq!(lan.leases.iter().map(|lease| lease.count).sum::<u32>(), size(prefix) - 1 - RESERVED);
+                    continue;
+                };
                 prop_assert!(used.insert(address));
                 let offset = u32::from(address) - u32::from(lan.network);
                 prop_assert!((RESERVED..size(prefix) - 1).contains(&offset));

@@ -4,7 +4,7 @@
 
 pub use crate::name::{NAME_BYTES_MAX, is_name};
 use crate::{
-    book::Book,
+    book::{Book, Thing},
     key::{Id, Key},
     kind::Kind,
 };
@@ -46,6 +46,11 @@ pub fn find_for(book: &Book, reader: Option<Key>, kind: Kind, text: &str) -> Mea
                 found.retain(|thing| thing.domain == reader);
             }
         }
+    }
+    // A dead host's name is its successor's.
+    let lives = |thing: &Thing| kind != Kind::MEMBER || book.dead(&thing.home).is_none();
+    if digits.is_none() && found.iter().any(lives) {
+        found.retain(lives);
     }
     match &found[..] {
         [] => Meant::Nothing,

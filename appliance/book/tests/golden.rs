@@ -109,11 +109,12 @@ fn records() -> Vec<(&'static str, Signed)> {
         network: [10, 7, 0, 0].into(),
         prefix: 24,
         mtu: 1400,
-        leases: vec![RangeLease { host: key(3), first: [10, 7, 0, 8].into(), count: 16 }],
+        leases: vec![RangeLease { host: key(3), first: [10, 7, 0, 8].into(), count: 16, tag: None }],
         created: 1_800_000_002,
         domains: vec![],
         sealed: None,
     };
+    let tagged = LanBody { leases: lan.leases.iter().map(|lease| RangeLease { tag: Some(7), ..lease.clone() }).collect(), ..lan.clone() };
     let vm_id = bound_id(&key(3), &Name([3; 16]));
     let seen = SeenBody {
         epoch: 2,
@@ -147,6 +148,7 @@ fn records() -> Vec<(&'static str, Signed)> {
         ("seen", sign(Kind::SEEN, vm_id, Body::Seen(seen.into()), 4)),
         ("host-speaks", sign(Kind::HOST, id_of_key(&key(3)), Body::Host(HostBody { speaks: Some(speaks), ..host() }.into()), 3)),
         ("vm-must", sign(Kind::VM, vm_id, Body::Vm(VmBody { must: Some(vec!["firmware".into()]), ..vm() }.into()), 3)),
+        ("lan-tagged", sign(Kind::LAN, bound_id(&key(3), &Name([2; 16])), Body::Lan(tagged.into()), 3)),
         ("gone", Record::sign(Kind::VM, vm_id, 8, None, &secret(3)).expect("a record of this size is signed")),
     ]
 }

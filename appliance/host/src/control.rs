@@ -37,6 +37,12 @@ impl Control {
         Ok(control)
     }
 
+    /// The process that serves a VMM's control socket, whether it answers or hangs.
+    pub fn process(path: &Path) -> Result<u32> {
+        let stream = UnixStream::connect(path).with_context(|| format!("connect to {}", path.display()))?;
+        Self { stream, read: vec![], last_id: 0 }.pid()
+    }
+
     /// The VMM's process.
     pub fn pid(&self) -> Result<u32> {
         let credentials = rustix::net::sockopt::socket_peercred(&self.stream).context("ask who holds the control socket")?;

@@ -69,6 +69,12 @@ fn reachable(interface: &InterfaceAddress) -> Option<IpAddr> {
     v4.map(IpAddr::from).or(v6.map(IpAddr::from))
 }
 
+/// What the machine is called by its firmware, or else by its system: the same after a reboot, as far as anybody can rely on that.
+pub fn machine_id() -> Option<String> {
+    let read = |path: &str| fs::read_to_string(path).ok().map(|id| id.trim().to_owned()).filter(|id| !id.is_empty());
+    read("/sys/class/dmi/id/product_uuid").or_else(|| read("/etc/machine-id"))
+}
+
 /// A boot of this machine: state of an earlier one is not running now.
 pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()

@@ -135,7 +135,7 @@ impl Life {
         }
         match input {
             Input::Want(goal) => self.want(now, goal)?,
-            Input::Adopted => self.adopted(now),
+            Input::Adopted(pid) => self.adopted(now, pid),
             Input::Heard => self.heard(now),
             Input::Outcast => self.outcast(now),
             Input::Started => self.started(now),
@@ -286,11 +286,13 @@ impl Life {
     }
 
     /// The VMM of an earlier agent goes on as it is.
-    fn adopted(&mut self, now: Duration) {
+    fn adopted(&mut self, now: Duration, pid: u32) {
         if !matches!(self.state, State::Found { .. }) {
             return;
         }
         (self.has_vmm, self.vmms, self.word.state) = (true, self.vmms + 1, SeenState::Running);
+        // One that hangs says nothing, and may have to be killed.
+        self.pid = pid;
         match self.durable.want {
             Want::Running => self.state = State::Running { since: now },
             // Sees the end through that the earlier agent had begun.

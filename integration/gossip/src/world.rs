@@ -178,7 +178,7 @@ fn lan(host: &mut Writer, number: usize, shared: Option<Key>, records: &mut Vec<
         network: Ipv4Addr::new(10, 64, 0, 0),
         prefix: 16,
         mtu: 1400,
-        leases: (0..16).map(|count| RangeLease { host: host.key, first: Ipv4Addr::new(10, 64, count, 1), count: 16 }).collect(),
+        leases: (0..16).map(|count| RangeLease { host: host.key, first: Ipv4Addr::new(10, 64, count, 1), count: 16, tag: None }).collect(),
         created: CREATED,
         domains: shared.into_iter().collect(),
         sealed: None,

@@ -78,6 +78,7 @@ pub fn weight(question: &Question) -> Weight {
         Question::Command(..) => Weight::Change,
         Question::Leave
         | Question::Addresses(_)
+        | Question::Return(_)
         | Question::Restart(_)
         | Question::Start(..)
         | Question::Remove(_)

@@ -14,7 +14,13 @@ use rebec_api::{
     ApiError, ErrorCode,
     job::{Job, JobProgress},
 };
-use rebec_book::{Signed, authority::Question, gossip::message as gossip, key::Digest, record::Kind};
+use rebec_book::{
+    Signed,
+    authority::Question,
+    gossip::message as gossip,
+    key::{Digest, Id},
+    record::Kind,
+};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
@@ -32,6 +38,7 @@ use crate::{
         order::StartOrder,
         record::Introduction,
         remove::Removal,
+        returns::{self, ReturnQuestion},
     },
     pool::{self, JoinAnswer, JoinQuestion},
     vm::{
@@ -100,8 +107,22 @@ pub async fn leases(
     Json(question): Json<LeaseQuestion>,
 ) -> Answer<Vec<Signed>> {
     addresses::grant(&agent.orders, rights::ask(&agent, caller, Question::Addresses(question.lan)).await?)?;
-    let records = agent.knowledge.pool(|book| book.select(|key| key.kind == Kind::LAN && key.id == question.lan, usize::MAX))?;
-    Ok(axum::Json(records))
+    Ok(axum::Json(lan_records(&agent, question.lan)?))
+}
+
+/// `POST /internal/returns`: the LAN's record, in which the asker does not have those parts of the range.
+pub async fn returns(
+    State(agent): State<Arc<Agent>>,
+    Extension(caller): Extension<Caller>,
+    Json(question): Json<ReturnQuestion>,
+) -> Answer<Vec<Signed>> {
+    let granted = rights::ask(&agent, caller, Question::Return(question.lan)).await?;
+    returns::granted(&agent.orders, granted, &question.tags)?;
+    Ok(axum::Json(lan_records(&agent, question.lan)?))
+}
+
+fn lan_records(agent: &Agent, lan: Id) -> Result<Vec<Signed>, ApiError> {
+    agent.knowledge.pool(|book| book.select(|key| key.kind == Kind::LAN && key.id == lan, usize::MAX))
 }
 
 /// `POST /internal/promises`: from a host that has a copy of a VM that this one keeps.

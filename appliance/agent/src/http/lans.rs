@@ -76,7 +76,7 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewLan>) ->
         domains,
         sealed: Some(!new.unsealed),
     };
-    body.leases.extend(lan::next_lease(&body, agent.knowledge.key()));
+    body.leases.extend(lan::next_lease(&body, agent.knowledge.key(), u64::from_be_bytes(random())));
     let id = bound_id(&agent.knowledge.key(), &nonce);
     agent.knowledge.publish(Kind::LAN, id, Some(Body::Lan(body.into())))?;
     Ok(axum::Json(find(&agent, id)?))

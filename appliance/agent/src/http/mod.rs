@@ -53,6 +53,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/internal/records", post(internal::records))
         .route("/internal/leave", post(internal::leave))
         .route("/internal/leases", post(internal::leases))
+        .route("/internal/returns", post(internal::returns))
         .route("/internal/promises", post(internal::promises))
         .route("/internal/restarts", post(internal::restarts))
         .route("/internal/starts", post(internal::starts))

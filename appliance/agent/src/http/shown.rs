@@ -9,19 +9,23 @@ use rebec_api::{
     audit::AuditMark,
     host::{HostInfo, HostState, Protocols},
     image::{ImageInfo, Part},
-    lan::{LanInfo, PortInfo},
+    lan::{LanInfo, PortInfo, RangeInfo},
     pool::DomainInfo,
     vm::{LeaseState, NicInfo, OnHostLoss, VmInfo, VmState},
 };
 use rebec_book::{
     Body as Record, Book, Key,
     key::{Digest, Id},
-    record::{Kind, PartRef, SeenState, VmBody},
+    record::{Kind, LanBody, PartRef, RangeLease, SeenState, VmBody},
     view,
 };
 use rebec_vmm_api::{MacAddr, Versions};
 
-use crate::{agent::Agent, orders::disks, roles};
+use crate::{
+    agent::Agent,
+    orders::{disks, returns},
+    roles,
+};
 
 /// Names of keys and ids, looked up once for a whole list.
 struct Names {
@@ -192,12 +196,25 @@ pub fn lans(book: &Book) -> Vec<LanInfo> {
             mtu: lan.body.mtu,
             sealed: lan.body.sealed == Some(true),
             home: names.host(&lan.home),
+            parts: parts(book, &names, &lan),
             ports,
             domains: lan.body.domains.iter().map(|domain| book.domain_name(domain)).collect(),
             name: lan.name,
         }
     });
     shown.collect()
+}
+
+fn parts(book: &Book, names: &Names, lan: &view::Named<'_, LanBody>) -> Vec<RangeInfo> {
+    let part = |lease: &RangeLease| RangeInfo {
+        host: names.host(&lease.host),
+        first: lease.first,
+        last: (u32::from(lease.first) + lease.count.saturating_sub(1)).into(),
+        used: returns::used(book, lan.id, lease.host).filter(|address| lease.has(*address)).count().try_into().unwrap_or(u32::MAX),
+    };
+    let mut parts: Vec<RangeInfo> = lan.body.leases.iter().map(part).collect();
+    parts.sort_by_key(|part| part.first);
+    parts
 }
 
 /// The VMs.

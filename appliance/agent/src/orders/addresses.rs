@@ -13,8 +13,8 @@ use rebec_book::{
 use rebec_host::lock;
 use serde::{Deserialize, Serialize};
 
-use super::Orders;
-use crate::names;
+use super::{Orders, returns};
+use crate::{chance::random, names};
 
 /// `POST /internal/leases`: addresses of a LAN for the asking host.
 #[derive(Debug, Serialize, Deserialize)]
@@ -31,6 +31,7 @@ pub async fn nic(orders: &Arc<Orders>, name: &str, others: &[NicBody]) -> Result
     for _ in 0..2 {
         let (body, used) = orders.knowledge.pool(|book| (lan_body(book.get(Kind::LAN, id, home)), used_addresses(book, id)))?;
         let body = body.ok_or_else(|| ApiError::not_found("LAN", name, "rebec lan ls"))?;
+        let body = returns::usable(orders, id, body)?;
         let mut used = used;
         used.extend(others.iter().filter(|nic| nic.lan == id).map(|nic| nic.address));
         if let Some(address) = lan::free_address(&body, orders.knowledge.key(), &used) {
@@ -44,15 +45,14 @@ pub async fn nic(orders: &Arc<Orders>, name: &str, others: &[NicBody]) -> Result
     Err(ApiError::new(ErrorCode::Refused, format!("LAN {name}: no address is free; make a LAN with a larger --range")))
 }
 
-fn lan_body(body: Option<&Body>) -> Option<LanBody> {
+/// A LAN's record.
+pub fn lan_body(body: Option<&Body>) -> Option<LanBody> {
     if let Some(Body::Lan(lan)) = body { Some((**lan).clone()) } else { None }
 }
 
 fn used_addresses(book: &rebec_book::Book, lan: Id) -> BTreeSet<Ipv4Addr> {
     // Only those that this host gave out can be in question.
-    let own = book.on_lan(lan).filter(|record| Some(record.key.writer) == book.own());
-    let bodies = own.filter_map(|record| if let Some(Body::Vm(vm)) = &record.body { Some(vm) } else { None });
-    bodies.flat_map(|vm| vm.nics.iter().filter(|nic| nic.lan == lan).map(|nic| nic.address)).collect()
+    book.own().map(|own| returns::used(book, lan, own).collect()).unwrap_or_default()
 }
 
 /// Gets addresses of a LAN from its home.
@@ -81,7 +81,7 @@ fn hand_out(orders: &Orders, id: Id, host: Key) -> Result<(), ApiError> {
     let _alone = lock(&orders.grants);
     let body = orders.knowledge.pool(|book| lan_body(book.get(Kind::LAN, id, orders.knowledge.key())))?;
     let mut body = body.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("LAN {} is not at home here", id.short())))?;
-    let lease: RangeLease = lan::next_lease(&body, host).ok_or_else(|| {
+    let lease: RangeLease = lan::next_lease(&body, host, u64::from_be_bytes(random())).ok_or_else(|| {
         ApiError::new(ErrorCode::Refused, format!("LAN {}: all addresses are handed out; make a LAN with a larger --range", body.name))
     })?;
     body.leases.push(lease);

@@ -5,6 +5,7 @@
 //!                restart (of what this host keeps), drain (of this host) -> plan
 //! remove (where it is, and the record)
 //! disks (the record, and the host that has it takes it over)
+//! returns (addresses that nobody needs, to the homes of their LANs)
 //! ```
 
 pub mod addresses;
@@ -15,6 +16,7 @@ pub mod plan;
 pub mod record;
 pub mod remove;
 pub mod restart;
+pub mod returns;
 
 use std::{
     collections::BTreeSet,
@@ -35,8 +37,9 @@ pub struct Orders {
     jobs: Arc<Jobs>,
     /// Serialises what looks for a free name or address and then takes it.
     pub naming: tokio::sync::Mutex<()>,
-    /// Serialises grants of ranges and of VMs: each reads a record and writes the next.
+    /// Serialises grants of ranges and of VMs, and what is taken back: each reads a record and writes the next.
     grants: Mutex<()>,
+    returns: Mutex<returns::Looks>,
     /// VMs that are being started elsewhere because their hosts are lost.
     starting: Mutex<BTreeSet<Id>>,
 }
@@ -51,7 +54,7 @@ impl Orders {
         vms: Arc<Vms>,
         jobs: Arc<Jobs>,
     ) -> Arc<Self> {
-        let (naming, grants, starting) = Default::default();
-        Arc::new(Self { knowledge, peers, keeper, store, vms, jobs, naming, grants, starting })
+        let (naming, grants, returns, starting) = Default::default();
+        Arc::new(Self { knowledge, peers, keeper, store, vms, jobs, naming, grants, returns, starting })
     }
 }

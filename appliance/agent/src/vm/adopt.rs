@@ -1,7 +1,7 @@
 //! A new agent finds the VMs of the one before: VMMs that run are asked how they are and watched again; those that ended with
 //! the machine are started from their disks.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use rebec_host::{
@@ -10,8 +10,12 @@ use rebec_host::{
 };
 use rebec_vmm_api::control::OtherVersion;
 
-use super::{Kept, LocalVm, Vms, look, process::Process, watch};
+use super::{Kept, LocalVm, Vms, control::Control, look, process::Process, watch};
 use crate::facts;
+
+/// A VMM answers in milliseconds. One that has not in this time hangs, or its machine is slow: it is adopted by its process, and leases and the
+/// other VMs do not wait for it.
+const HELLO_TIME: Duration = Duration::from_secs(1);
 
 /// Adopts every VM of the state folder.
 pub async fn all(vms: &Arc<Vms>) -> Result<()> {
@@ -26,7 +30,7 @@ pub async fn all(vms: &Arc<Vms>) -> Result<()> {
             Err(error) => log::warn!("{}: left alone: {error:#}", path.display()),
         }
     }
-    // Side by side: a VMM that hangs is waited for some seconds, and leases of the others wait meanwhile for this agent to begin.
+    // Side by side, and no longer than a VMM that hangs may hold them up.
     futures_util::future::join_all(found.into_iter().map(|(path, kept)| async move { one(vms, &path, kept).await })).await;
     Ok(())
 }
@@ -35,11 +39,21 @@ async fn one(vms: &Arc<Vms>, folder: &Path, kept: Kept) {
     let since = if kept.boot == facts::boot_id() { "while no agent watched" } else { "when the machine stopped" };
     let vm = Arc::new(LocalVm::found(vms.knowledge.clone(), folder.to_owned(), kept.clone(), format!("its VMM ended {since}")));
     vms.insert(vm.clone());
-    match vm.talk(|control| control.pid()).await.and_then(|pid| Process::adopt(pid, folder)) {
-        Ok(process) => {
-            log::info!("vm {}: adopted", kept.body.name);
-            vm.learn(Input::Adopted);
-            look::at(&vm).await;
+    let said = tokio::time::timeout(HELLO_TIME, vm.talk(|control| control.pid())).await;
+    let hangs = said.is_err();
+    let pid = match said {
+        Ok(pid) => pid,
+        Err(_) => process(&vm).await,
+    };
+    match pid.and_then(|pid| Ok((pid, Process::adopt(pid, folder)?))) {
+        Ok((pid, process)) => {
+            vm.learn(Input::Adopted(pid));
+            if hangs {
+                log::warn!("vm {}: adopted, but its VMM does not answer", kept.body.name);
+            } else {
+                log::info!("vm {}: adopted", kept.body.name);
+                tokio::time::timeout(HELLO_TIME, look::at(&vm)).await.unwrap_or_default();
+            }
             watch::spawn(vms, &vm, Some(process));
         }
         Err(error) if error.is::<OtherVersion>() => {
@@ -52,6 +66,13 @@ async fn one(vms: &Arc<Vms>, folder: &Path, kept: Kept) {
             tokio::spawn(hear_first(vms.clone(), vm));
         }
     }
+}
+
+/// Whose the socket is of a VMM that does not answer.
+async fn process(vm: &LocalVm) -> Result<u32> {
+    let path = vm.control();
+    let asked = tokio::task::spawn_blocking(move || Control::process(&path));
+    tokio::time::timeout(HELLO_TIME, asked).await.context("its control socket takes no more connections")??
 }
 
 /// Waits for a word from others before something is started: this host may have been declared dead meanwhile.

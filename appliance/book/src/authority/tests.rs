@@ -170,6 +170,7 @@ fn question(name: &str) -> (Question, u8) {
         "Exchange" => (Question::Exchange, FOREIGN),
         "Leave" => (Question::Leave, FELLOW),
         "Addresses" => (Question::Addresses(lan), FELLOW),
+        "Return" => (Question::Return(lan), FELLOW),
         "Promise" => (Question::Promise(vm_id(2, FELLOW)), FELLOW),
         "Restart" => (Question::Restart(vm_id(2, FELLOW)), FELLOW),
         "Start" => (Question::Start(vm_id(3, FELLOW), 1), FELLOW),
@@ -190,6 +191,7 @@ fn name_of(question: Question) -> Option<&'static str> {
         Question::Exchange => "Exchange",
         Question::Leave => "Leave",
         Question::Addresses(_) => "Addresses",
+        Question::Return(_) => "Return",
         Question::Promise(_) => "Promise",
         Question::Restart(_) => "Restart",
         Question::Start(..) => "Start",
@@ -207,7 +209,7 @@ fn name_of(question: Question) -> Option<&'static str> {
 fn every_question_of_every_asker_is_as_the_table_says() {
     let book = book();
     let table = rows("question");
-    assert_eq!(table.len() - 1, 13, "a question has no row, or two");
+    assert_eq!(table.len() - 1, 14, "a question has no row, or two");
     for row in &table[1..] {
         let (asked, party) = question(&row[0]);
         assert_eq!(name_of(asked), Some(row[0].as_str()));
@@ -363,4 +365,5 @@ fn proofs_are_of_that_vm_that_host_and_that_epoch() {
     }
     assert!(!ask(FELLOW, Question::Disks(vm_id(1, ASKED))));
     assert!(!ask(FELLOW, Question::Remove(vm_id(1, ASKED))) && !ask(FELLOW, Question::Addresses(Name([3; 16]))));
+    assert!(!ask(FELLOW, Question::Return(Name([3; 16]))));
 }

@@ -143,7 +143,9 @@ impl Book {
 
     /// How a thing is called here.
     pub fn shown(&self, kind: Kind, name: &str, thing: &Thing) -> String {
-        let twins = self.of_name(kind, name).iter().filter(|other| other.domain == thing.domain).count() > 1;
+        // Who takes the place of a host that is dead has its name.
+        let lives = |other: &Thing| kind != Kind::MEMBER || other.id == thing.id || self.dead(&other.home).is_none();
+        let twins = self.of_name(kind, name).iter().filter(|other| other.domain == thing.domain && lives(other)).count() > 1;
         let name = if twins { format!("{name}~{}", thing.id.short()) } else { name.to_owned() };
         match thing.domain {
             Some(domain) if kind != Kind::DOMAIN && Some(domain) != self.own_domain() => format!("{}/{name}", self.domain_name(&domain)),

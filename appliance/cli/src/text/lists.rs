@@ -5,7 +5,7 @@ use rebec_api::{
     host::{HostInfo, HostState},
     image::ImageInfo,
     job::Job,
-    lan::{LanInfo, PortInfo},
+    lan::{LanInfo, PortInfo, RangeInfo},
     pool::{DomainInfo, Invitation},
     token::Token,
     user::User,
@@ -84,6 +84,13 @@ pub fn lans(lans: &[LanInfo]) -> String {
         [lan.name.clone(), lan.range.clone(), lan.vni.to_string(), lan.mtu.to_string(), ports, lan.home.clone()]
     };
     table(["NAME", "RANGE", "VNI", "MTU", "PORTS", "HOME"], &rows(lans, row))
+}
+
+/// The parts of `lan show`.
+pub fn parts(parts: &[RangeInfo]) -> String {
+    let all = |part: &RangeInfo| u64::from(u32::from(part.last)) + 1 - u64::from(u32::from(part.first));
+    let row = |part: &RangeInfo| [format!("{} to {}", part.first, part.last), part.host.clone(), format!("{} of {}", part.used, all(part))];
+    table(["ADDRESSES", "OF HOST", "USED"], &rows(parts, row))
 }
 
 /// The ports of `lan show`.

@@ -6,7 +6,7 @@ use rebec_api::{
     host::{HostInfo, HostRole, HostState, Protocols},
     image::{ImageInfo, Part},
     job::{Job, JobProgress, JobState},
-    lan::{LanInfo, PortInfo},
+    lan::{LanInfo, PortInfo, RangeInfo},
     pool::{DomainInfo, Invitation, PoolStatus},
     token::{Role, Token},
     vm::{NicInfo, OnHostLoss, VmDisk, VmInfo, VmState},
@@ -82,6 +82,7 @@ fn lan() -> LanInfo {
         sealed: true,
         home: "a1".into(),
         domains: vec![],
+        parts: vec![RangeInfo { host: "a1".into(), first: "10.5.0.8".parse().unwrap(), last: "10.5.0.11".parse().unwrap(), used: 1 }],
         ports: vec![port],
     }
 }
@@ -269,6 +270,7 @@ fn images_and_lans() {
     assert_eq!(
         shows::lan(&lan()),
         "name    office\nrange   10.5.0.0/24\nvni     7\nmtu     1400\nsealed  yes\nhome    a1\nid      efefefefefefefefefefefefefefefef\nports   1 port\n\n\
+         ADDRESSES              OF HOST  USED\n10.5.0.8 to 10.5.0.11  a1       1 of 4\n\n\
          VM   ADDRESS   MAC                HOST  ENDPOINT\nweb  10.5.0.2  52:54:00:00:00:01  a1    -\n"
     );
 }

@@ -11,7 +11,7 @@ use rebec_api::{
 
 use super::{
     age, count,
-    lists::{host_state, ports},
+    lists::{host_state, parts, ports},
     report::percent,
     size,
     table::pairs,
@@ -121,7 +121,7 @@ pub fn pool(status: &PoolStatus) -> String {
     pairs(&lines)
 }
 
-/// `lan show`: the LAN, and its ports as a table.
+/// `lan show`: the LAN, and as tables whose its addresses are and its ports.
 pub fn lan(lan: &LanInfo) -> String {
     let mut text = pairs(&[
         ("name", lan.name.clone()),
@@ -133,6 +133,10 @@ pub fn lan(lan: &LanInfo) -> String {
         ("id", lan.id.clone()),
         ("ports", count(lan.ports.len().try_into().unwrap_or(u64::MAX), "port")),
     ]);
+    if !lan.parts.is_empty() {
+        text.push('\n');
+        text.push_str(&parts(&lan.parts));
+    }
     if !lan.ports.is_empty() {
         text.push('\n');
         text.push_str(&ports(&lan.ports));

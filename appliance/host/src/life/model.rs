@@ -274,7 +274,7 @@ impl State {
                 let host = &mut self.hosts[host];
                 host.life = Some(Life::found(host.now, host.kept?, "it had ended".to_owned()));
                 if host.vmm.is_some() {
-                    host.hears(Input::Adopted).ok()?;
+                    host.hears(Input::Adopted(7)).ok()?;
                 }
             }
             Action::PowerIsLost => {

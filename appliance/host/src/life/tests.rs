@@ -202,10 +202,10 @@ fn a_new_agent_goes_on_with_what_it_finds() {
         Told { life: Life::found(now, durable, "the machine stopped".to_owned()), now, kept: vec![] }
     };
     let mut told = found(Want::Stopped);
-    told.hears(Input::Adopted).unwrap();
+    told.hears(Input::Adopted(77)).unwrap();
     assert_eq!((told.work(), told.life.is_stopping()), (vec![Output::PressPower], true));
     let mut told = found(Want::Gone);
-    told.hears(Input::Adopted).unwrap();
+    told.hears(Input::Adopted(77)).unwrap();
     assert_eq!(told.work(), [Output::StopVmm]);
     // Without a VMM it hears another host first, or waits no longer.
     let mut told = found(Want::Running);

@@ -101,8 +101,8 @@ pub struct Ended {
 pub enum Input {
     /// Somebody wants something. This alone can be refused.
     Want(Goal),
-    /// A new agent has found the VMM of an earlier one.
-    Adopted,
+    /// A new agent has found the VMM of an earlier one: this process.
+    Adopted(u32),
     /// A new agent has found no VMM, and has had a word from another host, or there is none to have one from.
     Heard,
     /// The VMM that was asked for answers.

@@ -47,6 +47,8 @@ pub struct Host {
     pub called: String,
     /// Memory that its VMs may have, as in `512M`.
     pub memory: String,
+    /// Whether its agent is told that its state folder does not survive a reboot.
+    pub volatile: bool,
     /// Whether its agent and the VMMs that this starts are of a later version.
     pub later: bool,
     /// Runs instead of the agent, which it is told to run as its last arguments.
@@ -65,6 +67,7 @@ impl Host {
             address: Some(machine.address().into()),
             called: name.clone(),
             memory: "1G".into(),
+            volatile: false,
             later: false,
             wrapper: vec![],
             name,
@@ -104,6 +107,7 @@ impl Host {
             command.args(["--address", &address.to_string()]);
         }
         command.args(["--name", &self.called, "--memory", &self.memory]).arg("--vmm").arg(vmm);
+        command.args(self.volatile.then_some("--volatile"));
         command.env("RUST_LOG", "debug,iroh=warn,noq=warn,tracing=warn,rustls=info,hyper=info,netlink_proto=info,portmapper=warn");
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut agent = machine.spawn(command)?;
@@ -140,6 +144,12 @@ impl Host {
         self.kill()?;
         processes::kill_all(&self.state);
         Ok(())
+    }
+
+    /// The same of a machine that keeps its state in memory: it starts with nothing.
+    pub fn lose_state(&mut self) -> Result<()> {
+        self.lose_power()?;
+        fs::remove_dir_all(&self.state).with_context(|| format!("remove {}", self.state.display()))
     }
 
     /// The VMM of a VM.

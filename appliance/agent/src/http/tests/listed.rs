@@ -173,14 +173,14 @@ async fn what_stands_still_is_forgotten_with_its_vmm_and_a_refused_stop_changes_
 
     // Its VMM is there: it stands still. Then it ends.
     let vm = found(Want::Running);
-    vm.learn(Input::Adopted);
+    vm.learn(Input::Adopted(0));
     assert!(vm.kept().stands_still, "a VMM that is there was forgotten");
     vm.learn(Input::Ended(Ended { code: Some(1), how: "its VMM ended".into(), right: Err("no ledger".into()) }));
     assert!(!vm.kept().stands_still && !rebec_host::kept::read(&folder).unwrap().stands_still, "it is looked after for ever");
 
     // One that leaves may not be stopped, and goes on standing still.
     let vm = found(Want::Running);
-    vm.learn(Input::Adopted);
+    vm.learn(Input::Adopted(0));
     vm.hear(Input::Want(Goal::Depart { to: Name([3; 32]) })).unwrap();
     let refused = stop::stop(&vm, Duration::ZERO, None).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::Conflict, "{refused}");

@@ -8,6 +8,7 @@ mod leases;
 mod listed;
 mod openapi;
 mod power;
+mod returns;
 mod silent;
 mod tls;
 mod versions;

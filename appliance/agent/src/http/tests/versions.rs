@@ -11,7 +11,7 @@ use super::{super::internal, *};
 use crate::{
     keeper,
     mesh::versions::{Answerer, MUST, SPEAKS, between_hosts, speaks},
-    orders::{addresses::LeaseQuestion, order::StartOrder, record::Introduction, remove::Removal},
+    orders::{addresses::LeaseQuestion, order::StartOrder, record::Introduction, remove::Removal, returns::ReturnQuestion},
     pool::{JoinAnswer, JoinQuestion},
     vm::depart::Offer,
 };
@@ -38,6 +38,7 @@ fn questions_and_answers_that_were_kept_are_read_and_written_as_they_were() {
             "joined" => kept::<JoinAnswer>(line),
             "records" => kept::<Introduction>(line),
             "leases" => kept::<LeaseQuestion>(line),
+            "returns" => kept::<ReturnQuestion>(line),
             "leased" => kept::<Vec<Signed>>(line),
             "promises" => kept::<keeper::Question>(line),
             "promised" => kept::<keeper::Verdict>(line),
@@ -51,7 +52,7 @@ fn questions_and_answers_that_were_kept_are_read_and_written_as_they_were() {
             other => panic!("{other}: no question between hosts"),
         }
     }
-    assert_eq!(KEPT.lines().count(), 29, "something that was kept is not there any more");
+    assert_eq!(KEPT.lines().count(), 31, "something that was kept is not there any more");
     let newer: ApiError = serde_json::from_str(r#"{"code":"too-hot","message":"it is"}"#).unwrap();
     assert_eq!(newer.code, ErrorCode::Failed);
 }

@@ -82,7 +82,7 @@ impl World {
             network: Ipv4Addr::new(10, nonce, 0, 0),
             prefix: 16,
             mtu: 1400,
-            leases: vec![RangeLease { host: key(home), first: Ipv4Addr::new(10, nonce, 0, 8), count: 16 }],
+            leases: vec![RangeLease { host: key(home), first: Ipv4Addr::new(10, nonce, 0, 8), count: 16, tag: None }],
             created: 0,
             domains: domains.iter().map(|domain| key(*domain)).collect(),
             sealed: None,
