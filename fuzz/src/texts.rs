@@ -58,7 +58,7 @@ fn line<T: DeserializeOwned + Serialize + PartialEq + Debug>(bytes: &[u8]) {
 
 /// Every request, an answer of each kind, and one value of each option.
 pub fn seeds() -> Vec<Vec<u8>> {
-    let migrate = MigrateOptions { streams: 2, downtime_ms_max: 300, bandwidth_mbit_max: Some(100) };
+    let migrate = MigrateOptions { streams: 2, downtime_ms_max: 300, bandwidth_mbit_max: Some(100), clock_ahead_ms: -7 };
     let fdb = Command::FdbAdd {
         mac: MacAddr([0x52, 0x54, 0, 0, 0, 1]),
         endpoint: SocketAddrV4::new([10, 0, 0, 2].into(), 4789),

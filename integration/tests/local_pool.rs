@@ -68,6 +68,7 @@ fn a_cloud_image_starts_by_itself_and_then_what_was_installed_in_it() -> Result<
     let console = a1.state().join("vms").join(vm["id"].as_str().context("the VM has an id")?).join("console.log");
     let said = || Ok::<_, anyhow::Error>(String::from_utf8_lossy(&fs::read(&console)?).into_owned());
     eventually("it beats", SOON, || Ok(said()?.contains("hb 5 ")))?;
+    ensure!(part.with_extension("starts").exists(), "the kernel of the image is not kept unpacked");
     ensure!(!said()?.contains("rng ["), "{}", said()?);
     a1.must(&["vm", "stop", "web"])?;
 

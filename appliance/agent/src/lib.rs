@@ -45,5 +45,5 @@ use rebec_peer as mesh;
 
 pub use later::Later;
 pub use options::Options;
-pub use rebec_links::Addressing;
+pub use rebec_links::{Addressing, Vlan};
 pub use run::{MESH_PORT, run};

@@ -8,7 +8,7 @@ use std::{
 
 use rebec_host::lock;
 use rebec_links::{
-    Addressing, LinkState, Policy, Progress,
+    Addressing, LinkState, Policy, Progress, Vlan,
     time::{self, clock::SystemClock},
 };
 use tokio::sync::watch;
@@ -22,13 +22,19 @@ const RESOLV_CONF: &str = "/run/resolv.conf";
 pub type Clock = watch::Sender<Option<String>>;
 
 /// Keeps what the agent is told to.
-pub fn keep(links: Option<Addressing>, given: Option<Vec<IpAddr>>, knowledge: &Arc<Knowledge>, bulletin: &Arc<Bulletin>, clock: &Clock) {
+pub fn keep(
+    links: Option<(Addressing, Vec<Vlan>)>,
+    given: Option<Vec<IpAddr>>,
+    knowledge: &Arc<Knowledge>,
+    bulletin: &Arc<Bulletin>,
+    clock: &Clock,
+) {
     let servers = given.iter().flatten().map(|address| SocketAddr::new(*address, time::PORT)).collect();
     let (named, servers) = watch::channel(servers);
-    if let Some(addressing) = links {
+    if let Some(wanted) = links {
         // Servers that the user names are asked in place of those that DHCP names.
         let named = given.as_ref().is_some_and(Vec::is_empty).then_some(named);
-        tokio::spawn(bring_up_links(knowledge.clone(), bulletin.clone(), addressing, named));
+        tokio::spawn(bring_up_links(knowledge.clone(), bulletin.clone(), wanted, named));
     }
     if given.is_some() {
         tokio::spawn(keep_time(clock.clone(), servers));
@@ -38,10 +44,10 @@ pub fn keep(links: Option<Addressing>, given: Option<Vec<IpAddr>>, knowledge: &A
 async fn bring_up_links(
     knowledge: Arc<Knowledge>,
     bulletin: Arc<Bulletin>,
-    addressing: Addressing,
+    (addressing, vlans): (Addressing, Vec<Vlan>),
     named: Option<watch::Sender<Vec<SocketAddr>>>,
 ) {
-    let policy = Policy { addressing, hostname: Some(knowledge.own_name()), resolv_conf: RESOLV_CONF.into(), only: None };
+    let policy = Policy { addressing, vlans, hostname: Some(knowledge.own_name()), resolv_conf: RESOLV_CONF.into(), only: None };
     let servers = Mutex::new(TimeServers::default());
     let tell = |state| {
         log::info!("link {state}");

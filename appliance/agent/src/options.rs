@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
-use rebec_links::Addressing;
+use rebec_links::{Addressing, Vlan};
 
 use crate::later::Later;
 
@@ -31,6 +31,8 @@ pub struct Options {
     pub screen: Option<PathBuf>,
     /// Whether the agent brings the machine's links up: an address with its gateway, or by DHCP.
     pub links: Option<Addressing>,
+    /// VLANs that its links carry.
+    pub vlans: Vec<Vlan>,
     /// Whether the agent keeps the machine's clock: by these time servers or, where it is told of none, by those that DHCP names.
     pub time: Option<Vec<IpAddr>>,
     /// A ticket to join with when this host belongs to no pool.

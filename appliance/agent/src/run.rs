@@ -26,7 +26,7 @@ use crate::{
     pool, screen,
     store::Store,
     upkeep,
-    vm::{adopt, grants, lease, outcast, ports},
+    vm::{adopt, grants, lease, outcast, ports, underlay},
 };
 
 /// Between two looks whether the host's own facts have changed.
@@ -75,12 +75,14 @@ async fn serve(options: Options) -> Result<()> {
     pool::joined(membership);
     let router = http::router(agent.clone());
     open_door(&agent, &router)?;
-    machine::keep(options.links, options.time, knowledge, bulletin, &agent.clock);
+    machine::keep(options.links.map(|addressing| (addressing, options.vlans)), options.time, knowledge, bulletin, &agent.clock);
     if options.api_port > 0 {
         let (listener, acceptor) = (tls::listen(options.api_port)?, tls::acceptor(&agent)?);
         tokio::spawn(tls::run(agent.clone(), listener, acceptor, router.clone(), serve::LIMITS));
     }
     tokio::spawn(peers.clone().run());
+    let told = bulletin.clone();
+    tokio::spawn(underlay::run(vms.clone(), move || told.publish()));
     tokio::spawn(ports::run(vms.clone()));
     tokio::spawn(lease::run(vms.clone()));
     tokio::spawn(restart::run(agent.orders.clone()));

@@ -1,10 +1,20 @@
 //! What this host is: processors, memory, room, and whether KVM works.
 
-use std::{fs, net::IpAddr, path::Path, thread::available_parallelism, time::Duration};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    path::Path,
+    thread::available_parallelism,
+    time::Duration,
+};
 
 use nix::{ifaddrs::InterfaceAddress, net::if_::InterfaceFlags};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::underlay::Own;
+
+/// Any port does (RFC 863).
+const DISCARD_PORT: u16 = 9;
 /// Memory that is left to the host itself.
 const HOST_MEMORY_BYTES: u64 = 256 << 20;
 
@@ -55,11 +65,39 @@ pub fn hostname() -> String {
 
 /// This host's addresses that others may reach, IPv4 first, each kind in the order of the links.
 pub fn addresses() -> Vec<IpAddr> {
-    let Ok(all) = nix::ifaddrs::getifaddrs() else { return vec![] };
-    let up = all.filter(|interface| interface.flags.contains(InterfaceFlags::IFF_UP));
-    let mut addresses: Vec<_> = up.filter_map(|interface| reachable(&interface)).collect();
+    let mut addresses: Vec<_> = links().into_iter().map(|(address, _)| address).collect();
     addresses.sort_by_key(IpAddr::is_ipv6);
     addresses
+}
+
+/// Its IPv4 addresses.
+pub fn own() -> Vec<Own> {
+    let v4 = links().into_iter().filter_map(|(address, name)| if let IpAddr::V4(address) = address { Some((address, name)) } else { None });
+    let is_bridge = |name: &str| Path::new("/sys/class/net").join(name).join("bridge").exists();
+    v4.map(|(address, name)| Own { address, is_bridge: is_bridge(&name) }).collect()
+}
+
+/// Every address of a link that is up and has a carrier, and the link's name.
+fn links() -> Vec<(IpAddr, String)> {
+    let Ok(all) = nix::ifaddrs::getifaddrs() else { return vec![] };
+    let usable = InterfaceFlags::IFF_UP | InterfaceFlags::IFF_RUNNING;
+    let up = all.filter(|interface| interface.flags.contains(usable));
+    up.filter_map(|interface| Some((reachable(&interface)?, interface.interface_name))).collect()
+}
+
+/// Where the kernel would have what goes to an address leave from; none where it knows no road. Nothing is sent.
+pub fn road(to: Ipv4Addr) -> Option<Ipv4Addr> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect((to, DISCARD_PORT)).ok()?;
+    match socket.local_addr().ok()? {
+        SocketAddr::V4(from) if from.ip() != &to => Some(*from.ip()),
+        _ => None,
+    }
+}
+
+/// Where what goes to anywhere leaves from: towards an address that is nobody's (RFC 5737).
+pub fn road_to_world() -> Option<Ipv4Addr> {
+    road(Ipv4Addr::new(192, 0, 2, 1))
 }
 
 fn reachable(interface: &InterfaceAddress) -> Option<IpAddr> {

@@ -3,11 +3,15 @@
 use std::{
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
+    sync::Mutex,
 };
 
 use rebec_book::record::ADDRESSES_MAX;
 
-use crate::{depot::Depot, facts, limits::Limits, process::Programs};
+use crate::{depot::Depot, facts, limits::Limits, lock, process::Programs, underlay::Look};
+
+/// Peers whose roads are looked for: more would agree with them.
+pub const ROADS_MAX: usize = 16;
 
 /// What the user says of the machine.
 #[derive(Debug, Clone)]
@@ -29,12 +33,16 @@ pub struct Host {
     pub depot: Depot,
     /// What VMMs may take.
     pub limits: Limits,
+    /// Held for a look.
+    underlay: Mutex<Option<Ipv4Addr>>,
 }
 
 impl Host {
     /// With the parts that are there.
     pub fn new(given: Given, depot: Depot) -> Self {
-        Self { given, depot, limits: Limits::open() }
+        let host = Self { given, depot, limits: Limits::open(), underlay: Mutex::default() };
+        host.look_around(&[]);
+        host
     }
 
     /// The folder of everything that survives.
@@ -62,17 +70,38 @@ impl Host {
         facts::disk_bytes(self.state())
     }
 
-    /// The address that ports of LANs have: VXLAN between hosts is IPv4.
+    /// The address that ports of LANs have: VXLAN between hosts is IPv4. As it was when it was last looked for.
     pub fn underlay(&self) -> Option<Ipv4Addr> {
-        let v4 = |address| if let IpAddr::V4(address) = address { Some(address) } else { None };
-        self.given.address.and_then(v4).or_else(|| facts::addresses().into_iter().find_map(v4))
+        *lock(&self.underlay)
+    }
+
+    /// Looks for it again, and whether it is another now. Each peer is all the addresses that it is known by, the likeliest first; of those the first
+    /// counts that there is a road to.
+    pub fn look_around(&self, peers: &[Vec<Ipv4Addr>]) -> bool {
+        let given = self.given.address.and_then(|address| if let IpAddr::V4(address) = address { Some(address) } else { None });
+        let before = self.underlay();
+        let now = given.or_else(|| {
+            let own = facts::own();
+            let is_own = |address: &Ipv4Addr| own.iter().any(|own| own.address == *address);
+            let road = |peer: &Vec<Ipv4Addr>| peer.iter().filter(|address| !is_own(address)).find_map(|address| facts::road(*address));
+            let to_peers = peers.iter().take(ROADS_MAX).filter_map(road).collect();
+            Look { own, to_peers, to_world: facts::road_to_world() }.choose(before)
+        });
+        *lock(&self.underlay) = now;
+        now != before
     }
 
     /// Where others reach it.
     pub fn addresses(&self) -> Vec<IpAddr> {
         let mut addresses = match self.given.address {
             Some(address) => vec![address],
-            None => facts::addresses(),
+            None => {
+                let mut all = facts::addresses();
+                // What its LANs have is the likeliest to be reached.
+                let underlay = self.underlay().map(IpAddr::V4);
+                all.sort_by_key(|address| Some(*address) != underlay);
+                all
+            }
         };
         addresses.truncate(ADDRESSES_MAX);
         addresses

@@ -21,7 +21,7 @@
 //! | Absent | who made its folder | it is wanted | none was said |
 //! | Found | the new agent | a host is heard, or [`WORD_TIME`] | what was said before |
 //! | Starting | who starts the VMM, within its own time | `Started`, `NotStarted` | starting, and why again |
-//! | Retrying | this engine | its deadline | how the VMM ended |
+//! | Retrying | this engine | its deadline; what it waits for may be there | how the VMM ended, or why it cannot be started yet |
 //! | Running | the VMM | it ends | what the VMM says |
 //! | Stopping | this engine: asked, then cut, then killed, then killed again | its deadline | how long the guest has |
 //! | Arriving | the host that sends it | [`OFFER_TIME`] without a stream; once it was prepared, until its source says that it does not send it | the source's |
@@ -104,6 +104,8 @@ pub struct Life {
     vmms: u32,
     /// Times in a row that it was started again.
     restarts: u32,
+    /// Times in a row that it could not be, up to a limit.
+    misses: u32,
     outputs: VecDeque<Output>,
 }
 
@@ -125,7 +127,7 @@ impl Life {
 
     fn at(durable: Durable, state: State) -> Self {
         let word = Word { state: SeenState::Stopped, reason: None, pid: 0, to: None };
-        Self { durable, state, word, has_vmm: false, pid: 0, vmms: 0, restarts: 0, outputs: VecDeque::new() }
+        Self { durable, state, word, has_vmm: false, pid: 0, vmms: 0, restarts: 0, misses: 0, outputs: VecDeque::new() }
     }
 
     /// Takes in what happened. Only a wish is ever refused, and then nothing has changed.
@@ -140,6 +142,7 @@ impl Life {
             Input::Outcast => self.outcast(now),
             Input::Started => self.started(now),
             Input::NotStarted(why) => self.not_started(now, &why),
+            Input::Roused => self.roused(),
             Input::Said(said) => self.said(now, said),
             Input::Ended(ended) => self.ended(now, ended),
             Input::NotPressed(why) => self.not_pressed(now, why),
@@ -269,7 +272,7 @@ impl Life {
                 return Err(Refused::RunsAlready);
             }
         }
-        self.restarts = 0;
+        (self.restarts, self.misses) = (0, 0);
         self.keep(|durable| durable.want = Want::Running, vec![]);
         self.say(SeenState::Starting, reason);
         self.start(How::Boot, None);
@@ -342,6 +345,7 @@ impl Life {
             self.outputs.push_back(Output::StopVmm);
         }
         let State::Starting { how, again } = &self.state else { return };
+        self.misses = 0;
         if let Some(how) = again {
             self.word.reason = Some(format!("{how}; it was started again from its disk"));
         }

@@ -19,7 +19,8 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// The group of all VMs.
 const GROUP: &str = "rebec";
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
-/// Beside guest memory: the VMM, buffers of a move, and what the kernel keeps of the disk for it. Of that it takes back what it needs.
+/// Beside guest memory: the VMM, buffers of a move, and what the kernel keeps of the disk for it. Of that it takes back what it needs, unless the disk
+/// lies in memory itself ([`InMemory`]).
 const MEMORY_BESIDE_BYTES: u64 = 128 << 20;
 /// The kernel's tables of guest memory take less than this part of it.
 const TABLES_PART: u64 = 16;
@@ -27,6 +28,24 @@ const TABLES_PART: u64 = 16;
 const THREADS_BESIDE: u64 = 128;
 /// Share of the processors for each vCPU, against all others that want them.
 const WEIGHT: u64 = 100;
+
+/// What of a VM's disks may lie in memory: all of it where the state folder does. A file system in memory charges what is written to whoever writes it,
+/// and nothing of that can be taken back: without this, a guest that fills its disk would be ended for it. How much all of them take is limited by
+/// the file system's own size, before which they stand still ([`crate::growth`]).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct InMemory(u64);
+
+impl InMemory {
+    /// Of disks that take so much at most, with their tables, in a folder.
+    pub fn of(folder: &Path, disks_bytes: u64) -> Self {
+        let is_in_memory = rustix::fs::statfs(folder).is_ok_and(|fs| [TMPFS, RAMFS].contains(&fs.f_type));
+        Self(if is_in_memory { disks_bytes.saturating_add(disks_bytes / TABLES_PART) } else { 0 })
+    }
+}
+
+/// Kinds of file systems that are memory (statfs(2)).
+const TMPFS: i64 = 0x0102_1994;
+const RAMFS: i64 = 0x8584_58f6;
 
 /// Groups of this host's VMs; none where the kernel or the system offers none.
 pub struct Limits {
@@ -48,8 +67,8 @@ impl Limits {
         }
     }
 
-    /// Makes the group of a VM, with its limits.
-    pub fn make(&self, id: &Id, guest_bytes: u64, vcpus: u8) -> Result<Option<PathBuf>> {
+    /// Makes the group of a VM, with its limits; `disks` is what its layers may come to take.
+    pub fn make(&self, id: &Id, guest_bytes: u64, vcpus: u8, disks: InMemory) -> Result<Option<PathBuf>> {
         let Some(all) = &self.group else { return Ok(None) };
         let group = all.join(id.to_string());
         let set = |name: &str, value: u64| write(&group.join(name), &value.to_string());
@@ -58,7 +77,7 @@ impl Limits {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             made => made.with_context(|| format!("create {}", group.display()))?,
         }
-        set("memory.max", memory_bytes(guest_bytes))?;
+        set("memory.max", memory_bytes(guest_bytes).saturating_add(disks.0))?;
         set("memory.oom.group", 1)?;
         set("pids.max", THREADS_BESIDE + u64::from(vcpus))?;
         set("cpu.weight", WEIGHT * u64::from(vcpus))?;
@@ -133,6 +152,22 @@ mod tests {
         let all = divide(root.path()).unwrap();
         assert_eq!(fs::read_to_string(root.path().join("cgroup.subtree_control")).unwrap(), "+cpu +memory +pids");
         assert_eq!(all, root.path().join("rebec"));
+    }
+
+    #[test]
+    fn a_disk_that_lies_in_memory_counts_beside_the_guests() {
+        let in_memory = tempfile::tempdir_in("/dev/shm").unwrap();
+        assert_eq!(InMemory::of(in_memory.path(), 16 << 20), InMemory(17 << 20));
+        assert_eq!(InMemory::of(in_memory.path(), u64::MAX), InMemory(u64::MAX));
+        assert_eq!(InMemory::of(Path::new(env!("CARGO_MANIFEST_DIR")), 16 << 20), InMemory(0));
+        // Where the controller is there, the group has room for both.
+        let all = tempfile::tempdir().unwrap();
+        let limits = Limits { group: Some(all.path().to_owned()) };
+        let group = all.path().join(rebec_book::key::Name([1; 16]).to_string());
+        fs::create_dir(&group).unwrap();
+        limits.make(&rebec_book::key::Name([1; 16]), 64 << 20, 1, InMemory(17 << 20)).unwrap();
+        let set: u64 = fs::read_to_string(group.join("memory.max")).unwrap().parse().unwrap();
+        assert_eq!(set, memory_bytes(64 << 20) + (17 << 20));
     }
 
     #[test]

@@ -25,7 +25,16 @@ use rustix::{
 };
 use tokio::{process::Child, sync::oneshot};
 
-use crate::{control::Control, depot::Depot, derived::Derived, disks, handover::Handover, ledger, limits::Limits, said};
+use crate::{
+    control::Control,
+    depot::Depot,
+    derived::Derived,
+    disks,
+    handover::Handover,
+    ledger,
+    limits::{InMemory, Limits},
+    said,
+};
 
 /// Stations that are told on the command line; the others follow over the control socket.
 pub const STATIONS_MAX: usize = 64;
@@ -166,6 +175,11 @@ fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Resul
             command.arg("--initramfs").arg(handover.open(&depot.path(&initramfs.digest))?);
         }
     }
+    // The one that its image has is unpacked already; if its guest has put another in its place, the VMM sees that.
+    let own = image.disk.as_ref().filter(|_| image.kernel.is_none()).and_then(|disk| Derived::OwnKernel.of(depot, &disk.part.digest));
+    if let Some(own) = own {
+        command.arg("--unpacked-kernel").arg(handover.open(&own)?);
+    }
     command.arg("--cmdline").arg(&private.cmdline);
     if let Some(disk) = &image.disk {
         let layer = handover.open_with(&folder.join("disk.qcow2"), File::options().read(true).write(true))?;
@@ -197,7 +211,7 @@ fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Resul
     if body.keeper.is_some() {
         command.arg("--lease");
     }
-    if let Some(group) = limits.make(&id, body.memory_bytes, body.vcpus)? {
+    if let Some(group) = limits.make(&id, body.memory_bytes, body.vcpus, InMemory::of(folder, disks_bytes(body)))? {
         command.arg("--cgroup").arg(group);
     }
     command.arg("--serial").arg(format!("unix:{}", folder.join("console.sock").display()));
@@ -205,6 +219,11 @@ fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Resul
     // Its own process group: a signal to the agent's does not reach it, and it outlives the agent.
     command.process_group(0).stdin(handover.send()?).stdout(log.try_clone()?).stderr(log);
     command.spawn().with_context(|| format!("start {}", vmm.display()))
+}
+
+/// All sizes of a VM's disks together; the base of the first is a part of the depot, which no VMM writes.
+fn disks_bytes(body: &VmBody) -> u64 {
+    body.root_disk().map(|disk| disk.bytes).into_iter().chain(body.further_disks().map(|disk| disk.bytes)).fold(0, u64::saturating_add)
 }
 
 /// Waits until the control socket answers, or says what the VMM said when it ended.

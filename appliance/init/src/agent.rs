@@ -81,6 +81,11 @@ impl Agent {
         }
     }
 
+    /// With other arguments from its next start on, which is now. Its end is no trouble.
+    pub fn anew(&mut self, args: Vec<String>, now: Instant) {
+        (self.args, self.next, self.delay, self.trouble) = (args, now, DELAY_MIN, None);
+    }
+
     /// Whether it runs.
     pub fn is_running(&self) -> bool {
         self.running.is_some()

@@ -124,17 +124,20 @@ impl Devices {
     }
 
     /// Serves announcements for as long as the machine runs; loads `names` and what was left when `pause` has passed.
-    pub fn serve(mut self, names: &[&str], pause: Duration) {
+    /// `on_disk` hears of each disk that comes until it has heard enough.
+    pub fn serve(mut self, names: &[&str], pause: Duration, mut on_disk: impl FnMut() -> bool) {
+        let mut is_enough = on_disk();
         let mut later = Some(Instant::now() + pause);
         loop {
             if later.take_if(|time| Instant::now() >= *time).is_some() {
                 self.load_later(names);
             }
             match self.wait(later.map(|time| time.saturating_duration_since(Instant::now()))) {
-                Ok(_) => {}
+                Ok(event) => is_enough = is_enough || event.is_some_and(|event| event.added && event.block) && on_disk(),
                 // The kernel dropped announcements: look at everything again.
                 Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => {
                     self.load_present();
+                    is_enough = is_enough || on_disk();
                     later = Some(Instant::now());
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

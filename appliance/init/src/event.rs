@@ -2,6 +2,8 @@
 
 use nix::sys::signal::Signal;
 
+use crate::volumes::Volumes;
+
 /// What the loop hears of.
 pub enum Event {
     /// The agent wrote its screen anew.
@@ -10,6 +12,8 @@ pub enum Event {
     Signal(Signal),
     /// The machine's power button was pressed.
     PowerButton,
+    /// A disk for state has come.
+    StateDisk(Volumes),
     /// A line was typed.
     Typed {
         /// Where.

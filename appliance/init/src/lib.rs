@@ -1,7 +1,7 @@
 //! PID 1 of the appliance: small, no network, no shell. It prepares the machine, starts the agent and keeps it running.
 //!
 //! ```text
-//! options   what the kernel's command line asks for: rebec.join, rebec.hostname, rebec.ip, rebec.ntp, rebec.state
+//! options   what the kernel's command line asks for: rebec.join, rebec.hostname, rebec.ip, rebec.vlan, rebec.ntp, rebec.state
 //! event     what the machine's loop hears of
 //! mounts    /proc /sys /dev /run /tmp and their like
 //! alias     which modules a device asks for: depmod's files, read without modprobe
@@ -36,6 +36,7 @@ mod modules;
 mod devices;
 
 mod label;
+mod late;
 
 mod volumes;
 

@@ -25,9 +25,10 @@ use crate::{
     console::{self, Console, Typed},
     devices::Devices,
     event::Event,
+    late::{self, Act},
     modules::{self, ALWAYS, Loader},
     mounts,
-    options::Options,
+    options::{Options, Place},
     power::{self, Ending, Watchdog},
     screen::{self, View},
     spawn,
@@ -65,6 +66,8 @@ struct Machine {
     screen_time: Option<SystemTime>,
     hostname: String,
     state: Option<State>,
+    /// A state disk that came late, and how far it is with taking RAM's place.
+    late: Option<(Volumes, late::Change)>,
     notes: Vec<String>,
     /// The command that runs, and the console it was typed at.
     running: Option<(Pid, usize)>,
@@ -84,7 +87,7 @@ pub fn run() -> ! {
     let options = Options::parse(&command_line);
     notes.extend(options.unknown.iter().map(|word| {
         format!(
-            "{word} on the kernel's command line means nothing here; rebec.join, rebec.hostname, rebec.ip, rebec.ntp and rebec.state=ram do"
+            "{word} on the kernel's command line means nothing here; rebec.join, rebec.hostname, rebec.ip, rebec.vlan, rebec.ntp and rebec.state do"
         )
     }));
     if command_line.split_whitespace().any(|word| word == "quiet") {
@@ -116,6 +119,7 @@ pub fn run() -> ! {
         screen_time: None,
         hostname,
         state: None,
+        late: None,
         notes,
         running: None,
         typed_ahead: VecDeque::new(),
@@ -124,10 +128,10 @@ pub fn run() -> ! {
     machine.show();
     let volumes = machine.bring_devices(&options);
     machine.name(options.hostname.as_deref());
-    machine.keep_state(&volumes, options.state_in_ram);
+    machine.keep_state(&volumes, options.state == Place::Ram);
     machine.take_ticket(&volumes, options.ticket.as_deref());
     machine.agent = output.map(|output| Agent::new(agent_args(&options, machine.state.as_ref()), output, Instant::now()));
-    machine.serve(&inbox)
+    machine.serve(&inbox, &options)
 }
 
 impl Machine {
@@ -144,11 +148,34 @@ impl Machine {
         devices.load_present();
         let mut volumes = Volumes::default();
         let usb = fs::read_dir(USB_DEVICES).is_ok_and(|mut devices| devices.next().is_some());
-        devices.settle(if options.state_in_ram && !usb { QUIET_NO_USB } else { QUIET }, DISKS_DEADLINE, || {
+        let in_ram = options.state == Place::Ram;
+        devices.settle(if in_ram && !usb { QUIET_NO_USB } else { QUIET }, DISKS_DEADLINE, || {
             volumes = Volumes::find();
-            (options.state_in_ram || volumes.has_state()) && (options.ticket.is_some() || volumes.has_seed())
+            (in_ram || volumes.has_state()) && (options.ticket.is_some() || volumes.has_seed())
         });
-        let served = std::thread::Builder::new().name("devices".to_owned()).spawn(move || devices.serve(&ALWAYS, JOIN_TIME));
+        if options.state == Place::Disk && !volumes.has_state() {
+            let notes = self.notes.len();
+            self.notes.push("no disk has the label REBEC-STATE yet, and rebec.state=disk has this machine wait for one".to_owned());
+            self.show();
+            while !volumes.has_state() {
+                devices.settle(DISKS_DEADLINE, DISKS_DEADLINE, || {
+                    volumes = Volumes::find();
+                    volumes.has_state()
+                });
+            }
+            self.notes.truncate(notes);
+        }
+        // One that comes later is told of, unless RAM was asked for or a disk is there.
+        let (mut is_wanted, events) = (!in_ram && !volumes.has_state(), self.events.clone());
+        let on_disk = move || {
+            if is_wanted {
+                let found = Volumes::find();
+                // The loop never ends before the machine does.
+                is_wanted = !(found.has_state() && events.send(Event::StateDisk(found)).is_ok());
+            }
+            !is_wanted
+        };
+        let served = std::thread::Builder::new().name("devices".to_owned()).spawn(move || devices.serve(&ALWAYS, JOIN_TIME, on_disk));
         if let Err(error) = served {
             self.notes.push(format!("devices that come later get no driver: {error}"));
         }
@@ -183,7 +210,7 @@ impl Machine {
     }
 
     /// Runs until the machine ends.
-    fn serve(mut self, inbox: &Receiver<Event>) -> ! {
+    fn serve(mut self, inbox: &Receiver<Event>, options: &Options) -> ! {
         // Ctrl-Alt-Del becomes SIGINT to this process.
         reboot(RebootCommand::CadOff).ok();
         let mut watchdog = Watchdog::default();
@@ -194,6 +221,7 @@ impl Machine {
                 agent.forget_trouble(now);
             }
             watchdog.pet();
+            self.take_late(options);
             self.read_screen();
             self.show();
             match inbox.recv_timeout(TURN) {
@@ -202,12 +230,43 @@ impl Machine {
                         self.end(ending, watchdog)
                     }
                 }
+                Ok(Event::StateDisk(volumes)) => self.late = Some((volumes, late::Change::default())),
                 Ok(Event::PowerButton) => self.end(Ending::PowerOff, watchdog),
                 Ok(Event::Typed { console, line }) => self.typed(console, &line),
                 Ok(Event::Said { console, line }) => self.say(console, &format!("{line}\r\n")),
                 Ok(Event::Screen) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             self.reap();
+        }
+    }
+
+    /// Has a state disk that came late take RAM's place, once no VM is lost by that.
+    fn take_late(&mut self, options: &Options) {
+        const WAITS: &str =
+            "a disk with the label REBEC-STATE has come: it takes RAM's place as soon as no VM is here, or at the next boot";
+        let Some((volumes, change)) = &mut self.late else { return };
+        let has_vms = fs::read_dir(Path::new(volumes::STATE).join("vms")).is_ok_and(|mut vms| vms.next().is_some());
+        let has_agent = self.agent.as_ref().is_some_and(Agent::is_running);
+        self.notes.retain(|note| note != WAITS);
+        match change.step(Instant::now(), late::Look { has_vms, has_agent }) {
+            Act::Wait => self.notes.push(WAITS.to_owned()),
+            Act::AwaitEnd => {}
+            Act::EndAgent | Act::EndAgain => {
+                if let Some(agent) = &self.agent {
+                    agent.signal(Signal::SIGTERM);
+                }
+            }
+            Act::Take => {
+                match volumes.mount_disk() {
+                    Ok(state) => self.state = Some(state),
+                    Err(why) => self.notes.push(why),
+                }
+                self.late = None;
+                let args = agent_args(options, self.state.as_ref());
+                if let Some(agent) = &mut self.agent {
+                    agent.anew(args, Instant::now());
+                }
+            }
         }
     }
 
@@ -348,7 +407,7 @@ fn watch_screen(events: &SyncSender<Event>, notes: &mut Vec<String>) {
 fn agent_args(options: &Options, state: Option<&State>) -> Vec<String> {
     let mut args: Vec<String> =
         ["agent", "--state", volumes::STATE, "--screen", SCREEN, "--vmm", VMM, "--bring-up-links", "--keep-time"].map(str::to_owned).into();
-    for (name, value) in [("--ip", &options.ip), ("--ntp", &options.ntp), ("--name", &options.hostname)] {
+    for (name, value) in [("--ip", &options.ip), ("--vlan", &options.vlan), ("--ntp", &options.ntp), ("--name", &options.hostname)] {
         args.extend(value.iter().flat_map(|value| [name.to_owned(), value.clone()]));
     }
     if let Some(State::Ram(_)) = state {

@@ -1,5 +1,17 @@
 //! What the kernel's command line asks for.
 
+/// Where state is to be.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// On a disk that is there soon, else in RAM until one comes and nothing of RAM's would be lost.
+    #[default]
+    Any,
+    /// `ram`: no disk is looked for.
+    Ram,
+    /// `disk`: nothing begins before there is one.
+    Disk,
+}
+
 /// Options of the appliance.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -9,10 +21,12 @@ pub struct Options {
     pub hostname: Option<String>,
     /// `rebec.ip=...`, for the agent.
     pub ip: Option<String>,
+    /// `rebec.vlan=...`, for the agent.
+    pub vlan: Option<String>,
     /// `rebec.ntp=...`, for the agent.
     pub ntp: Option<String>,
-    /// `rebec.state=ram`: do not look for a disk to keep state on.
-    pub state_in_ram: bool,
+    /// `rebec.state=...`: where state is to be.
+    pub state: Place,
     /// Words under `rebec.` that mean nothing.
     pub unknown: Vec<String>,
 }
@@ -29,8 +43,10 @@ impl Options {
                 "join" if !value.is_empty() => options.ticket = Some(value),
                 "hostname" if is_hostname(&value) => options.hostname = Some(value),
                 "ip" if !value.is_empty() => options.ip = Some(value),
+                "vlan" if !value.is_empty() => options.vlan = Some(value),
                 "ntp" if !value.is_empty() => options.ntp = Some(value),
-                "state" if value == "ram" => options.state_in_ram = true,
+                "state" if value == "ram" => options.state = Place::Ram,
+                "state" if value == "disk" => options.state = Place::Disk,
                 // The value stays out of it: it may be a ticket.
                 _ => options.unknown.push(format!("rebec.{key}")),
             }
@@ -51,20 +67,21 @@ mod tests {
 
     #[test]
     fn options_are_found_among_other_words() {
-        let line =
-            "console=tty1 rebec.join=rebec1abc quiet rebec.hostname=spare-1 rebec.ip=10.0.0.2/24,10.0.0.1 rebec.ntp=10.0.0.1,fd00::1\n";
+        let line = "console=tty1 rebec.join=rebec1abc quiet rebec.hostname=spare-1 rebec.ip=10.0.0.2/24,10.0.0.1 rebec.vlan=7@eth0 rebec.ntp=10.0.0.1,fd00::1\n";
         let options = Options::parse(line);
         assert_eq!(options.ticket.as_deref(), Some("rebec1abc"));
         assert_eq!(options.hostname.as_deref(), Some("spare-1"));
         assert_eq!(options.ip.as_deref(), Some("10.0.0.2/24,10.0.0.1"));
+        assert_eq!(options.vlan.as_deref(), Some("7@eth0"));
         assert_eq!(options.ntp.as_deref(), Some("10.0.0.1,fd00::1"));
-        assert!(!options.state_in_ram && options.unknown.is_empty());
-        assert!(Options::parse("rebec.state=ram").state_in_ram);
+        assert!(options.state == Place::Any && options.unknown.is_empty());
+        assert_eq!(Options::parse("rebec.state=ram").state, Place::Ram);
+        assert_eq!(Options::parse("rebec.state=disk").state, Place::Disk);
     }
 
     #[test]
     fn what_means_nothing_is_named_without_its_value() {
-        let options = Options::parse("rebec.jion=secret rebec.hostname=a_b rebec.join= rebec.state=disk");
+        let options = Options::parse("rebec.jion=secret rebec.hostname=a_b rebec.join= rebec.state=flash");
         assert_eq!(options.unknown, ["rebec.jion", "rebec.hostname", "rebec.join", "rebec.state"]);
         assert_eq!(Options { unknown: Vec::new(), ..options }, Options::default());
     }

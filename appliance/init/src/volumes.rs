@@ -79,19 +79,24 @@ impl Volumes {
     /// Mounts the place for state.
     pub fn mount_state(&self, asked_for_ram: bool) -> io::Result<State> {
         fs::create_dir_all(STATE)?;
-        let reason = match &self.state {
-            _ if asked_for_ram => "asked for by rebec.state=ram".to_owned(),
-            None => format!("no disk has the label {STATE_LABEL}; give an ext4 partition that label to keep state"),
+        let disk = if asked_for_ram { Err("asked for by rebec.state=ram".to_owned()) } else { self.mount_disk() };
+        disk.or_else(|reason| {
+            mount("tmpfs", STATE, "tmpfs", SAFE, Some(c"mode=0755,size=50%"))?;
+            Ok(State::Ram(reason))
+        })
+    }
+
+    /// Mounts the disk for state, over what is there; or why not.
+    pub fn mount_disk(&self) -> Result<State, String> {
+        match &self.state {
+            None => Err(format!("no disk has the label {STATE_LABEL}; give an ext4 partition that label to keep state")),
             Some((path, kind)) if *kind != Kind::Ext4 => {
-                format!("{} has the label {STATE_LABEL} but is {}; make it ext4", path.display(), kind.name())
+                Err(format!("{} has the label {STATE_LABEL} but is {}; make it ext4", path.display(), kind.name()))
             }
-            Some((path, kind)) => match mount(path, STATE, kind.name(), SAFE, Some(c"errors=remount-ro")) {
-                Ok(()) => return Ok(State::Disk(path.clone())),
-                Err(error) => format!("{} cannot be mounted: {error}; check it with fsck.ext4 on another machine", path.display()),
-            },
-        };
-        mount("tmpfs", STATE, "tmpfs", SAFE, Some(c"mode=0755,size=50%"))?;
-        Ok(State::Ram(reason))
+            Some((path, kind)) => mount(path, STATE, kind.name(), SAFE, Some(c"errors=remount-ro"))
+                .map(|()| State::Disk(path.clone()))
+                .map_err(|error| format!("{} cannot be mounted: {error}; check it with fsck.ext4 on another machine", path.display())),
+        }
     }
 
     /// Copies the seed volume's ticket; whether there was one, or why it could not be read.

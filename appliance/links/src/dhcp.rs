@@ -20,12 +20,15 @@ use tokio::{
 use crate::{
     kernel::{Interface, Kernel},
     lease::{Answer, Client, Lease, Question},
+    wiring::Wiring,
 };
 
 const CLIENT_PORT: u16 = 68;
 const SERVER_PORT: u16 = 67;
 /// Waits between questions (RFC 2131 §4.1, but sooner at first: a switch port may just have come up).
 const WAITS_SECONDS: [u64; 5] = [1, 2, 4, 8, 16];
+/// How long a server has to say whether the lease of before the link was gone still holds.
+const AGAIN_TIME: Duration = Duration::from_secs(2);
 /// Pause between two tries to renew.
 const RENEW_PAUSE: Duration = Duration::from_secs(15);
 const DATAGRAM_BYTES_MAX: usize = 1500;
@@ -43,29 +46,85 @@ pub struct Host<'a> {
     pub hostname: Option<&'a str>,
 }
 
+/// What an interface was given last: it stays there while its link is gone for a moment.
+#[derive(Debug, Clone)]
+pub struct Held {
+    lease: Lease,
+    start: Instant,
+}
+
+impl Held {
+    /// What the interface has of it.
+    pub fn wiring(&self) -> Wiring {
+        Wiring::of_lease(&self.lease)
+    }
+
+    fn is_over(&self) -> bool {
+        self.start.elapsed() >= self.lease.times[2]
+    }
+}
+
 impl Host<'_> {
-    /// Gets a lease and keeps it until it is lost; `tell` hears of it and, with none, of its end. An error says what to do.
-    pub async fn keep_lease(self, tell: impl Fn(Option<&Lease>)) -> Result<(), String> {
+    /// Gets a lease and keeps it until it is lost; `tell` hears of it and, with none, of its end. An error says what to do. `held` is what the
+    /// interface has: whether that is still good is asked first.
+    pub async fn keep_lease(self, held: &mut Option<Held>, tell: impl Fn(Option<&Lease>)) -> Result<(), String> {
         let socket =
             open(&self.interface.name).map_err(|error| format!("port {CLIENT_PORT} for DHCP: {error}; is another DHCP client running?"))?;
         let mut bytes = [0; 4];
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(|error| format!("random number: {error}"))?;
         let client = Client { mac: self.interface.mac, transaction: u32::from_ne_bytes(bytes), hostname: self.hostname };
-        let (mut lease, mut start) = acquire(&socket, &client)
-            .await
-            .ok_or("no DHCP server answers, so there is no IPv4; check the cable, or give an address by --ip")?;
+        let (mut lease, mut start) = match self.first(&socket, &client, held, &tell).await {
+            Some(given) => given,
+            None => return Err("no DHCP server answers, so there is no IPv4; check the cable, or give an address by --ip".to_owned()),
+        };
         loop {
-            let set = self.kernel.set(self.interface.index, (lease.address, lease.length), lease.gateway, self.metric).await;
+            let now = Wiring::of_lease(&lease);
+            let before = held.as_ref().map(Held::wiring);
+            let set = self.kernel.set(self.interface.index, before.as_ref(), &now, self.metric).await;
             set.map_err(|error| format!("set {}/{}: {error}", lease.address, lease.length))?;
+            *held = Some(Held { lease: lease.clone(), start });
             tell(Some(&lease));
             match renew(&socket, &client, &lease, start).await {
-                Some((next, asked)) if next.address == lease.address => (lease, start) = (next, asked),
-                _ => {
-                    self.kernel.remove(self.interface.index, lease.address).await;
-                    tell(None);
-                    return Err(format!("the lease of {} ended", lease.address));
+                Renewed::Given(next, asked) => (lease, start) = (next, asked),
+                ended => {
+                    self.give_up(held, &tell).await;
+                    // Who refuses it is there and may give another at once.
+                    return if let Renewed::Refused = ended { Ok(()) } else { Err(format!("the lease of {} ended", lease.address)) };
                 }
             }
+        }
+    }
+
+    /// The lease to begin with: the one that is held if its server still says so, else a new one, else the one that is held as long as it lasts.
+    async fn first(
+        &self,
+        socket: &UdpSocket,
+        client: &Client<'_>,
+        held: &mut Option<Held>,
+        tell: &impl Fn(Option<&Lease>),
+    ) -> Option<(Lease, Instant)> {
+        if held.as_ref().is_some_and(Held::is_over) {
+            self.give_up(held, tell).await;
+        }
+        if let Some(known) = held.clone() {
+            let asked = Instant::now();
+            match exchange(socket, client, Question::Again(&known.lease), Ipv4Addr::BROADCAST, asked + AGAIN_TIME).await {
+                Some(Answer::Given(lease)) => return Some((lease, asked)),
+                // It is another network.
+                Some(_) => self.give_up(held, tell).await,
+                None => {}
+            }
+        }
+        match acquire(socket, client).await {
+            Some(given) => Some(given),
+            None => held.clone().filter(|held| !held.is_over()).map(|held| (held.lease, held.start)),
+        }
+    }
+
+    async fn give_up(&self, held: &mut Option<Held>, tell: &impl Fn(Option<&Lease>)) {
+        if let Some(held) = held.take() {
+            self.kernel.remove(self.interface.index, &held.wiring()).await;
+            tell(None);
         }
     }
 }
@@ -84,8 +143,18 @@ async fn acquire(socket: &UdpSocket, client: &Client<'_>) -> Option<(Lease, Inst
     None
 }
 
-/// Waits for the time to renew, and does; none when the lease is lost.
-async fn renew(socket: &UdpSocket, client: &Client<'_>, lease: &Lease, start: Instant) -> Option<(Lease, Instant)> {
+/// What came of the wish to keep a lease.
+enum Renewed {
+    /// It is kept, since it was asked for; its address and roads may be others.
+    Given(Lease, Instant),
+    /// It is not.
+    Refused,
+    /// Nobody answered until its end.
+    Ended,
+}
+
+/// Waits for the time to renew, and does.
+async fn renew(socket: &UdpSocket, client: &Client<'_>, lease: &Lease, start: Instant) -> Renewed {
     let [first, any, end] = lease.times.map(|time| start + time);
     sleep_until(first).await;
     while Instant::now() < end {
@@ -93,12 +162,12 @@ async fn renew(socket: &UdpSocket, client: &Client<'_>, lease: &Lease, start: In
         let server = if asked < any { lease.server } else { Ipv4Addr::BROADCAST };
         let until = (asked + RENEW_PAUSE).min(end);
         match exchange(socket, client, Question::Renew(lease), server, until).await {
-            Some(Answer::Given(lease)) => return Some((lease, asked)),
-            Some(Answer::Refused) => return None,
+            Some(Answer::Given(lease)) => return Renewed::Given(lease, asked),
+            Some(Answer::Refused) => return Renewed::Refused,
             _ => sleep_until(until).await,
         }
     }
-    None
+    Renewed::Ended
 }
 
 /// Asks and waits for the answer that fits.

@@ -6,13 +6,17 @@ use std::{
 };
 
 use futures_util::stream::TryStreamExt as _;
+use nix::libc;
 use rtnetlink::{
-    Error, Handle, LinkUnspec, RouteMessageBuilder,
+    Error, Handle, LinkUnspec, LinkVlan, RouteMessageBuilder,
     packet_route::{
         address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
         link::{LinkAttribute, LinkFlags, LinkMessage},
+        route::{RouteMessage, RouteScope},
     },
 };
+
+use crate::wiring::{Road, Wiring};
 
 /// A connection to the kernel.
 pub struct Kernel {
@@ -65,30 +69,68 @@ impl Kernel {
         }
     }
 
+    /// Has the kernel pass over roads of this interface while it has no carrier: another may have them too.
+    pub fn heed_carrier(&self, name: &str) {
+        fs::write(format!("/proc/sys/net/ipv4/conf/{name}/ignore_routes_with_linkdown"), "1").ok();
+    }
+
     /// Its IPv6 addresses that others can reach: not those of the link alone, nor those not yet known to be its own.
     pub async fn ipv6(&self, index: u32) -> Result<Vec<(Ipv6Addr, u8)>, Error> {
         let messages: Vec<AddressMessage> = self.handle.address().get().set_link_index_filter(index).execute().try_collect().await?;
         Ok(messages.iter().filter_map(reachable).collect())
     }
 
-    /// Gives an interface an address and, through it, a way to the world.
-    pub async fn set(&self, index: u32, address: (Ipv4Addr, u8), gateway: Option<Ipv4Addr>, metric: u32) -> Result<(), Error> {
-        self.handle.address().add(index, IpAddr::V4(address.0), address.1).replace().execute().await?;
-        if let Some(gateway) = gateway {
-            let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(index).priority(metric).build();
-            self.handle.route().add(route).replace().execute().await?;
+    /// Gives an interface an address and the roads behind it, and takes away what it had before of that and is not to have any more.
+    pub async fn set(&self, index: u32, before: Option<&Wiring>, now: &Wiring, metric: u32) -> Result<(), Error> {
+        let (address, length) = now.address;
+        self.handle.address().add(index, IpAddr::V4(address), length).replace().execute().await?;
+        for road in &now.roads {
+            self.handle.route().add(route(index, address, road, metric)).replace().execute().await?;
+        }
+        let Some(before) = before else { return Ok(()) };
+        if before.address != now.address {
+            // Its roads go with it.
+            self.remove(index, before).await;
+            return Ok(());
+        }
+        for gone in before.roads.iter().filter(|road| !now.roads.iter().any(|other| other.to == road.to)) {
+            // One that is gone already is as good.
+            self.handle.route().del(route(index, address, gone, metric)).execute().await.ok();
         }
         Ok(())
     }
 
-    /// Takes an address away, and the routes through it; one that is gone already is as good.
-    pub async fn remove(&self, index: u32, address: Ipv4Addr) {
+    /// Takes an address away, and the roads that were behind it; what is gone already is as good.
+    pub async fn remove(&self, index: u32, wiring: &Wiring) {
         let mut messages = self.handle.address().get().set_link_index_filter(index).execute();
         while let Ok(Some(message)) = messages.try_next().await {
-            if message.attributes.contains(&AddressAttribute::Local(IpAddr::V4(address))) {
+            let is_it = message.attributes.contains(&AddressAttribute::Local(IpAddr::V4(wiring.address.0)));
+            if is_it && message.header.prefix_len == wiring.address.1 {
                 self.handle.address().del(message).execute().await.ok();
             }
         }
+    }
+
+    /// Makes the interface of a VLAN on a link; one that is there already is as good.
+    pub async fn add_vlan(&self, link: u32, name: &str, id: u16) -> Result<(), Error> {
+        match self.handle.link().add(LinkVlan::new(name, link, id).up().build()).execute().await {
+            Err(Error::NetlinkError(error)) if error.raw_code() == -libc::EEXIST => Ok(()),
+            made => made,
+        }
+    }
+}
+
+/// A road whose going is bound to its address: the kernel takes it away with that.
+fn route(index: u32, address: Ipv4Addr, road: &Road, metric: u32) -> RouteMessage {
+    let (to, length) = road.to;
+    let mut route = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).priority(metric).pref_source(address);
+    if length > 0 {
+        route = route.destination_prefix(to, length);
+    }
+    match road.gateway {
+        Some(gateway) if road.is_on_link => route.gateway(gateway).onlink().build(),
+        Some(gateway) => route.gateway(gateway).build(),
+        None => route.scope(RouteScope::Link).build(),
     }
 }
 

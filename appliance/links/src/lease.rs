@@ -11,6 +11,8 @@ use dhcproto::{
 const LEASE_SECONDS: std::ops::RangeInclusive<u32> = 60..=(30 * 24 * 3600);
 const NAME_SERVERS_MAX: usize = 3;
 const TIME_SERVERS_MAX: usize = 4;
+/// Routes of one lease: as many as fit into its option.
+const ROUTES_MAX: usize = 64;
 
 /// Who asks.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +34,8 @@ pub struct Lease {
     pub length: u8,
     /// The first router.
     pub gateway: Option<Ipv4Addr>,
+    /// Networks and the routers to them (RFC 3442); zeros where they are on the link. If there are any, the router above does not count.
+    pub routes: Vec<((Ipv4Addr, u8), Ipv4Addr)>,
     /// Name servers.
     pub name_servers: Vec<Ipv4Addr>,
     /// Time servers (RFC 2132 §8.3).
@@ -62,6 +66,8 @@ pub enum Question<'a> {
     Request(&'a Lease),
     /// The one we have, again.
     Renew(&'a Lease),
+    /// The one we had before the link was gone: is this still its network? (RFC 2131 §4.3.2, INIT-REBOOT.)
+    Again(&'a Lease),
 }
 
 impl Client<'_> {
@@ -85,7 +91,17 @@ impl Client<'_> {
             options.insert(DhcpOption::RequestedIpAddress(lease.address));
             options.insert(DhcpOption::ServerIdentifier(lease.server));
         }
-        let wanted = vec![OptionCode::SubnetMask, OptionCode::Router, OptionCode::DomainNameServer, OptionCode::NtpServers];
+        if let Question::Again(lease) = question {
+            options.insert(DhcpOption::RequestedIpAddress(lease.address));
+        }
+        // Routes before routers (RFC 3442).
+        let wanted = vec![
+            OptionCode::SubnetMask,
+            OptionCode::ClasslessStaticRoute,
+            OptionCode::Router,
+            OptionCode::DomainNameServer,
+            OptionCode::NtpServers,
+        ];
         options.insert(DhcpOption::ParameterRequestList(wanted));
         if let Some(name) = self.hostname {
             options.insert(DhcpOption::Hostname(name.to_owned()));
@@ -130,6 +146,12 @@ fn lease(message: &Message) -> Option<Lease> {
         Some(DhcpOption::Router(routers)) => routers.first().copied(),
         _ => None,
     };
+    let routes = match get(OptionCode::ClasslessStaticRoute) {
+        Some(DhcpOption::ClasslessStaticRoute(routes)) => {
+            routes.iter().map(|(net, gateway)| ((net.addr(), net.prefix_len()), *gateway)).take(ROUTES_MAX).collect()
+        }
+        _ => Vec::new(),
+    };
     let name_servers = match get(OptionCode::DomainNameServer) {
         Some(DhcpOption::DomainNameServer(servers)) => servers.iter().copied().take(NAME_SERVERS_MAX).collect(),
         _ => Vec::new(),
@@ -142,7 +164,7 @@ fn lease(message: &Message) -> Option<Lease> {
     let length = u8::try_from(length).ok()?;
     // T1 and T2 as RFC 2131 §4.4.5 has them by default.
     let times = [end / 2, end / 8 * 7, end];
-    usable.then_some(Lease { address, length, gateway, name_servers, time_servers, server: *server, times })
+    usable.then_some(Lease { address, length, gateway, routes, name_servers, time_servers, server: *server, times })
 }
 
 #[cfg(test)]
@@ -175,6 +197,29 @@ mod tests {
         assert_eq!(lease.time_servers, servers[..TIME_SERVERS_MAX]);
         assert_eq!((lease.address, lease.length, lease.gateway), ([10, 0, 0, 9].into(), 22, None));
         assert_eq!(lease.times.map(|time| time.as_secs()), [1800, 3150, 3600]);
+    }
+
+    #[test]
+    fn routes_stand_in_place_of_the_router() {
+        let net = |text: &str| text.parse().unwrap();
+        let bytes = answer(|message| {
+            let routes = vec![
+                (net("10.20.0.0/16"), [10, 0, 0, 7].into()),
+                (net("192.168.9.0/24"), [0, 0, 0, 0].into()),
+                (net("0.0.0.0/0"), [10, 9, 9, 9].into()),
+            ];
+            message.opts_mut().insert(DhcpOption::ClasslessStaticRoute(routes));
+            message.opts_mut().insert(DhcpOption::Router(vec![[10, 0, 0, 1].into()]));
+        });
+        let Some(Answer::Given(lease)) = CLIENT.hear(&bytes) else { panic!("no lease") };
+        let wiring = crate::wiring::Wiring::of_lease(&lease);
+        assert_eq!((wiring.address, wiring.gateway()), (([10, 0, 0, 9].into(), 22), Some([10, 9, 9, 9].into())));
+        let roads: Vec<_> = wiring.roads.iter().map(|road| (road.to.1, road.gateway.is_some(), road.is_on_link)).collect();
+        assert_eq!(roads, [(24, false, false), (16, true, false), (0, true, true)]);
+
+        let bytes = answer(|message| drop(message.opts_mut().insert(DhcpOption::Router(vec![[10, 0, 0, 1].into()]))));
+        let Some(Answer::Given(lease)) = CLIENT.hear(&bytes) else { panic!("no lease") };
+        assert_eq!(crate::wiring::Wiring::of_lease(&lease).gateway(), Some([10, 0, 0, 1].into()));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Brings up a host's network links for the agent, every physical interface up, addresses by DHCPv4 or as told, and keeps its clock right.
 //!
 //! ```text
-//! policy   what is wanted: `--ip ADDRESS/LENGTH[,GATEWAY]`, or DHCP
+//! policy   what is wanted: `--ip ADDRESS/LENGTH[,GATEWAY][@LINK]`, or DHCP; `--vlan NUMBER[@LINK]`
 //! lease    DHCP's messages (RFC 2131), pure
+//! wiring   the address and the roads of one interface, pure
 //! dhcp     getting and keeping a lease on one interface
 //! kernel   interfaces, addresses and routes by rtnetlink
+//! changes  when links, addresses and routes change, whoever changes them
 //! time     the clock, by time servers that DHCP or the user names
 //! ```
 //! IPv6 addresses come by router advertisements, which the kernel handles itself once it is told to; they are watched and told, and no link
@@ -26,15 +28,23 @@ mod policy;
 
 mod lease;
 
+mod wiring;
+
 mod dhcp;
 
 mod kernel;
 
+mod changes;
+
 pub mod time;
 
-pub use policy::{Addressing, PolicyError, Static};
+pub use changes::Changes;
 
+pub use policy::{Addressing, PolicyError, Static, Vlan, VlanError};
+
+use dhcp::Held;
 use kernel::{Interface, Kernel};
+use wiring::Wiring;
 
 /// How often new interfaces and lost carriers are looked for.
 const LOOK: Duration = Duration::from_secs(1);
@@ -51,6 +61,8 @@ const METRIC: u32 = 100;
 pub struct Policy {
     /// How addresses are found.
     pub addressing: Addressing,
+    /// VLANs that links carry: such a link is addressed on them alone.
+    pub vlans: Vec<Vlan>,
     /// The name that DHCP servers are told.
     pub hostname: Option<String>,
     /// Where name servers are written, in the form of resolv.conf(5).
@@ -146,8 +158,12 @@ pub async fn bring_up(policy: Policy, tell: impl Fn(LinkState)) -> Result<(), Li
         tokio::select! {
             _ = look.tick() => {
                 let present = kernel.interfaces().await.map_err(LinksError::List)?;
+                let vlans = present.iter().filter(|link| is_wanted(&policy, link)).flat_map(|link| {
+                    policy.vlans.iter().filter(|vlan| vlan.is_on(&link.name)).map(|vlan| vlan.name_on(&link.name))
+                });
+                let vlans: Vec<String> = vlans.collect();
                 for interface in present {
-                    if !known.contains(&interface.index) && wanted(&policy, &interface) {
+                    if !known.contains(&interface.index) && (is_wanted(&policy, &interface) || vlans.contains(&interface.name)) {
                         known.push(interface.index);
                         links.push(keep_up(&kernel, &policy, &names, &fixed, interface, &tell));
                     }
@@ -158,7 +174,7 @@ pub async fn bring_up(policy: Policy, tell: impl Fn(LinkState)) -> Result<(), Li
     }
 }
 
-fn wanted(policy: &Policy, interface: &Interface) -> bool {
+fn is_wanted(policy: &Policy, interface: &Interface) -> bool {
     match &policy.only {
         Some(names) => names.contains(&interface.name),
         None => interface.name == "lo" || PathBuf::from("/sys/class/net").join(&interface.name).join("device").exists(),
@@ -175,7 +191,11 @@ async fn keep_up(
     tell: &impl Fn(LinkState),
 ) -> u32 {
     let say = |progress| tell(LinkState { interface: interface.name.clone(), progress });
-    kernel.hear_routers(&interface.name);
+    kernel.heed_carrier(&interface.name);
+    let carried: Vec<_> = policy.vlans.iter().filter(|vlan| vlan.is_on(&interface.name)).collect();
+    if carried.is_empty() {
+        kernel.hear_routers(&interface.name);
+    }
     if let Err(error) = kernel.up(interface.index).await {
         say(Progress::Failed(format!("{} cannot be switched on: {error}; check its driver", interface.name)));
         tokio::time::sleep(AGAIN).await;
@@ -184,10 +204,14 @@ async fn keep_up(
     if interface.name == "lo" {
         return std::future::pending().await;
     }
+    if !carried.is_empty() {
+        return carry(kernel, &interface, &carried, &say).await;
+    }
     let metric = METRIC + interface.index;
     let (mut pause, mut told_no_carrier) = (LOOK_FIRST, false);
     // A network without IPv4 stays so: that DHCP is asked in vain is told once.
     let (mut failure, mut ipv6) = (None, Vec::new());
+    let mut held: Option<Held> = None;
     loop {
         match kernel.interface(interface.index).await {
             None => return interface.index,
@@ -206,14 +230,15 @@ async fn keep_up(
         let served = async {
             match &policy.addressing {
                 Addressing::Static(wanted) => {
+                    if wanted.link.as_ref().is_some_and(|link| *link != interface.name) {
+                        return std::future::pending().await;
+                    }
                     let _alone = fixed.lock().await;
-                    kernel
-                        .set(interface.index, (wanted.address, wanted.length), wanted.gateway, metric)
-                        .await
-                        .map_err(|error| error.to_string())?;
-                    say(Progress::Ready { address: (wanted.address, wanted.length), gateway: wanted.gateway, time_servers: Vec::new() });
+                    let wiring = Wiring::of_static(wanted);
+                    kernel.set(interface.index, None, &wiring, metric).await.map_err(|error| error.to_string())?;
+                    say(Progress::Ready { address: wiring.address, gateway: wanted.gateway, time_servers: Vec::new() });
                     carrier_lost(kernel, interface.index).await;
-                    kernel.remove(interface.index, wanted.address).await;
+                    kernel.remove(interface.index, &wiring).await;
                     Ok(())
                 }
                 Addressing::Dhcp => {
@@ -221,12 +246,13 @@ async fn keep_up(
                         say(Progress::Asking);
                     }
                     let host = dhcp::Host { kernel, interface: &interface, metric, hostname: policy.hostname.as_deref() };
-                    host.keep_lease(|lease| {
+                    host.keep_lease(&mut held, |lease| {
                         names.lock().insert(interface.name.clone(), lease.map(|lease| lease.name_servers.clone()).unwrap_or_default());
                         write_names(policy, names);
                         if let Some(lease) = lease {
                             let time_servers = lease.time_servers.clone();
-                            say(Progress::Ready { address: (lease.address, lease.length), gateway: lease.gateway, time_servers });
+                            let wiring = Wiring::of_lease(lease);
+                            say(Progress::Ready { address: wiring.address, gateway: wiring.gateway(), time_servers });
                         }
                     })
                     .await
@@ -246,6 +272,22 @@ async fn keep_up(
             () = carrier_lost(kernel, interface.index), if policy.addressing == Addressing::Dhcp => {}
         }
     }
+}
+
+/// Keeps the interfaces of a link's VLANs there, which are addressed as links of their own; returns its index when it is gone.
+async fn carry(kernel: &Kernel, link: &Interface, vlans: &[&Vlan], say: &impl Fn(Progress)) -> u32 {
+    let mut told = false;
+    while kernel.interface(link.index).await.is_some() {
+        for vlan in vlans {
+            if let Err(error) = kernel.add_vlan(link.index, &vlan.name_on(&link.name), vlan.id).await
+                && !std::mem::replace(&mut told, true)
+            {
+                say(Progress::Failed(format!("{}: VLAN {} cannot be made: {error}; does its driver know VLANs?", link.name, vlan.id)));
+            }
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+    link.index
 }
 
 /// Tells of IPv6 addresses whenever they change; never ends.
@@ -283,7 +325,7 @@ mod tests {
     #[test]
     fn it_can_be_spawned() {
         fn spawnable(_: impl Future<Output = Result<(), LinksError>> + Send) {}
-        let policy = Policy { addressing: Addressing::Dhcp, hostname: None, resolv_conf: PathBuf::new(), only: None };
+        let policy = Policy { addressing: Addressing::Dhcp, vlans: vec![], hostname: None, resolv_conf: PathBuf::new(), only: None };
         spawnable(bring_up(policy, |_| ()));
     }
 

@@ -5,6 +5,7 @@
 use std::{
     collections::HashMap,
     io,
+    net::SocketAddr,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -76,14 +77,12 @@ impl Bulk {
         }
     }
 
+    /// The first of its addresses where somebody proves to be it: at one of them may be another host, or this one.
     async fn attempt(&self, peer: &Peer) -> Result<TlsStream<TcpStream>> {
-        let attempts: Vec<_> = peer.dialled().iter().map(|address| Box::pin(TcpStream::connect(*address))).collect();
-        anyhow::ensure!(!attempts.is_empty(), "no address of it is known");
-        let (tcp, _) = timeout(TCP_TIME, select_ok(attempts)).await.context("it does not answer")??;
-        tcp.set_nodelay(true)?;
-        watch_over(&tcp)?;
         let connector = TlsConnector::from(Arc::new(self.holder.client_of(peer.key.0)?));
-        Ok(timeout(CONNECT_TIME, connector.connect(rebec_tls::server_name(), tcp)).await.context("its handshake takes too long")??)
+        let attempts: Vec<_> = peer.dialled().iter().map(|address| Box::pin(attempt_at(*address, connector.clone()))).collect();
+        anyhow::ensure!(!attempts.is_empty(), "no address of it is known");
+        Ok(select_ok(attempts).await?.0)
     }
 
     /// Tries every host again.
@@ -97,6 +96,14 @@ impl Bulk {
     pub(crate) fn is_unreached(&self, key: &Key) -> bool {
         lock(&self.unreached).contains_key(key)
     }
+}
+
+async fn attempt_at(address: SocketAddr, connector: TlsConnector) -> Result<TlsStream<TcpStream>> {
+    let tcp = timeout(TCP_TIME, TcpStream::connect(address)).await.with_context(|| format!("{address} does not answer"))??;
+    tcp.set_nodelay(true)?;
+    watch_over(&tcp)?;
+    let handshake = timeout(CONNECT_TIME, connector.connect(rebec_tls::server_name(), tcp)).await;
+    handshake.with_context(|| format!("the handshake with {address} takes too long"))?.with_context(|| format!("{address}"))
 }
 
 /// Listens on all addresses.

@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
@@ -184,9 +184,18 @@ impl Mesh {
 
 async fn dial(endpoint: &Endpoint, peer: &Peer) -> Result<Connection> {
     let id = PublicKey::from_bytes(&peer.key.0).context("its key is not one")?;
-    anyhow::ensure!(!peer.dialled().is_empty(), "no address of it is known");
-    let address = peer.dialled().iter().fold(EndpointAddr::new(id), |address, one| address.with_ip_addr(*one));
+    let ports: Vec<u16> = endpoint.bound_sockets().iter().map(SocketAddr::port).collect();
+    let is_other = |address: &&SocketAddr| !(ports.contains(&address.port()) && is_own(address.ip()));
+    let others: Vec<_> = peer.dialled().iter().filter(is_other).copied().collect();
+    anyhow::ensure!(!others.is_empty(), "no address of it is known that is not this host's own");
+    let address = others.into_iter().fold(EndpointAddr::new(id), EndpointAddr::with_ip_addr);
     Ok(tokio::time::timeout(CONNECT_TIME, endpoint.connect(address, ALPN)).await.context("it does not answer")??)
+}
+
+/// Whether an address is this host's: a bridge for containers has the same one on every host, and who dials it there meets itself, whose wrong key ends
+/// the handshake for all addresses. Only what is the host's own can be bound.
+fn is_own(address: IpAddr) -> bool {
+    std::net::UdpSocket::bind((address, 0)).is_ok()
 }
 
 impl Link for Connection {

@@ -65,6 +65,15 @@ impl NetLab {
         Ok(lab)
     }
 
+    /// Plugs a further link of a machine into the switch; it is up and has no address.
+    pub fn plug(&self, machine: &Machine, device: &str) -> Result<()> {
+        let outside = format!("{}{device}", port_name(machine.port));
+        self.switch.ip(&["link", "add", &outside, "type", "veth", "peer", "name", device, "netns", &machine.namespace.name])?;
+        self.switch.ip(&["link", "set", &outside, "master", "switch", "up"])?;
+        machine.ip(&["link", "set", device, "up"])?;
+        Ok(())
+    }
+
     /// Gives every machine's link a rate, both ways; none is as fast as it goes.
     pub fn shape(&self, rate_mbit: Option<u32>) -> Result<()> {
         self.machines.iter().try_for_each(|machine| self.shape_one(machine, rate_mbit))

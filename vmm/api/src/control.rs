@@ -194,6 +194,11 @@ pub enum Command {
         /// The other port's endpoint.
         endpoint: SocketAddrV4,
     },
+    /// Tell every port of this VM the address that its host is reached at from now on: frames leave from there.
+    Underlay {
+        /// That address.
+        address: Ipv4Addr,
+    },
     /// Move the VM over the connections passed with the request: the first for control, the others as streams.
     Migrate(MigrateOptions),
     /// Let the vCPUs run until an instant of CLOCK_BOOTTIME, which both sides have in common: a line that is read late grants nothing.
@@ -207,7 +212,7 @@ pub enum Command {
 
 impl Command {
     /// What each is called on a line.
-    const NAMES: [&str; 15] = [
+    const NAMES: [&str; 16] = [
         "status",
         "arrival",
         "pause",
@@ -220,6 +225,7 @@ impl Command {
         "fdb-remove",
         "peer-key",
         "peer-key-remove",
+        "underlay",
         "migrate",
         "lease",
         "donate",
@@ -237,6 +243,13 @@ pub struct MigrateOptions {
     /// Highest rate the move may use; none is as fast as the link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth_mbit_max: Option<u32>,
+    /// How far the target's clock is ahead of this host's, if that is known and matters: the guest's clock is to go on as if it were not.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub clock_ahead_ms: i64,
+}
+
+fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 impl MigrateOptions {
@@ -400,7 +413,7 @@ mod tests {
     #[test]
     fn lines_read_as_documented() {
         let line = |request: &Request| serde_json::to_string(request).unwrap();
-        let migrate = Command::Migrate(MigrateOptions { streams: 2, downtime_ms_max: 300, bandwidth_mbit_max: None });
+        let migrate = Command::Migrate(MigrateOptions { streams: 2, downtime_ms_max: 300, bandwidth_mbit_max: None, clock_ahead_ms: 0 });
         assert_eq!(line(&Request::new(1, Command::Status)), r#"{"id":1,"do":"status"}"#);
         assert_eq!(line(&Request::new(2, migrate.clone())), r#"{"id":2,"do":"migrate","streams":2,"downtime_ms_max":300}"#);
         let parsed: Request = serde_json::from_str(r#"{"id":2,"do":"migrate","streams":2}"#).unwrap();
@@ -443,7 +456,8 @@ mod tests {
             let told = Request::read(format!(r#"{{"id":7,"do":"{name}"}}"#).as_bytes());
             assert!(
                 told.is_ok_and(|request| request.id == 7)
-                    || ["resize-disk", "fdb-add", "fdb-remove", "peer-key", "peer-key-remove", "migrate", "lease"].contains(&name),
+                    || ["resize-disk", "fdb-add", "fdb-remove", "peer-key", "peer-key-remove", "underlay", "migrate", "lease"]
+                        .contains(&name),
                 "{name}"
             );
         }

@@ -55,6 +55,7 @@ pub use self::{
     machine::Machine,
     populate::Populated,
     ram::{GuestRam, PopulatedWalk, Ram},
+    saved::clock::told_by_clock_ahead,
     system::open_kvm,
     vcpu::{Bus, Vcpu, VcpuExit},
     wires::Wires,

@@ -3,12 +3,12 @@
 use std::{io, rc::Rc, sync::Arc};
 
 use anyhow::{Context, Result, anyhow};
-use rebec_boot::{Content, KernelImage};
+use rebec_boot::{Content, KernelError, KernelImage};
 use rebec_bootable::{ReadAt, Start};
 use rebec_devices::disk::Disk;
 
 use crate::{
-    open::{BootFiles, Named},
+    open::{BootFiles, BootGiven, KnownKernel, Named},
     vm::Vm,
 };
 
@@ -19,13 +19,15 @@ const CONSOLE: &str = "console=ttyS0";
 pub struct BootPlan {
     /// None: the disk's own word counts, as it is at each start.
     files: Option<BootFiles>,
+    known: Option<KnownKernel>,
     cmdline: String,
 }
 
 impl BootPlan {
     /// A plan from open files, or from the VM's first disk.
-    pub fn new(files: Option<BootFiles>, cmdline: &str) -> Self {
-        Self { files, cmdline: cmdline.to_owned() }
+    pub fn new(given: BootGiven, cmdline: &str) -> Self {
+        let BootGiven { files, known } = given;
+        Self { files, known, cmdline: cmdline.to_owned() }
     }
 
     /// Loads the kernel into a machine that has not run. The kernel's image is dropped afterwards: it is as large as the
@@ -50,7 +52,7 @@ impl BootPlan {
         let disk = vm.disks().first().context("there is neither a kernel nor a disk to start from")?;
         let Start { kernel, initramfs, cmdline, from, forget } = start_of(disk)?;
         let place = || format!("disk {}: the kernel of {from}", disk.name());
-        let image = KernelImage::from_bytes(kernel).with_context(place)?;
+        let image = unpacked(kernel, self.known.as_ref()).with_context(place)?;
         let cmdline = with_console(&cmdline, &self.cmdline);
         log::info!("disk {}: starts {from}: {cmdline}", disk.name());
         vm.boot(&image, initramfs.map(Content::from_bytes).as_ref(), &cmdline).with_context(place)?;
@@ -59,6 +61,14 @@ impl BootPlan {
             written.with_context(|| format!("disk {}: forget that {from} was to start once", disk.name()))?;
         }
         Ok(())
+    }
+}
+
+/// The kernel that a disk has; unpacked before, where it is known. What the guest put in its place is another.
+pub fn unpacked(packed: Vec<u8>, known: Option<&KnownKernel>) -> Result<KernelImage, KernelError> {
+    match known.filter(|known| known.is_of(&packed)) {
+        Some(known) => KernelImage::from_file(&known.file),
+        None => KernelImage::from_bytes(packed),
     }
 }
 

@@ -110,6 +110,9 @@ pub struct BootOptions {
     /// Keep unpacked kernels in this folder: a bzImage that was started from before need not be unpacked again
     #[arg(long, value_name = "DIR", requires = "kernel")]
     pub kernel_cache: Option<PathBuf>,
+    /// What `unpack --disk` made of an image that the first disk stands on: if the disk still has that kernel, it need not be unpacked again
+    #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
+    pub unpacked_kernel: Option<Handle>,
     /// Initial RAM disk handed to the kernel
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub initramfs: Option<Handle>,
@@ -120,10 +123,14 @@ pub struct BootOptions {
 
 /// Options of `unpack`.
 #[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
 pub struct UnpackOptions {
     /// A Linux bzImage (a distribution's vmlinuz)
     #[arg(value_name = "FILE")]
-    pub kernel: Handle,
+    pub kernel: Option<Handle>,
+    /// A disk image that stands alone: the kernel that would start from it, for --unpacked-kernel
+    #[arg(long, value_name = "FILE")]
+    pub disk: Option<Handle>,
 }
 
 /// Options of `digests`.
@@ -144,6 +151,9 @@ pub struct JudgeOptions {
     /// A disk image that stands alone: whether a VM can use it and, without --kernel, what would start from it
     #[arg(long, value_name = "FILE")]
     pub disk: Option<Handle>,
+    /// What `unpack --disk` made of it, as a start would use it
+    #[arg(long, value_name = "FILE", requires = "disk", conflicts_with = "kernel")]
+    pub unpacked_kernel: Option<Handle>,
 }
 
 /// Options of `receive`.

@@ -60,7 +60,7 @@ pub fn outgoing(held: &Held, options: MigrateOptions) -> Result<Box<Outgoing>> {
         downtime_max: Duration::from_millis(options.downtime_ms_max.into()),
         bytes_per_second_max: options.bandwidth_mbit_max.map(|mbit| u64::from(mbit) * 1_000_000 / 8),
     });
-    Ok(Box::new(outgoing.speaking(later::moves())))
+    Ok(Box::new(outgoing.speaking(later::moves()).where_clock_is_ahead(options.clock_ahead_ms)))
 }
 
 /// A thread that waits for a VM to move; it gives it to `back`. Made before the VM is given away: a machine out of threads must not cost the VM.

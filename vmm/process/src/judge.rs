@@ -14,7 +14,7 @@ use rebec_boot::KernelImage;
 use rebec_vmm_api::judgement::{DiskJudgement, Judgement, StartJudgement};
 
 use crate::{
-    boot_plan::start_of,
+    boot_plan::{start_of, unpacked},
     cli::JudgeOptions,
     open,
     seal::{SealOptions, seal},
@@ -54,7 +54,7 @@ const CONTAINERS: [(usize, &[u8], &str, &str); 20] = [
 
 /// Runs the command.
 pub fn run(options: &JudgeOptions) -> Result<ExitCode> {
-    let (kernel, disk) = open::for_judging(options)?;
+    let (kernel, disk, known) = open::for_judging(options)?;
     let mut out = io::stdout().lock();
     let _sealed = seal(SealOptions::default())?;
     let mut judgement = Judgement::default();
@@ -69,7 +69,7 @@ pub fn run(options: &JudgeOptions) -> Result<ExitCode> {
         if kernel.is_none() {
             let start = start_of(&disk)?;
             let image =
-                KernelImage::from_bytes(start.kernel).with_context(|| format!("disk {}: the kernel of {}", disk.name(), start.from))?;
+                unpacked(start.kernel, known.as_ref()).with_context(|| format!("disk {}: the kernel of {}", disk.name(), start.from))?;
             let (kernel, initramfs_bytes) = (image.format().to_string(), start.initramfs.map_or(0, |bytes| bytes.len() as u64));
             judgement.start = Some(StartJudgement { from: start.from, kernel, initramfs_bytes, cmdline: start.cmdline });
         }

@@ -311,6 +311,10 @@ impl Owner {
             Command::FdbRemove { mac } => self.edit_fdb(|lan| lan.fdb_remove(mac)),
             Command::PeerKey { net, endpoint, key } => self.edit_keys(net, |lan| lan.peer_key_add(endpoint, key)),
             Command::PeerKeyRemove { net, endpoint } => self.edit_keys(net, |lan| lan.peer_key_remove(endpoint)),
+            Command::Underlay { address } => {
+                let told = self.lans.iter().try_for_each(|lan| lan.leave_from(address));
+                told.map(|()| Answer::Done).map_err(|error| failed(error.to_string()))
+            }
             Command::PowerButton => self.press_power_button(),
             Command::Cancel => self.cancel(),
             Command::Lease { until_ms } => self.extend(until_ms),

@@ -35,9 +35,9 @@ use crate::{
 
 /// Runs the command.
 pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
-    let (opened, doors, files) = open::for_receive(options)?;
-    let has_start = files.is_some() || !options.shared.disks.is_empty();
-    let plan = has_start.then(|| BootPlan::new(files, &options.boot.cmdline));
+    let (opened, doors, given) = open::for_receive(options)?;
+    let has_start = given.files.is_some() || !options.shared.disks.is_empty();
+    let plan = has_start.then(|| BootPlan::new(given, &options.boot.cmdline));
     let stop = opened.seal()?;
     let (sender, events) = sync_channel(EVENTS_MAX);
     let mut ledger = LedgerFile::open(opened.ledger)?;

@@ -26,7 +26,7 @@ use crate::{
 
 /// Runs the command.
 pub fn run(options: &RunOptions) -> Result<ExitCode> {
-    let (opened, files) = open::for_run(options)?;
+    let (opened, given) = open::for_run(options)?;
     let stop = opened.seal()?;
     let (sender, events) = sync_channel(EVENTS_MAX);
     let mut ledger = LedgerFile::open(opened.ledger)?;
@@ -38,7 +38,7 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let lease = Lease::new(options.shared.lease);
     let (console, report) = (services.console.clone(), event::machine_report(sender.clone()));
     let host = Host { kvm: opened.kvm, disks, lans: lans.clone(), console, lease: lease.clone(), report };
-    let plan = BootPlan::new(files, &options.boot.cmdline);
+    let plan = BootPlan::new(given, &options.boot.cmdline);
     let cold = ColdStart { size: MachineSize { memory: options.memory, vcpus: options.vcpus }, host, bases, plan };
     let owner = match word {
         Word::Mine(record) => {

@@ -26,7 +26,7 @@ use tokio::{
 use super::{Caller, answer::Failure, forward, rights, vms};
 use crate::{
     agent::Agent,
-    vm::{LocalVm, arrive, depart},
+    vm::{LocalVm, arrive, clock, depart},
 };
 
 /// Of the console's text, what is shown where nobody says how much.
@@ -182,5 +182,5 @@ pub async fn arrival(
         }
         drop(open);
     });
-    Ok(switching())
+    Ok(([(clock::HEADER, clock::now_ms().to_string())], switching()).into_response())
 }

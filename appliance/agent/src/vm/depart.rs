@@ -33,7 +33,12 @@ use rebec_vmm_api::{
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{LocalVm, Vms, control::Control, failed, lease, look};
+use super::{
+    LocalVm, Vms,
+    clock::{self, Reading},
+    control::Control,
+    failed, lease, look,
+};
 use crate::{
     chance::random,
     errand,
@@ -115,9 +120,14 @@ pub async fn depart(vms: &Arc<Vms>, vm: &Arc<LocalVm>, to: &Peer, wish: &MoveVm,
         streams,
         downtime_ms_max: wish.downtime_ms_max.unwrap_or_else(MigrateOptions::default_downtime_ms),
         bandwidth_mbit_max: wish.bandwidth_mbit_max,
+        clock_ahead_ms: 0,
     };
     let report = async {
-        let ends = open_streams(vms, vm, to, streams).await?;
+        let (ends, clock_ahead_ms) = open_streams(vms, vm, to, streams).await?;
+        if clock_ahead_ms != 0 {
+            log::warn!("host {}: its clock is {clock_ahead_ms} ms ahead of this one's; set one of them right (rebec.ntp=)", to.name);
+        }
+        let options = MigrateOptions { clock_ahead_ms, ..options };
         vm.hear(Input::Want(Goal::SetOut))?;
         drive(vm, ends, options, reporter).await
     };
@@ -146,13 +156,15 @@ async fn make_ready(vms: &Arc<Vms>, vm: &LocalVm, to: &Peer, reporter: &Reporter
     Ok(())
 }
 
-/// The streams of a move and one for control, to the other side: the ends that the VMM gets.
-async fn open_streams(vms: &Arc<Vms>, vm: &LocalVm, to: &Peer, streams: u8) -> Result<Vec<UnixStream>> {
-    let mut ends = vec![];
+/// The streams of a move and one for control, to the other side: the ends that the VMM gets, and how far the other side's clock is ahead.
+async fn open_streams(vms: &Arc<Vms>, vm: &LocalVm, to: &Peer, streams: u8) -> Result<(Vec<UnixStream>, i64)> {
+    let (mut ends, mut readings) = (vec![], vec![]);
     for _ in 0..=streams {
-        ends.push(open_stream(vms, vm, to).await?);
+        let (end, reading) = open_stream(vms, vm, to).await?;
+        ends.push(end);
+        readings.extend(reading);
     }
-    Ok(ends)
+    Ok((ends, clock::ahead_ms(&readings)))
 }
 
 /// Has the VMM move over these streams.
@@ -187,12 +199,16 @@ fn words(progress: &Progress) -> String {
 }
 
 /// One stream: a socket for the VMM, whose other end is carried over the mesh to the VMM that waits.
-async fn open_stream(vms: &Arc<Vms>, vm: &LocalVm, to: &Peer) -> Result<UnixStream> {
+async fn open_stream(vms: &Arc<Vms>, vm: &LocalVm, to: &Peer) -> Result<(UnixStream, Option<Reading>)> {
     let request = Request::get(format!("/internal/arrivals/{}/stream", vm.id()))
         .header(header::CONNECTION, "upgrade")
         .header(header::UPGRADE, STREAM_UPGRADE)
         .body(Body::empty())?;
+    let asked_ms = clock::now_ms();
     let mut response = vms.peers.mesh.request_bulk(to, request).await?;
+    // A host of a version before does not say.
+    let told_ms = response.headers().get(clock::HEADER).and_then(|told| told.to_str().ok()?.parse().ok());
+    let reading = told_ms.map(|told_ms| Reading::new(asked_ms, clock::now_ms(), told_ms));
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let _: serde_json::Value = read_answer(to, response).await?;
         anyhow::bail!("host {} did not open a stream", to.name);
@@ -202,7 +218,7 @@ async fn open_stream(vms: &Arc<Vms>, vm: &LocalVm, to: &Peer) -> Result<UnixStre
     ours.set_nonblocking(true)?;
     let mut ours = tokio::net::UnixStream::from_std(ours)?;
     tokio::spawn(async move { carry(&mut ours, upgraded).await });
-    Ok(theirs)
+    Ok((theirs, reading))
 }
 
 /// Carries the bytes of one stream of a move between a VMM and the mesh, to its end.
@@ -217,13 +233,14 @@ pub async fn carry(vmm: &mut (impl AsyncRead + AsyncWrite + Unpin), mesh: Upgrad
 pub async fn bring(vms: Arc<Vms>, vm: Arc<LocalVm>, is_dead: bool, reporter: Arc<Reporter>) {
     let to = vm.kept().to;
     let attempt = Attempt::begin(&vm, to.map_or_else(|| "?".to_owned(), |to| vms.knowledge.name_of(&to)));
-    let options = MigrateOptions { streams: 1, downtime_ms_max: MigrateOptions::default_downtime_ms(), bandwidth_mbit_max: None };
+    let options =
+        MigrateOptions { streams: 1, downtime_ms_max: MigrateOptions::default_downtime_ms(), bandwidth_mbit_max: None, clock_ahead_ms: 0 };
     let report = if is_dead {
         give_back(&vm, options, &reporter).await
     } else {
         let again = async {
             let to = to.and_then(|to| vms.knowledge.peer(&to)).context("it is not known here")?;
-            drive(&vm, open_streams(&vms, &vm, &to, options.streams).await?, options, &reporter).await
+            drive(&vm, open_streams(&vms, &vm, &to, options.streams).await?.0, options, &reporter).await
         };
         again.await
     };

@@ -1,6 +1,10 @@
 //! Starts the VMM of a VM of this host with what the pool knows of its neighbours and its lease: from its kernel, or to wait for what arrives.
 
-use std::{net::UdpSocket, os::unix::net::UnixStream, sync::Arc};
+use std::{
+    net::{SocketAddrV4, UdpSocket},
+    os::unix::net::UnixStream,
+    sync::Arc,
+};
 
 use anyhow::Result;
 use rebec_book::{
@@ -18,12 +22,18 @@ use crate::facts;
 /// VMs of this host that are asked for content.
 const DONORS_MAX: usize = 4;
 
+/// Where each NIC is reached, and its socket.
+type Ports = Vec<(SocketAddrV4, UdpSocket)>;
+
+fn endpoints(ports: &Ports) -> Vec<SocketAddrV4> {
+    ports.iter().map(|(endpoint, _)| *endpoint).collect()
+}
+
 /// Starts the VMM of a VM whose folder is ready, with a socket for each of its NICs, and waits until it answers; it knows its neighbours
 /// and its lease then.
-pub async fn start(vms: &Vms, vm: &LocalVm, how: Beginning, ports: Vec<UdpSocket>) -> Result<Process> {
+pub async fn start(vms: &Vms, vm: &LocalVm, how: Beginning, ports: Ports) -> Result<Process> {
     let kept = vm.kept();
-    let stations = ports::neighbours(&vms.knowledge, &kept.body);
-    let ports = kept.endpoints.iter().copied().zip(ports).collect();
+    let stations = ports::neighbours(&vms.knowledge, &kept.body, &kept.endpoints);
     let machine = Machine { id: kept.id, folder: &vm.folder, body: &kept.body, private: &kept.private, ports, stations: &stations };
     let process = process::start(&vms.host.programs(), machine, how).await?;
     lease::tell(vm).await;
@@ -56,7 +66,7 @@ pub async fn boot(vms: &Arc<Vms>, vm: &Arc<LocalVm>) -> Result<Process> {
     let ports = sockets::bind(vms.host.underlay(), kept.body.nics.len())?;
     vm.keep(|kept| {
         kept.boot = facts::boot_id();
-        kept.endpoints = sockets::endpoints(&ports);
+        kept.endpoints = endpoints(&ports);
     })?;
     ledger::begin(&vm.folder, &kept.id, kept.epoch)?;
     start(vms, vm, Beginning::Boot, ports).await
@@ -68,7 +78,7 @@ pub async fn wait_for(vms: &Arc<Vms>, vm: &Arc<LocalVm>) -> Result<Process> {
     disks::make(&vms.host.depot, &vm.folder, &kept)?;
     let ports = sockets::bind(vms.host.underlay(), kept.body.nics.len())?;
     vm.keep(|kept| {
-        kept.endpoints = sockets::endpoints(&ports);
+        kept.endpoints = endpoints(&ports);
         kept.boot = facts::boot_id();
     })?;
     let how = Beginning::Arrive { at: sockets::listen(&vm.folder)?, donors: donors(vms, &kept).await };

@@ -14,6 +14,7 @@
 
 pub mod adopt;
 pub mod arrive;
+pub mod clock;
 pub mod depart;
 pub mod disks;
 mod gather;
@@ -26,6 +27,7 @@ pub mod ports;
 pub mod room;
 pub mod start;
 pub mod stop;
+pub mod underlay;
 pub mod watch;
 
 use std::{
@@ -132,6 +134,8 @@ struct Inner {
     port_keys: Vec<Option<Key>>,
     /// Whose keys its ports were told.
     keys_told: ports::Told,
+    /// Why its ports do not leave from where this host is reached, if so.
+    stranded: Option<String>,
     /// End of its lease (CLOCK_BOOTTIME). Not kept: a new agent asks, and its VMM knows.
     lease_ends: Duration,
     life: Life,
@@ -166,14 +170,14 @@ impl LocalVm {
             keys: None,
             ahead: None,
         };
-        let (fdb, port_keys, keys_told, work) = Default::default();
+        let (fdb, port_keys, keys_told, stranded, work) = Default::default();
         Self {
             knowledge,
             folder,
             console,
             living: Mutex::default(),
             keeping: Mutex::default(),
-            inner: Mutex::new(Inner { kept, seen, fdb, port_keys, keys_told, lease_ends: Duration::ZERO, life, work }),
+            inner: Mutex::new(Inner { kept, seen, fdb, port_keys, keys_told, stranded, lease_ends: Duration::ZERO, life, work }),
             woken: Notify::new(),
             changed: changes::Sender::new(()),
         }
@@ -375,7 +379,17 @@ impl LocalVm {
             let what = "it stands still: its disk grows, and its host is short of room; remove a VM or an image there, or";
             word.reason = Some(format!("{what} `rebec vm move {}`", self.name()));
         }
+        if word.state == SeenState::Running
+            && let Some(why) = lock(&self.inner).stranded.clone()
+        {
+            word.reason = Some(format!("its LANs do not reach it, because the address of its host has changed: {why}"));
+        }
         self.say_word(word);
+    }
+
+    /// Whether its ports leave from where this host is reached.
+    pub fn lans_reach(&self, so: Result<()>) {
+        lock(&self.inner).stranded = so.err().map(|error| format!("{error:#}"));
     }
 
     fn say_word(&self, word: Word) {

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::Result;
 use rebec_book::{
-    Body, Book, lan,
+    Body, Book, Key, lan,
     record::{Kind, NicBody, SeenBody, VmBody},
     view,
 };
@@ -54,16 +54,17 @@ fn ports<'a>(book: &'a Book, body: &'a VmBody) -> Vec<Port<'a>> {
     ports
 }
 
-/// The stations of all LANs that a VM is on, but for its own, and where they are.
-pub fn neighbours(knowledge: &Knowledge, body: &VmBody) -> Stations {
-    knowledge.read(|book| stations(&ports(book, body), body)).unwrap_or_default()
+/// The stations of all LANs that a VM is on, but for its own, and where they are; `own` is where its own ports are.
+pub fn neighbours(knowledge: &Knowledge, body: &VmBody, own: &[SocketAddrV4]) -> Stations {
+    knowledge.read(|book| stations(&ports(book, body), body, own)).unwrap_or_default()
 }
 
-fn stations(ports: &[Port<'_>], body: &VmBody) -> Stations {
+/// Who says to be where a port of this VM is has an address that is no road to here, and is not there.
+fn stations(ports: &[Port<'_>], body: &VmBody, own: &[SocketAddrV4]) -> Stations {
     let is_own = |port: &Port<'_>| body.nics.iter().any(|own| own.lan == port.nic.lan && own.mac == port.nic.mac);
     let others = ports.iter().filter(|port| !is_own(port));
     let placed = others.filter_map(|port| {
-        let endpoint = *port.seen.endpoints.get(port.index)?;
+        let endpoint = *port.seen.endpoints.get(port.index).filter(|endpoint| !own.contains(endpoint))?;
         Some((MacAddr(port.nic.mac), Place { endpoint, address: port.nic.address }))
     });
     placed.collect()
@@ -76,14 +77,15 @@ pub type Keys = BTreeMap<(MacAddr, SocketAddrV4), PortKey>;
 pub type Told = BTreeMap<(MacAddr, SocketAddrV4), (PortKey, Option<Instant>)>;
 
 /// The keys of all ports that a VM's sealed ports hear: where the stations of its LANs are and will be, and where the VM itself is and will be.
-/// Only the word of who holds a VM counts.
-fn keys(ports: &[Port<'_>], own_endpoints: &[SocketAddrV4]) -> Keys {
+/// Only the word of who holds a VM counts. A port does not hear itself, wherever others are told that it is.
+fn keys(ports: &[Port<'_>], own_endpoints: &[SocketAddrV4], own_keys: &[Option<Key>]) -> Keys {
     let sealed = ports.iter().filter(|port| port.own.is_sealed());
     let keys = sealed.flat_map(|Port { own, index, seen, .. }| {
         let key = seen.keys.as_ref().and_then(|keys| keys.get(*index).copied().flatten());
         let here = seen.endpoints.get(*index).copied().zip(key);
         let ahead = seen.ahead.as_ref().and_then(|ahead| ahead.get(*index)).and_then(|port| Some((port.endpoint, port.key?)));
-        let places = here.into_iter().chain(ahead).filter(|(endpoint, _)| !own_endpoints.contains(endpoint));
+        let places =
+            here.into_iter().chain(ahead).filter(|(endpoint, key)| !own_endpoints.contains(endpoint) && !own_keys.contains(&Some(*key)));
         places.map(|(endpoint, key)| ((MacAddr(own.mac), endpoint), PortKey(key.0)))
     });
     keys.collect()
@@ -121,10 +123,10 @@ pub async fn run(vms: Arc<Vms>) {
 
 /// Tells one VMM what it does not know yet.
 pub async fn tell(vm: &LocalVm) -> Result<()> {
-    let kept = vm.kept();
+    let (kept, own_keys) = (vm.kept(), vm.port_keys());
     let wanted = vm.knowledge.read(|book| {
         let ports = ports(book, &kept.body);
-        (stations(&ports, &kept.body), keys(&ports, &kept.endpoints))
+        (stations(&ports, &kept.body, &kept.endpoints), keys(&ports, &kept.endpoints, &own_keys))
     });
     let (wanted, keys) = wanted.unwrap_or_default();
     tell_keys(vm, keys).await?;

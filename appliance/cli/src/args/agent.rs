@@ -42,8 +42,11 @@ pub struct ServeOptions {
     #[arg(long)]
     pub bring_up_links: bool,
     /// A fixed address in place of DHCP
-    #[arg(long, value_name = "ADDRESS/LENGTH[,GATEWAY]", requires = "bring_up_links")]
+    #[arg(long, value_name = "ADDRESS/LENGTH[,GATEWAY][@LINK]", requires = "bring_up_links")]
     pub ip: Option<rebec_agent::Addressing>,
+    /// VLANs to be on in place of what links carry without a tag
+    #[arg(long, value_name = "NUMBER[@LINK]", value_delimiter = ',', requires = "bring_up_links")]
+    pub vlan: Vec<rebec_agent::Vlan>,
     /// Keep the machine's clock right, by time servers that DHCP names
     #[arg(long)]
     pub keep_time: bool,

@@ -28,7 +28,7 @@ fn the_definitions_are_consistent() {
 fn every_command_line_is_understood() {
     for line in [
         "agent --keep-time",
-        "agent --bring-up-links --ip 10.0.0.2/24 --keep-time --ntp 10.0.0.1,fd00::1 --address fd00::2",
+        "agent --bring-up-links --ip 10.0.0.2/24@eth1 --vlan 7,8@eth0 --keep-time --ntp 10.0.0.1,fd00::1 --address fd00::2",
         "pool init lab --domain alpha",
         "pool join rebec1abc",
         "pool join @/run/ticket",

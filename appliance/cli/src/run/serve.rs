@@ -31,6 +31,7 @@ pub fn agent(options: ServeOptions, socket: Option<PathBuf>, later: Option<Later
         memory_bytes: options.memory.map(rebec_vmm_api::MemorySize::bytes),
         durable: !options.volatile,
         screen: options.screen,
+        vlans: options.vlan,
         links: options.bring_up_links.then(|| options.ip.unwrap_or(rebec_agent::Addressing::Dhcp)),
         time: options.keep_time.then_some(options.ntp),
         ticket,

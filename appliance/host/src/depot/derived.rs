@@ -1,6 +1,6 @@
 //! What is made of a part once and kept beside it: the digests of a disk image, by which VMMs move the disks that stand on it without
-//! reading it, and the ELF inside a kernel, which saves each start its unpacking. Parts may come from anywhere, so a sealed process
-//! (`rebec-vmm digests`, `rebec-vmm unpack`) reads them.
+//! reading it, and the ELF inside a kernel, or inside the one that an image's own disk would start, which saves each start its unpacking. Parts may
+//! come from anywhere, so a sealed process (`rebec-vmm digests`, `rebec-vmm unpack`) reads them.
 
 use std::{
     fs::{self, File},
@@ -26,23 +26,27 @@ pub enum Derived {
     Digests,
     /// Of a kernel that is packed.
     Kernel,
+    /// Of a disk image that says itself what starts.
+    OwnKernel,
 }
 
 impl Derived {
-    const ALL: [Self; 2] = [Self::Digests, Self::Kernel];
+    const ALL: [Self; 3] = [Self::Digests, Self::Kernel, Self::OwnKernel];
 
     fn extension(self) -> &'static str {
         match self {
             Self::Digests => "digests",
             Self::Kernel => "vmlinux",
+            Self::OwnKernel => "starts",
         }
     }
 
     /// What has `rebec-vmm` make it.
-    fn subcommand(self) -> &'static str {
+    fn subcommand(self) -> &'static [&'static str] {
         match self {
-            Self::Digests => "digests",
-            Self::Kernel => "unpack",
+            Self::Digests => &["digests"],
+            Self::Kernel => &["unpack"],
+            Self::OwnKernel => &["unpack", "--disk"],
         }
     }
 
@@ -50,7 +54,7 @@ impl Derived {
     fn loss(self) -> &'static str {
         match self {
             Self::Digests => "moves will read all of it",
-            Self::Kernel => "each start will unpack it",
+            Self::Kernel | Self::OwnKernel => "each start will unpack it",
         }
     }
 
@@ -65,7 +69,7 @@ impl Derived {
         let is_there = match self {
             Self::Digests => are_whole(&path).unwrap_or(false),
             // It got its name when all of it was on the disk.
-            Self::Kernel => path.exists(),
+            Self::Kernel | Self::OwnKernel => path.exists(),
         };
         is_there.then_some(path)
     }
@@ -81,7 +85,7 @@ impl Derived {
         if is_wanted()
             && let Err(error) = self.make(vmm, depot, part).await
         {
-            log::warn!("part {}: rebec-vmm {}: {error:#}; {}", part.short(), self.subcommand(), self.loss());
+            log::warn!("part {}: rebec-vmm {}: {error:#}; {}", part.short(), self.subcommand().join(" "), self.loss());
         }
     }
 
@@ -89,7 +93,7 @@ impl Derived {
         let new = depot.new_file()?;
         let mut handover = Handover::default();
         let mut command = tokio::process::Command::new(vmm);
-        command.arg(self.subcommand()).arg(handover.open(&depot.path(part))?);
+        command.args(self.subcommand()).arg(handover.open(&depot.path(part))?);
         command.stdin(handover.send()?).stdout(new.reopen()?).stderr(Stdio::piped()).kill_on_drop(true);
         let ended = command.spawn().context("start it")?.wait_with_output().await?;
         if !ended.status.success() {
@@ -111,6 +115,9 @@ pub async fn ensure(vmm: &Path, depot: &Depot, image: &ImageBody, begins: impl F
     }
     if let Some(disk) = &image.disk {
         Derived::Digests.ensure(vmm, depot, &disk.part.digest, &begins).await;
+        if image.kernel.is_none() {
+            Derived::OwnKernel.ensure(vmm, depot, &disk.part.digest, &begins).await;
+        }
     }
 }
 

@@ -12,6 +12,9 @@ const RESTART_AFTER: Duration = Duration::from_secs(1);
 /// Times in a row; one that ran for [`STEADY`] begins anew. What waits at the other side of a move is told again without an end.
 pub(super) const RESTARTS_MAX: u32 = 4;
 const STEADY: Duration = Duration::from_secs(60);
+/// One that cannot be started yet is tried again after [`RESTART_AFTER`], doubled so often at most, for as long as it is wanted: a host that has just
+/// started may have no address yet, and not all of its disks.
+pub(super) const MISSES_MAX: u32 = 5;
 
 /// What is to be started again.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -101,13 +104,28 @@ impl Life {
         };
         match (how, again) {
             (How::Boot, None) => self.rest(SeenState::Failed, why.to_owned()),
-            (How::Boot, Some(after)) => self.rest(SeenState::Failed, format!("{after}; it could not be started again: {why}")),
+            (How::Boot, Some(after)) => self.wait_to_start(now, after, why),
             // Nothing of it has come here.
             (How::Arrive, None) => {
                 self.word.reason = Some(why.to_owned());
                 self.gone();
             }
             (How::Arrive, Some(after)) => self.again(now, How::Arrive, after),
+        }
+    }
+
+    /// What it needs may only not be there yet.
+    fn wait_to_start(&mut self, now: Duration, after: String, why: &str) {
+        let pause = RESTART_AFTER * 2u32.pow(self.misses);
+        self.misses = (self.misses + 1).min(MISSES_MAX);
+        self.ended_so(SeenState::Starting, Some(format!("it waits to be started: {why} (tried every {} s; {after})", pause.as_secs())));
+        self.state = State::Retrying { retry: Retry { how: How::Boot, after }, until: now.saturating_add(pause) };
+    }
+
+    /// What it waits for may be there.
+    pub(super) fn roused(&mut self) {
+        if self.misses > 0 {
+            self.retry();
         }
     }
 

@@ -109,6 +109,47 @@ fn a_vmm_that_cannot_start_leaves_a_vm_that_can_be_started_or_removed() {
 }
 
 #[test]
+fn what_was_tried_too_early_is_tried_again_until_it_starts() {
+    let durable = Durable { want: Want::Running, epoch: 1, from: None, to: None, granting: None };
+    let now = Duration::from_secs(1000);
+    let mut told = Told { life: Life::found(now, durable, "its VMM ended when the machine stopped".to_owned()), now, kept: vec![] };
+    told.hears(Input::Heard).unwrap();
+    told.hears(Input::Ledger(Ok(Some((Right::Running, 1))))).unwrap();
+    assert_eq!(told.work(), [Output::ReadLedger, Output::StartVmm(How::Boot)]);
+    let mut waits = vec![];
+    for _ in 0..20 {
+        told.hears(Input::NotStarted("this host has no IPv4 address".to_owned())).unwrap();
+        assert_eq!((told.state(), told.life.durable().want), (SeenState::Starting, Want::Running));
+        let reason = told.reason().to_owned();
+        assert!(reason.starts_with("it waits to be started: this host has no IPv4 address (tried every "), "{reason}");
+        waits.push(told.waits().as_secs());
+        assert_eq!(told.work(), [Output::StartVmm(How::Boot)]);
+    }
+    assert_eq!((&waits[..7], waits.iter().max()), (&[1, 2, 4, 8, 16, 32, 32][..], Some(&32)));
+    // What it waits for is there: it does not wait for its turn.
+    told.hears(Input::NotStarted("this host has no IPv4 address".to_owned())).unwrap();
+    told.hears(Input::Roused).unwrap();
+    assert_eq!(told.work(), [Output::StartVmm(How::Boot)]);
+    told.hears(Input::Started).unwrap();
+    told.says(VmState::Running, 1);
+    assert_eq!(told.reason(), "its VMM ended when the machine stopped; it was started again from its disk");
+    // One whose VMM ends again and again is not roused by what its host says of itself.
+    told.ends(Some(-1), Some(Right::Holding));
+    assert_eq!(told.state(), SeenState::Starting);
+    told.hears(Input::Roused).unwrap();
+    assert_eq!(told.work(), []);
+    assert!(told.waits() >= Duration::from_secs(2));
+
+    // Whoever does not want it any more has it rest.
+    let mut told = Told { life: Life::found(now, durable, "its VMM ended".to_owned()), now, kept: vec![] };
+    told.hears(Input::Heard).unwrap();
+    told.hears(Input::Ledger(Ok(None))).unwrap();
+    told.hears(Input::NotStarted("its disk is not there".to_owned())).unwrap();
+    told.hears(Input::Want(Goal::Stop { patience: PATIENCE })).unwrap();
+    assert_eq!((told.state(), told.life.next_deadline()), (SeenState::Stopped, None));
+}
+
+#[test]
 fn one_that_is_killed_starts_again_later_and_later_and_at_last_not() {
     let mut told = Told::runs();
     let mut waits = vec![];

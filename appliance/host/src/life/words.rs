@@ -109,6 +109,8 @@ pub enum Input {
     Started,
     /// It could not be started.
     NotStarted(String),
+    /// Something about this host has changed that a VM may have waited for.
+    Roused,
     /// A VMM said how its VM is.
     Said(Said),
     /// Its VMM has ended.

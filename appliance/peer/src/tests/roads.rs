@@ -35,6 +35,38 @@ async fn who_answers_at_the_port_with_another_key_is_given_nothing() {
     assert_eq!(ask(&a, &b).await, format!("b {}", a.key().0[0]));
 }
 
+/// A bridge for containers has the same address on every host: what answers there is somebody else, or the one that asks.
+#[tokio::test]
+async fn the_address_where_the_host_itself_answers_counts() {
+    let (a, b, other) = (Host::open("a").await, Host::open("b").await, Host::open("other").await);
+    b.knows(&a);
+    b.listen(&b);
+    other.listen(&other);
+    let mut peer = b.peer();
+    peer.addresses.insert(0, other.peer().addresses[0]);
+    let request = Request::get("/").body(Body::empty()).unwrap();
+    let answer = async { a.mesh.request_bulk(&peer, request).await.unwrap().into_body().collect().await.unwrap() };
+    let bytes = tokio::time::timeout(PATIENCE, answer).await.unwrap().to_bytes();
+    assert_eq!((bytes.to_vec(), by_tcp(&a, &b)), (format!("b {}", a.key().0[0]).into_bytes(), true));
+}
+
+#[tokio::test]
+async fn a_host_does_not_dial_itself_for_another() {
+    let (a, b) = (Host::open("a").await, Host::open("b").await);
+    b.knows(&a);
+    let mut peer = b.peer();
+    peer.addresses.insert(0, a.peer().addresses[0]);
+    for _ in 0..4 {
+        let request = Request::get("/").body(Body::empty()).unwrap();
+        let answer = tokio::time::timeout(PATIENCE, a.mesh.request(&peer, request)).await.unwrap();
+        assert_eq!(answer.unwrap().status(), 200);
+        a.mesh.connections_to(&b.key()).into_iter().for_each(|connection| connection.close(0_u32.into(), b"again"));
+    }
+    let only_own = Peer { addresses: a.peer().addresses, ..peer };
+    let refused = a.mesh.request(&only_own, Request::get("/").body(Body::empty()).unwrap()).await.unwrap_err();
+    assert!(refused.message.contains("not this host's own"), "{refused:?}");
+}
+
 #[tokio::test]
 async fn tcp_is_for_those_who_prove_a_key() {
     let b = Host::open("b").await;

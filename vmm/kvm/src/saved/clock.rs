@@ -2,7 +2,7 @@
 //!
 //! A move goes on with the clock where it stood, plus the real time that passed. Real time is what the two hosts' CLOCK_REALTIME
 //! say: where they disagree by more than the move took, the clock stands still instead of stepping back, and where the target
-//! is ahead it jumps. Hosts that move machines keep their clocks in step.
+//! is ahead it jumps. Whoever moves a machine compares the two and says how far the target's is ahead ([`told_by_clock_ahead`]).
 
 use std::{
     sync::OnceLock,
@@ -58,6 +58,15 @@ impl GuestClock {
     pub fn moved(&self) -> Option<&ClockMove> {
         self.moved.get()
     }
+}
+
+/// What was saved, as if this host's clock had been as far ahead as the target's is: the machine's clock then goes on by the time that passed and
+/// nothing else. A clock that is behind is ahead by less than nothing.
+pub fn told_by_clock_ahead(saved: &mut SavedMachine, ahead_ms: i64) -> Result<()> {
+    let clock = SavedClock::from_part(&saved.take(PartKind::Clock, 0)?)?;
+    let realtime_ns = clock.realtime_ns.saturating_add_signed(ahead_ms.saturating_mul(1_000_000));
+    saved.push(Part::encode(PartKind::Clock, 0, VERSION, &SavedClock { realtime_ns, ..clock }));
+    Ok(())
 }
 
 impl Machine {

@@ -87,6 +87,26 @@ fn a_guest_goes_on_with_its_registers_and_a_tsc_that_never_steps_back() {
     }
 }
 
+/// The target's clock cannot be another than this host's here: instead, one that is not an hour off is said to be.
+#[test]
+fn what_is_said_of_the_targets_clock_is_what_the_machines_clock_goes_on_by() {
+    const HOUR_NS: u64 = 3600 * 1_000_000_000;
+    let (ram, source, mut vcpus) = machine(RAM_BYTES, 1);
+    start(&ram, &mut vcpus[0], &[0xeb, 0xfe], kvm_regs::default());
+    let goes_on_by = |ahead_ms: i64, vcpus: &mut [Vcpu]| {
+        let mut saved = save(&source, vcpus);
+        let before = source.vm.get_clock().unwrap().clock;
+        crate::told_by_clock_ahead(&mut saved, ahead_ms).unwrap();
+        let (target, mut moved) = machine_over(&ram, 1);
+        restore(&target, &mut moved, SavedMachine::from_bytes(&saved.to_bytes()).unwrap());
+        target.vm.get_clock().unwrap().clock.saturating_sub(before)
+    };
+    let passed = goes_on_by(0, &mut vcpus);
+    assert!(passed < HOUR_NS / 2, "{passed}");
+    assert!(goes_on_by(-3_600_000, &mut vcpus).abs_diff(HOUR_NS) < HOUR_NS / 2);
+    assert!(goes_on_by(3_600_000, &mut vcpus) < HOUR_NS / 2);
+}
+
 #[test]
 fn everything_saved_is_saved_again_by_the_target() {
     let (ram, source, mut vcpus) = machine(RAM_BYTES, 2);

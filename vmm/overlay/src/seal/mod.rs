@@ -48,9 +48,13 @@ pub struct Full;
 /// The associations of one port.
 #[derive(Debug, Default)]
 pub struct Seals {
-    peers: BTreeMap<SocketAddrV4, Peer>,
+    /// Whose key is behind an endpoint.
+    keys: BTreeMap<SocketAddrV4, PortKey>,
+    /// One for each key, at however many endpoints it is: a port whose host's address changes is at two for a while, and no number of its key
+    /// may be used twice.
+    peers: BTreeMap<PortKey, Peer>,
     /// Who seals under a number. Two may by chance.
-    by_spi: BTreeMap<u32, Vec<SocketAddrV4>>,
+    by_spi: BTreeMap<u32, Vec<PortKey>>,
     /// Datagrams sealed so far: no association begins below.
     sealed: u64,
     remembered: VecDeque<(PortKey, u64)>,
@@ -58,7 +62,8 @@ pub struct Seals {
 
 #[derive(Debug)]
 struct Peer {
-    key: PortKey,
+    /// Where it is, the newest place last.
+    endpoints: Vec<SocketAddrV4>,
     outgoing: Outgoing,
     incoming: Incoming,
 }
@@ -92,45 +97,56 @@ struct Incoming {
 impl Seals {
     /// Takes in who is behind an endpoint, in place of who was. The same once more changes nothing.
     pub fn add(&mut self, endpoint: SocketAddrV4, key: PortKey, pair: Pair) -> Result<(), Full> {
-        match self.peers.get(&endpoint) {
-            Some(peer) if peer.key == key => return Ok(()),
+        match self.keys.get(&endpoint) {
+            Some(known) if *known == key => return Ok(()),
             Some(_) => self.remove(endpoint),
-            None if self.peers.len() >= PEERS_MAX => return Err(Full),
+            None if self.keys.len() >= PEERS_MAX => return Err(Full),
             None => {}
+        }
+        self.keys.insert(endpoint, key);
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.endpoints.push(endpoint);
+            return Ok(());
         }
         let known = self.remembered.iter().position(|(known, _)| *known == key);
         let floor = known.and_then(|at| self.remembered.remove(at)).map_or(0, |(_, top)| top);
-        self.by_spi.entry(pair.incoming.spi()).or_default().push(endpoint);
+        self.by_spi.entry(pair.incoming.spi()).or_default().push(key);
         let outgoing = Outgoing { root: pair.outgoing, number: self.sealed, current: None };
         let incoming = Incoming { root: pair.incoming, floor, window: None, keys: [None, None] };
-        self.peers.insert(endpoint, Peer { key, outgoing, incoming });
+        self.peers.insert(key, Peer { endpoints: vec![endpoint], outgoing, incoming });
         Ok(())
     }
 
     /// Forgets who is behind an endpoint.
     pub fn remove(&mut self, endpoint: SocketAddrV4) {
-        let Some(peer) = self.peers.remove(&endpoint) else { return };
+        let Some(key) = self.keys.remove(&endpoint) else { return };
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        peer.endpoints.retain(|other| *other != endpoint);
+        if !peer.endpoints.is_empty() {
+            return;
+        }
+        let Some(peer) = self.peers.remove(&key) else { return };
         let spi = peer.incoming.root.spi();
-        if let Some(endpoints) = self.by_spi.get_mut(&spi) {
-            endpoints.retain(|other| *other != endpoint);
-            if endpoints.is_empty() {
+        if let Some(keys) = self.by_spi.get_mut(&spi) {
+            keys.retain(|other| *other != key);
+            if keys.is_empty() {
                 self.by_spi.remove(&spi);
             }
         }
         if self.remembered.len() >= REMEMBERED_MAX {
             self.remembered.pop_front();
         }
-        self.remembered.push_back((peer.key, peer.incoming.top()));
+        self.remembered.push_back((key, peer.incoming.top()));
     }
 
     /// Whose key is behind an endpoint.
     pub fn key_at(&self, endpoint: SocketAddrV4) -> Option<PortKey> {
-        self.peers.get(&endpoint).map(|peer| peer.key)
+        self.keys.get(&endpoint).copied()
     }
 
     /// Seals a run of datagrams of `stride` bytes, the last perhaps shorter, that [`layout::frame`] framed, for who is behind `to`.
     pub fn seal(&mut self, now: Instant, to: SocketAddrV4, run: &mut [u8], stride: usize) -> Result<(), Reason> {
-        let peer = self.peers.get_mut(&to).ok_or(Reason::SealNoKey)?;
+        let peer = self.keys.get(&to).and_then(|key| self.peers.get_mut(key)).ok_or(Reason::SealNoKey)?;
         for datagram in run.chunks_mut(stride) {
             peer.outgoing.seal(now, datagram).ok_or(Reason::SealNoKey)?;
             self.sealed = self.sealed.max(peer.outgoing.number);
@@ -151,21 +167,22 @@ impl Seals {
     pub fn open(&mut self, datagram: &mut [u8]) -> Result<(Range<usize>, SocketAddrV4), Reason> {
         let head = datagram.first_chunk::<CLEAR_BYTES>().copied().ok_or(Reason::SealShort)?;
         let [a, b, c, d, e, f, g, h, iv @ ..] = head;
-        let endpoints = self.by_spi.get(&u32::from_be_bytes([a, b, c, d])).ok_or(Reason::SealUnknown)?;
+        let keys = self.by_spi.get(&u32::from_be_bytes([a, b, c, d])).ok_or(Reason::SealUnknown)?;
         let end = datagram.len().checked_sub(TAG_BYTES).filter(|end| *end > CLEAR_BYTES).ok_or(Reason::SealShort)?;
         let low = u32::from_be_bytes([e, f, g, h]);
         let mut why = Reason::SealUnknown;
         // A try that fails leaves other bytes than it found: the few that share a number are given a copy each.
-        let original = (endpoints.len() > 1).then(|| datagram.to_vec());
-        for (turn, endpoint) in endpoints.iter().enumerate() {
-            let Some(peer) = self.peers.get_mut(endpoint) else { continue };
+        let original = (keys.len() > 1).then(|| datagram.to_vec());
+        for (turn, key) in keys.iter().enumerate() {
+            let Some(peer) = self.peers.get_mut(key) else { continue };
             if let Some(original) = original.as_ref().filter(|_| turn > 0) {
                 datagram.copy_from_slice(original);
             }
             match peer.incoming.open([a, b, c, d], low, iv, &mut datagram[CLEAR_BYTES..end + TAG_BYTES]) {
                 Ok(()) => {
                     let payload = layout::payload(&datagram[CLEAR_BYTES..end]).ok_or(Reason::SealLayout)?;
-                    return Ok((CLEAR_BYTES + payload.start..CLEAR_BYTES + payload.end, *endpoint));
+                    let endpoint = peer.endpoints.last().copied().ok_or(Reason::SealUnknown)?;
+                    return Ok((CLEAR_BYTES + payload.start..CLEAR_BYTES + payload.end, endpoint));
                 }
                 Err(reason) => why = reason,
             }

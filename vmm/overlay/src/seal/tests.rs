@@ -100,18 +100,18 @@ fn keys_change_by_amount_and_by_time_without_a_loss() {
     let start = Instant::now();
     let (mut a, mut b) = (port(1, &[2]), port(2, &[1]));
     let first = sealed(&mut a, start, 2, b"first");
-    a.peers.get_mut(&endpoint(2)).unwrap().outgoing.number = GENERATION - 2;
+    a.peers.get_mut(&secret(2).public()).unwrap().outgoing.number = GENERATION - 2;
     let around: Vec<_> = (0..4).map(|_| sealed(&mut a, start, 2, b"around")).collect();
     let later = sealed(&mut a, start + GENERATION_TIME, 2, b"later");
     // The generations come mixed.
     for datagram in [&first, &around[2], &around[0], &around[3], &around[1], &later] {
         let number = u64::from_be_bytes(datagram[8..16].try_into().unwrap());
         // The jump itself is no part of the window's reach.
-        let right = if number + window::WINDOW > b.peers[&endpoint(1)].incoming.top() { Ok(()) } else { Err(Reason::SealReplay) };
+        let right = if number + window::WINDOW > b.peers[&secret(1).public()].incoming.top() { Ok(()) } else { Err(Reason::SealReplay) };
         assert_eq!(opened(&mut b, datagram).map(|_| ()), right, "{number}");
     }
-    assert_eq!(a.peers[&endpoint(2)].outgoing.number, 2 * GENERATION);
-    let (old, new) = (a.peers[&endpoint(2)].outgoing.root.key_bytes(1), a.peers[&endpoint(2)].outgoing.root.key_bytes(2));
+    assert_eq!(a.peers[&secret(2).public()].outgoing.number, 2 * GENERATION);
+    let (old, new) = (a.peers[&secret(2).public()].outgoing.root.key_bytes(1), a.peers[&secret(2).public()].outgoing.root.key_bytes(2));
     assert_ne!(old, new);
 }
 
@@ -146,6 +146,32 @@ fn no_number_is_used_twice_whatever_is_removed_and_added() {
 }
 
 #[test]
+fn a_port_that_is_at_two_endpoints_uses_no_number_twice_and_takes_nothing_twice() {
+    let now = Instant::now();
+    let (mut a, mut b) = (port(1, &[2]), port(2, &[1]));
+    let first = sealed(&mut a, now, 2, b"to the old place");
+    assert!(opened(&mut b, &first).is_ok());
+    // The address of each host changes: the same key is behind another endpoint, and behind the old one for a while.
+    let place = |seals: &mut Seals, own: u8, other: u8, at: u8| {
+        let key = secret(other).public();
+        seals.add(endpoint(at), key, secret(own).pair(&key, Vni::new(VNI).unwrap()).unwrap()).unwrap();
+    };
+    place(&mut a, 1, 2, 12);
+    place(&mut b, 2, 1, 11);
+    let sent: Vec<_> = [2, 12, 2, 12].into_iter().map(|to| sealed(&mut a, now, to, b"either way")).collect();
+    let mut numbers: Vec<_> = sent.iter().map(|datagram| datagram[8..16].to_vec()).collect();
+    numbers.dedup();
+    assert_eq!(numbers.len(), sent.len());
+    assert_eq!(sent.iter().filter(|datagram| opened(&mut b, datagram) == Ok((b"either way".to_vec(), endpoint(11)))).count(), 4);
+    b.remove(endpoint(1));
+    assert!(sent.iter().chain([&first]).all(|datagram| opened(&mut b, datagram) == Err(Reason::SealReplay)));
+    a.remove(endpoint(2));
+    let last = sealed(&mut a, now, 12, b"last");
+    assert!(!numbers.contains(&last[8..16].to_vec()) && opened(&mut b, &last).is_ok());
+    assert_eq!((a.key_at(endpoint(2)), a.key_at(endpoint(12))), (None, Some(secret(2).public())));
+}
+
+#[test]
 fn a_peer_that_started_anew_takes_the_place_of_who_was_there() {
     let now = Instant::now();
     let (mut a, mut b) = (port(1, &[2]), port(2, &[1]));
@@ -164,10 +190,10 @@ fn two_that_share_a_number_by_chance_are_both_heard() {
     let now = Instant::now();
     let (mut a, mut b, mut c) = (port(1, &[2, 3]), port(2, &[1]), port(3, &[1]));
     // By hand: what the other two seal for 1 comes under one number.
-    let spi = |seals: &Seals, at: u8| seals.peers[&endpoint(at)].incoming.root.spi();
+    let spi = |seals: &Seals, at: u8| seals.peers[&secret(at).public()].incoming.root.spi();
     let (of_b, of_c) = (spi(&a, 2), spi(&a, 3));
     a.by_spi.remove(&of_c);
-    a.by_spi.get_mut(&of_b).unwrap().insert(0, endpoint(3));
+    a.by_spi.get_mut(&of_b).unwrap().insert(0, secret(3).public());
     let from_b = sealed(&mut b, now, 1, b"b");
     assert_eq!(opened(&mut a, &from_b), Ok((b"b".to_vec(), endpoint(2))));
     assert_eq!(opened(&mut a, &sealed(&mut c, now, 1, b"c")), Err(Reason::SealUnknown), "it came under its own number");

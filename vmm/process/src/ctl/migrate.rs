@@ -49,7 +49,12 @@ pub fn run(client: &mut Client, to: &MigrateTo) -> Result<ExitCode, CtlError> {
 fn attempt(client: &mut Client, to: &MigrateTo) -> Result<MoveReport, CtlError> {
     let connections = connect(to.to, 1 + usize::from(to.streams))?;
     let passed: Vec<_> = connections.iter().map(AsFd::as_fd).collect();
-    let options = MigrateOptions { streams: to.streams, downtime_ms_max: to.downtime_max_ms, bandwidth_mbit_max: to.bandwidth_max_mbit };
+    let options = MigrateOptions {
+        streams: to.streams,
+        downtime_ms_max: to.downtime_max_ms,
+        bandwidth_mbit_max: to.bandwidth_max_mbit,
+        clock_ahead_ms: 0,
+    };
     let mut line = ProgressLine::new();
     let answer = client.ask_patiently("migrate", Command::Migrate(options), &passed, |progress| line.show(progress));
     line.end();

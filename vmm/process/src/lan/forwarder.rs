@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
     sealing::{Outlet, Sealing},
-    socket::{RECEIVE_BYTES_MAX, Receiver, Sender},
+    socket::{RECEIVE_BYTES_MAX, Receiver, Sender, Source},
 };
 
 /// Forwards on the thread that runs it.
@@ -21,11 +21,11 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    pub(super) fn new(relay: Relay, socket: Arc<UdpSocket>, sealing: Option<Arc<Sealing>>) -> Self {
+    pub(super) fn new(relay: Relay, socket: Arc<UdpSocket>, source: Arc<Source>, sealing: Option<Arc<Sealing>>) -> Self {
         Self {
             relay,
             receiver: Receiver::new(socket.clone()),
-            outlet: Outlet::new(Sender::new(socket.clone()), sealing),
+            outlet: Outlet::new(Sender::new(socket.clone(), source), sealing),
             inbound: Inbound::empty(),
             buffer: vec![0; RECEIVE_BYTES_MAX].into(),
             socket,

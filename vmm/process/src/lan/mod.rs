@@ -19,7 +19,7 @@ mod socket;
 
 use std::{
     io,
-    net::{SocketAddr, SocketAddrV4, UdpSocket},
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
     sync::Arc,
     time::Instant,
 };
@@ -31,7 +31,7 @@ use rebec_overlay::{Counters, Fdb, FdbError, PortConfig, Relay, vxlan::Vni};
 use rebec_vmm_api::{MacAddr, NetConfig, Peer, PortKey};
 pub use sealing::PeerKeyError;
 
-use self::{counters::SharedCounters, sealing::Sealing};
+use self::{counters::SharedCounters, sealing::Sealing, socket::Source};
 
 /// Why a NIC could not be attached to its LAN.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +47,7 @@ pub enum LanError {
         source: io::Error,
     },
     /// The socket that was handed over is another.
-    #[error("net {mac}: the socket that was handed over is not bound to UDP {local}; hand over one that is")]
+    #[error("net {mac}: the socket that was handed over is not bound to UDP {local}, nor to its port alone; hand over one that is")]
     Given {
         /// The NIC.
         mac: MacAddr,
@@ -70,6 +70,14 @@ pub enum LanError {
         /// What the system said.
         source: io::Error,
     },
+    /// Its host's address has changed, and its socket is bound to the old one.
+    #[error("net {mac}: its socket is bound to {local} and cannot leave from another address; start the VM anew, or move it")]
+    Bound {
+        /// The NIC.
+        mac: MacAddr,
+        /// Where it listens.
+        local: SocketAddrV4,
+    },
     /// An entry of the forwarding database cannot be.
     #[error("net {mac}: peer {peer}@{endpoint}")]
     Peer {
@@ -89,8 +97,8 @@ pub enum LanError {
 pub struct Lan {
     config: PortConfig,
     vni: u32,
-    local: SocketAddrV4,
     socket: Arc<UdpSocket>,
+    source: Arc<Source>,
     fdb: Arc<ArcSwap<Fdb>>,
     sealing: Option<Arc<Sealing>>,
     counters: Arc<SharedCounters>,
@@ -102,15 +110,9 @@ impl Lan {
         let mac = config.mac;
         let vni = Vni::new(config.vni).ok_or(LanError::Vni { mac, vni: config.vni })?;
         let bind = |source| LanError::Bind { mac, local: config.local, source };
-        let (is_given, socket) = match given {
-            Some(socket) => (true, Ok(socket)),
-            None => (false, UdpSocket::bind(config.local)),
-        };
-        let socket = socket.and_then(socket::prepare).map_err(bind)?;
-        let local = match socket.local_addr() {
-            Ok(SocketAddr::V4(local)) if !is_given || local == config.local => local,
-            _ => return Err(LanError::Given { mac, local: config.local }),
-        };
+        let socket = given.map_or_else(|| UdpSocket::bind(config.local), Ok).and_then(socket::prepare).map_err(bind)?;
+        let source = Source::of(&socket, config.local).ok_or(LanError::Given { mac, local: config.local })?;
+        let local = source.endpoint();
         let mut fdb = Fdb::default();
         for peer in &config.peers {
             add_to(&mut fdb, local, peer).map_err(|source| LanError::Peer { mac, peer: peer.mac, endpoint: peer.endpoint, source })?;
@@ -118,8 +120,8 @@ impl Lan {
         Ok(Self {
             config: PortConfig { vni, mac, mtu, lease: config.lease, sealed: config.sealed },
             vni: config.vni,
-            local,
             socket: Arc::new(socket),
+            source: Arc::new(source),
             fdb: Arc::new(ArcSwap::from_pointee(fdb)),
             sealing: config.sealed.then(|| Sealing::new(vni).map(Arc::new)).transpose().map_err(|source| LanError::Key { mac, source })?,
             counters: Arc::default(),
@@ -136,14 +138,27 @@ impl Lan {
         self.vni
     }
 
-    /// Where the socket listens.
+    /// Where others reach it.
     pub fn local(&self) -> SocketAddrV4 {
-        self.local
+        self.source.endpoint()
+    }
+
+    /// The host's address is another: frames leave from there.
+    pub fn leave_from(&self, address: Ipv4Addr) -> Result<(), LanError> {
+        let moved = self.source.leave_from(address);
+        if moved { Ok(()) } else { Err(LanError::Bound { mac: self.config.mac, local: self.local() }) }
     }
 
     /// The frame port of the NIC's device. One at a time: two would share the socket's datagrams out between them.
     pub fn port(&self) -> io::Result<LanPort> {
-        Ok(LanPort::new(self.config, self.socket.clone(), self.fdb.clone(), self.sealing.clone(), self.counters.clone()))
+        Ok(LanPort::new(
+            self.config,
+            self.socket.clone(),
+            self.source.clone(),
+            self.fdb.clone(),
+            self.sealing.clone(),
+            self.counters.clone(),
+        ))
     }
 
     /// Says where a station lives, from the next frame on. An entry for the NIC itself is accepted and has no effect: `fdb-add` tells every
@@ -152,7 +167,7 @@ impl Lan {
         if peer.mac == self.config.mac {
             return Ok(());
         }
-        self.edit_fdb(|fdb| add_to(fdb, self.local, peer))
+        self.edit_fdb(|fdb| add_to(fdb, self.local(), peer))
     }
 
     /// The public key of this port, if it seals.
@@ -189,7 +204,7 @@ impl Lan {
 
     /// The NIC has moved to `to`: what sends on the datagrams that still arrive here, until `until`. The queues must be stopped.
     pub fn forwarder(&self, to: SocketAddrV4, until: Instant) -> Forwarder {
-        Forwarder::new(Relay::new(&self.config, to, until), self.socket.clone(), self.sealing.clone())
+        Forwarder::new(Relay::new(&self.config, to, until), self.socket.clone(), self.source.clone(), self.sealing.clone())
     }
 
     /// What passed since the machine was built, and what did not.

@@ -16,7 +16,7 @@ use rebec_overlay::{Fdb, Inbound, Port, PortConfig, Reason};
 use super::{
     counters::SharedCounters,
     sealing::{Outlet, Sealing},
-    socket::{RECEIVE_BYTES_MAX, Receiver, Sender},
+    socket::{RECEIVE_BYTES_MAX, Receiver, Sender, Source},
 };
 
 /// One NIC's frame port.
@@ -37,6 +37,7 @@ impl LanPort {
     pub(super) fn new(
         config: PortConfig,
         socket: Arc<UdpSocket>,
+        source: Arc<Source>,
         fdb: Arc<ArcSwap<Fdb>>,
         sealing: Option<Arc<Sealing>>,
         counters: Arc<SharedCounters>,
@@ -44,7 +45,7 @@ impl LanPort {
         Self {
             fdb: Cache::new(fdb),
             port: Port::new(config),
-            outlet: Outlet::new(Sender::new(socket.clone()), sealing),
+            outlet: Outlet::new(Sender::new(socket.clone(), source), sealing),
             receiver: Receiver::new(socket.clone()),
             buffer: vec![0; RECEIVE_BYTES_MAX].into(),
             inbound: Inbound::empty(),

@@ -6,14 +6,18 @@
 use std::{
     collections::BTreeMap,
     io::{self, IoSlice, IoSliceMut},
-    net::{SocketAddrV4, UdpSocket},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
     os::fd::{AsFd, AsRawFd},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
+    libc::{in_addr, in_pktinfo},
     sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt, sockopt},
 };
 use rebec_overlay::Wire;
@@ -47,6 +51,51 @@ pub fn prepare(socket: UdpSocket) -> io::Result<UdpSocket> {
         log::info!("UDP: this kernel does not join datagrams (UDP_GRO: {error}); the LAN works, slower");
     }
     Ok(socket)
+}
+
+/// Where a port's datagrams leave from. A socket that is bound to no address serves whichever its host has, and says with each run which that is
+/// (IP_PKTINFO, ip(7)): the kernel's own choice may differ from peer to peer, and others are told one endpoint.
+#[derive(Debug)]
+pub struct Source {
+    port: u16,
+    /// In the kernel's order.
+    address: AtomicU32,
+    is_bound: bool,
+}
+
+impl Source {
+    /// Of a socket, whose datagrams are to leave from that endpoint; none where it is bound to another.
+    pub fn of(socket: &UdpSocket, local: SocketAddrV4) -> Option<Self> {
+        let SocketAddr::V4(bound) = socket.local_addr().ok()? else { return None };
+        let is_bound = !bound.ip().is_unspecified();
+        let fits = bound.port() == local.port() && (!is_bound || bound == local) || local.port() == 0;
+        let address = if is_bound { *bound.ip() } else { *local.ip() };
+        fits.then(|| Self { port: bound.port(), address: AtomicU32::new(u32::from(address).to_be()), is_bound })
+    }
+
+    /// The endpoint.
+    pub fn endpoint(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(Ipv4Addr::from(u32::from_be(self.address.load(Ordering::Relaxed))), self.port)
+    }
+
+    /// From the next run on, datagrams leave from another address. Whether they can.
+    pub fn leave_from(&self, address: Ipv4Addr) -> bool {
+        if self.is_bound {
+            return *self.endpoint().ip() == address;
+        }
+        self.address.store(u32::from(address).to_be(), Ordering::Relaxed);
+        true
+    }
+
+    /// What the kernel is told; nothing where it knows.
+    fn told(&self) -> Option<in_pktinfo> {
+        let s_addr = self.address.load(Ordering::Relaxed);
+        (!self.is_bound && s_addr != 0).then_some(in_pktinfo {
+            ipi_ifindex: 0,
+            ipi_spec_dst: in_addr { s_addr },
+            ipi_addr: in_addr { s_addr: 0 },
+        })
+    }
 }
 
 /// What one receive call brought.
@@ -101,6 +150,9 @@ impl Receiver {
 #[derive(Debug)]
 pub struct Sender {
     socket: Arc<UdpSocket>,
+    source: Arc<Source>,
+    /// Where the last run left from: another address has other paths.
+    left_from: SocketAddrV4,
     uncut: Uncut,
     /// Until then a full buffer is not waited for.
     stuck_until: Option<Instant>,
@@ -132,8 +184,9 @@ impl Uncut {
 
 impl Sender {
     /// Of a socket that [`prepare`] made ready.
-    pub fn new(socket: Arc<UdpSocket>) -> Self {
-        Self { socket, uncut: Uncut::default(), stuck_until: None, lost: 0 }
+    pub fn new(socket: Arc<UdpSocket>, source: Arc<Source>) -> Self {
+        let left_from = source.endpoint();
+        Self { socket, source, left_from, uncut: Uncut::default(), stuck_until: None, lost: 0 }
     }
 
     /// Datagrams that the kernel did not take.
@@ -143,8 +196,21 @@ impl Sender {
 
     fn send_run(&mut self, to: &SockaddrIn, datagrams: &[u8], stride: usize) -> Result<(), Errno> {
         let segment_bytes = stride as u16;
-        let cut = [ControlMessage::UdpGsoSegments(&segment_bytes)];
-        let control: &[ControlMessage<'_>] = if datagrams.len() > stride { &cut } else { &[] };
+        let source = self.source.told();
+        let from = source.as_ref().map(ControlMessage::Ipv4PacketInfo);
+        let cut = (datagrams.len() > stride).then_some(ControlMessage::UdpGsoSegments(&segment_bytes));
+        let (both, one);
+        let control: &[ControlMessage<'_>] = match (from, cut) {
+            (Some(from), Some(cut)) => {
+                both = [from, cut];
+                &both
+            }
+            (None, None) => &[],
+            (from, cut) => {
+                one = from.or(cut);
+                one.as_slice()
+            }
+        };
         let socket = self.socket.clone();
         let send = || loop {
             match sendmsg(socket.as_raw_fd(), &[IoSlice::new(datagrams)], control, MsgFlags::MSG_DONTWAIT, Some(to)) {
@@ -181,6 +247,10 @@ impl Sender {
 impl Wire for Sender {
     fn send(&mut self, to: SocketAddrV4, datagrams: &mut [u8], stride: usize) {
         let address = SockaddrIn::from(to);
+        let from = self.source.endpoint();
+        if from != self.left_from {
+            (self.left_from, self.uncut) = (from, Uncut::default());
+        }
         if datagrams.len() <= stride || self.uncut.takes(to, stride, Instant::now) {
             match self.send_run(&address, datagrams, stride) {
                 Ok(()) => return,
@@ -232,12 +302,39 @@ mod tests {
     #[test]
     fn a_full_buffer_is_waited_for_once() {
         let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
-        let mut sender = Sender::new(socket);
+        let source = Source::of(&socket, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut sender = Sender::new(socket, Arc::new(source));
         sender.stuck_until = Some(Instant::now() + Duration::from_secs(60));
         let began = Instant::now();
         assert!((0..1000).all(|_| !sender.wait_writable()));
         assert!(began.elapsed() < Duration::from_secs(1));
         sender.stuck_until = None;
         assert!(sender.wait_writable(), "an idle socket has room");
+    }
+
+    /// Two addresses of this machine: frames leave from the one that others were told, runs too, and from the next one as soon as it is told.
+    #[test]
+    fn a_socket_that_is_bound_to_no_address_speaks_from_the_one_it_is_told() {
+        let hears = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let SocketAddr::V4(to) = hears.local_addr().unwrap() else { unreachable!("bound to IPv4") };
+        let socket = Arc::new(UdpSocket::bind("0.0.0.0:0").unwrap());
+        let local = SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 2), socket.local_addr().unwrap().port());
+        let source = Arc::new(Source::of(&socket, local).unwrap());
+        let mut sender = Sender::new(socket, source.clone());
+        let mut heard = |datagrams: &mut [u8], stride: usize| {
+            sender.send(to, datagrams, stride);
+            hears.recv_from(&mut [0; 64]).unwrap().1
+        };
+        assert_eq!(heard(&mut [1], 1), SocketAddr::V4(local));
+        assert!(source.leave_from(Ipv4Addr::new(127, 0, 0, 3)));
+        let moved = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 3), local.port()));
+        assert_eq!((source.endpoint().into(), heard(&mut [1, 2, 3], 1), heard(&mut [4], 1)), (moved, moved, moved));
+
+        let bound = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let SocketAddr::V4(own) = bound.local_addr().unwrap() else { unreachable!("bound to IPv4") };
+        assert!(Source::of(&bound, SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 2), own.port())).is_none());
+        let source = Source::of(&bound, own).unwrap();
+        assert!(source.leave_from(Ipv4Addr::LOCALHOST) && !source.leave_from(Ipv4Addr::new(127, 0, 0, 3)));
+        assert_eq!(source.endpoint(), own);
     }
 }

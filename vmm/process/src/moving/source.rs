@@ -22,6 +22,7 @@ use rebec_migrate::{
     source::LANE_BATCHES_MAX,
 };
 use rebec_vmm_api::{Versions, control::Progress, report::MoveReport};
+use rebec_vmm_saved::SavedMachine;
 
 use super::{
     MovingMachine,
@@ -34,6 +35,13 @@ use super::{
 const EVENTS_MAX: usize = 256;
 /// Between two reports of progress.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
+
+fn told_by_clock_ahead(saved: &[u8], ahead_ms: i64) -> Result<Vec<u8>> {
+    let mut saved = SavedMachine::from_bytes(saved).context("read what was saved")?;
+    rebec_kvm::told_by_clock_ahead(&mut saved, ahead_ms).context("carry the clock over")?;
+    log::info!("move: the target's clock is {ahead_ms} ms ahead; the VM's goes on as if it were not");
+    Ok(saved.to_bytes())
+}
 
 /// Calls a move off from any thread.
 #[derive(Clone, Default)]
@@ -64,6 +72,8 @@ pub struct Outgoing {
     streams: usize,
     origin: Instant,
     canceller: Canceller,
+    /// How far the target's clock is ahead of this host's.
+    target_ahead_ms: i64,
     /// Whether connections were made before: the next ones resume.
     began: bool,
 }
@@ -84,7 +94,12 @@ impl Outgoing {
         let (key, streams) = (config.key, config.streams);
         let origin = Instant::now();
         let (engine, canceller) = (Source::new(config, Duration::ZERO), Canceller::default());
-        Self { engine, key, speaks: VERSIONS, streams, origin, canceller, began: false }
+        Self { engine, key, speaks: VERSIONS, streams, origin, canceller, target_ahead_ms: 0, began: false }
+    }
+
+    /// To a host whose clock is so far ahead.
+    pub fn where_clock_is_ahead(self, target_ahead_ms: i64) -> Self {
+        Self { target_ahead_ms, ..self }
     }
 
     /// In other versions than this program's.
@@ -243,7 +258,10 @@ impl Outgoing {
                 let stopped = machine.pause()?;
                 SourceInput::Paused { stopped: stopped.saturating_duration_since(self.origin) }
             }
-            SourceOutput::Save => SourceInput::Saved(machine.save(link.version)?),
+            SourceOutput::Save => {
+                let saved = machine.save(link.version)?;
+                SourceInput::Saved(if self.target_ahead_ms == 0 { saved } else { told_by_clock_ahead(&saved, self.target_ahead_ms)? })
+            }
             SourceOutput::Resume { epoch } => {
                 // The engine has said its last word about this VM; the user hears of it here and in its status.
                 if let Err(error) = machine.resume(epoch) {

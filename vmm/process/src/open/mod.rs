@@ -5,6 +5,7 @@ mod disks;
 mod files;
 mod handed;
 mod kept;
+mod known;
 mod qemu_lock;
 
 use std::{
@@ -18,7 +19,7 @@ use anyhow::{Context, Result};
 use rebec_vmm_api::{Handle, NetConfig};
 
 use crate::{
-    cli::{BootOptions, JudgeOptions, Listen, ReceiveOptions, RunOptions, Shared},
+    cli::{BootOptions, JudgeOptions, Listen, ReceiveOptions, RunOptions, Shared, UnpackOptions},
     control, ctl,
     lan::Lan,
     listen,
@@ -30,6 +31,7 @@ use crate::{
 pub use disks::DiskFile;
 pub use files::Named;
 use handed::Handed;
+pub use known::KnownKernel;
 
 /// What both `run` and `receive` hold.
 pub struct Opened {
@@ -53,10 +55,19 @@ impl Opened {
     }
 }
 
-/// What a machine boots from.
+/// What a machine boots from, where that is not what its disk says.
 pub struct BootFiles {
     pub kernel: Named,
     pub initramfs: Option<Named>,
+}
+
+/// What of a machine's start was handed over.
+#[derive(Default)]
+pub struct BootGiven {
+    /// None: its disk says what starts.
+    pub files: Option<BootFiles>,
+    /// What its disk may say, unpacked.
+    pub known: Option<KnownKernel>,
 }
 
 /// Where `receive` hears of its VM.
@@ -70,35 +81,49 @@ pub fn base(image: &Handle) -> Result<DiskFile> {
     disks::base(image, &mut Handed::default())
 }
 
-/// Opens a kernel.
-pub fn kernel(handle: &Handle) -> Result<Named> {
-    files::open_read("kernel", handle, &mut Handed::default())
-}
-
-/// Opens what `judge` names.
-pub fn for_judging(options: &JudgeOptions) -> Result<(Option<Named>, Option<DiskFile>)> {
+/// Opens what `unpack` names.
+pub fn for_unpacking(options: &UnpackOptions) -> Result<(Option<Named>, Option<DiskFile>)> {
     let mut handed = Handed::default();
     let kernel = options.kernel.as_ref().map(|kernel| files::open_read("kernel", kernel, &mut handed)).transpose()?;
     Ok((kernel, options.disk.as_ref().map(|disk| disks::base(disk, &mut handed)).transpose()?))
 }
 
-/// Opens what `run` names.
-pub fn for_run(options: &RunOptions) -> Result<(Opened, Option<BootFiles>)> {
+/// Opens what `judge` names.
+pub fn for_judging(options: &JudgeOptions) -> Result<(Option<Named>, Option<DiskFile>, Option<KnownKernel>)> {
     let mut handed = Handed::default();
-    let files = options.kernel.as_ref().map(|kernel| boot_files(kernel, &options.boot, &mut handed)).transpose()?;
-    Ok((shared(&options.shared, disks::Missing::Refuse, &mut handed)?, files))
+    let kernel = options.kernel.as_ref().map(|kernel| files::open_read("kernel", kernel, &mut handed)).transpose()?;
+    let disk = options.disk.as_ref().map(|disk| disks::base(disk, &mut handed)).transpose()?;
+    Ok((kernel, disk, known_kernel(options.unpacked_kernel.as_ref(), &mut handed)?))
+}
+
+/// Opens what `run` names.
+pub fn for_run(options: &RunOptions) -> Result<(Opened, BootGiven)> {
+    let mut handed = Handed::default();
+    let given = boot_given(options.kernel.as_ref(), &options.boot, &mut handed)?;
+    Ok((shared(&options.shared, disks::Missing::Refuse, &mut handed)?, given))
 }
 
 /// Opens what `receive` names.
-pub fn for_receive(options: &ReceiveOptions) -> Result<(Opened, Doors, Option<BootFiles>)> {
+pub fn for_receive(options: &ReceiveOptions) -> Result<(Opened, Doors, BootGiven)> {
     let mut handed = Handed::default();
-    let files = options.kernel.as_ref().map(|kernel| boot_files(kernel, &options.boot, &mut handed)).transpose()?;
+    let given = boot_given(options.kernel.as_ref(), &options.boot, &mut handed)?;
     let listener = match options.listen {
         Listen::Address(address) => TcpListener::bind(address).with_context(|| format!("listen on {address}"))?.into(),
         Listen::Descriptor(number) => handed.take(number).context("--listen")?,
     };
     let donors = options.donors.iter().map(|donor| self::donor(donor, &mut handed)).collect::<Result<_>>()?;
-    Ok((shared(&options.shared, disks::Missing::Create, &mut handed)?, Doors { listener, donors }, files))
+    Ok((shared(&options.shared, disks::Missing::Create, &mut handed)?, Doors { listener, donors }, given))
+}
+
+fn boot_given(kernel: Option<&Handle>, options: &BootOptions, handed: &mut Handed) -> Result<BootGiven> {
+    let files = kernel.map(|kernel| boot_files(kernel, options, handed)).transpose()?;
+    Ok(BootGiven { files, known: known_kernel(options.unpacked_kernel.as_ref(), handed)? })
+}
+
+fn known_kernel(handle: Option<&Handle>, handed: &mut Handed) -> Result<Option<KnownKernel>> {
+    let Some(handle) = handle else { return Ok(None) };
+    let named = files::open_read("unpacked kernel", handle, handed)?;
+    KnownKernel::open(named.file).map(Some).with_context(|| format!("unpacked kernel {}", named.path.display()))
 }
 
 fn boot_files(kernel: &Handle, options: &BootOptions, handed: &mut Handed) -> Result<BootFiles> {

@@ -54,6 +54,7 @@ impl Bench {
             durable: true,
             screen: None,
             links: None,
+            vlans: vec![],
             time: None,
             ticket: None,
             later: None,
