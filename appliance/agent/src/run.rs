@@ -26,7 +26,7 @@ use crate::{
     pool, screen,
     store::Store,
     upkeep,
-    vm::{adopt, grants, lease, outcast, ports},
+    vm::{adopt, grants, lease, outcast, ports, traffic},
 };
 
 /// Between two looks whether the host's own facts have changed.
@@ -83,6 +83,7 @@ async fn serve(options: Options) -> Result<()> {
     tokio::spawn(peers.clone().run());
     tokio::spawn(ports::run(vms.clone()));
     tokio::spawn(lease::run(vms.clone()));
+    tokio::spawn(traffic::run(vms.clone()));
     tokio::spawn(restart::run(agent.orders.clone()));
     tokio::spawn(watch_facts(agent.clone()));
     tokio::spawn(upkeep::run(host.clone(), knowledge.clone(), vms.clone()));

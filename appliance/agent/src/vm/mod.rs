@@ -26,6 +26,7 @@ pub mod ports;
 pub mod room;
 pub mod start;
 pub mod stop;
+pub mod traffic;
 pub mod watch;
 
 use std::{
@@ -46,6 +47,7 @@ use rebec_host::{
     Host, console, control, facts, failed, kept, ledger,
     life::{Durable, Input, Life, Output, Refused, Word},
     lock, process, sockets,
+    traffic::Traffic,
 };
 pub use rebec_host::{kept::Kept, life::Want};
 use rebec_vmm_api::control::{Command, Status};
@@ -132,6 +134,8 @@ struct Inner {
     port_keys: Vec<Option<Key>>,
     /// Whose keys its ports were told.
     keys_told: ports::Told,
+    /// Whom it talks to.
+    traffic: Traffic,
     /// End of its lease (CLOCK_BOOTTIME). Not kept: a new agent asks, and its VMM knows.
     lease_ends: Duration,
     life: Life,
@@ -166,14 +170,14 @@ impl LocalVm {
             keys: None,
             ahead: None,
         };
-        let (fdb, port_keys, keys_told, work) = Default::default();
+        let (fdb, port_keys, keys_told, traffic, work) = Default::default();
         Self {
             knowledge,
             folder,
             console,
             living: Mutex::default(),
             keeping: Mutex::default(),
-            inner: Mutex::new(Inner { kept, seen, fdb, port_keys, keys_told, lease_ends: Duration::ZERO, life, work }),
+            inner: Mutex::new(Inner { kept, seen, fdb, port_keys, keys_told, traffic, lease_ends: Duration::ZERO, life, work }),
             woken: Notify::new(),
             changed: changes::Sender::new(()),
         }
@@ -435,6 +439,11 @@ impl LocalVm {
     /// Whose keys its ports were told.
     pub fn keys_told<T>(&self, change: impl FnOnce(&mut ports::Told) -> T) -> T {
         change(&mut lock(&self.inner).keys_told)
+    }
+
+    /// Whom it talks to.
+    pub fn traffic<T>(&self, look: impl FnOnce(&mut Traffic) -> T) -> T {
+        look(&mut lock(&self.inner).traffic)
     }
 
     /// What the VMM's ports were told last.
