@@ -1,21 +1,22 @@
 //! A port of a LAN between a guest and a network that both lie, and the relay that a moved guest leaves behind.
 //!
 //! ```text
-//! input = lease:u8 seal:u8 step*   the lowest bits: whether the port tells its guest an address by DHCP, and whether it seals
+//! input = lease:u8 seal:u8 step*   the lowest bits: whether the port tells its guest an address by DHCP, and whether it seals; of the second the
+//!                               next ones: whether the guest bridges, whether the other port takes partial checksums, whether it is told whose it is
 //! step  = kind:u8 ...            0 frame of the guest with its offload, 1 datagrams, 2 what the driver takes, 3 time passes, 4 FDB entry,
 //!                               5 datagrams to the relay, 6 saved addresses come back, 7 the guest moved in here
 //! bytes of frames and datagrams = length:u16 bytes zeros:u16       so that few bytes make a long frame
 //! ```
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
-    sync::LazyLock,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
 use rebec_offload::{Accepts, Checksum, FRAME_BYTES_MAX, Offload, SegmentKind, Segmentation};
 use rebec_overlay::{
-    Fdb, Inbound, Port, PortConfig, Relay, Seals, Wire,
+    FarPort, Fdb, Inbound, Port, PortConfig, Relay, Seals, Wire, Zone,
     batch::{DATAGRAMS_MAX, RUN_BYTES_MAX},
     checksum::Sum,
     seal::{Pair, PortSecret, layout::OVERHEAD_BYTES_MAX},
@@ -77,10 +78,16 @@ pub fn run(data: &[u8]) {
     fdb.add_address(THEIRS, Ipv4Addr::new(10, 0, 0, 2)).expect("a sound address");
     let gateway = Some(Ipv4Addr::new(10, 0, 0, 254));
     let lease = (input.u8() & 1 == 1).then(|| DhcpLease::new(Ipv4Addr::new(10, 0, 0, 1), 24, gateway, gateway).expect("a sound lease"));
-    let sealed = input.u8() & 1 == 1;
-    let config = PortConfig { vni: vni(), mac: MINE, mtu: MTU, lease, sealed };
-    let mut port = Port::new(config);
-    let mut relay = Relay::new(&PortConfig { sealed: false, ..config }, PEER, now + Duration::from_secs(5));
+    let bits = input.u8();
+    let sealed = bits & 1 == 1;
+    let zone = lease.map(|_| Zone { domain: "office.rebec".into(), label: Some("web".into()) });
+    let prefix6 = Some(Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 1, 0, 0, 0, 0));
+    let config = PortConfig { lease, sealed, trunk: bits & 2 != 0, zone, prefix6, ..PortConfig::plain(vni(), MINE, MTU) };
+    let far = FarPort { station: (bits & 8 != 0).then_some(THEIRS), trunk: bits & 16 != 0, takes_partial: bits & 4 != 0 };
+    fdb.add_port(PEER, far).expect("room for one");
+    fdb.add_label(THEIRS, "db");
+    let mut relay = Relay::new(&PortConfig { sealed: false, ..config.clone() }, PEER, now + Duration::from_secs(5));
+    let mut port = Port::new(config, Arc::default());
     let around = if sealed { OVERHEAD_BYTES_MAX } else { 0 };
     let mut wire = Limits { datagram_bytes_max: HEADER_BYTES + LINK_BYTES_MAX + usize::from(MTU) + around, seals: sealed.then(seals) };
     for _ in 0..STEPS_MAX {
@@ -119,7 +126,7 @@ pub fn run(data: &[u8]) {
                 // A relay passes on what it was given.
                 let mut wire = Limits { datagram_bytes_max: RUN_BYTES_MAX, seals: None };
                 let run = bytes(&mut input);
-                relay.handle(now, &mut Inbound::new(from, run.len(), stride), &run, &mut wire);
+                relay.handle(now, &fdb, &mut Inbound::new(from, run.len(), stride), &run, &mut wire);
             }
             6 => {
                 port.restore(input.piece()).ok();
@@ -188,6 +195,12 @@ fn take_answers(port: &mut Port, now: Instant, fdb: &Fdb) {
         assert_eq!(ready.offload, Offload::default());
         match frame[12..14] {
             [8, 6] => assert_eq!((frame.len(), &frame[..6]), (42, &MINE.0[..])),
+            [0x86, 0xdd] => {
+                let (header, message) = frame[14..].split_at(40);
+                assert_eq!(usize::from(u16::from_be_bytes([header[4], header[5]])), message.len());
+                let sum = Sum::default().bytes(&header[8..]).word(58).word(message.len() as u16).bytes(message);
+                assert!(sum.is_right(), "the checksum of an answer");
+            }
             _ => {
                 let ip = &frame[14..34];
                 assert_eq!(usize::from(u16::from_be_bytes([ip[2], ip[3]])), frame.len() - 14);
@@ -263,7 +276,31 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let dhcp = |kind: u8, option: &[u8]| [&discover[..], &client, &hex("63825363"), &[53, 1, kind], option, &[255]].concat();
     let offer = [&plain[..], &piece(&dhcp(1, &hex("3d080152540000000102")), 0), &[0]].concat();
     let accept = [&plain[..], &piece(&dhcp(3, &hex("32040a000001 3602 0001")), 0), &[0]].concat();
+    // A question for a name, with 19 bytes of UDP and DNS headers and `db.office.rebec`; solicitations of a neighbour and of a router.
+    let question = hex("0001 0100 0001 0000 0000 0000 026462 066f6666696365 057265626563 00 0001 0001");
+    let udp_bytes = 8 + question.len() as u16;
+    let header = [4000_u16, 53, udp_bytes, 0].map(u16::to_be_bytes).concat();
+    let ask = [
+        &hex("0200a9fea9fd 525400000001 0800")[..],
+        &[0x45, 0],
+        &(20 + udp_bytes).to_be_bytes(),
+        &hex("00000000 40110000 0a000001 0a0000fe"),
+        &header,
+        &question,
+    ]
+    .concat();
+    let ask = [&plain[..], &piece(&ask, 0), &[0]].concat();
+    let discovery = |message: &[u8]| {
+        let header = hex("3333ff000002 525400000001 86dd 60000000");
+        let addresses = hex("fe80000000000000505400fffe000001 ff0200000000000000000001ff000002");
+        let frame = [&header[..], &(message.len() as u16).to_be_bytes(), &[58, 255], &addresses, message].concat();
+        [&plain[..], &piece(&frame, 0), &[0]].concat()
+    };
     let steps = vec![
+        ask,
+        discovery(&hex("87000000 00000000 fe80000000000000505400fffe000002")),
+        discovery(&hex("85000000 00000000")),
+        discovery(&hex("86000000 00000000 00000000 00000000")),
         offer,
         accept,
         [&tso4[..], &piece(&tcp4, 0), &[0]].concat(),

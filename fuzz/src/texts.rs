@@ -63,6 +63,8 @@ pub fn seeds() -> Vec<Vec<u8>> {
         mac: MacAddr([0x52, 0x54, 0, 0, 0, 1]),
         endpoint: SocketAddrV4::new([10, 0, 0, 2].into(), 4789),
         ip: Some([10, 7, 0, 5].into()),
+        name: Some("web".to_owned()),
+        net: None,
     };
     let commands = [Command::Status, Command::Pause, Command::Stop, Command::PowerButton, Command::Donate, fdb, Command::Migrate(migrate)];
     let progress = Progress {

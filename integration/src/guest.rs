@@ -86,6 +86,10 @@ ip link set eth0 mtu $mtu
 ip addr add $ip/$mask dev eth0
 [ -z \"$router\" ] || ip route add default via $router
 echo \"dhcp $ip/$mask mtu $mtu from $serverid for $lease s\"
+[ -n \"$dns\" ] || exit 0
+printf 'search %s\\nnameserver %s\\n' \"$domain\" \"$dns\" > /etc/resolv.conf
+name=$(nslookup $ip 2>&1 | sed -n 's/.*name = //p')
+echo \"named $name at $(nslookup $name 2>&1 | sed -n 's/^Address: //p' | tail -n 1)\"
 ";
 
 /// Files a lab machine needs to run a VM.

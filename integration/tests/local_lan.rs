@@ -34,6 +34,14 @@ fn a_stream_between_two_guests_arrives_whole() -> Result<()> {
     ensure!(end.number("bytes")? == STREAM_BYTES as u64 && end.number("bad")? == 0, "{}", end.text);
     let net = ask(&sender, "net 0")?;
     ensure!(net.number("ping_received")? > 0, "{}", net.text);
+    // Both ends have counted it.
+    let talk = |vm: &Vmm, machine: &Machine, with: &str, direction: &str| -> Result<u64> {
+        let talk: serde_json::Value = serde_json::from_str(&vm.must(machine, &["talk", "--json"])?)?;
+        let mut rows = talk[0]["stations"].as_array().into_iter().flatten();
+        rows.find(|row| row["mac"] == with).and_then(|row| row[direction].as_u64()).with_context(|| format!("no row of {with}: {talk}"))
+    };
+    let (sent, received) = (talk(&sender, b, one, "tx_bytes")?, talk(&sink, a, two, "rx_bytes")?);
+    ensure!(sent >= STREAM_BYTES as u64 && received >= STREAM_BYTES as u64, "{sent} sent, {received} received");
     lab.succeeded();
     Ok(())
 }
@@ -61,7 +69,7 @@ fn a_kernel_vxlan_device_is_a_station_like_any_before_and_after_a_move() -> Resu
     let [a, b, kernel] = &lab.machines[..] else { unreachable!("three machines were asked for") };
     let (guest_mac, kernel_mac) = ("52:54:00:00:07:01".parse()?, "52:54:00:00:07:09".parse()?);
     let place = |machine: &Machine| -> Result<Peer> {
-        Ok(Peer { mac: guest_mac, endpoint: format!("{}:4790", machine.address()).parse()?, ip: None })
+        Ok(Peer { mac: guest_mac, endpoint: format!("{}:4790", machine.address()).parse()?, ip: None, name: None })
     };
     let port =
         |machine: &Machine| format!("vni=7,mac={guest_mac},local={}:4790,peer={kernel_mac}@{}:4789", machine.address(), kernel.address());

@@ -252,6 +252,20 @@ fn spare_machines_become_a_pool_whose_vms_move_between_domains() -> Result<()> {
         let mac: rebec_vmm_api::MacAddr = port["mac"].as_str().unwrap_or_default().parse()?;
         ensure!(!agents.lab.crossed(&mac.0)?, "frames of {} crossed the wire as they are", port["vm"]);
     }
+    // Asked of another domain's host, and told whichever way the VMs went: who sends, and to whom.
+    eventually("the matrix shows the stream", SOON, || {
+        let matrix = a1.must(&["lan", "show", "office", "--matrix"])?;
+        let place = |name: &str| matrix["vms"].as_array().into_iter().flatten().position(|vm| vm == name);
+        let (web, client) = (place("web").context("a row for web")?, place("client").context("a row for client")?);
+        let rate = |from: usize, to: usize| matrix["bytes_per_s"][from][to].as_u64();
+        // 20 Mbit/s, and its acknowledgements.
+        Ok(rate(client, web) > Some(500_000) && rate(web, client) > Some(0) && rate(web, client) < rate(client, web))
+    })?;
+    // Nobody was taken for somebody else, on the way or at the old places.
+    for vm in ["web", "client"] {
+        let drops = drops(b1, &host_id(b1, vm)?)?;
+        ensure!(["wire_source", "wire_address", "guest_address"].iter().all(|reason| drops[*reason].is_null()), "{vm}: {drops}");
+    }
     ensure!(parts_of_beta.len() == 3, "kernel, disk and its digests: {parts_of_beta:?}");
     let lists = agents.hosts.iter().map(|host| host.must(&["vm", "ls"])).collect::<Result<Vec<_>>>()?;
     // Names are each domain's own; all else is the same everywhere.
@@ -265,6 +279,21 @@ fn spare_machines_become_a_pool_whose_vms_move_between_domains() -> Result<()> {
     ensure!(lists.iter().all(|list| facts(list) == facts(&lists[0])), "{lists:?}");
     agents.succeeded();
     Ok(())
+}
+
+fn host_id(host: &Host, vm: &str) -> Result<String> {
+    let vms = host.must(&["vm", "ls"])?;
+    let vms = vms.as_array().into_iter().flatten();
+    let mut ids = vms.filter(|found| plain(&found["name"]) == vm).filter_map(|found| found["id"].as_str());
+    ids.next().map(str::to_owned).with_context(|| format!("host {} lists no {vm}", host.name()))
+}
+
+/// What the port of a VM's first NIC dropped, by reason.
+fn drops(host: &Host, id: &str) -> Result<serde_json::Value> {
+    let control = host.state().join("vms").join(id).join("control.sock").display().to_string();
+    let status = Program::new(&vmm::program()?.display().to_string()).args(["ctl", &control, "status", "--json"]).output()?;
+    let status: serde_json::Value = serde_json::from_str(&status)?;
+    Ok(status["nets"][0]["drops"].clone())
 }
 
 /// How much longer than before their agent was killed the silence of VMs may be: eleven share this machine's cores. A VM that stood still

@@ -26,7 +26,7 @@ use crate::{
     pool, screen,
     store::Store,
     upkeep,
-    vm::{adopt, grants, lease, outcast, ports, underlay},
+    vm::{adopt, grants, lease, outcast, ports, traffic, underlay},
 };
 
 /// Between two looks whether the host's own facts have changed.
@@ -85,6 +85,7 @@ async fn serve(options: Options) -> Result<()> {
     tokio::spawn(underlay::run(vms.clone(), move || told.publish()));
     tokio::spawn(ports::run(vms.clone()));
     tokio::spawn(lease::run(vms.clone()));
+    tokio::spawn(traffic::run(vms.clone()));
     tokio::spawn(restart::run(agent.orders.clone()));
     tokio::spawn(pool::replace::run(membership.clone()));
     tokio::spawn(returns::run(agent.orders.clone()));

@@ -1,4 +1,4 @@
-//! LANs: `GET /v1/lans`, `POST /v1/lans`, `GET /v1/lans/{name}`, `DELETE /v1/lans/{name}`.
+//! Whom a VM talks to on its LANs: `GET /v1/vms/{name}/traffic`. LANs: `GET /v1/lans`, `POST /v1/lans`, `GET /v1/lans/{name}`, `DELETE /v1/lans/{name}`.
 
 use std::net::Ipv4Addr;
 
@@ -20,6 +20,9 @@ pub struct NewLan {
     /// Whether frames travel as plain VXLAN, for a wire that everybody on it may read and write.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unsealed: bool,
+    /// Largest packet of its VMs, for life, from 1,280 to 8,900 bytes; none takes 1,400, which any wire of 1,500 bytes carries sealed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
 }
 
 /// A LAN with its ports.
@@ -79,4 +82,36 @@ pub struct PortInfo {
     pub address: Ipv4Addr,
     /// The VXLAN endpoint: IP:PORT; empty while the VM does not run.
     pub endpoint: String,
+}
+
+/// `GET /v1/vms/{name}/traffic`: whom a VM talks to, as its host counts it every ten seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmTraffic {
+    /// The VM.
+    pub vm: String,
+    /// Time in which what was counts half in rates, in seconds.
+    pub half_life_s: u64,
+    /// By NIC and station.
+    pub flows: Vec<Flow>,
+}
+
+/// What passes between a VM's NIC and one station of its LAN.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Flow {
+    /// The VM's NIC.
+    pub nic: String,
+    /// The station; `ff:ff:ff:ff:ff:ff` for what went to all, and what was not told apart.
+    pub station: String,
+    /// Bytes a second to it, lately.
+    pub tx_bytes_per_s: u64,
+    /// Bytes a second from it, lately.
+    pub rx_bytes_per_s: u64,
+    /// Bytes of frames to it since the VM started on its host.
+    pub tx_bytes: u64,
+    /// Frames to it, as they were on the wire.
+    pub tx_packets: u64,
+    /// Bytes of frames from it.
+    pub rx_bytes: u64,
+    /// Frames from it, as they were on the wire.
+    pub rx_packets: u64,
 }

@@ -168,6 +168,7 @@ commands! {
     VmResizeDisk User Home "make a VM's disk larger",
     VmDiskAdd User Home "give a VM a disk",
     VmDiskRemove User Home "take a disk from a VM",
+    VmTraffic Viewer Home "see whom a VM talks to",
     VmLogs User Home "read a VM's console",
     VmConsole User Home "type at a VM's console",
     VmForward User Home "reach into a VM",

@@ -46,8 +46,10 @@ const DOMAINS_MAX: usize = 1024;
 pub const SEALED: &str = "sealed-lan";
 /// Of [`VmBody::must`]: its seed disk has a network configuration ([`VmPrivate::network`]).
 pub const NETWORK_CONFIG: &str = "network-config";
+/// Of [`VmBody::must`]: a NIC of it has another MTU than hosts without a word about it take, or bridges.
+pub const NIC_OPTIONS: &str = "nic-options";
 /// Words of [`VmBody::must`] that this version knows.
-const KNOWN: [&str; 3] = [SEALED, NETWORK_CONFIG, DISKS];
+const KNOWN: [&str; 4] = [SEALED, NETWORK_CONFIG, DISKS, NIC_OPTIONS];
 /// Words of one VM, and bytes of one.
 const MUST_MAX: usize = 8;
 const WORD_BYTES_MAX: usize = 64;

@@ -1,7 +1,10 @@
 //! Addresses of a LAN. Its home host hands parts of the range to hosts; each host gives addresses out of its parts by itself,
 //! so that a site that is cut off can still create ports, and no address is given twice.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use minicbor::{Decode, Encode};
 
@@ -96,12 +99,34 @@ pub struct NicBody {
     /// Whether its port seals, as all of its LAN do.
     #[n(5)]
     pub sealed: Option<bool>,
+    /// Its LAN's largest packet, where that is not [`MTU`].
+    #[n(6)]
+    pub mtu: Option<u16>,
+    /// Whether its guest bridges, and so speaks for stations that nobody else has.
+    #[n(7)]
+    pub trunk: Option<bool>,
 }
 
 impl NicBody {
     /// Whether its port seals.
     pub fn is_sealed(&self) -> bool {
         self.sealed == Some(true)
+    }
+
+    /// Whether its guest bridges.
+    pub fn is_trunk(&self) -> bool {
+        self.trunk == Some(true)
+    }
+
+    /// Where its port answers questions for names: an address of the LAN that no VM gets.
+    pub fn resolver(&self) -> Ipv4Addr {
+        Ipv4Addr::from((u32::from(self.address) & !(size(self.prefix.clamp(1, 32)) - 1)).saturating_add(RESOLVER))
+    }
+
+    /// What addresses begin with that guests of its LAN make themselves: a unique local prefix (RFC 4193), whose chance is the LAN's id.
+    pub fn prefix6(&self) -> Ipv6Addr {
+        let [a, b, c, d, e, f, g, ..] = self.lan.0;
+        Ipv6Addr::from([0xfd, a, b, c, d, e, f, g, 0, 0, 0, 0, 0, 0, 0, 0])
     }
 }
 
@@ -112,12 +137,18 @@ const LEASE_ADDRESSES_MAX: u32 = 16;
 pub(crate) const LEASES_MAX: usize = 1024;
 /// Addresses at the start of a range that no VM gets: the network's, a gateway's and the port's own.
 const RESERVED: u32 = 8;
+/// Which of these answers for names.
+const RESOLVER: u32 = 2;
 /// The largest range.
 const PREFIX_MIN: u8 = 12;
 /// The smallest range: one lease beside the reserved addresses.
 const PREFIX_MAX: u8 = 27;
 /// What a LAN's packets may have where nobody says otherwise: an Internet path carries it inside VXLAN and a seal.
 pub const MTU: u16 = 1400;
+/// What they may have at least, for IPv6, and at most, for wires of 9,000 bytes.
+pub const MTU_MIN: u16 = 1280;
+/// See [`MTU_MIN`].
+pub const MTU_MAX: u16 = 8900;
 
 /// A text that is not a usable address range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -263,13 +294,22 @@ mod tests {
         let address = Ipv4Addr::new(10, 16, 0, 9);
         let home = Name([1; 32]);
         let lan = LanBody { leases: vec![RangeLease { host: home, first: Ipv4Addr::new(10, 16, 0, 8), count: 4, tag: None }], ..lan(24) };
-        let nic = |mac| NicBody { lan: Name([2; 16]), vni: 7, mac, address, prefix: 24, sealed: None };
+        let nic = |mac| NicBody { lan: Name([2; 16]), vni: 7, mac, address, prefix: 24, sealed: None, mtu: None, trunk: None };
         let macs: Vec<_> = (0..NICS_MAX as u8).map(|nth| mac_of(address, nth)).collect();
         assert_eq!((macs[0], macs.iter().collect::<BTreeSet<_>>().len()), ([0x52, 0x54, 10, 16, 0, 9], NICS_MAX));
         assert!(macs.iter().all(|mac| admits(&lan, &home, &nic(*mac)) && mac[0] & 3 == 2));
         for other in [mac_of(address, NICS_MAX as u8), mac_of(Ipv4Addr::new(10, 16, 0, 10), 0), [0; 6]] {
             assert!(!admits(&lan, &home, &nic(other)));
         }
+    }
+
+    #[test]
+    fn a_nic_knows_where_names_are_told_and_what_its_addresses_begin_with() {
+        let address = Ipv4Addr::new(10, 16, 3, 9);
+        let lan = Name([0xab, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        let nic = NicBody { lan, vni: 7, mac: mac_of(address, 0), address, prefix: 20, sealed: None, mtu: None, trunk: None };
+        assert_eq!((nic.resolver(), nic.prefix6().to_string()), (Ipv4Addr::new(10, 16, 0, 2), "fdab:102:304:506::".to_owned()));
+        assert_eq!(NicBody { prefix: 0, address: Ipv4Addr::BROADCAST, ..nic }.resolver(), Ipv4Addr::new(128, 0, 0, 2));
     }
 
     #[test]

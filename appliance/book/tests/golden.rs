@@ -48,8 +48,16 @@ fn private() -> VmPrivate {
 }
 
 fn vm() -> VmBody {
-    let nic =
-        NicBody { lan: Name([2; 16]), vni: 7, mac: [0x52, 0x54, 10, 7, 0, 8], address: [10, 7, 0, 8].into(), prefix: 24, sealed: None };
+    let nic = NicBody {
+        lan: Name([2; 16]),
+        vni: 7,
+        mac: [0x52, 0x54, 10, 7, 0, 8],
+        address: [10, 7, 0, 8].into(),
+        prefix: 24,
+        sealed: None,
+        mtu: None,
+        trunk: None,
+    };
     VmBody {
         nonce: Name([3; 16]),
         name: "web".into(),

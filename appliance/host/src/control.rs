@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use rebec_vmm_api::{
     MoveReport,
-    control::{Answer, Command, Hello, LINE_BYTES_MAX, Progress, Request, Response, ResponseBody, Status},
+    control::{Answer, Command, Hello, LINE_BYTES_MAX, NetTalk, Progress, Request, Response, ResponseBody, Status},
 };
 
 use crate::handover;
@@ -53,7 +53,15 @@ impl Control {
     pub fn status(&mut self) -> Result<Status> {
         match self.ask(Command::Status, &[], |_| {})? {
             Answer::Status(status) => Ok(status),
-            Answer::Done | Answer::Moved(_) => bail!("the VMM answered something else than its status"),
+            Answer::Done | Answer::Talk(_) | Answer::Moved(_) => bail!("the VMM answered something else than its status"),
+        }
+    }
+
+    /// Who talked to whom. A VMM of before that question knows nothing of it.
+    pub fn traffic(&mut self) -> Result<Vec<NetTalk>> {
+        match self.ask(Command::Talk, &[], |_| {})? {
+            Answer::Talk(talk) => Ok(talk),
+            Answer::Done | Answer::Status(_) | Answer::Moved(_) => bail!("the VMM answered something else than who talked"),
         }
     }
 
@@ -82,7 +90,7 @@ impl Control {
         self.stream.set_read_timeout(None)?;
         match self.ask(command, streams, heard)? {
             Answer::Moved(report) => Ok(report),
-            Answer::Done | Answer::Status(_) => bail!("the VMM answered something else than the report of a move"),
+            Answer::Done | Answer::Status(_) | Answer::Talk(_) => bail!("the VMM answered something else than the report of a move"),
         }
     }
 

@@ -28,6 +28,7 @@ pub mod reserve;
 pub mod said;
 pub mod seed;
 pub mod sockets;
+pub mod traffic;
 pub mod underlay;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

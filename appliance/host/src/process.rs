@@ -17,7 +17,7 @@ use rebec_book::{
     key::Id,
     record::{VmBody, VmPrivate},
 };
-use rebec_vmm_api::MacAddr;
+use rebec_vmm_api::{MacAddr, dns_name};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
@@ -74,19 +74,23 @@ pub struct Machine<'a> {
     pub ports: Vec<(SocketAddrV4, UdpSocket)>,
     /// The stations of its LANs.
     pub stations: &'a Stations,
+    /// What names of each NIC's LAN end with, as far as they can be asked for.
+    pub domains: Vec<Option<String>>,
 }
 
 /// Where a station is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// Its VXLAN endpoint.
     pub endpoint: SocketAddrV4,
     /// Its address on the LAN.
     pub address: Ipv4Addr,
+    /// What it is called there, if that can be asked for.
+    pub name: Option<String>,
 }
 
-/// Stations and where they are.
-pub type Stations = BTreeMap<MacAddr, Place>;
+/// Stations of the LANs of a VM's NICs, by NIC and station, and where they are.
+pub type Stations = BTreeMap<(MacAddr, MacAddr), Place>;
 
 /// Kills a VMM that does not answer; what it forked goes with it. Not a process that has got its number meanwhile: `pid` was the VMM of
 /// `folder`. Whether there was anything to kill.
@@ -145,7 +149,7 @@ async fn wait_absent(folder: &Path) -> Result<()> {
 }
 
 fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Result<Child> {
-    let (Programs { vmm, depot, limits }, Machine { id, folder, body, private, ports, stations }) = (programs, machine);
+    let (Programs { vmm, depot, limits }, Machine { id, folder, body, private, ports, stations, domains }) = (programs, machine);
     let log = File::options().create(true).append(true).open(folder.join("vmm.log")).context("open vmm.log")?;
     let mut command = tokio::process::Command::new(vmm);
     let mut handover = Handover::default();
@@ -196,16 +200,28 @@ fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Resul
         let file = handover.open_with(&disks::further(folder, &disk.name), File::options().read(true).write(true))?;
         command.arg("--disk").arg(format!("{file}{}", at_least(disk.bytes)));
     }
-    for (nic, (endpoint, socket)) in body.nics.iter().zip(ports) {
+    let name = dns_name(&body.name);
+    for (index, (nic, (endpoint, socket))) in body.nics.iter().zip(ports).enumerate() {
         let (mac, socket) = (MacAddr(nic.mac), handover.give(socket));
         let mut net = format!("vni={},mac={mac},local={endpoint},socket={socket},ip={}/{}", nic.vni, nic.address, nic.prefix);
         if nic.is_sealed() {
             net.push_str(",seal=on");
         }
-        stations
-            .iter()
-            .take(STATIONS_MAX)
-            .for_each(|(mac, place)| net.push_str(&format!(",peer={mac}@{}@{}", place.endpoint, place.address)));
+        if nic.is_trunk() {
+            net.push_str(",trunk=on");
+        }
+        if let Some(mtu) = nic.mtu {
+            net.push_str(&format!(",mtu={mtu}"));
+        }
+        if let Some(domain) = domains.get(index).and_then(Option::as_ref) {
+            let name = name.as_ref().map(|name| format!(",name={name}")).unwrap_or_default();
+            net.push_str(&format!(",dns={},domain={domain}{name}", nic.resolver()));
+        }
+        net.push_str(&format!(",prefix6={}", nic.prefix6()));
+        for ((_, station), Place { endpoint, address, name }) in stations.iter().take(STATIONS_MAX).filter(|((net, _), _)| *net == mac) {
+            let name = name.as_ref().map(|name| format!("@{name}")).unwrap_or_default();
+            net.push_str(&format!(",peer={station}@{endpoint}@{address}{name}"));
+        }
         command.arg("--net").arg(net);
     }
     if body.keeper.is_some() {

@@ -189,7 +189,7 @@ mod tests {
 
     fn nic(last: u8) -> NicBody {
         let address = Ipv4Addr::new(10, 7, 0, last);
-        NicBody { lan: Name([0; 16]), vni: 7, mac: [0x52, 0x54, 10, 7, 0, last], address, prefix: 24, sealed: None }
+        NicBody { lan: Name([0; 16]), vni: 7, mac: [0x52, 0x54, 10, 7, 0, last], address, prefix: 24, sealed: None, mtu: None, trunk: None }
     }
 
     #[test]

@@ -220,6 +220,8 @@ fn one_vm(host: &mut Writer, number: usize, lan: &Id, keeper: Key, records: &mut
             address: Ipv4Addr::from(0x0a40_0000 + number as u32 % 0xffff),
             prefix: 16,
             sealed: None,
+            mtu: None,
+            trunk: None,
         }],
         keeper: number.is_multiple_of(2).then_some(keeper),
         created: CREATED + number as u64,

@@ -89,7 +89,7 @@ fn kernel_lan(lab: &NetLab) -> Result<()> {
         kernel_vxlan(machine, 8, KERNEL_PORT, mac(number).context("invariant: a MAC")?, kernel_address(number))?;
         let other = 3 - number;
         let endpoint = SocketAddrV4::new(lab.machines[usize::from(other) - 1].address(), KERNEL_PORT);
-        kernel_fdb(machine, &Station { mac: mac(other).context("invariant: a MAC")?, endpoint, ip: None })?;
+        kernel_fdb(machine, &Station { mac: mac(other).context("invariant: a MAC")?, endpoint, ip: None, name: None })?;
     }
     Ok(())
 }

@@ -62,6 +62,11 @@ pub fn tell(options: &Options) -> Result<(DemoReport, String)> {
         let logs = || rebec(first, &["vm", "logs", &vm.name, "--tail", "2K"], FILES_DEADLINE).unwrap_or_default();
         there.with_context(|| format!("boot vm {}; its console ends: {}", vm.name, logs()))?;
         say("demo", format_args!("VM {} is up on host {}", vm.name, vm.host));
+        // Asked by a stock resolver before anything else ran.
+        let (said, named) = (logs(), format!("named {}.office.rebec at {}", vm.name, address(vm)?));
+        if !said.contains(&named) {
+            bail!("vm {}: its port did not say `{named}`; its console ends: {said}", vm.name);
+        }
         Ok(orders)
     };
     orders(&control)?;

@@ -1,7 +1,7 @@
 //! The values a user writes: memory sizes, disks, network ports, serial ports. Parsed once, never checked again.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4},
     path::PathBuf,
     str::FromStr,
 };
@@ -148,7 +148,7 @@ impl FromStr for DiskConfig {
 }
 
 /// Where the frames of one MAC go: an entry of the forwarding database.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     /// The station.
     pub mac: MacAddr,
@@ -156,17 +156,24 @@ pub struct Peer {
     pub endpoint: SocketAddrV4,
     /// Its own IPv4 address, if ARP for it is to be answered here.
     pub ip: Option<Ipv4Addr>,
+    /// What it is called, if that is to be answered here.
+    pub name: Option<String>,
 }
 
 impl FromStr for Peer {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (mac, place) = text.split_once('@').ok_or_else(|| format!("peer `{text}`: expected MAC@IP:PORT or MAC@IP:PORT@ADDRESS"))?;
+        let (mac, place) = text
+            .split_once('@')
+            .ok_or_else(|| format!("peer `{text}`: expected MAC@IP:PORT, MAC@IP:PORT@ADDRESS or MAC@IP:PORT@ADDRESS@NAME"))?;
         let (endpoint, ip) = place.split_once('@').map_or((place, None), |(endpoint, ip)| (endpoint, Some(ip)));
+        let (ip, name) = ip.map_or((None, None), |ip| ip.split_once('@').map_or((Some(ip), None), |(ip, name)| (Some(ip), Some(name))));
+        let name = name.map(|name| dns_name(name).ok_or_else(|| format!("peer name `{name}`: expected {DNS_NAME_FORM}"))).transpose()?;
         let ip = ip.map(|ip| ip.parse().map_err(|_| format!("peer address `{ip}`: expected an IPv4 address"))).transpose()?;
         Ok(Self {
             ip,
+            name,
             mac: mac.parse().map_err(|error| format!("{error}"))?,
             endpoint: endpoint.parse().map_err(|_| format!("peer endpoint `{endpoint}`: expected IPv4:PORT"))?,
         })
@@ -190,13 +197,39 @@ pub struct NetConfig {
     pub peers: Vec<Peer>,
     /// Whether frames are sealed on their way.
     pub sealed: bool,
+    /// Largest IP packet, if it is not [`Self::MTU`].
+    pub mtu: Option<u16>,
+    /// Whether the guest bridges, and so speaks for stations that nobody else has.
+    pub trunk: bool,
+    /// What the names end with that the port answers for at `dns`.
+    pub domain: Option<String>,
+    /// What the guest is called there.
+    pub name: Option<String>,
+    /// The first half of the addresses that guests make themselves.
+    pub prefix6: Option<Ipv6Addr>,
+}
+
+/// How a name is written.
+const DNS_NAME_FORM: &str = "labels of letters, digits, `-` and `_`, at most 63 each and 128 with the points between";
+
+/// A name that can be asked for, in small letters.
+pub fn dns_name(text: &str) -> Option<String> {
+    let is_label = |label: &str| (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+    (text.len() <= 128 && text.split('.').all(is_label)).then(|| text.to_ascii_lowercase())
 }
 
 impl NetConfig {
+    /// MTU of a NIC where nothing else is said: VXLAN's headers and a seal still fit a 1500-byte network.
+    pub const MTU: u16 = 1400;
+    /// The smallest, which IPv6 needs.
+    pub const MTU_MIN: u16 = 1280;
+    /// The largest: what a wire of 9,000 bytes carries sealed, with room to spare.
+    pub const MTU_MAX: u16 = 8900;
+
     /// Entries one port may be given on the command line.
     pub const PEERS_MAX: usize = 1024;
     /// How one is written.
-    pub const FORM: &str = "vni=N,mac=MAC,local=IP:PORT[,socket=fd:N][,ip=ADDRESS/LENGTH[,gateway=ADDRESS][,dns=ADDRESS]][,seal=on][,peer=MAC@IP:PORT[@ADDRESS]]...";
+    pub const FORM: &str = "vni=N,mac=MAC,local=IP:PORT[,socket=fd:N][,ip=ADDRESS/LENGTH[,gateway=ADDRESS][,dns=ADDRESS[,domain=NAME[,name=NAME]]]][,seal=on][,trunk=on][,mtu=BYTES][,prefix6=PREFIX][,peer=MAC@IP:PORT[@ADDRESS[@NAME]]]...";
 }
 
 impl FromStr for NetConfig {
@@ -206,6 +239,13 @@ impl FromStr for NetConfig {
         let fail = |what: String| ConfigError::Net { text: text.to_owned(), what };
         let (mut vni, mut mac, mut local, mut socket, mut peers) = (None, None, None, None, Vec::new());
         let (mut ip, mut gateway, mut dns, mut sealed) = (None, None, None, None);
+        let (mut mtu, mut trunk, mut domain, mut name, mut prefix6) = (None, None, None, None, None);
+        let switch = |key: &str, value: &str| match value {
+            "on" => Ok(true),
+            "off" => Ok(false),
+            _ => Err(fail(format!("{key} `{value}` is neither on nor off"))),
+        };
+        let named = |key: &str, value: &str| dns_name(value).ok_or_else(|| fail(format!("{key} `{value}`: expected {DNS_NAME_FORM}")));
         let address = |key: &str, value: &str| value.parse().map_err(|_| fail(format!("{key} `{value}` is not an IPv4 address")));
         for item in text.split(',') {
             let (key, value) = item.split_once('=').ok_or_else(|| fail(format!("`{item}` has no value")))?;
@@ -232,11 +272,25 @@ impl FromStr for NetConfig {
                 "ip" => ip.replace(parse_network(value).ok_or_else(|| fail(format!("ip `{value}` is not IPv4/LENGTH")))?).is_some(),
                 "gateway" => gateway.replace(address(key, value)?).is_some(),
                 "dns" => dns.replace(address(key, value)?).is_some(),
-                "seal" => match value {
-                    "on" => sealed.replace(true).is_some(),
-                    "off" => sealed.replace(false).is_some(),
-                    _ => return Err(fail(format!("seal `{value}` is neither on nor off"))),
-                },
+                "seal" => sealed.replace(switch(key, value)?).is_some(),
+                "trunk" => trunk.replace(switch(key, value)?).is_some(),
+                "mtu" => {
+                    let bytes = value.parse().ok().filter(|mtu| (Self::MTU_MIN..=Self::MTU_MAX).contains(mtu));
+                    let bad = || fail(format!("mtu `{value}` is not a number from {} to {}", Self::MTU_MIN, Self::MTU_MAX));
+                    mtu.replace(bytes.ok_or_else(bad)?).is_some()
+                }
+                "domain" => domain.replace(named(key, value)?).is_some(),
+                "name" => name.replace(named(key, value)?).is_some(),
+                "prefix6" => {
+                    let prefix = value.parse::<Ipv6Addr>().ok().filter(|prefix| prefix.is_unique_local() && prefix.to_bits() as u64 == 0);
+                    prefix6
+                        .replace(prefix.ok_or_else(|| {
+                            fail(format!(
+                                "prefix6 `{value}` is not the first half of a unique local IPv6 address, as in fd12:3456:789a:1::"
+                            ))
+                        })?)
+                        .is_some()
+                }
                 "peer" => {
                     if peers.len() == Self::PEERS_MAX {
                         return Err(fail(format!("more than {} peers", Self::PEERS_MAX)));
@@ -255,7 +309,18 @@ impl FromStr for NetConfig {
             None if gateway.or(dns).is_some() => return Err(fail("gateway and dns go with ip, which is missing".into())),
             None => None,
         };
+        if domain.is_some() && !lease.is_some_and(|lease| lease.dns().is_some_and(|dns| lease.is_neighbour(dns))) {
+            return Err(fail("domain goes with dns, an address of the network of ip that no other station has".into()));
+        }
+        if name.is_some() && domain.is_none() {
+            return Err(fail("name goes with domain, which is missing".into()));
+        }
         Ok(Self {
+            mtu,
+            trunk: trunk.unwrap_or_default(),
+            domain,
+            name,
+            prefix6,
             vni: vni.ok_or_else(|| fail("vni is missing".into()))?,
             mac: mac.ok_or_else(|| fail("mac is missing".into()))?,
             local: local.ok_or_else(|| fail("local is missing".into()))?,

@@ -9,7 +9,10 @@
 //! client  {"id":3,"do":"donate"}                                 after its ok the connection speaks the donor protocol
 //! ```
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -163,8 +166,11 @@ pub enum Command {
     Stop,
     /// Abandon the move under way; the VM runs on here.
     Cancel,
-    /// Tell every port of this VM where a MAC lives.
+    /// Tell the ports of this VM where a MAC lives.
     FdbAdd {
+        /// The NIC whose port is told; every port, if none is named.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        net: Option<MacAddr>,
         /// The station.
         mac: MacAddr,
         /// Its VXLAN endpoint.
@@ -172,9 +178,15 @@ pub enum Command {
         /// Its own IPv4 address: ARP for it is answered at the port. Left out, what was said of it before still counts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         ip: Option<Ipv4Addr>,
+        /// What it is called in the domain of the port. Left out, it is called nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
     },
-    /// Tell every port of this VM to forget a MAC.
+    /// Tell the ports of this VM to forget a MAC.
     FdbRemove {
+        /// The NIC whose port is told; every port, if none is named.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        net: Option<MacAddr>,
         /// The station.
         mac: MacAddr,
     },
@@ -186,6 +198,15 @@ pub enum Command {
         endpoint: SocketAddrV4,
         /// The other port's public key.
         key: PortKey,
+        /// The station whose port it is; one of this VM's own for another place of it. One of nobody speaks for stations that no other has.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        station: Option<MacAddr>,
+        /// Whether it speaks for stations that no other port has, too.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        trunk: bool,
+        /// Whether it takes frames whose TCP or UDP checksum is not complete.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        takes_partial: bool,
     },
     /// Tell a port of this VM to forget whose key is behind an endpoint.
     PeerKeyRemove {
@@ -199,6 +220,8 @@ pub enum Command {
         /// That address.
         address: Ipv4Addr,
     },
+    /// Answered with who talked to whom, by port and station.
+    Talk,
     /// Move the VM over the connections passed with the request: the first for control, the others as streams.
     Migrate(MigrateOptions),
     /// Let the vCPUs run until an instant of CLOCK_BOOTTIME, which both sides have in common: a line that is read late grants nothing.
@@ -212,7 +235,7 @@ pub enum Command {
 
 impl Command {
     /// What each is called on a line.
-    const NAMES: [&str; 16] = [
+    const NAMES: [&str; 17] = [
         "status",
         "arrival",
         "pause",
@@ -226,6 +249,7 @@ impl Command {
         "peer-key",
         "peer-key-remove",
         "underlay",
+        "talk",
         "migrate",
         "lease",
         "donate",
@@ -292,6 +316,8 @@ pub enum Answer {
     Done,
     /// To `status`.
     Status(Status),
+    /// To `talk`.
+    Talk(Vec<NetTalk>),
     /// To `migrate`.
     Moved(MoveReport),
 }
@@ -382,9 +408,36 @@ pub struct NetStatus {
     pub rx_frames: u64,
     /// Frames dropped for any reason.
     pub dropped: u64,
+    /// Those by reason, where there were any.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub drops: BTreeMap<String, u64>,
     /// The public key of its port, if that seals.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<PortKey>,
+}
+
+/// What passed between one NIC and the stations of its LAN since the VMM started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetTalk {
+    /// The NIC.
+    pub mac: MacAddr,
+    /// By station; under the broadcast address, what went to all and what there was no room to tell apart.
+    pub stations: Vec<StationTalk>,
+}
+
+/// What passed between a NIC and one station.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StationTalk {
+    /// The station.
+    pub mac: MacAddr,
+    /// Bytes of frames to it.
+    pub tx_bytes: u64,
+    /// Frames to it, as they were on the wire.
+    pub tx_packets: u64,
+    /// Bytes of frames from it.
+    pub rx_bytes: u64,
+    /// Frames from it, as they were on the wire.
+    pub rx_packets: u64,
 }
 
 /// How far a move is.
@@ -423,10 +476,14 @@ mod tests {
         assert_eq!(line(&fdb), r#"{"id":3,"do":"fdb-add","mac":"52:54:00:00:00:01","endpoint":"10.0.0.2:4789"}"#);
         let text = r#"{"id":3,"do":"fdb-add","mac":"52:54:00:00:00:01","endpoint":"10.0.0.2:4789","ip":"10.7.0.5"}"#;
         assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
+        let text = r#"{"id":3,"do":"fdb-add","net":"52:54:00:00:00:09","mac":"52:54:00:00:00:01","endpoint":"10.0.0.2:4789","ip":"10.7.0.5","name":"web"}"#;
+        assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
         let text = r#"{"id":4,"do":"fdb-remove","mac":"52:54:00:00:00:01"}"#;
         assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
         let text = r#"{"id":4,"do":"peer-key","net":"52:54:00:00:00:01","endpoint":"10.0.0.2:4789","key":"KEY"}"#;
         let text = text.replace("KEY", &"0f".repeat(32));
+        assert_eq!(line(&serde_json::from_str(&text).unwrap()), text);
+        let text = text.replace('}', r#","station":"52:54:00:00:00:02","trunk":true,"takes_partial":true}"#);
         assert_eq!(line(&serde_json::from_str(&text).unwrap()), text);
         let text = r#"{"id":5,"do":"resize-disk","disk":0,"bytes":1073741824}"#;
         assert_eq!(line(&serde_json::from_str(text).unwrap()), text);

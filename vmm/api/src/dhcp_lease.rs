@@ -32,7 +32,7 @@ impl DhcpLease {
         if !(1..=30).contains(&prefix_bits) || !lease.is_host_here(address) {
             return Err(DhcpLeaseError::Address(address, prefix_bits));
         }
-        if let Some(gateway) = gateway.filter(|gateway| *gateway == address || !lease.is_host_here(*gateway)) {
+        if let Some(gateway) = gateway.filter(|gateway| !lease.is_neighbour(*gateway)) {
             return Err(DhcpLeaseError::Gateway(gateway));
         }
         if let Some(dns) = dns.filter(|dns| !is_host(*dns)) {
@@ -59,6 +59,11 @@ impl DhcpLease {
     /// The name server, if the guest is to have one.
     pub fn dns(&self) -> Option<Ipv4Addr> {
         self.dns
+    }
+
+    /// Whether another host of the network can have this address.
+    pub fn is_neighbour(&self, address: Ipv4Addr) -> bool {
+        address != self.address && self.is_host_here(address)
     }
 
     /// Within the network, and neither its name nor its broadcast address.

@@ -15,7 +15,7 @@ pub mod port_key;
 pub mod report;
 pub mod versions;
 
-pub use config::{DiskConfig, DiskSize, MemorySize, NetConfig, Peer, SerialConfig};
+pub use config::{DiskConfig, DiskSize, MemorySize, NetConfig, Peer, SerialConfig, dns_name};
 pub use dhcp_lease::{DhcpLease, DhcpLeaseError};
 pub use handle::Handle;
 pub use mac::MacAddr;

@@ -54,11 +54,27 @@ pub enum Reason {
     SealReplay,
     /// From the network: sealed by a peer, and no VXLAN in it.
     SealLayout,
+    /// From the guest: it speaks with an address that another station has, or the port itself.
+    GuestAddress,
+    /// From the guest: it calls itself the router of all, or redirects others.
+    GuestRouter,
+    /// From the guest: a question for names that makes no sense.
+    GuestDns,
+    /// From the guest: more broadcasts than it may make others hear.
+    StormBroadcast,
+    /// From the guest: more multicasts than that.
+    StormMulticast,
+    /// From the guest: more frames than that for stations that nobody knows.
+    StormUnknown,
+    /// From the network: from a station that the sender does not have, or from a machine that nobody told of.
+    WireSource,
+    /// From the network: with an address that another station has, or as a router.
+    WireAddress,
 }
 
 impl Reason {
     /// All of them, in the order of [`Counters::dropped`].
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 33] = [
         Self::GuestShort,
         Self::GuestOversize,
         Self::GuestSource,
@@ -84,6 +100,14 @@ impl Reason {
         Self::SealForged,
         Self::SealReplay,
         Self::SealLayout,
+        Self::GuestAddress,
+        Self::GuestRouter,
+        Self::GuestDns,
+        Self::StormBroadcast,
+        Self::StormMulticast,
+        Self::StormUnknown,
+        Self::WireSource,
+        Self::WireAddress,
     ];
 
     /// One word for people and programs.
@@ -114,12 +138,20 @@ impl Reason {
             Self::SealForged => "seal_forged",
             Self::SealReplay => "seal_replay",
             Self::SealLayout => "seal_layout",
+            Self::GuestAddress => "guest_address",
+            Self::GuestRouter => "guest_router",
+            Self::GuestDns => "guest_dns",
+            Self::StormBroadcast => "storm_broadcast",
+            Self::StormMulticast => "storm_multicast",
+            Self::StormUnknown => "storm_unknown",
+            Self::WireSource => "wire_source",
+            Self::WireAddress => "wire_address",
         }
     }
 }
 
 /// One port's counters. Frames are the guest's, a large one counted once; datagrams are the wire's.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counters {
     /// Frames taken from the guest and sent, or answered here.
     pub tx_frames: u64,
@@ -137,6 +169,13 @@ pub struct Counters {
     pub answered: u64,
     /// Drops, indexed by [`Reason`].
     pub dropped: [u64; Reason::ALL.len()],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        let dropped = [0; Reason::ALL.len()];
+        Self { tx_frames: 0, tx_datagrams: 0, rx_frames: 0, rx_datagrams: 0, relayed: 0, flooded: 0, answered: 0, dropped }
+    }
 }
 
 impl Counters {

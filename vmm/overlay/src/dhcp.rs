@@ -12,10 +12,8 @@ use std::net::Ipv4Addr;
 
 use rebec_vmm_api::{DhcpLease, MacAddr};
 
-use crate::{
-    checksum::Sum,
-    frame::{IPV4, UDP, UDP_BYTES},
-};
+pub use crate::reply::{SERVER, SERVER_MAC};
+use crate::{config::PortConfig, dns::labels, reply::udp4};
 
 /// Where clients ask.
 pub const SERVER_PORT: u16 = 67;
@@ -23,11 +21,6 @@ pub const SERVER_PORT: u16 = 67;
 pub const CLIENT_PORT: u16 = 68;
 /// How long an answer counts. The address is the NIC's for life: a day makes a guest ask often enough to hear of a new name server.
 pub const LEASE_SECONDS: u32 = 86_400;
-/// Who answers where there is no gateway to answer for: an address that no router passes on (RFC 3927 §7).
-pub const SERVER: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 253);
-/// The answering station's address: locally administered, made of [`SERVER`].
-pub const SERVER_MAC: MacAddr = MacAddr([2, 0, 169, 254, 169, 253]);
-
 const HEADER_BYTES: usize = 236;
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
 /// Shortest message that old clients take (RFC 1542 §2.1).
@@ -41,12 +34,14 @@ mod option {
     pub(super) const MASK: u8 = 1;
     pub(super) const ROUTER: u8 = 3;
     pub(super) const DNS: u8 = 6;
+    pub(super) const DOMAIN: u8 = 15;
     pub(super) const MTU: u8 = 26;
     pub(super) const ADDRESS: u8 = 50;
     pub(super) const LEASE_TIME: u8 = 51;
     pub(super) const KIND: u8 = 53;
     pub(super) const SERVER: u8 = 54;
     pub(super) const CLIENT: u8 = 61;
+    pub(super) const SEARCH: u8 = 119;
     pub(super) const END: u8 = 255;
 }
 
@@ -70,11 +65,11 @@ pub fn server_of(lease: &DhcpLease) -> Ipv4Addr {
     lease.gateway().unwrap_or(SERVER)
 }
 
-/// Answers one message of the client with address `mac`: a whole frame, or `None` where a server says nothing.
-pub fn answer(lease: &DhcpLease, mtu: u16, mac: MacAddr, message: &[u8]) -> Result<Option<Vec<u8>>, Malformed> {
-    let question = Question::parse(mac, message).ok_or(Malformed)?;
+/// Answers one message of the NIC's client: a whole frame, or `None` where a server says nothing.
+pub fn answer(config: &PortConfig, lease: &DhcpLease, message: &[u8]) -> Result<Option<Vec<u8>>, Malformed> {
+    let question = Question::parse(config.mac, message).ok_or(Malformed)?;
     let server = server_of(lease);
-    let answer = |kind| Ok(Some(write_frame(lease, mtu, mac, &question, kind)));
+    let answer = |kind| Ok(Some(write_frame(config, lease, &question, kind)));
     match question.kind {
         kind::DISCOVER => answer(kind::OFFER),
         // It took another server's offer.
@@ -158,25 +153,13 @@ impl<'a> Question<'a> {
     }
 }
 
-fn write_frame(lease: &DhcpLease, mtu: u16, mac: MacAddr, question: &Question<'_>, kind: u8) -> Vec<u8> {
+fn write_frame(config: &PortConfig, lease: &DhcpLease, question: &Question<'_>, kind: u8) -> Vec<u8> {
     let to = question.reply_to(lease, kind);
-    let station = if to.is_broadcast() { MacAddr::BROADCAST } else { mac };
-    let message = write_message(lease, mtu, question, kind);
-    let (source, to) = (server_of(lease).octets(), to.octets());
-
-    let udp_bytes = (UDP_BYTES + message.len()) as u16;
-    let mut udp = [SERVER_PORT, CLIENT_PORT, udp_bytes, 0].map(u16::to_be_bytes).concat();
-    udp.extend(message);
-    let sum = Sum::default().bytes(&source).bytes(&to).word(u16::from(UDP)).word(udp_bytes).bytes(&udp).finish_nonzero();
-    udp[6..8].copy_from_slice(&sum);
-
-    let mut ip = [&[0x45, 0][..], &(20 + udp_bytes).to_be_bytes(), &[0, 0, 0x40, 0, 64, UDP, 0, 0], &source, &to].concat();
-    let sum = Sum::default().bytes(&ip).finish();
-    ip[10..12].copy_from_slice(&sum);
-    [&station.0[..], &SERVER_MAC.0, &IPV4.to_be_bytes(), &ip, &udp].concat()
+    let station = if to.is_broadcast() { MacAddr::BROADCAST } else { config.mac };
+    udp4(station, (server_of(lease), SERVER_PORT), (to, CLIENT_PORT), &write_message(config, lease, question, kind))
 }
 
-fn write_message(lease: &DhcpLease, mtu: u16, question: &Question<'_>, kind: u8) -> Vec<u8> {
+fn write_message(config: &PortConfig, lease: &DhcpLease, question: &Question<'_>, kind: u8) -> Vec<u8> {
     let (refused, informed) = (kind == kind::NAK, question.kind == kind::INFORM);
     // Transaction, flags, relay and hardware address are the client's.
     let mut message = question.header.to_vec();
@@ -192,6 +175,7 @@ fn write_message(lease: &DhcpLease, mtu: u16, question: &Question<'_>, kind: u8)
     message[44..].fill(0);
     message.extend(COOKIE);
 
+    let domain = config.zone.as_ref().map(|zone| &*zone.domain);
     let mut put = |code: u8, value: &[u8]| {
         message.extend([code, value.len() as u8]);
         message.extend(value);
@@ -209,11 +193,18 @@ fn write_message(lease: &DhcpLease, mtu: u16, question: &Question<'_>, kind: u8)
         if let Some(dns) = lease.dns() {
             put(option::DNS, &dns.octets());
         }
-        put(option::MTU, &mtu.to_be_bytes());
+        if let Some(domain) = domain {
+            put(option::DOMAIN, domain.as_bytes());
+        }
+        put(option::MTU, &config.mtu.to_be_bytes());
     }
     // RFC 6842: whoever shares a hardware address tells by it which answer is its own.
     if let Some(client) = question.client {
         put(option::CLIENT, client);
+    }
+    // RFC 3397: where names are looked for that are given without an end.
+    if let Some(domain) = domain.filter(|_| !refused) {
+        put(option::SEARCH, &labels(domain));
     }
     message.push(option::END);
     message.resize(message.len().max(MESSAGE_BYTES_MIN), option::PAD);

@@ -6,8 +6,9 @@
 //! machine teach, into [`Learned`], which belongs to the frame path, is bounded, ages, and is asked only when the snapshot knows nothing.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddrV4},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -48,13 +49,34 @@ pub enum FdbError {
     Full,
 }
 
+/// What the control plane says of the port behind an endpoint, with its key.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FarPort {
+    /// Whose port it is; one of nobody in particular speaks for stations that no other port has.
+    pub station: Option<MacAddr>,
+    /// Whether stations that nobody knows live behind it as well: its guest bridges.
+    pub trunk: bool,
+    /// Whether it takes frames whose checksum was left to the seal.
+    pub takes_partial: bool,
+}
+
 /// An immutable snapshot, edited by copy.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fdb {
     stations: BTreeMap<[u8; 6], SocketAddrV4>,
+    /// What was said of ports along with their keys.
+    ports: BTreeMap<SocketAddrV4, FarPort>,
+    /// Which of them are whose.
+    held: BTreeSet<([u8; 6], SocketAddrV4)>,
+    /// What stations are called, in small letters.
+    labels: BTreeMap<[u8; 6], Arc<str>>,
+    /// Who is called so, in order.
+    called: BTreeSet<(Arc<str>, [u8; 6])>,
     /// Whose address it is; at most one of each station.
     addresses: BTreeMap<Ipv4Addr, [u8; 6]>,
     physical: Vec<SocketAddrV4>,
+    /// Addresses of all endpoints, in order.
+    machines: Vec<Ipv4Addr>,
     flood: Vec<SocketAddrV4>,
     flood_cut: usize,
 }
@@ -106,10 +128,79 @@ impl Fdb {
             !std::mem::take(&mut self.physical).is_empty()
         } else {
             self.addresses.retain(|_, owner| *owner != station.0);
+            self.forget_label(station);
             self.stations.remove(&station.0).is_some()
         };
         self.gather_flood();
         removed
+    }
+
+    /// Says what a known station is called; two may be called the same.
+    pub fn add_label(&mut self, station: MacAddr, label: &str) {
+        if !self.stations.contains_key(&station.0) {
+            return;
+        }
+        self.forget_label(station);
+        let label: Arc<str> = label.to_ascii_lowercase().into();
+        self.called.insert((label.clone(), station.0));
+        self.labels.insert(station.0, label);
+    }
+
+    fn forget_label(&mut self, station: MacAddr) {
+        if let Some(label) = self.labels.remove(&station.0) {
+            self.called.remove(&(label, station.0));
+        }
+    }
+
+    /// What a station is called.
+    pub fn label(&self, station: MacAddr) -> Option<&str> {
+        self.labels.get(&station.0).map(AsRef::as_ref)
+    }
+
+    /// The addresses of all that are called so, in small letters.
+    pub fn addresses_of(&self, label: &str) -> impl Iterator<Item = Ipv4Addr> {
+        let label: Arc<str> = label.into();
+        let all = (label.clone(), [0; 6])..=(label, [0xff; 6]);
+        let stations: Vec<_> = self.called.range(all).map(|(_, station)| *station).collect();
+        let owned = self.addresses.iter().filter(move |(_, owner)| stations.contains(owner));
+        owned.map(|(address, _)| *address)
+    }
+
+    /// Says what the port behind an endpoint is.
+    pub fn add_port(&mut self, endpoint: SocketAddrV4, port: FarPort) -> Result<(), FdbError> {
+        if self.ports.len() >= ENTRIES_MAX && !self.ports.contains_key(&endpoint) {
+            return Err(FdbError::Full);
+        }
+        self.remove_port(endpoint);
+        self.held.extend(port.station.map(|station| (station.0, endpoint)));
+        self.ports.insert(endpoint, port);
+        Ok(())
+    }
+
+    /// Forgets what the port behind an endpoint is.
+    pub fn remove_port(&mut self, endpoint: SocketAddrV4) {
+        let station = self.ports.remove(&endpoint).and_then(|port| port.station);
+        station.map(|station| self.held.remove(&(station.0, endpoint)));
+    }
+
+    /// What was said of the port behind an endpoint.
+    pub fn port(&self, endpoint: SocketAddrV4) -> FarPort {
+        self.ports.get(&endpoint).copied().unwrap_or_default()
+    }
+
+    /// Whether some port but the one behind `endpoint` is known to be the place of a station.
+    pub fn is_elsewhere(&self, station: MacAddr, endpoint: Option<SocketAddrV4>) -> bool {
+        const FIRST: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        const LAST: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::BROADCAST, u16::MAX);
+        match self.endpoint(station) {
+            Some(at) => Some(at) != endpoint,
+            None => self.held.range((station.0, FIRST)..=(station.0, LAST)).any(|(_, at)| Some(*at) != endpoint),
+        }
+    }
+
+    /// Whether a datagram from here may be of a port of this LAN, where nothing but the address says so.
+    pub fn is_known(&self, ip: Ipv4Addr) -> bool {
+        self.machines.binary_search(&ip).is_ok()
     }
 
     /// Whose address this is.
@@ -141,6 +232,9 @@ impl Fdb {
         let mut endpoints: Vec<_> = self.stations.values().copied().collect();
         endpoints.sort_unstable();
         endpoints.dedup();
+        self.machines = endpoints.iter().chain(&self.physical).map(|endpoint| *endpoint.ip()).collect();
+        self.machines.sort_unstable();
+        self.machines.dedup();
         endpoints.retain(|endpoint| !self.physical.contains(endpoint));
         let mut flood = self.physical.clone();
         flood.extend(endpoints);

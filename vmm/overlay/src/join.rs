@@ -16,8 +16,9 @@ use crate::{
 /// Largest IP packet.
 const PACKET_BYTES_MAX: usize = 65_535;
 
-/// Says what is known about the checksum of a TCP or UDP frame. A wrong one is `InFrame`: the guest finds out, as it would on a wire.
-pub fn known_checksum(frame: &[u8], ip: &Ip) -> Checksum {
+/// Says what is known about the checksum of a TCP or UDP frame. A wrong one is `InFrame`: the guest finds out, as it would on a wire. Of a frame that
+/// came sealed, one that is partial is seen without a look at the rest: nothing has changed it on its way.
+pub fn known_checksum(frame: &[u8], ip: &Ip, sealed: bool) -> Checksum {
     let offset = match ip.protocol {
         TCP => Tcp::CHECKSUM_AT,
         UDP => UDP_CHECKSUM_AT,
@@ -31,11 +32,16 @@ pub fn known_checksum(frame: &[u8], ip: &Ip) -> Checksum {
     if field == [0, 0] && ip.protocol == UDP {
         return Checksum::InFrame;
     }
-    // One frame in 65,536 has a field that is both; a right checksum is right whatever else it looks like.
+    let partial = Checksum::Partial { start: ip.transport as u16, offset: offset as u16 };
+    let is_partial = field == pseudo.partial();
+    // One frame in 65,536 has a field that is both: completed, it is the same.
+    if sealed && is_partial {
+        return partial;
+    }
     if pseudo.bytes(transport).is_right() {
         Checksum::Valid
-    } else if field == pseudo.partial() {
-        Checksum::Partial { start: ip.transport as u16, offset: offset as u16 }
+    } else if is_partial {
+        partial
     } else {
         Checksum::InFrame
     }
@@ -47,6 +53,7 @@ pub struct Joiner {
     buffer: Box<[u8]>,
     used: usize,
     head: Option<Head>,
+    sealed: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -60,13 +67,12 @@ struct Head {
     closed: bool,
 }
 
-impl Default for Joiner {
-    fn default() -> Self {
-        Self { buffer: vec![0; FRAME_BYTES_MAX].into(), used: 0, head: None }
-    }
-}
-
 impl Joiner {
+    /// Of a port that seals, or of one that does not.
+    pub fn new(sealed: bool) -> Self {
+        Self { buffer: vec![0; FRAME_BYTES_MAX].into(), used: 0, head: None, sealed }
+    }
+
     /// Begins with `frame`, whose checksum is known to be right or partial, if segments may follow it. It is not copied yet.
     pub fn begin(&mut self, frame: &[u8], ip: &Ip, accepts: Accepts) -> bool {
         self.head = None;
@@ -95,7 +101,7 @@ impl Joiner {
     /// Takes the next segment if it follows. `first` is the frame that [`Self::begin`] got.
     pub fn push(&mut self, first: &[u8], frame: &[u8]) -> bool {
         let Some(head) = self.head else { return false };
-        let Some(flags) = follows(&head, first, frame, if head.count == 1 { first.len() } else { self.used }) else {
+        let Some(flags) = follows(&head, first, frame, if head.count == 1 { first.len() } else { self.used }, self.sealed) else {
             return false;
         };
         if head.count == 1 {
@@ -171,7 +177,7 @@ pub fn write_large_headers(frame: &mut [u8], ip: &Ip) -> (Checksum, SegmentKind)
 }
 
 /// Whether `frame` continues the flow; its TCP flags, if so. `used` is the length of the large frame so far.
-fn follows(head: &Head, first: &[u8], frame: &[u8], used: usize) -> Option<u8> {
+fn follows(head: &Head, first: &[u8], frame: &[u8], used: usize, sealed: bool) -> Option<u8> {
     let (network, transport, payload) = (head.ip.network, head.ip.transport, head.tcp.payload);
     let payload_bytes = frame.len().checked_sub(payload)?;
     let same = |from: usize, to: usize| frame[from..to] == first[from..to];
@@ -207,7 +213,7 @@ fn follows(head: &Head, first: &[u8], frame: &[u8], used: usize) -> Option<u8> {
         return None;
     }
     let ip = Ip::parse(frame, &Ethernet::parse(frame)?).filter(|ip| ip.end == frame.len())?;
-    (known_checksum(frame, &ip) != Checksum::InFrame).then_some(flags)
+    (known_checksum(frame, &ip, sealed) != Checksum::InFrame).then_some(flags)
 }
 
 #[cfg(test)]
@@ -228,7 +234,7 @@ mod tests {
 
     /// Joins from the front as far as it goes: segments taken, and the result if there is one.
     fn join(segments: &[Vec<u8>], accepts: Accepts) -> (usize, Option<(Vec<u8>, Offload)>) {
-        let mut joiner = Joiner::default();
+        let mut joiner = Joiner::new(false);
         if !joiner.begin(&segments[0], &view(&segments[0]), accepts) {
             return (1, None);
         }
@@ -319,17 +325,17 @@ mod tests {
         for frame in [tcp(Version::V4, 1, Tcp::ACK, b"abc"), tcp(Version::V6, 1, Tcp::ACK, b"abc"), udp(Version::V4, b"abc")] {
             let mut frame = frame;
             let ip = view(&frame);
-            let partial = known_checksum(&frame, &ip);
+            let partial = known_checksum(&frame, &ip, false);
             assert!(matches!(partial, Checksum::Partial { start, .. } if usize::from(start) == ip.transport));
             complete(&mut frame, partial).unwrap();
-            assert_eq!(known_checksum(&frame, &ip), Checksum::Valid);
+            assert_eq!(known_checksum(&frame, &ip, false), Checksum::Valid);
             let last = frame.len() - 1;
             frame[last] ^= 0x10;
-            assert_eq!(known_checksum(&frame, &ip), Checksum::InFrame);
+            assert_eq!(known_checksum(&frame, &ip, false), Checksum::InFrame);
             let short = Ip { end: ip.transport + 5, ..ip };
-            assert_eq!(known_checksum(&frame, &short), Checksum::InFrame);
+            assert_eq!(known_checksum(&frame, &short, false), Checksum::InFrame);
             let beyond = Ip { end: frame.len() + 1, ..ip };
-            assert_eq!(known_checksum(&frame, &beyond), Checksum::InFrame);
+            assert_eq!(known_checksum(&frame, &beyond, false), Checksum::InFrame);
         }
     }
 
@@ -363,8 +369,8 @@ mod tests {
             segments[1].truncate(bytes);
             let ethernet = Ethernet::parse(&segments[0]).unwrap();
             if let Some(ip) = Ip::parse(&segments[0], &ethernet) {
-                let _known = known_checksum(&segments[0], &ip);
-                let mut joiner = Joiner::default();
+                let _known = known_checksum(&segments[0], &ip, false);
+                let mut joiner = Joiner::new(false);
                 if joiner.begin(&segments[0], &ip, ALL) {
                     let _taken = joiner.push(&segments[0], &segments[1]) && joiner.push(&segments[0], &segments[2]);
                     let _frame = joiner.finish();

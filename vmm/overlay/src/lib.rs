@@ -5,9 +5,10 @@
 //! time and the control thread's forwarding database in. The modules are in the order in which a frame travels:
 //!
 //! ```text
-//! transmit  guest frame + Offload -> frame (views) -> addresses (what is the guest's own) -> local (ARP and DHCP answered here) -> fdb (where to) -> segment (cut, checksum)
-//!           -> vxlan (header) -> batch (equal stride, one sendmsg a run) -> seal (in place) -> Wire
-//! receive   datagrams of one recvmsg -> seal (opened in place) -> inbound (whose) -> vxlan -> port (switch, learn) -> join (segments of one flow) -> guest frame + Offload
+//! transmit  guest frame + Offload -> frame (views) -> guard (may it?) -> addresses (what is the guest's own) -> local (ARP, discovery, DHCP and DNS answered here)
+//!           -> fdb (where to) -> storm (not too much to all) -> segment (cut, checksum) -> vxlan (header) -> batch (equal stride, one sendmsg a run) -> seal (in place) -> Wire
+//! receive   datagrams of one recvmsg -> seal (opened in place) -> inbound (whose) -> vxlan -> guard (has the sender this station?) -> port (switch, learn)
+//!           -> join (segments of one flow) -> guest frame + Offload
 //! moved     datagrams of one recvmsg -> relay -> Wire                       the old place, for some seconds
 //! ```
 //!
@@ -21,22 +22,29 @@ pub mod checksum;
 pub mod config;
 pub mod counters;
 pub mod dhcp;
+pub mod discovery;
+pub mod dns;
 pub mod fdb;
 pub mod frame;
+pub mod guard;
 pub mod inbound;
 pub mod join;
 pub mod local;
 pub mod port;
 pub mod relay;
+pub mod reply;
 pub mod seal;
 pub mod segment;
+pub mod storm;
+pub mod talk;
 pub mod vxlan;
 
 pub use batch::Wire;
-pub use config::PortConfig;
+pub use config::{PortConfig, Zone};
 pub use counters::{Counters, Reason};
-pub use fdb::{Fdb, FdbError};
+pub use fdb::{FarPort, Fdb, FdbError};
 pub use inbound::Inbound;
 pub use port::{Port, Ready};
 pub use relay::Relay;
 pub use seal::Seals;
+pub use talk::{Talk, Traffic};

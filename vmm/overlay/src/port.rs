@@ -1,22 +1,23 @@
 //! The switch of one port: decides what becomes of each frame of its guest and of each datagram of the others.
 //!
 //! ```text
-//! from the guest    source is the NIC's? -> a question that is answered here? -> known station: its endpoint | group or unknown: every endpoint -> cut, complete, batch
-//! from the network  our LAN? for the guest or for all? not our own voice? -> learn (physical endpoints only) -> join -> the guest
+//! from the guest    may it? -> a question that is answered here? -> known station: its endpoint | group or unknown: every endpoint, if not too often -> cut, complete, batch
+//! from the network  our LAN? may its sender? for the guest or for all? not our own voice? -> learn (physical machines and trunks only) -> join -> the guest
 //! ```
 //!
-//! Split horizon: what came from the overlay never goes back into it. A guest may only speak with its NIC's address: answers to another
-//! could not reach it, and others would be told lies.
+//! Split horizon: what came from the overlay never goes back into it.
 
 use std::{
     collections::VecDeque,
     net::SocketAddrV4,
     ops::Range,
     slice,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use rebec_offload::{Accepts, Checksum, FRAME_BYTES_MAX, Offload, SegmentKind, Segmentation};
+use rebec_vmm_api::MacAddr;
 
 use crate::{
     addresses::{GuestAddresses, SavedAddressesError},
@@ -25,17 +26,23 @@ use crate::{
     config::PortConfig,
     counters::{Counters, Reason},
     fdb::{Fdb, Learned},
-    frame::{Ethernet, Ip, Tcp},
+    frame::{Ethernet, Ip, TCP, Tcp, UDP, UDP_CHECKSUM_AT},
+    guard,
     inbound::Inbound,
     join::{Joiner, known_checksum, write_large_headers},
     local::{self, Local},
     seal::Seals,
     segment::{Plan, complete},
+    storm::{Flood, Storms},
+    talk::Talk,
     vxlan::{self, HEADER_BYTES},
 };
 
 /// Answers that wait for the guest to take them: more than any system asks at once.
 const ANSWERS_MAX: usize = 16;
+
+/// How long after a guest came datagrams of its old place may still be under way: that one sends on for five seconds.
+const LATE_TIME: Duration = Duration::from_secs(10);
 
 /// A frame for the guest, to be looked at with [`Port::frame`] before the port is used again.
 #[derive(Debug, Clone)]
@@ -74,24 +81,31 @@ pub struct Port {
     /// What this port has to say itself, and what it said last.
     answers: VecDeque<Vec<u8>>,
     answer: Vec<u8>,
+    storms: Storms,
+    /// When the guest came here from another place: that one still sends on what it gets.
+    arrived: Option<Instant>,
     counters: Counters,
+    talk: Arc<Talk>,
 }
 
 impl Port {
-    /// A port that knows nothing yet.
-    pub fn new(config: PortConfig) -> Self {
+    /// A port that knows nothing yet, and counts who talks to whom in `talk`.
+    pub fn new(config: PortConfig, talk: Arc<Talk>) -> Self {
         Self {
             batch: Batch::new(config.sealed),
+            joiner: Joiner::new(config.sealed),
             config,
             accepts: Accepts::default(),
             learned: Learned::default(),
             guest: GuestAddresses::default(),
             announcing: None,
-            joiner: Joiner::default(),
             cutting: None,
             answers: VecDeque::new(),
             answer: Vec::new(),
+            storms: Storms::default(),
+            arrived: None,
             counters: Counters::default(),
+            talk,
         }
     }
 
@@ -118,9 +132,7 @@ impl Port {
 
     fn try_transmit(&mut self, now: Instant, fdb: &Fdb, offload: &Offload, frame: &[u8], wire: &mut impl Wire) -> Result<(), Reason> {
         let ethernet = Ethernet::parse(frame).ok_or(Reason::GuestShort)?;
-        if ethernet.source != self.config.mac {
-            return Err(Reason::GuestSource);
-        }
+        guard::leaving(&self.config, fdb, frame, &ethernet)?;
         if frame.len() > FRAME_BYTES_MAX {
             return Err(Reason::GuestOversize);
         }
@@ -132,7 +144,7 @@ impl Port {
                 self.counters.answered += 1;
                 return Ok(());
             }
-            Local::Malformed => return Err(Reason::GuestDhcp),
+            Local::Malformed(reason) => return Err(reason),
         }
         let known = fdb.endpoint(ethernet.destination).or_else(|| self.learned.endpoint(now, ethernet.destination));
         let to = match &known {
@@ -142,7 +154,19 @@ impl Port {
         if to.is_empty() {
             return Err(Reason::NoPeer);
         }
-        self.put_on_wire(&ethernet, offload, frame, to, wire)?;
+        if known.is_none() {
+            let flood = match ethernet.destination {
+                MacAddr::BROADCAST => Flood::Broadcast,
+                group if group.is_multicast() => Flood::Multicast,
+                _ => Flood::Unknown,
+            };
+            self.storms.take(now, flood, to.len() * frame.len().div_ceil(self.config.mtu.into()))?;
+        }
+        // Copies of a flood are one run for all.
+        let leaves_sums = self.config.sealed && known.is_some_and(|to| fdb.port(to).takes_partial);
+        let before = self.batch.sent();
+        self.put_on_wire(&ethernet, offload, frame, to, leaves_sums, wire)?;
+        self.talk.sent(ethernet.destination, frame.len() as u64, (self.batch.sent() - before) / to.len() as u64);
         if known.is_none() {
             self.counters.flooded += 1;
             self.counters.drop_many(Reason::FloodCut, fdb.flood_cut() as u64);
@@ -166,11 +190,15 @@ impl Port {
         offload: &Offload,
         frame: &[u8],
         to: &[SocketAddrV4],
+        leaves_sums: bool,
         wire: &mut impl Wire,
     ) -> Result<(), Reason> {
         let header = self.config.vni.header();
         if let Some(segmentation) = &offload.segmentation {
             let mut plan = Plan::new(frame, segmentation, usize::from(self.config.mtu))?;
+            if leaves_sums {
+                plan.leave_sums(frame);
+            }
             while let Some(bytes) = plan.next_bytes() {
                 let datagram = self.batch.payload(to, HEADER_BYTES + bytes, wire);
                 datagram[..HEADER_BYTES].copy_from_slice(&header);
@@ -189,6 +217,9 @@ impl Port {
         let datagram = self.batch.payload(to, HEADER_BYTES + frame.len(), wire);
         datagram[..HEADER_BYTES].copy_from_slice(&header);
         datagram[HEADER_BYTES..].copy_from_slice(frame);
+        if leaves_sums && is_usual(frame, ethernet, offload.checksum) {
+            return Ok(());
+        }
         complete(&mut datagram[HEADER_BYTES..], offload.checksum)
     }
 
@@ -224,7 +255,7 @@ impl Port {
             inbound.skip();
             match self.admit(now, fdb, source, datagrams, range) {
                 Ok((range, ethernet)) => {
-                    if let Some(ready) = self.make_ready(inbound, datagrams, range, &ethernet) {
+                    if let Some(ready) = self.make_ready(inbound, datagrams, source, range, &ethernet) {
                         self.counters.rx_frames += 1;
                         return Some(ready);
                     }
@@ -261,20 +292,41 @@ impl Port {
         if ethernet.source == self.config.mac {
             return Err(Reason::WireOwnSource);
         }
-        if let Some(endpoint) = fdb.physical_at(*source.ip())
+        // Who has just come gets from its old place, wherever that is, what others still send there.
+        let just_came = || self.arrived.is_some_and(|arrived| now.saturating_duration_since(arrived) < LATE_TIME);
+        match guard::arriving(&self.config, fdb, source, frame, &ethernet) {
+            Err(Reason::WireSource) if !self.config.sealed && just_came() => {}
+            judged => judged?,
+        }
+        if let Some(endpoint) = self.teacher(fdb, source)
             && fdb.endpoint(ethernet.source).is_none()
             && !self.learned.see(now, ethernet.source, endpoint)
         {
             self.counters.drop(Reason::LearnFull);
         }
-        if ethernet.destination != self.config.mac && !ethernet.destination.is_multicast() {
+        let for_this = ethernet.destination == self.config.mac || ethernet.destination.is_multicast();
+        if !for_this && (!self.config.trunk || fdb.endpoint(ethernet.destination).is_some()) {
             return Err(Reason::WireOtherStation);
         }
+        self.talk.received(ethernet.source, frame.len() as u64, 1);
         Ok((range.start + HEADER_BYTES..range.end, ethernet))
     }
 
+    /// The endpoint behind which stations live that frames from `source` teach.
+    fn teacher(&self, fdb: &Fdb, source: SocketAddrV4) -> Option<SocketAddrV4> {
+        let is_trunk = self.config.sealed && fdb.port(source).trunk;
+        if is_trunk { Some(source) } else { fdb.physical_at(*source.ip()) }
+    }
+
     /// Prepares an admitted frame, together with those that follow it in its flow. `None` if it was dropped or is being cut.
-    fn make_ready(&mut self, inbound: &mut Inbound, datagrams: &[u8], range: Range<usize>, ethernet: &Ethernet) -> Option<Ready> {
+    fn make_ready(
+        &mut self,
+        inbound: &mut Inbound,
+        datagrams: &[u8],
+        sender: SocketAddrV4,
+        range: Range<usize>,
+        ethernet: &Ethernet,
+    ) -> Option<Ready> {
         let frame = &datagrams[range.clone()];
         let ip = Ip::parse(frame, ethernet);
         if frame.len() - ethernet.network > usize::from(self.config.mtu) {
@@ -283,9 +335,9 @@ impl Port {
         let Some(ip) = ip else {
             return Some(Ready { offload: Offload::default(), place: Place::Datagram(range) });
         };
-        let checksum = known_checksum(frame, &ip);
+        let checksum = known_checksum(frame, &ip, self.config.sealed);
         if checksum != Checksum::InFrame && self.joiner.begin(frame, &ip, self.accepts) {
-            self.join_following(inbound, datagrams, frame);
+            self.join_following(inbound, datagrams, frame, sender, ethernet.source);
             if let Some((bytes, offload)) = self.joiner.finish() {
                 return Some(Ready { offload, place: Place::Joiner(bytes) });
             }
@@ -305,17 +357,20 @@ impl Port {
         Some(Ready { offload: Offload::default(), place: Place::Datagram(range) })
     }
 
-    fn join_following(&mut self, inbound: &mut Inbound, datagrams: &[u8], first: &[u8]) {
-        // The VXLAN header stands right before the frame: equal headers and equal Ethernet addresses need not be judged again.
+    fn join_following(&mut self, inbound: &mut Inbound, datagrams: &[u8], first: &[u8], sender: SocketAddrV4, station: MacAddr) {
+        // The VXLAN header stands right before the frame: the same header, sender and addresses need not be judged again.
         let header = self.config.vni.header();
-        while let Some((next, _source)) = inbound.peek() {
+        let (mut bytes, mut packets) = (0, 0);
+        while let Some((next, source)) = inbound.peek() {
             let Some((found, frame)) = datagrams[next].split_first_chunk::<HEADER_BYTES>() else { break };
-            if *found != header || !self.joiner.push(first, frame) {
+            if *found != header || source != sender || !self.joiner.push(first, frame) {
                 break;
             }
             inbound.skip();
-            self.counters.rx_datagrams += 1;
+            (bytes, packets) = (bytes + frame.len() as u64, packets + 1);
         }
+        self.counters.rx_datagrams += packets;
+        self.talk.received(station, bytes, packets);
     }
 
     /// A frame larger than the MTU did not cross a wire as it is: a Linux vxlan device on the same machine left the cutting to hardware
@@ -347,7 +402,7 @@ impl Port {
     fn large_tcp(&self, frame: &[u8], ip: &Ip) -> Option<(Ip, Tcp, Segmentation)> {
         let tcp = Tcp::parse(frame, ip).filter(|_| frame.len() <= FRAME_BYTES_MAX)?;
         // A wrong checksum must not become right by being computed again.
-        if known_checksum(frame, ip) == Checksum::InFrame {
+        if known_checksum(frame, ip, self.config.sealed) == Checksum::InFrame {
             return None;
         }
         let segment_bytes = usize::from(self.config.mtu).checked_sub(tcp.payload - ip.network).filter(|bytes| *bytes > 0)?;
@@ -377,6 +432,7 @@ impl Port {
 
     /// The guest has arrived: announcements are due from now on.
     pub fn announce(&mut self, now: Instant) {
+        self.arrived = Some(now);
         self.announcing = Some(Announcing { arrived: now, round: 0 });
     }
 
@@ -414,5 +470,16 @@ impl Port {
     /// The guest's addresses.
     pub fn guest(&self) -> &GuestAddresses {
         &self.guest
+    }
+}
+
+/// Whether what is left to be completed is what a receiver sees from the frame itself: TCP or UDP behind a plain IP header.
+fn is_usual(frame: &[u8], ethernet: &Ethernet, checksum: Checksum) -> bool {
+    let Checksum::Partial { start, offset } = checksum else { return false };
+    let ip = Ip::parse(frame, ethernet).filter(|ip| ip.plain && ip.end <= frame.len() && ip.transport == usize::from(start));
+    match ip.map(|ip| ip.protocol) {
+        Some(TCP) => usize::from(offset) == Tcp::CHECKSUM_AT,
+        Some(UDP) => usize::from(offset) == UDP_CHECKSUM_AT,
+        _ => false,
     }
 }

@@ -1,29 +1,28 @@
 //! The old place of a guest that moved: for some seconds it sends on what still arrives for it.
 //!
-//! Who sent it has an old forwarding database; the control plane is telling it. A datagram goes on as it came, byte for byte; on a sealed LAN it was
+//! What its sender had no right to say goes nowhere: the new place believes whatever the old one sends on. Who sent it has an old forwarding database; the control plane is telling it. A datagram goes on as it came, byte for byte; on a sealed LAN it was
 //! opened here, and is sealed anew for the new place. It never goes
 //! back to the endpoint it came from: two old places that point at each other (a guest that moved there and back) end the loop at once. The
 //! endpoint and not the machine is compared, because the guest may move to where its correspondent lives.
 
 use std::{net::SocketAddrV4, time::Instant};
 
-use rebec_vmm_api::MacAddr;
-
 use crate::{
     batch::{Batch, RUN_BYTES_MAX, Wire},
     config::PortConfig,
     counters::{Counters, Reason},
+    fdb::Fdb,
     frame::Ethernet,
+    guard,
     inbound::Inbound,
     seal::{Seals, layout::OVERHEAD_BYTES_MAX},
-    vxlan::{self, NotVxlan, Vni},
+    vxlan::{self, NotVxlan},
 };
 
 /// Forwards for one guest until its deadline.
 #[derive(Debug)]
 pub struct Relay {
-    vni: Vni,
-    mac: MacAddr,
+    config: PortConfig,
     to: SocketAddrV4,
     until: Instant,
     batch: Batch,
@@ -33,7 +32,7 @@ pub struct Relay {
 impl Relay {
     /// Forwards what is for `mac`, or for everyone, to `to`.
     pub fn new(config: &PortConfig, to: SocketAddrV4, until: Instant) -> Self {
-        Self { vni: config.vni, mac: config.mac, to, until, batch: Batch::new(config.sealed), counters: Counters::default() }
+        Self { config: config.clone(), to, until, batch: Batch::new(config.sealed), counters: Counters::default() }
     }
 
     /// Opens what one receive call of a sealed port brought, into `inbound`.
@@ -42,12 +41,12 @@ impl Relay {
     }
 
     /// Takes the datagrams of one receive call, which are what `inbound` was made of. They are on the wire when this returns.
-    pub fn handle(&mut self, now: Instant, inbound: &mut Inbound, datagrams: &[u8], wire: &mut impl Wire) {
+    pub fn handle(&mut self, now: Instant, fdb: &Fdb, inbound: &mut Inbound, datagrams: &[u8], wire: &mut impl Wire) {
         while let Some((range, source)) = inbound.peek() {
             inbound.skip();
             let datagram = &datagrams[range];
             self.counters.rx_datagrams += 1;
-            match self.admit(now, source, datagram) {
+            match self.admit(now, fdb, source, datagram) {
                 Ok(()) => {
                     self.batch.payload(&[self.to], datagram.len(), wire).copy_from_slice(datagram);
                     self.counters.relayed += 1;
@@ -59,21 +58,25 @@ impl Relay {
         self.counters.tx_datagrams = self.batch.sent();
     }
 
-    fn admit(&self, now: Instant, source: SocketAddrV4, datagram: &[u8]) -> Result<(), Reason> {
+    fn admit(&self, now: Instant, fdb: &Fdb, source: SocketAddrV4, datagram: &[u8]) -> Result<(), Reason> {
         let (vni, frame) = vxlan::open(datagram).map_err(Reason::from)?;
-        if vni != self.vni {
+        if vni != self.config.vni {
             return Err(Reason::WireOtherLan);
         }
         if datagram.len() + OVERHEAD_BYTES_MAX > RUN_BYTES_MAX {
             return Err(Reason::WireOversize);
         }
         let ethernet = Ethernet::parse(frame).ok_or(Reason::WireShort)?;
-        if ethernet.destination != self.mac && !ethernet.destination.is_multicast() {
+        if ethernet.destination != self.config.mac && !ethernet.destination.is_multicast() {
             return Err(Reason::WireOtherStation);
         }
         // The guest itself, speaking to everyone from its new place: it has no use for its own voice.
-        if ethernet.source == self.mac {
+        if ethernet.source == self.config.mac {
             return Err(Reason::WireOwnSource);
+        }
+        // Without seals an earlier place of the guest is nobody that could be known.
+        if self.config.sealed {
+            guard::arriving(&self.config, fdb, source, frame, &ethernet)?;
         }
         if now >= self.until {
             return Err(Reason::RelayOver);
@@ -108,21 +111,24 @@ impl From<NotVxlan> for Reason {
 mod tests {
     use std::{net::Ipv4Addr, time::Duration};
 
+    use rebec_vmm_api::MacAddr;
+
     use super::*;
     use crate::{
         batch::tests::Sent,
         frame::{IPV4, samples::*},
+        vxlan::Vni,
     };
 
     const NEW: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 9), 4789);
     const PEER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 9), 4790);
 
     fn config() -> PortConfig {
-        PortConfig { vni: Vni::new(5).unwrap(), mac: MINE, mtu: 1400, lease: None, sealed: false }
+        PortConfig::plain(Vni::new(5).unwrap(), MINE, 1400)
     }
 
     fn handle(relay: &mut Relay, now: Instant, source: SocketAddrV4, run: &[u8], stride: usize, sent: &mut Sent) {
-        relay.handle(now, &mut Inbound::new(source, run.len(), stride), run, sent);
+        relay.handle(now, &Fdb::default(), &mut Inbound::new(source, run.len(), stride), run, sent);
     }
 
     fn datagram(vni: u32, to: MacAddr, from: MacAddr, bytes: usize) -> Vec<u8> {

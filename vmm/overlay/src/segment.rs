@@ -29,6 +29,8 @@ pub struct Plan {
     identification: u16,
     /// Addresses, protocol and transport header without length, sequence number, flags and checksum.
     transport_sum: Sum,
+    /// Addresses and protocol alone, where what is cut is left to be completed.
+    left: Option<Sum>,
     next: usize,
     index: usize,
 }
@@ -80,9 +82,15 @@ impl Plan {
             ip_sum,
             identification,
             transport_sum,
+            left: None,
             next: payload,
             index: 0,
         })
+    }
+
+    /// Leaves checksums of TCP and UDP to be completed by whoever needs them: a seal stands for the bytes.
+    pub fn leave_sums(&mut self, frame: &[u8]) {
+        self.left = Some(self.ip.addresses_sum(frame).word(u16::from(self.ip.protocol)));
     }
 
     /// Bytes of the next segment's frame; `None` when all are written.
@@ -103,7 +111,7 @@ impl Plan {
         let (header, payload) = out.split_at_mut(self.payload);
         header.copy_from_slice(&frame[..self.payload]);
         payload.copy_from_slice(&frame[self.next..self.next + payload_bytes]);
-        let payload_sum = Sum::default().bytes(payload);
+        let payload_sum = if self.left.is_some() { Sum::default() } else { Sum::default().bytes(payload) };
 
         self.write_ip(&mut header[self.ip.network..self.ip.transport], self.payload - self.ip.network + payload_bytes);
         let transport_bytes = (self.payload - self.ip.transport + payload_bytes) as u16;
@@ -121,19 +129,27 @@ impl Plan {
                 transport[4..8].copy_from_slice(&sequence.to_be_bytes());
                 transport[13] = flags;
                 let sum = self.transport_sum.word(transport_bytes).double(sequence).word(u16::from(flags));
-                let checksum = join(sum, payload_sum).finish_nonzero();
+                let checksum = self.checksum(transport_bytes, sum, payload_sum);
                 transport[Tcp::CHECKSUM_AT..][..2].copy_from_slice(&checksum);
             }
             None => {
                 transport[4..6].copy_from_slice(&transport_bytes.to_be_bytes());
                 // The length stands in the pseudo header and in the header.
                 let sum = self.transport_sum.word(transport_bytes).word(transport_bytes);
-                let checksum = join(sum, payload_sum).finish_nonzero();
+                let checksum = self.checksum(transport_bytes, sum, payload_sum);
                 transport[UDP_CHECKSUM_AT..][..2].copy_from_slice(&checksum);
             }
         }
         self.next += payload_bytes;
         self.index += 1;
+    }
+
+    /// What goes into the field: the sum of all, or the pseudo header's.
+    fn checksum(&self, transport_bytes: u16, header: Sum, payload: Sum) -> [u8; 2] {
+        match self.left {
+            Some(addresses) => addresses.word(transport_bytes).partial(),
+            None => header.bytes(&payload.partial()).finish_nonzero(),
+        }
     }
 
     fn write_ip(&self, header: &mut [u8], packet_bytes: usize) {
@@ -156,10 +172,6 @@ impl Plan {
 /// A large frame's length field may have overflowed, so the header is held against the frame alone.
 fn parse_large_tcp(frame: &[u8], ip: &Ip) -> Result<Tcp, Reason> {
     Tcp::parse(frame, &Ip { end: frame.len(), ..*ip }).ok_or(Reason::GuestOffload)
-}
-
-fn join(header: Sum, payload: Sum) -> Sum {
-    header.bytes(&payload.partial())
 }
 
 /// Completes a partial checksum in place, or says that the field lies outside of the frame.

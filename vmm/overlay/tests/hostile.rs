@@ -4,6 +4,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
+    sync::Arc,
     time::Instant,
 };
 
@@ -30,7 +31,14 @@ impl Wire for Sent {
 fn port() -> (Port, Fdb) {
     let mut fdb = Fdb::default();
     fdb.add(LOCAL, THEIRS, PEER).unwrap();
-    (Port::new(PortConfig { vni: Vni::new(0x12_3456).unwrap(), mac: MINE, mtu: 1400, lease: None, sealed: false }), fdb)
+    (Port::new(PortConfig::plain(Vni::new(0x12_3456).unwrap(), MINE, 1400), Arc::default()), fdb)
+}
+
+/// The same LAN seen from the other side.
+fn there() -> (Port, Fdb) {
+    let mut fdb = Fdb::default();
+    fdb.add(LOCAL, MINE, PEER).unwrap();
+    (Port::new(PortConfig::plain(Vni::new(0x12_3456).unwrap(), THEIRS, 1400), Arc::default()), fdb)
 }
 
 fn transmit(offload: Offload, frame: &[u8]) -> (Vec<Vec<u8>>, Port) {
@@ -88,10 +96,9 @@ fn golden_bytes_of_vxlan_tcp_segments() {
 fn what_was_sent_can_be_received() {
     let (offload, frame) = tso_frame();
     let (sent, _) = transmit(offload, &frame);
-    // The same LAN seen from the other side.
-    let mut port = Port::new(PortConfig { vni: Vni::new(0x12_3456).unwrap(), mac: THEIRS, mtu: 1400, lease: None, sealed: false });
+    let (mut port, fdb) = there();
     port.set_accepts(Accepts { checksum: true, tcp4: true, tcp6: true, ecn: true });
-    let received = receive(&mut port, &Fdb::default(), &sent.concat(), sent[0].len());
+    let received = receive(&mut port, &fdb, &sent.concat(), sent[0].len());
     assert_eq!(received.len(), 1);
     assert_eq!(received[0].0, offload);
     assert_eq!(received[0].1, frame);
@@ -102,9 +109,9 @@ fn segments_of_another_lan_join_nothing() {
     let (offload, frame) = tso_frame();
     let (mut sent, _) = transmit(offload, &frame);
     sent[1][6] ^= 1;
-    let mut port = Port::new(PortConfig { vni: Vni::new(0x12_3456).unwrap(), mac: THEIRS, mtu: 1400, lease: None, sealed: false });
+    let (mut port, fdb) = there();
     port.set_accepts(Accepts { checksum: true, tcp4: true, tcp6: true, ecn: true });
-    let received = receive(&mut port, &Fdb::default(), &sent.concat(), sent[0].len());
+    let received = receive(&mut port, &fdb, &sent.concat(), sent[0].len());
     assert_eq!(received, [(Offload { checksum: Checksum::Valid, segmentation: None }, sent[0][8..].to_vec())]);
     assert_eq!(port.counters().of(Reason::WireOtherLan), 1);
 }
@@ -113,8 +120,8 @@ fn segments_of_another_lan_join_nothing() {
 fn a_short_frame_is_completed_without_its_padding() {
     let (_, frame) = tso_frame();
     let padded = [&Vni::new(0x12_3456).unwrap().header()[..], &frame, &[9; 3]].concat();
-    let mut port = Port::new(PortConfig { vni: Vni::new(0x12_3456).unwrap(), mac: THEIRS, mtu: 1400, lease: None, sealed: false });
-    let received = receive(&mut port, &Fdb::default(), &padded, padded.len());
+    let (mut port, fdb) = there();
+    let received = receive(&mut port, &fdb, &padded, padded.len());
     let mut whole = frame;
     whole[50..52].copy_from_slice(&[0x69, 0x2c]);
     assert_eq!(received, [(Offload::default(), whole)]);
@@ -173,7 +180,13 @@ fn what_is_not_for_the_guest_does_not_reach_it() {
         );
     }
     assert_eq!(port.counters().of(Reason::WireShort), 2);
-    assert_eq!(receive(&mut port, &fdb, &[&header[..], &frame].concat(), 62).len(), 1);
+    let good = [&header[..], &frame].concat();
+    assert_eq!(receive(&mut port, &fdb, &good, 62).len(), 1);
+    // From a machine of which nobody has told.
+    assert_eq!((receive(&mut port, &Fdb::default(), &good, 62).len(), port.counters().of(Reason::WireSource)), (0, 1));
+    // Whoever has just come gets what its old place sends on, for some seconds.
+    port.announce(Instant::now());
+    assert_eq!(receive(&mut port, &Fdb::default(), &good, 62).len(), 1);
 }
 
 /// A Linux vxlan device on the same machine sends large frames uncut and with partial checksums.

@@ -8,11 +8,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddrV4},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use rebec_offload::{Accepts, Checksum, Offload, SegmentKind, Segmentation};
-use rebec_overlay::{Fdb, Inbound, Port, PortConfig, Reason, Relay, Seals, Wire, checksum::Sum, seal::PortSecret, vxlan::Vni};
+use rebec_overlay::{FarPort, Fdb, Inbound, Port, PortConfig, Reason, Relay, Seals, Wire, checksum::Sum, seal::PortSecret, vxlan::Vni};
 use rebec_vmm_api::MacAddr;
 
 const ALL: Accepts = Accepts { checksum: true, tcp4: true, tcp6: true, ecn: true };
@@ -49,7 +50,7 @@ fn station(number: u8) -> MacAddr {
 }
 
 fn config(number: u8, sealed: bool) -> PortConfig {
-    PortConfig { vni: Vni::new(42).unwrap(), mac: station(number), mtu: 1400, lease: None, sealed }
+    PortConfig { sealed, ..PortConfig::plain(Vni::new(42).unwrap(), station(number), 1400) }
 }
 
 /// The keys of the port at endpoint `number`, which knows those at 1 to 9.
@@ -159,7 +160,7 @@ fn frames_reach(sealed: bool) {
                 fdb.remove(station(5));
                 fdb.add(endpoint(3), station(77), endpoint(5)).unwrap();
             }
-            (endpoint(number), (number, Port::new(config(number, sealed)), fdb, seals(number, sealed)))
+            (endpoint(number), (number, Port::new(config(number, sealed), Arc::default()), fdb, seals(number, sealed)))
         })
         .collect();
     let mut sent: BTreeMap<u32, (u8, Option<u8>, Vec<u8>)> = BTreeMap::new();
@@ -229,19 +230,21 @@ fn large_tcp(to: MacAddr, from: MacAddr, sequence: u32, payload: &[u8]) -> (Offl
 
 #[test]
 fn a_tcp_stream_arrives_in_large_frames_with_right_checksums() {
-    for sealed in [false, true] {
-        tcp_stream(sealed);
+    for (sealed, leaves_sums) in [(false, false), (true, false), (true, true)] {
+        tcp_stream(sealed, leaves_sums);
     }
 }
 
-fn tcp_stream(sealed: bool) {
+fn tcp_stream(sealed: bool, leaves_sums: bool) {
     let mut network = Network { seed: Seed::from_environment(2), faults: false, now: 0, flying: Vec::new() };
     let start = Instant::now();
-    let (mut sender, mut receiver) = (Port::new(config(1, sealed)), Port::new(config(2, sealed)));
+    let (mut sender, mut receiver) = (Port::new(config(1, sealed), Arc::default()), Port::new(config(2, sealed), Arc::default()));
     let (mut seals_of_sender, mut seals_of_receiver) = (seals(1, sealed), seals(2, sealed));
     receiver.set_accepts(ALL);
-    let (mut to_receiver, none) = (Fdb::default(), Fdb::default());
+    let (mut to_receiver, mut to_sender) = (Fdb::default(), Fdb::default());
     to_receiver.add(endpoint(1), station(2), endpoint(2)).unwrap();
+    to_receiver.add_port(endpoint(2), FarPort { takes_partial: leaves_sums, ..FarPort::default() }).unwrap();
+    to_sender.add(endpoint(2), station(1), endpoint(1)).unwrap();
     let mut stream = Vec::new();
     let mut outbox = Outbox::of(&mut seals_of_sender);
     for _ in 0..200 {
@@ -255,10 +258,10 @@ fn tcp_stream(sealed: bool) {
     network.take(endpoint(1), outbox);
     let (mut joined, mut frames): (Vec<u8>, u64) = (Vec::new(), 0);
     for run in network.arrived() {
-        for (offload, frame) in frames_of(&mut receiver, &mut seals_of_receiver, start, &none, &run) {
+        for (offload, frame) in frames_of(&mut receiver, &mut seals_of_receiver, start, &to_sender, &run) {
             let segment_sum = Sum::default().bytes(&frame[26..34]).word(6).word((frame.len() - 34) as u16);
             match offload.checksum {
-                Checksum::Valid => assert!(segment_sum.bytes(&frame[34..]).is_right()),
+                Checksum::Valid if !leaves_sums => assert!(segment_sum.bytes(&frame[34..]).is_right()),
                 Checksum::Partial { start: 34, offset: 16 } => assert_eq!(frame[50..52], segment_sum.partial()),
                 other => panic!("{other:?}"),
             }
@@ -271,6 +274,24 @@ fn tcp_stream(sealed: bool) {
     let datagrams = receiver.counters().rx_datagrams;
     assert!(frames * 8 < datagrams, "{frames} frames for {datagrams} datagrams");
     assert_eq!((sender.counters().lost(), receiver.counters().lost()), (0, 0));
+    if leaves_sums {
+        // A guest that takes nothing undone gets it done.
+        receiver.set_accepts(Accepts::default());
+        let (offload, frame) = large_tcp(station(2), station(1), 7, &[9; 3000]);
+        let mut outbox = Outbox::of(&mut seals_of_sender);
+        sender.transmit(start, &to_receiver, &offload, &frame, &mut outbox);
+        let single = Offload { checksum: offload.checksum, segmentation: None };
+        sender.transmit(start, &to_receiver, &single, &large_tcp(station(2), station(1), 7, &[9; 300]).1, &mut outbox);
+        sender.flush(&mut outbox);
+        network.take(endpoint(1), outbox);
+        let runs = network.arrived();
+        let whole = runs.iter().flat_map(|run| frames_of(&mut receiver, &mut seals_of_receiver, start, &to_sender, run));
+        let sums = whole.map(|(offload, frame)| {
+            assert_eq!(offload, Offload::default());
+            Sum::default().bytes(&frame[26..34]).word(6).word((frame.len() - 34) as u16).bytes(&frame[34..]).is_right()
+        });
+        assert_eq!(sums.collect::<Vec<_>>(), [true; 4]);
+    }
 }
 
 #[test]
@@ -282,8 +303,8 @@ fn a_guest_that_moves_is_reached_all_the_time() {
 
 fn moves(sealed: bool) {
     let start = Instant::now();
-    let mut client = Port::new(config(1, sealed));
-    let mut here = Port::new(config(2, sealed));
+    let mut client = Port::new(config(1, sealed), Arc::default());
+    let mut here = Port::new(config(2, sealed), Arc::default());
     let (mut seals_of_client, mut seals_here, mut seals_there) = (seals(1, sealed), seals(2, sealed), seals(9, sealed));
     let mut fdb = Fdb::default();
     fdb.add(endpoint(1), station(2), endpoint(2)).unwrap();
@@ -294,8 +315,9 @@ fn moves(sealed: bool) {
         [&[0xff; 6][..], &station(2).0, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &station(2).0, &[10, 0, 0, 2], &[0; 6], &[10, 0, 0, 1]].concat();
     let mut outbox = Outbox::of(&mut seals_here);
     here.transmit(start, &here_fdb, &Offload::default(), &arp, &mut outbox);
-    let mut there = Port::new(config(2, sealed));
+    let mut there = Port::new(config(2, sealed), Arc::default());
     there.restore(&here.saved()).unwrap();
+    there.announce(start);
     let mut relay = Relay::new(&config(2, sealed), endpoint(9), start + Duration::from_secs(5));
     drop(here);
 
@@ -314,7 +336,7 @@ fn moves(sealed: bool) {
             relay.open(seals, &mut run, stride, &mut inbound);
         }
         let mut outbox = Outbox::of(&mut seals_here);
-        relay.handle(start, &mut inbound, &run, &mut outbox);
+        relay.handle(start, &here_fdb, &mut inbound, &run, &mut outbox);
         relayed.extend(outbox.runs);
     }
     let (to, stride, bytes) = relayed.remove(0);
@@ -329,7 +351,6 @@ fn moves(sealed: bool) {
     // The new place says where the guest is, in several rounds, then is quiet.
     let mut there_fdb = Fdb::default();
     there_fdb.add(endpoint(9), station(1), endpoint(1)).unwrap();
-    there.announce(start);
     let (mut rounds, mut now) = (0, start);
     while let Some(due) = there.next_deadline() {
         now = now.max(due);
@@ -350,7 +371,7 @@ fn moves(sealed: bool) {
 #[test]
 fn only_physical_machines_teach_and_never_against_the_control_plane() {
     let start = Instant::now();
-    let mut port = Port::new(config(1, false));
+    let mut port = Port::new(config(1, false), Arc::default());
     let mut fdb = Fdb::default();
     fdb.add(endpoint(1), MacAddr([0; 6]), endpoint(7)).unwrap();
     fdb.add(endpoint(1), station(2), endpoint(2)).unwrap();

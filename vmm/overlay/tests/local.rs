@@ -4,16 +4,18 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
+    sync::Arc,
     time::Instant,
 };
 
 use proptest::prelude::*;
 use rebec_offload::{Checksum, Offload};
 use rebec_overlay::{
-    Fdb, FdbError, Inbound, Port, PortConfig, Reason, Wire,
+    Fdb, FdbError, Inbound, Port, PortConfig, Reason, Wire, Zone,
     checksum::Sum,
     dhcp::{SERVER, SERVER_MAC},
     fdb::ANY_STATION,
+    storm::COPIES_MAX,
     vxlan::Vni,
 };
 use rebec_vmm_api::{DhcpLease, MacAddr};
@@ -48,7 +50,7 @@ impl Guest {
         let mut fdb = Fdb::default();
         fdb.add(LOCAL, THEIRS, PEER).unwrap();
         fdb.add_address(THEIRS, NEIGHBOUR).unwrap();
-        let port = Port::new(PortConfig { vni: Vni::new(7).unwrap(), mac: MINE, mtu: 1400, lease, sealed: false });
+        let port = Port::new(PortConfig { lease, ..PortConfig::plain(Vni::new(7).unwrap(), MINE, 1400) }, Arc::default());
         Self { port, fdb, sent: Sent::default() }
     }
 
@@ -407,4 +409,87 @@ proptest! {
         }
         prop_assert_eq!(guest.sent.0, 0);
     }
+}
+
+const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 7, 0, 2);
+
+/// A guest `web` on a LAN whose names end with `office.rebec`; the other is `db`.
+fn named() -> Guest {
+    let mut fdb = Fdb::default();
+    fdb.add(LOCAL, THEIRS, PEER).unwrap();
+    fdb.add_address(THEIRS, NEIGHBOUR).unwrap();
+    fdb.add_label(THEIRS, "db");
+    let zone = Some(Zone { domain: "office.rebec".into(), label: Some("web".into()) });
+    let lease = Some(DhcpLease::new(ADDRESS, 24, None, Some(RESOLVER)).unwrap());
+    let config = PortConfig { lease, zone, ..PortConfig::plain(Vni::new(7).unwrap(), MINE, 1400) };
+    Guest { port: Port::new(config, Arc::default()), fdb, sent: Sent::default() }
+}
+
+/// A question for `db.office.rebec` from port 4000, its UDP checksum left to be completed.
+fn dns_frame(to: Ipv4Addr, port: u16) -> Vec<u8> {
+    let message = bytes("abcd 0100 0001 0000 0000 0000 02 6462 06 6f6666696365 05 7265626563 00 0001 0001");
+    let udp_bytes = (8 + message.len()) as u16;
+    let udp = [4000_u16, port, udp_bytes, 0x1234].map(u16::to_be_bytes).concat();
+    let head = [&[0x45, 0][..], &(20 + udp_bytes).to_be_bytes(), &[0, 0, 0, 0, 64, 17, 0, 0]].concat();
+    [&SERVER_MAC.0[..], &MINE.0, &[8, 0], &head, &ADDRESS.octets(), &to.octets(), &udp, &message].concat()
+}
+
+#[test]
+fn a_guest_is_told_where_names_are_known_and_asks_there() {
+    let mut guest = named();
+    let offer = guest.ask(&message(DISCOVER, NONE, &[])).unwrap();
+    assert_eq!((offer.option(6), offer.option(15)), (Some(&RESOLVER.octets()[..]), Some(&b"office.rebec"[..])));
+    assert_eq!(offer.option(119), Some(&b"\x06office\x05rebec\x00"[..]));
+    let nak = guest.ask(&message(REQUEST, NONE, &requested(NEIGHBOUR))).unwrap();
+    assert_eq!((nak.kind, nak.option(15), nak.option(119)), (NAK, None, None));
+
+    // It finds the station of that address, asks it, and hears: all without a word on the LAN.
+    guest.send(&arp(1, ADDRESS, RESOLVER, MacAddr::BROADCAST));
+    assert_eq!(guest.receive().unwrap()[22..32], [&SERVER_MAC.0[..], &RESOLVER.octets()].concat());
+    guest.send(&dns_frame(RESOLVER, 53));
+    let answer = guest.receive().unwrap();
+    let (ip, udp) = (&answer[14..34], &answer[34..]);
+    assert!(Sum::default().bytes(ip).is_right() && Sum::default().bytes(&ip[12..]).word(17).word(udp.len() as u16).bytes(udp).is_right());
+    assert_eq!((&ip[12..20], &udp[..4]), (&[RESOLVER.octets(), ADDRESS.octets()].concat()[..], &[0, 53, 0x0f, 0xa0][..]));
+    assert!(udp.ends_with(&NEIGHBOUR.octets()) && udp[8..10] == [0xab, 0xcd]);
+
+    // What else is said there ends there; what makes no sense is counted.
+    guest.send(&dns_frame(RESOLVER, 853));
+    guest.send(&dns_frame(DNS, 53));
+    let mut cut = dns_frame(RESOLVER, 53);
+    cut[38..40].copy_from_slice(&[0, 20]);
+    guest.send(&cut);
+    assert_eq!((guest.receive(), guest.sent.0, guest.port.counters().of(Reason::GuestDns)), (None, 0, 1));
+    // Nobody takes the port's own address.
+    guest.send(&arp(2, RESOLVER, RESOLVER, MacAddr::BROADCAST));
+    assert_eq!((guest.sent.0, guest.port.counters().of(Reason::GuestAddress)), (0, 1));
+}
+
+#[test]
+fn a_guest_makes_others_hear_so_much_and_no_more() {
+    let mut guest = Guest::new(None);
+    let start = Instant::now();
+    let stranger = |to: [u8; 6]| [&to[..], &MINE.0, &[0x88, 0xb5], &[7; 50]].concat();
+    let flood = |guest: &mut Guest, to: [u8; 6]| {
+        for _ in 0..COPIES_MAX + 10 {
+            guest.port.transmit(start, &guest.fdb, &Offload::default(), &stranger(to), &mut guest.sent);
+        }
+        guest.port.flush(&mut guest.sent);
+    };
+    for (count, (to, reason)) in [
+        ([0xff; 6], Reason::StormBroadcast),
+        ([0x33, 0x33, 0, 0, 0, 1], Reason::StormMulticast),
+        ([2, 0, 0, 0, 0, 9], Reason::StormUnknown),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        flood(&mut guest, to);
+        assert_eq!((guest.port.counters().of(reason), guest.sent.0), (10, (count + 1) * COPIES_MAX as usize), "{}", reason.name());
+    }
+    // Whom it knows it reaches all the same.
+    let before = guest.sent.0;
+    guest.port.transmit(start, &guest.fdb, &Offload::default(), &stranger(THEIRS.0), &mut guest.sent);
+    guest.port.flush(&mut guest.sent);
+    assert_eq!(guest.sent.0, before + 1);
 }

@@ -1,6 +1,6 @@
 //! Measures a LAN without guests: large TCP frames from one `LanPort` to another, each on its own thread in its own network namespace.
 //!
-//! Arguments: seconds, then for each side a network namespace (`-` for this one) and an address of it, then `seal` if frames are to be sealed. A receiver acknowledges every few
+//! Arguments: seconds, then for each side a network namespace (`-` for this one) and an address of it, then `seal` if frames are to be sealed, or `seal-sums` if their checksums are to be made all the same. A receiver acknowledges every few
 //! frames and a sender keeps 1 MiB under way, as a TCP connection would; nothing is lost on the way, and lost frames would end the run.
 
 #[expect(dead_code, reason = "the program uses all of it")]
@@ -18,9 +18,16 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rebec_devices::net::FramePort;
 use rebec_offload::{Accepts, Checksum, Offload, SegmentKind, Segmentation};
-use rebec_overlay::checksum::Sum;
+use rebec_overlay::{FarPort, checksum::Sum};
 use rebec_vmm_api::{MacAddr, NetConfig, Peer, PortKey};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// What becomes of the checksums of what is sealed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sums {
+    Left,
+    Made,
+}
 
 const SEGMENT_BYTES: usize = 1348;
 const PAYLOAD_BYTES: usize = 48 * SEGMENT_BYTES;
@@ -34,10 +41,13 @@ fn main() -> Result<()> {
     env_logger::init();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (ends_of, sealed) = match &arguments[..] {
-        [ends @ .., word] if word == "seal" => (ends, true),
-        ends => (ends, false),
+        [ends @ .., word] if word == "seal" => (ends, Some(Sums::Left)),
+        [ends @ .., word] if word == "seal-sums" => (ends, Some(Sums::Made)),
+        ends => (ends, None),
     };
-    let [seconds, from_space, from, to_space, to] = ends_of else { bail!("arguments: SECONDS NAMESPACE ADDRESS NAMESPACE ADDRESS [seal]") };
+    let [seconds, from_space, from, to_space, to] = ends_of else {
+        bail!("arguments: SECONDS NAMESPACE ADDRESS NAMESPACE ADDRESS [seal|seal-sums]")
+    };
     let time = Duration::from_secs_f64(seconds.parse().context("seconds")?);
     let ends = [SocketAddrV4::new(from.parse().context("address")?, PORT), SocketAddrV4::new(to.parse().context("address")?, PORT + 1)];
     let ready = Arc::new(Barrier::new(2));
@@ -62,7 +72,7 @@ fn attach(
     space: &str,
     ends: [SocketAddrV4; 2],
     own: usize,
-    sealed: bool,
+    sealed: Option<Sums>,
     tell: &mpsc::Sender<PortKey>,
     other: &mpsc::Receiver<PortKey>,
 ) -> Result<lan::LanPort> {
@@ -70,12 +80,29 @@ fn attach(
         let file = std::fs::File::open(format!("/run/netns/{space}")).with_context(|| format!("network namespace {space}"))?;
         nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
     }
-    let peers = vec![Peer { mac: MACS[1 - own], endpoint: ends[1 - own], ip: None }];
-    let config = NetConfig { vni: 7, mac: MACS[own], local: ends[own], socket: None, lease: None, peers, sealed };
-    let lan = lan::Lan::bind(&config, None, 1400)?;
+    let peers = vec![Peer { mac: MACS[1 - own], endpoint: ends[1 - own], ip: None, name: None }];
+    let config = NetConfig {
+        vni: 7,
+        mac: MACS[own],
+        local: ends[own],
+        socket: None,
+        lease: None,
+        peers,
+        sealed: sealed.is_some(),
+        mtu: None,
+        trunk: false,
+        domain: None,
+        name: None,
+        prefix6: None,
+    };
+    let lan = lan::Lan::bind(&config, None)?;
     if let Some(key) = lan.key() {
         tell.send(key)?;
-        lan.peer_key_add(ends[1 - own], other.recv()?)?;
+        lan.peer_key_add(
+            ends[1 - own],
+            other.recv()?,
+            FarPort { station: Some(MACS[1 - own]), trunk: false, takes_partial: sealed == Some(Sums::Left) },
+        )?;
     }
     let mut port = lan.port()?;
     port.set_accepts(Accepts { checksum: true, tcp4: true, tcp6: true, ecn: true });

@@ -19,7 +19,6 @@ use rebec_offload::{Accepts, FRAME_BYTES_MAX};
 use rebec_vmm_api::NetConfig;
 use rustix::event::{PollFd, PollFlags, poll};
 
-const MTU: u16 = 1400;
 /// Frames one side may pass before the other is looked at.
 const BURST: usize = 32;
 
@@ -28,7 +27,7 @@ fn main() -> Result<()> {
     let argument = std::env::args().nth(1).context("argument: vni=N,mac=MAC,local=IP:PORT[,peer=MAC@IP:PORT]...")?;
     let config: NetConfig = argument.parse()?;
     let mut tap = std::fs::File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let lan = lan::Lan::bind(&config, None, MTU)?;
+    let lan = lan::Lan::bind(&config, None)?;
     let mut port = lan.port()?;
     port.set_accepts(Accepts { checksum: true, tcp4: true, tcp6: true, ecn: true });
     port.announce();

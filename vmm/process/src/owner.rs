@@ -10,6 +10,7 @@
 //! ```
 
 use std::{
+    cmp::Reverse,
     os::fd::OwnedFd,
     process::ExitCode,
     sync::{
@@ -21,10 +22,11 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rebec_devices::power::PowerEvent;
 use rebec_migrate::Record;
-use rebec_overlay::FdbError;
+use rebec_overlay::{FarPort, FdbError, Reason, Traffic};
 use rebec_vmm_api::{
     MacAddr, Peer,
-    control::{Answer, Command, ControlError, ErrorCode, MigrateOptions, NetStatus, ResponseBody, Status, VmState},
+    control::{Answer, Command, ControlError, ErrorCode, MigrateOptions, NetStatus, NetTalk, ResponseBody, StationTalk, Status, VmState},
+    dns_name,
     report::Outcome,
 };
 
@@ -307,9 +309,15 @@ impl Owner {
             Command::Pause => self.pause(),
             Command::Resume => self.resume(),
             Command::ResizeDisk { disk, bytes } => self.resize_disk(disk, bytes),
-            Command::FdbAdd { mac, endpoint, ip } => self.edit_fdb(|lan| lan.fdb_add(&Peer { mac, endpoint, ip })),
-            Command::FdbRemove { mac } => self.edit_fdb(|lan| lan.fdb_remove(mac)),
-            Command::PeerKey { net, endpoint, key } => self.edit_keys(net, |lan| lan.peer_key_add(endpoint, key)),
+            Command::FdbAdd { net, mac, endpoint, ip, name } => {
+                let peer = Peer { mac, endpoint, ip, name: name.as_deref().and_then(dns_name) };
+                self.edit_fdb(net, |lan| lan.fdb_add(&peer))
+            }
+            Command::FdbRemove { net, mac } => self.edit_fdb(net, |lan| lan.fdb_remove(mac)),
+            Command::PeerKey { net, endpoint, key, station, trunk, takes_partial } => {
+                self.edit_keys(net, |lan| lan.peer_key_add(endpoint, key, FarPort { station, trunk, takes_partial }))
+            }
+            Command::Talk => Ok(Answer::Talk(net_talk(&self.lans))),
             Command::PeerKeyRemove { net, endpoint } => self.edit_keys(net, |lan| lan.peer_key_remove(endpoint)),
             Command::Underlay { address } => {
                 let told = self.lans.iter().try_for_each(|lan| lan.leave_from(address));
@@ -344,8 +352,12 @@ impl Owner {
         self.expecting.push(reply);
     }
 
-    fn edit_fdb(&self, edit: impl FnMut(&Lan) -> Result<(), FdbError>) -> Result<Answer, ControlError> {
-        self.lans.iter().try_for_each(edit).map(|()| Answer::Done).map_err(|error| failed(error.to_string()))
+    fn edit_fdb(&self, net: Option<MacAddr>, edit: impl FnMut(&Lan) -> Result<(), FdbError>) -> Result<Answer, ControlError> {
+        if let Some(net) = net.filter(|net| self.lans.iter().all(|lan| lan.mac() != *net)) {
+            return Err(failed(format!("net {net}: this VM has none")));
+        }
+        let mut lans = self.lans.iter().filter(|lan| net.is_none_or(|net| lan.mac() == net));
+        lans.try_for_each(edit).map(|()| Answer::Done).map_err(|error| failed(error.to_string()))
     }
 
     fn edit_keys(&self, net: MacAddr, edit: impl FnOnce(&Lan) -> Result<(), PeerKeyError>) -> Result<Answer, ControlError> {
@@ -525,8 +537,38 @@ fn net_status(lans: &[Lan]) -> Vec<NetStatus> {
             tx_frames: counters.tx_frames,
             rx_frames: counters.rx_frames,
             dropped: counters.dropped.iter().sum(),
+            drops: Reason::ALL
+                .into_iter()
+                .map(|reason| (reason.name().to_owned(), counters.of(reason)))
+                .filter(|(_, count)| *count > 0)
+                .collect(),
             key: lan.key(),
         }
+    };
+    lans.iter().map(one).collect()
+}
+
+/// The stations with whom there was most, as many as a line has room for; the others are counted together.
+fn net_talk(lans: &[Lan]) -> Vec<NetTalk> {
+    const STATIONS_MAX: usize = 256;
+    let one = |lan: &Lan| {
+        let mut talk = lan.talk();
+        talk.sort_by_key(|(mac, traffic)| (*mac == MacAddr::BROADCAST, Reverse(traffic.tx_bytes.saturating_add(traffic.rx_bytes))));
+        let rest = talk.split_off(talk.len().min(STATIONS_MAX / lans.len().max(1)));
+        let row = |(mac, traffic): &(MacAddr, Traffic)| {
+            let Traffic { tx_bytes, tx_packets, rx_bytes, rx_packets } = *traffic;
+            StationTalk { mac: *mac, tx_bytes, tx_packets, rx_bytes, rx_packets }
+        };
+        let mut stations: Vec<_> = talk.iter().map(row).collect();
+        let others = rest.iter().map(row).reduce(|sum, row| StationTalk {
+            mac: MacAddr::BROADCAST,
+            tx_bytes: sum.tx_bytes.saturating_add(row.tx_bytes),
+            tx_packets: sum.tx_packets.saturating_add(row.tx_packets),
+            rx_bytes: sum.rx_bytes.saturating_add(row.rx_bytes),
+            rx_packets: sum.rx_packets.saturating_add(row.rx_packets),
+        });
+        stations.extend(others.map(|others| StationTalk { mac: MacAddr::BROADCAST, ..others }));
+        NetTalk { mac: lan.mac(), stations }
     };
     lans.iter().map(one).collect()
 }

@@ -163,7 +163,7 @@ fn a_linux_vxlan_device_reaches_a_station_through_its_move_and_after() {
     let kernel_mac = spaces.kernel_mac();
     let bind = |port: u16| {
         let net = format!("vni=42,mac={STATION},local=10.77.0.1:{port},peer={kernel_mac}@10.77.0.2:4789");
-        lan::Lan::bind(&net.parse().unwrap(), None, 1400).unwrap()
+        lan::Lan::bind(&net.parse().unwrap(), None).unwrap()
     };
     let (old, new) = (bind(4700), bind(4701));
     spaces.station_is_at(4700);

@@ -60,6 +60,11 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewLan>) ->
             lan::free_range(&ranges, u16::from_be_bytes(random()))
         }
     };
+    let mtu = new.mtu.unwrap_or(lan::MTU);
+    if !(lan::MTU_MIN..=lan::MTU_MAX).contains(&mtu) {
+        let message = format!("MTU {mtu}: expected {} to {}; a packet is {} bytes longer on the way", lan::MTU_MIN, lan::MTU_MAX, 96);
+        return Err(ApiError::new(ErrorCode::BadRequest, message).into());
+    }
     let domains = new.domains.iter().map(|name| names::domain(&agent.knowledge, name)).collect::<Result<Vec<_>, _>>()?;
     let [_, a, b, c] = random();
     let nonce = Name(random());
@@ -70,7 +75,7 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewLan>) ->
         vni: u32::from_be_bytes([0, a, b, c]).max(1),
         network,
         prefix,
-        mtu: lan::MTU,
+        mtu,
         leases: vec![],
         created: now_s(),
         domains,

@@ -20,6 +20,7 @@ pub mod streams;
 pub mod table;
 pub mod tls;
 pub mod tokens;
+pub mod traffic;
 pub mod users;
 pub mod vms;
 pub mod warrants;

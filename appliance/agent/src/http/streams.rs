@@ -93,7 +93,8 @@ pub async fn console(
     Ok(switching())
 }
 
-async fn elsewhere(agent: &Arc<Agent>, holder: &Key, granted: &Granted, request: Request<Body>) -> Result<Response, Failure> {
+/// Sends a request about a VM on to the host that has it.
+pub async fn elsewhere(agent: &Arc<Agent>, holder: &Key, granted: &Granted, request: Request<Body>) -> Result<Response, Failure> {
     let vm = granted.about().ok_or_else(|| ApiError::new(ErrorCode::BadRequest, "the request is about no VM"))?;
     Ok(forward::about(agent, holder, vm, request).await?.into_response())
 }

@@ -5,7 +5,7 @@ use rebec_api::{
     host::{DeclareDead, DrainHost, HostInfo, SetRole},
     image::{ImageInfo, NewImage, Part},
     job::Job,
-    lan::{LanInfo, NewLan},
+    lan::{LanInfo, NewLan, VmTraffic},
     pool::{DomainInfo, DomainKey, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus},
     token::{CreatedToken, NewToken, Token},
     user::{NewUser, User},
@@ -20,7 +20,7 @@ use utoipa::openapi::{
 use super::{
     audit, bundle, disks, hosts, images, jobs, lans,
     openapi::{self, Row, row},
-    pools, streams, tokens, users, vms,
+    pools, streams, tokens, traffic, users, vms,
 };
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -138,6 +138,9 @@ fn vm_rows() -> Vec<Row> {
         )
         .about(Kind::VM)
         .answers::<VmInfo>(),
+        row(Command::VmTraffic, Get, "/v1/vms/{name}/traffic", "Whom a VM talks to on its LANs, lately", traffic::show)
+            .about(Kind::VM)
+            .answers::<VmTraffic>(),
         row(Command::VmLogs, Get, "/v1/vms/{name}/logs", "The console's text", streams::logs)
             .about(Kind::VM)
             .query("tail", "Only the last bytes, this many", Type::Integer)

@@ -14,7 +14,7 @@ use rebec_api::{
 };
 use rebec_book::{
     Key,
-    authority::{Asker, Granted},
+    authority::{self, Asker, Granted, Role},
     key::Id,
     record::Assigned,
     view,
@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     agent::Agent,
+    chance::now_s,
     jobs::{Begun, Reporter},
     orders::{order, plan, record, remove, restart},
     vm::{
@@ -99,6 +100,9 @@ pub async fn create(
     headers: HeaderMap,
     Json(new): Json<NewVm>,
 ) -> Result<Response, Failure> {
+    if new.lans.iter().any(|lan| record::lan_of(lan).is_ok_and(|(_, trunk)| trunk)) {
+        may_bridge(&agent, &granted)?;
+    }
     let (reporter, again) = match agent.jobs.begin(granted.asker(), jobs::order(&headers)?, format!("run VM {}", new.name))? {
         Begun::Known(job) => return Ok(jobs::accepted(&job)),
         Begun::Taken { reporter, again, .. } => (reporter, again),
@@ -121,6 +125,19 @@ pub async fn create(
         info(&agent, id)
     });
     Ok(jobs::accepted(&job))
+}
+
+/// A guest that bridges speaks for stations of its own: who looks after LANs decides that.
+fn may_bridge(agent: &Agent, granted: &Granted) -> Result<(), Failure> {
+    let Asker::Signer(signer) = granted.asker() else {
+        return Err(ApiError::new(ErrorCode::Forbidden, "a trunk is asked for with a signature").into());
+    };
+    let (own, now) = (agent.knowledge.key(), now_s());
+    let refused = agent.knowledge.pool(|book| {
+        let may = authority::role_of(Some(book), own, now, &signer) >= Some(Role::Operator);
+        (!may).then(|| authority::needs_role(Some(book), own, now, &signer, "let a VM bridge", Role::Operator))
+    })?;
+    refused.map_or(Ok(()), |why| Err(ApiError::new(ErrorCode::Forbidden, why).into()))
 }
 
 /// `POST /v1/vms/{name}/start`: at the host that has it by proof, and after that was declared dead at its home.

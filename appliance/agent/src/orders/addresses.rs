@@ -38,7 +38,8 @@ pub async fn nic(orders: &Arc<Orders>, name: &str, others: &[NicBody]) -> Result
             // LANs may have the same range, and a VM no MAC twice.
             let same = others.iter().filter(|nic| nic.address == address).count();
             let mac = lan::mac_of(address, same as u8);
-            return Ok(NicBody { lan: id, vni: body.vni, mac, address, prefix: body.prefix, sealed: body.sealed });
+            let mtu = Some(body.mtu).filter(|mtu| *mtu != lan::MTU);
+            return Ok(NicBody { lan: id, vni: body.vni, mac, address, prefix: body.prefix, sealed: body.sealed, mtu, trunk: None });
         }
         lease(orders, id, home).await?;
     }

@@ -200,7 +200,16 @@ mod tests {
         removed(&mut body, "data").unwrap();
         assert!(removed(&mut body, "data").is_err());
         let mut wired = body.clone();
-        let nic = NicBody { lan: Name([0; 16]), vni: 7, mac: [0; 6], address: [10, 0, 0, 8].into(), prefix: 24, sealed: None };
+        let nic = NicBody {
+            lan: Name([0; 16]),
+            vni: 7,
+            mac: [0; 6],
+            address: [10, 0, 0, 8].into(),
+            prefix: 24,
+            sealed: None,
+            mtu: None,
+            trunk: None,
+        };
         wired.nics = vec![nic; 8];
         let more = (0..6).map(|number| added(&mut wired, &disk(&format!("d{number}")))).filter(Result::is_ok).count();
         assert_eq!((more, shown(&wired).len() + wired.nics.len()), (4, DISKS_AND_NICS_MAX - 1), "and a seed");

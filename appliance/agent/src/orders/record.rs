@@ -9,7 +9,7 @@ use rebec_api::{
 use rebec_book::{
     Body, Key, Signed,
     key::{Id, Name, bound_id},
-    record::{Assigned, ImageBody, Kind, NETWORK_CONFIG, NicBody, ROOT_DISK, SEALED, VmBody, VmPrivate},
+    record::{Assigned, ImageBody, Kind, NETWORK_CONFIG, NIC_OPTIONS, NicBody, ROOT_DISK, SEALED, VmBody, VmPrivate},
     view,
 };
 use rebec_host::{failed, seed};
@@ -78,8 +78,10 @@ pub async fn record(orders: &Arc<Orders>, new: &NewVm) -> Result<(Id, Choice), A
     };
     wishes(&[]).texts()?;
     let mut nics: Vec<NicBody> = vec![];
-    for name in &new.lans {
-        nics.push(nic(orders, name, &nics).await?);
+    for lan in &new.lans {
+        let (name, trunk) = lan_of(lan)?;
+        let nic = nic(orders, name, &nics).await?;
+        nics.push(NicBody { trunk: trunk.then_some(true), ..nic });
     }
     let cmdline = match &new.cmdline {
         Some(more) => format!("{} {more}", image.cmdline).trim().to_owned(),
@@ -88,7 +90,8 @@ pub async fn record(orders: &Arc<Orders>, new: &NewVm) -> Result<(Id, Choice), A
     let seed = if wants_seed { Some(wishes(&nics).texts()?) } else { None };
     let (seed, network) = seed.map_or((None, None), |texts| (Some((texts.meta, texts.user)), texts.network));
     let is_sealed = nics.iter().any(NicBody::is_sealed);
-    let must = [is_sealed.then_some(SEALED), network.as_ref().map(|_| NETWORK_CONFIG)];
+    let has_options = nics.iter().any(|nic| nic.mtu.is_some() || nic.is_trunk());
+    let must = [is_sealed.then_some(SEALED), has_options.then_some(NIC_OPTIONS), network.as_ref().map(|_| NETWORK_CONFIG)];
     let must: Vec<String> = must.into_iter().flatten().map(str::to_owned).collect();
     let (nonce, private) = (Name(random()), VmPrivate { nonce: Name(random()), cmdline, seed, network });
     let mut body = VmBody {
@@ -124,6 +127,18 @@ pub async fn record(orders: &Arc<Orders>, new: &NewVm) -> Result<(Id, Choice), A
         return Err(error);
     }
     Ok((id, chosen))
+}
+
+/// Reads `office` or `office,trunk`: a LAN, and whether the guest bridges there.
+pub fn lan_of(text: &str) -> Result<(&str, bool), ApiError> {
+    match text.split_once(',') {
+        None => Ok((text, false)),
+        Some((name, "trunk")) => Ok((name, true)),
+        Some((name, other)) => {
+            let message = format!("LAN {name}: `{other}` is no option of a NIC; `{name},trunk` lets its guest bridge");
+            Err(ApiError::new(ErrorCode::BadRequest, message))
+        }
+    }
 }
 
 /// The host that is to look after a VM.

@@ -34,7 +34,9 @@ fn endpoints(ports: &Ports) -> Vec<SocketAddrV4> {
 pub async fn start(vms: &Vms, vm: &LocalVm, how: Beginning, ports: Ports) -> Result<Process> {
     let kept = vm.kept();
     let stations = ports::neighbours(&vms.knowledge, &kept.body, &kept.endpoints);
-    let machine = Machine { id: kept.id, folder: &vm.folder, body: &kept.body, private: &kept.private, ports, stations: &stations };
+    let domains = ports::domains(&vms.knowledge, &kept.body);
+    let (id, body, private) = (kept.id, &kept.body, &kept.private);
+    let machine = Machine { id, folder: &vm.folder, body, private, ports, stations: &stations, domains };
     let process = process::start(&vms.host.programs(), machine, how).await?;
     lease::tell(vm).await;
     vm.console.started();

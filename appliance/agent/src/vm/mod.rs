@@ -27,6 +27,7 @@ pub mod ports;
 pub mod room;
 pub mod start;
 pub mod stop;
+pub mod traffic;
 pub mod underlay;
 pub mod watch;
 
@@ -48,6 +49,7 @@ use rebec_host::{
     Host, console, control, facts, failed, kept, ledger,
     life::{Durable, Input, Life, Output, Refused, Word},
     lock, process, sockets,
+    traffic::Traffic,
 };
 pub use rebec_host::{kept::Kept, life::Want};
 use rebec_vmm_api::control::{Command, Status};
@@ -136,6 +138,8 @@ struct Inner {
     keys_told: ports::Told,
     /// Why its ports do not leave from where this host is reached, if so.
     stranded: Option<String>,
+    /// Whom it talks to.
+    traffic: Traffic,
     /// End of its lease (CLOCK_BOOTTIME). Not kept: a new agent asks, and its VMM knows.
     lease_ends: Duration,
     life: Life,
@@ -170,14 +174,14 @@ impl LocalVm {
             keys: None,
             ahead: None,
         };
-        let (fdb, port_keys, keys_told, stranded, work) = Default::default();
+        let (fdb, port_keys, keys_told, stranded, traffic, work) = Default::default();
         Self {
             knowledge,
             folder,
             console,
             living: Mutex::default(),
             keeping: Mutex::default(),
-            inner: Mutex::new(Inner { kept, seen, fdb, port_keys, keys_told, stranded, lease_ends: Duration::ZERO, life, work }),
+            inner: Mutex::new(Inner { kept, seen, fdb, port_keys, keys_told, stranded, traffic, lease_ends: Duration::ZERO, life, work }),
             woken: Notify::new(),
             changed: changes::Sender::new(()),
         }
@@ -449,6 +453,11 @@ impl LocalVm {
     /// Whose keys its ports were told.
     pub fn keys_told<T>(&self, change: impl FnOnce(&mut ports::Told) -> T) -> T {
         change(&mut lock(&self.inner).keys_told)
+    }
+
+    /// Whom it talks to.
+    pub fn traffic<T>(&self, look: impl FnOnce(&mut Traffic) -> T) -> T {
+        look(&mut lock(&self.inner).traffic)
     }
 
     /// What the VMM's ports were told last.

@@ -15,7 +15,7 @@ use rebec_book::{
 };
 use rebec_host::life::Life;
 pub use rebec_host::process::{Place, Stations};
-use rebec_vmm_api::{MacAddr, PortKey, control::Command};
+use rebec_vmm_api::{MacAddr, PortKey, control::Command, dns_name};
 
 use super::{LocalVm, Vms};
 use crate::knowledge::Knowledge;
@@ -37,6 +37,8 @@ struct Port<'a> {
     index: usize,
     /// What the host says that holds its VM.
     seen: &'a SeenBody,
+    /// What its VM is called.
+    name: &'a str,
 }
 
 /// The ports of all LANs that a VM is on, as far as each LAN admits them.
@@ -48,7 +50,7 @@ fn ports<'a>(book: &'a Book, body: &'a VmBody) -> Vec<Port<'a>> {
         for record in book.on_lan(own.lan) {
             let (Some(Body::Vm(vm)), Some(seen)) = (&record.body, view::seen(book, record.key.id)) else { continue };
             let nics = vm.nics.iter().enumerate().filter(|(_, nic)| nic.lan == own.lan && lan::admits(range, &record.key.writer, nic));
-            ports.extend(nics.map(|(index, nic)| Port { own, nic, index, seen: seen.body }));
+            ports.extend(nics.map(|(index, nic)| Port { own, nic, index, seen: seen.body, name: &vm.name }));
         }
     }
     ports
@@ -65,28 +67,48 @@ fn stations(ports: &[Port<'_>], body: &VmBody, own: &[SocketAddrV4]) -> Stations
     let others = ports.iter().filter(|port| !is_own(port));
     let placed = others.filter_map(|port| {
         let endpoint = *port.seen.endpoints.get(port.index).filter(|endpoint| !own.contains(endpoint))?;
-        Some((MacAddr(port.nic.mac), Place { endpoint, address: port.nic.address }))
+        let place = Place { endpoint, address: port.nic.address, name: dns_name(port.name) };
+        Some(((MacAddr(port.own.mac), MacAddr(port.nic.mac)), place))
     });
     placed.collect()
 }
 
-/// Whose key is behind an endpoint, for the NIC of this MAC.
-pub type Keys = BTreeMap<(MacAddr, SocketAddrV4), PortKey>;
+/// What names of each of a VM's LANs end with, where that can be asked for.
+pub fn domains(knowledge: &Knowledge, body: &VmBody) -> Vec<Option<String>> {
+    let lans = knowledge.read(|book| view::lans(book).into_iter().map(|lan| (lan.id, lan.body.name.clone())).collect::<BTreeMap<_, _>>());
+    let lans = lans.unwrap_or_default();
+    body.nics.iter().map(|nic| lans.get(&nic.lan).and_then(|name| dns_name(&format!("{name}.rebec")))).collect()
+}
+
+/// A port of another place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FarPort {
+    /// Its key.
+    key: PortKey,
+    /// Whose port it is.
+    station: MacAddr,
+    /// Whether its guest bridges.
+    trunk: bool,
+}
+
+/// Which port is behind an endpoint, for the NIC of this MAC.
+pub type Keys = BTreeMap<(MacAddr, SocketAddrV4), FarPort>;
 
 /// The keys that a VMM was told, and since when each of them is not asked for any more.
-pub type Told = BTreeMap<(MacAddr, SocketAddrV4), (PortKey, Option<Instant>)>;
+pub type Told = BTreeMap<(MacAddr, SocketAddrV4), (FarPort, Option<Instant>)>;
 
 /// The keys of all ports that a VM's sealed ports hear: where the stations of its LANs are and will be, and where the VM itself is and will be.
 /// Only the word of who holds a VM counts. A port does not hear itself, wherever others are told that it is.
 fn keys(ports: &[Port<'_>], own_endpoints: &[SocketAddrV4], own_keys: &[Option<Key>]) -> Keys {
     let sealed = ports.iter().filter(|port| port.own.is_sealed());
-    let keys = sealed.flat_map(|Port { own, index, seen, .. }| {
+    let keys = sealed.flat_map(|Port { own, nic, index, seen, .. }| {
         let key = seen.keys.as_ref().and_then(|keys| keys.get(*index).copied().flatten());
         let here = seen.endpoints.get(*index).copied().zip(key);
         let ahead = seen.ahead.as_ref().and_then(|ahead| ahead.get(*index)).and_then(|port| Some((port.endpoint, port.key?)));
         let places =
             here.into_iter().chain(ahead).filter(|(endpoint, key)| !own_endpoints.contains(endpoint) && !own_keys.contains(&Some(*key)));
-        places.map(|(endpoint, key)| ((MacAddr(own.mac), endpoint), PortKey(key.0)))
+        let far = |key: Key| FarPort { key: PortKey(key.0), station: MacAddr(nic.mac), trunk: nic.is_trunk() };
+        places.map(move |(endpoint, key)| ((MacAddr(own.mac), endpoint), far(key)))
     });
     keys.collect()
 }
@@ -132,8 +154,11 @@ pub async fn tell(vm: &LocalVm) -> Result<()> {
     tell_keys(vm, keys).await?;
     let told = vm.fdb(|fdb| fdb.clone());
     let news = wanted.iter().filter(|(mac, place)| told.get(mac) != Some(place));
-    let news = news.map(|(mac, place)| Command::FdbAdd { mac: *mac, endpoint: place.endpoint, ip: Some(place.address) });
-    let gone = told.keys().filter(|mac| !wanted.contains_key(mac)).map(|mac| Command::FdbRemove { mac: *mac });
+    let news = news.map(|((net, mac), place)| {
+        let Place { endpoint, address, name } = place.clone();
+        Command::FdbAdd { net: Some(*net), mac: *mac, endpoint, ip: Some(address), name }
+    });
+    let gone = told.keys().filter(|mac| !wanted.contains_key(mac)).map(|(net, mac)| Command::FdbRemove { net: Some(*net), mac: *mac });
     let commands: Vec<_> = news.chain(gone).collect();
     if commands.is_empty() {
         return Ok(());
@@ -151,7 +176,15 @@ async fn tell_keys(vm: &LocalVm, wanted: Keys) -> Result<()> {
             *unwanted = if wanted.contains_key(place) { None } else { unwanted.or(Some(now)) };
         }
         let news = wanted.iter().filter(|(place, key)| told.get(*place).is_none_or(|(known, _)| known != *key));
-        let news = news.map(|((net, endpoint), key)| Command::PeerKey { net: *net, endpoint: *endpoint, key: *key });
+        let news = news.map(|((net, endpoint), FarPort { key, station, trunk })| Command::PeerKey {
+            net: *net,
+            endpoint: *endpoint,
+            key: *key,
+            station: Some(*station),
+            trunk: *trunk,
+            // Every port that seals does.
+            takes_partial: true,
+        });
         let is_over = |since: &Option<Instant>| since.is_some_and(|since| now.duration_since(since) >= KEY_LINGER);
         let gone = told.iter().filter(|(_, (_, since))| is_over(since));
         let gone = gone.map(|((net, endpoint), _)| Command::PeerKeyRemove { net: *net, endpoint: *endpoint });
@@ -165,7 +198,9 @@ async fn tell_keys(vm: &LocalVm, wanted: Keys) -> Result<()> {
     vm.keys_told(|known| {
         for command in told {
             match command {
-                Command::PeerKey { net, endpoint, key } => drop(known.insert((net, endpoint), (key, None))),
+                Command::PeerKey { net, endpoint, key, station: Some(station), trunk, .. } => {
+                    known.insert((net, endpoint), (FarPort { key, station, trunk }, None));
+                }
                 Command::PeerKeyRemove { net, endpoint } => drop(known.remove(&(net, endpoint))),
                 _ => {}
             }

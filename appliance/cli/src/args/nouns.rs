@@ -202,6 +202,9 @@ pub enum LanCommand {
         /// Send frames as plain VXLAN: everybody on the way can read and forge them, and other VXLAN endpoints can take part
         #[arg(long)]
         unsealed: bool,
+        /// Largest packet of its VMs, for life; every way between its hosts must carry 96 bytes more [default: 1400]
+        #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(1280..=8900))]
+        mtu: Option<u16>,
     },
     /// List the LANs
     Ls,
@@ -209,6 +212,12 @@ pub enum LanCommand {
     Show {
         /// The LAN
         name: String,
+        /// Who talks to whom there, in bytes a second: the last minutes count most
+        #[arg(long)]
+        matrix: bool,
+        /// Write that as a picture, too
+        #[arg(long, value_name = "FILE", requires = "matrix")]
+        svg: Option<PathBuf>,
     },
     /// Remove a LAN
     Rm {

@@ -172,7 +172,8 @@ pub struct RunOptions {
 
 impl RunOptions {
     pub(super) fn check(&self) -> Result<(), String> {
-        let twice = self.lans.iter().enumerate().find(|(index, lan)| self.lans[..*index].contains(lan));
+        let name = |lan: &String| lan.split(',').next().unwrap_or_default().to_owned();
+        let twice = self.lans.iter().map(name).enumerate().find(|(index, lan)| self.lans[..*index].iter().any(|other| name(other) == *lan));
         match twice {
             Some((_, lan)) => Err(format!("--lan `{lan}` is given twice; one NIC on a LAN is enough")),
             None => Ok(()),

@@ -1,6 +1,7 @@
 //! What people read: pure functions from answers to text. Programs read the JSON.
 
 pub mod lists;
+pub mod matrix;
 pub mod report;
 pub mod shows;
 pub mod table;

@@ -158,10 +158,10 @@ impl Forwards {
         let is_sealed = guest.key.is_some();
         if let Some(theirs) = guest.key {
             let own = carrier.seal(PortSecret::new(guest.secret), theirs).map_err(|error| failed(&error))?;
-            let key = Command::PeerKey { net, endpoint: local, key: own };
+            let key = Command::PeerKey { net, endpoint: local, key: own, station: Some(config.mac), trunk: false, takes_partial: false };
             tell(&guest.control, key).await.map_err(|error| failed(&error))?;
         }
-        let station = Command::FdbAdd { mac: config.mac, endpoint: local, ip: Some(config.address) };
+        let station = Command::FdbAdd { net: Some(net), mac: config.mac, endpoint: local, ip: Some(config.address), name: None };
         tell(&guest.control, station).await.map_err(|error| failed(&error))?;
         lock(&self.0.carriers).insert(guest.id, orders.clone());
         let (forwards, own) = (self.clone(), orders.clone());
@@ -178,7 +178,7 @@ impl Forwards {
             }
             // A VM that has gone took its ports with it, and does not answer.
             let gone = is_sealed.then_some(Command::PeerKeyRemove { net, endpoint: local });
-            for command in [Command::FdbRemove { mac: config.mac }].into_iter().chain(gone) {
+            for command in [Command::FdbRemove { net: Some(net), mac: config.mac }].into_iter().chain(gone) {
                 if let Err(error) = tell(&guest.control, command).await {
                     log::debug!("vm {}: forward: {error:#}", guest.name);
                 }

@@ -47,6 +47,12 @@ pub enum CtlRequest {
     Stop,
     /// Abandon the move under way; the VM runs on here
     Cancel,
+    /// Show who talked to whom since the VMM started, by port and station
+    Talk {
+        /// As JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Let a VM that was started with --lease run for a time from now
     Lease {
         /// In milliseconds, at most an hour; an end that is later stays
@@ -64,12 +70,21 @@ pub enum CtlRequest {
         /// Its own IPv4 address: ARP for it is answered at the port
         #[arg(value_name = "ADDRESS")]
         ip: Option<Ipv4Addr>,
+        /// What it is called: answered for at ports with a domain
+        #[arg(long)]
+        name: Option<String>,
+        /// The one NIC whose port is told [default: all]
+        #[arg(long, value_name = "NET-MAC")]
+        net: Option<MacAddr>,
     },
     /// Tell the VM's ports to forget a MAC address
     FdbRemove {
         /// The station; 00:00:00:00:00:00 for every physical machine
         #[arg(value_name = "MAC")]
         mac: MacAddr,
+        /// The one NIC whose port is told [default: all]
+        #[arg(long, value_name = "NET-MAC")]
+        net: Option<MacAddr>,
     },
     /// Tell a port that seals whose key is behind an endpoint
     PeerKey {
@@ -82,6 +97,15 @@ pub enum CtlRequest {
         /// The other port's key, as `ctl status` shows it there
         #[arg(value_name = "KEY")]
         key: PortKey,
+        /// The station whose port it is; the NIC's own for another place of this VM [default: stations that no other port has]
+        #[arg(long, value_name = "MAC")]
+        station: Option<MacAddr>,
+        /// It speaks for stations that no other port has, too
+        #[arg(long)]
+        trunk: bool,
+        /// It takes frames whose checksums are left to the seal, as every port of Rebec does
+        #[arg(long)]
+        takes_partial: bool,
     },
     /// Tell a port that seals to forget whose key is behind an endpoint
     PeerKeyRemove {

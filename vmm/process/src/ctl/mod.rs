@@ -88,6 +88,14 @@ pub fn run(options: &CtlOptions) -> Result<ExitCode, CtlError> {
             print(&client.status()?, *json)?;
             return Ok(ExitCode::SUCCESS);
         }
+        CtlRequest::Talk { json } => {
+            match client.ask("talk", Command::Talk)? {
+                Answer::Talk(talk) if *json => writeln!(io::stdout(), "{}", serde_json::to_string(&talk).map_err(io::Error::from)?)?,
+                Answer::Talk(talk) => write!(io::stdout(), "{}", show::talk(&talk))?,
+                _ => return Err(CtlError::Unexpected { what: "talk" }),
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
         CtlRequest::Pause => ("pause", Command::Pause),
         CtlRequest::Resume => ("resume", Command::Resume),
         CtlRequest::ResizeDisk { disk, size } => ("resize-disk", Command::ResizeDisk { disk: *disk, bytes: size.bytes() }),
@@ -95,14 +103,19 @@ pub fn run(options: &CtlOptions) -> Result<ExitCode, CtlError> {
         CtlRequest::Stop => ("stop", Command::Stop),
         CtlRequest::Cancel => ("cancel", Command::Cancel),
         CtlRequest::Lease { for_ms } => ("lease", Command::Lease { until_ms: lease::now_ms().saturating_add(*for_ms) }),
-        CtlRequest::FdbAdd { mac, endpoint, ip } => ("fdb-add", Command::FdbAdd { mac: *mac, endpoint: *endpoint, ip: *ip }),
-        CtlRequest::FdbRemove { mac } => ("fdb-remove", Command::FdbRemove { mac: *mac }),
-        CtlRequest::PeerKey { net, endpoint, key } => ("peer-key", Command::PeerKey { net: *net, endpoint: *endpoint, key: *key }),
+        CtlRequest::FdbAdd { mac, endpoint, ip, name, net } => {
+            ("fdb-add", Command::FdbAdd { net: *net, mac: *mac, endpoint: *endpoint, ip: *ip, name: name.clone() })
+        }
+        CtlRequest::FdbRemove { mac, net } => ("fdb-remove", Command::FdbRemove { net: *net, mac: *mac }),
+        CtlRequest::PeerKey { net, endpoint, key, station, trunk, takes_partial } => (
+            "peer-key",
+            Command::PeerKey { net: *net, endpoint: *endpoint, key: *key, station: *station, trunk: *trunk, takes_partial: *takes_partial },
+        ),
         CtlRequest::PeerKeyRemove { net, endpoint } => ("peer-key-remove", Command::PeerKeyRemove { net: *net, endpoint: *endpoint }),
     };
     match client.ask(what, command)? {
         Answer::Done => Ok(ExitCode::SUCCESS),
-        Answer::Status(_) | Answer::Moved(_) => Err(CtlError::Unexpected { what }),
+        Answer::Status(_) | Answer::Talk(_) | Answer::Moved(_) => Err(CtlError::Unexpected { what }),
     }
 }
 

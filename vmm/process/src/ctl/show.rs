@@ -3,7 +3,10 @@
 use std::fmt::Write;
 
 use rebec_layout::PAGE_BYTES;
-use rebec_vmm_api::control::{NetStatus, Progress, Status, VmState};
+use rebec_vmm_api::{
+    MacAddr,
+    control::{NetStatus, NetTalk, Progress, StationTalk, Status, VmState},
+};
 
 /// `status` as lines of a name and a value.
 pub fn table(status: &Status) -> String {
@@ -24,9 +27,24 @@ pub fn table(status: &Status) -> String {
 }
 
 fn counters(net: &NetStatus) -> String {
-    let NetStatus { mac, vni, tx_frames, rx_frames, dropped, key } = net;
+    let NetStatus { mac, vni, tx_frames, rx_frames, dropped, drops, key } = net;
     let key = key.map_or_else(String::new, |key| format!(", key {key}"));
-    format!("{mac} on LAN {vni}: {tx_frames} frames out, {rx_frames} in, {dropped} dropped{key}")
+    let reasons: Vec<_> = drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    let reasons = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(", ")) };
+    format!("{mac} on LAN {vni}: {tx_frames} frames out, {rx_frames} in, {dropped} dropped{reasons}{key}")
+}
+
+/// Who talked to whom, a line for each pair, the busiest first.
+pub fn talk(talk: &[NetTalk]) -> String {
+    let mut text =
+        format!("{:<18} {:<18} {:>14} {:>12} {:>14} {:>12}\n", "net", "station", "bytes out", "frames out", "bytes in", "frames in");
+    for (net, row) in talk.iter().flat_map(|net| net.stations.iter().map(move |row| (net.mac, row))) {
+        let station = if row.mac == MacAddr::BROADCAST { "all and others".to_owned() } else { row.mac.to_string() };
+        let StationTalk { tx_bytes, tx_packets, rx_bytes, rx_packets, .. } = row;
+        writeln!(text, "{:<18} {station:<18} {tx_bytes:>14} {tx_packets:>12} {rx_bytes:>14} {rx_packets:>12}", net.to_string())
+            .expect("invariant: a String takes any text");
+    }
+    text
 }
 
 fn state(state: VmState) -> &'static str {
@@ -82,7 +100,15 @@ mod tests {
 
     #[test]
     fn a_table_has_a_line_for_everything_and_no_control_characters() {
-        let net = NetStatus { mac: "52:54:00:00:00:01".parse().unwrap(), vni: 7, tx_frames: 3, rx_frames: 4, dropped: 0, key: None };
+        let net = NetStatus {
+            mac: "52:54:00:00:00:01".parse().unwrap(),
+            vni: 7,
+            tx_frames: 3,
+            rx_frames: 4,
+            dropped: 2,
+            drops: [("no_peer".to_owned(), 2)].into(),
+            key: None,
+        };
         let status = Status {
             state: VmState::Running,
             epoch: 1,
@@ -95,7 +121,7 @@ mod tests {
             lease_ms: Some(0),
         };
         let expected = "state    running\nvm       00[2J11\nepoch    1\nmemory   512 MiB\nvcpus    2\nlease    ended: no vCPU runs until it is extended\ndisk 0   2 GiB\n\
-                        net 0    52:54:00:00:00:01 on LAN 7: 3 frames out, 4 in, 0 dropped\n";
+                        net 0    52:54:00:00:00:01 on LAN 7: 3 frames out, 4 in, 2 dropped (no_peer 2)\n";
         assert_eq!(table(&status), expected);
     }
 }

@@ -93,9 +93,15 @@ fn every_simple_request_reaches_the_owner_in_its_words() {
         (CtlRequest::PowerButton, Command::PowerButton),
         (CtlRequest::Stop, Command::Stop),
         (CtlRequest::Cancel, Command::Cancel),
-        (CtlRequest::FdbAdd { mac, endpoint, ip: None }, Command::FdbAdd { mac, endpoint, ip: None }),
-        (CtlRequest::FdbAdd { mac, endpoint, ip }, Command::FdbAdd { mac, endpoint, ip }),
-        (CtlRequest::FdbRemove { mac }, Command::FdbRemove { mac }),
+        (
+            CtlRequest::FdbAdd { mac, endpoint, ip: None, name: None, net: None },
+            Command::FdbAdd { net: None, mac, endpoint, ip: None, name: None },
+        ),
+        (
+            CtlRequest::FdbAdd { mac, endpoint, ip, name: Some("web".into()), net: Some(mac) },
+            Command::FdbAdd { net: Some(mac), mac, endpoint, ip, name: Some("web".into()) },
+        ),
+        (CtlRequest::FdbRemove { mac, net: None }, Command::FdbRemove { net: None, mac }),
     ] {
         assert_eq!(ctl(&path, request).unwrap(), ExitCode::SUCCESS);
         assert_eq!(heard.recv().unwrap(), command);

@@ -7,10 +7,16 @@ use rebec_overlay::{Counters, Reason};
 const PLAIN: usize = 7;
 
 /// Each value is right by itself; two may stem from different bursts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct SharedCounters {
     plain: [AtomicU64; PLAIN],
     dropped: [AtomicU64; Reason::ALL.len()],
+}
+
+impl Default for SharedCounters {
+    fn default() -> Self {
+        Self { plain: Default::default(), dropped: [const { AtomicU64::new(0) }; Reason::ALL.len()] }
+    }
 }
 
 impl SharedCounters {

@@ -2,7 +2,8 @@
 
 use std::{io, net::UdpSocket, os::fd::AsFd, sync::Arc, time::Instant};
 
-use rebec_overlay::{Counters, Inbound, Reason, Relay};
+use arc_swap::ArcSwap;
+use rebec_overlay::{Counters, Fdb, Inbound, Reason, Relay};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
@@ -14,6 +15,7 @@ use super::{
 pub struct Forwarder {
     relay: Relay,
     socket: Arc<UdpSocket>,
+    fdb: Arc<ArcSwap<Fdb>>,
     receiver: Receiver,
     outlet: Outlet,
     inbound: Inbound,
@@ -21,9 +23,16 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    pub(super) fn new(relay: Relay, socket: Arc<UdpSocket>, source: Arc<Source>, sealing: Option<Arc<Sealing>>) -> Self {
+    pub(super) fn new(
+        relay: Relay,
+        socket: Arc<UdpSocket>,
+        source: Arc<Source>,
+        fdb: Arc<ArcSwap<Fdb>>,
+        sealing: Option<Arc<Sealing>>,
+    ) -> Self {
         Self {
             relay,
+            fdb,
             receiver: Receiver::new(socket.clone()),
             outlet: Outlet::new(Sender::new(socket.clone(), source), sealing),
             inbound: Inbound::empty(),
@@ -43,7 +52,7 @@ impl Forwarder {
                     None => self.inbound = Inbound::new(received.source, received.bytes, received.stride),
                 }
                 self.outlet.tell(now);
-                self.relay.handle(now, &mut self.inbound, run, &mut self.outlet);
+                self.relay.handle(now, &self.fdb.load(), &mut self.inbound, run, &mut self.outlet);
                 if Instant::now() >= self.relay.until() {
                     break;
                 }

@@ -27,7 +27,7 @@ use std::{
 use arc_swap::ArcSwap;
 pub use forwarder::Forwarder;
 pub use port::LanPort;
-use rebec_overlay::{Counters, Fdb, FdbError, PortConfig, Relay, vxlan::Vni};
+use rebec_overlay::{Counters, FarPort, Fdb, FdbError, Port, PortConfig, Relay, Talk, Traffic, Zone, vxlan::Vni};
 use rebec_vmm_api::{MacAddr, NetConfig, Peer, PortKey};
 pub use sealing::PeerKeyError;
 
@@ -102,11 +102,12 @@ pub struct Lan {
     fdb: Arc<ArcSwap<Fdb>>,
     sealing: Option<Arc<Sealing>>,
     counters: Arc<SharedCounters>,
+    talk: Arc<Talk>,
 }
 
 impl Lan {
     /// Binds the socket, if none is given that is, and takes in the peers of the command line. To be called before the process is sealed.
-    pub fn bind(config: &NetConfig, given: Option<UdpSocket>, mtu: u16) -> Result<Self, LanError> {
+    pub fn bind(config: &NetConfig, given: Option<UdpSocket>) -> Result<Self, LanError> {
         let mac = config.mac;
         let vni = Vni::new(config.vni).ok_or(LanError::Vni { mac, vni: config.vni })?;
         let bind = |source| LanError::Bind { mac, local: config.local, source };
@@ -118,14 +119,29 @@ impl Lan {
             add_to(&mut fdb, local, peer).map_err(|source| LanError::Peer { mac, peer: peer.mac, endpoint: peer.endpoint, source })?;
         }
         Ok(Self {
-            config: PortConfig { vni, mac, mtu, lease: config.lease, sealed: config.sealed },
+            config: PortConfig {
+                vni,
+                mac,
+                mtu: config.mtu.unwrap_or(NetConfig::MTU),
+                lease: config.lease,
+                sealed: config.sealed,
+                trunk: config.trunk,
+                zone: config.domain.as_deref().map(|domain| Zone { domain: domain.into(), label: config.name.as_deref().map(Into::into) }),
+                prefix6: config.prefix6,
+            },
             vni: config.vni,
             socket: Arc::new(socket),
             source: Arc::new(source),
             fdb: Arc::new(ArcSwap::from_pointee(fdb)),
             sealing: config.sealed.then(|| Sealing::new(vni).map(Arc::new)).transpose().map_err(|source| LanError::Key { mac, source })?,
             counters: Arc::default(),
+            talk: Arc::default(),
         })
+    }
+
+    /// Largest IP packet of the NIC, for life.
+    pub fn mtu(&self) -> u16 {
+        self.config.mtu
     }
 
     /// The NIC's address.
@@ -151,14 +167,9 @@ impl Lan {
 
     /// The frame port of the NIC's device. One at a time: two would share the socket's datagrams out between them.
     pub fn port(&self) -> io::Result<LanPort> {
-        Ok(LanPort::new(
-            self.config,
-            self.socket.clone(),
-            self.source.clone(),
-            self.fdb.clone(),
-            self.sealing.clone(),
-            self.counters.clone(),
-        ))
+        let port = Port::new(self.config.clone(), self.talk.clone());
+        let (socket, source) = (self.socket.clone(), self.source.clone());
+        Ok(LanPort::new(port, socket, source, self.fdb.clone(), self.sealing.clone(), self.counters.clone()))
     }
 
     /// Says where a station lives, from the next frame on. An entry for the NIC itself is accepted and has no effect: `fdb-add` tells every
@@ -175,14 +186,21 @@ impl Lan {
         self.sealing.as_ref().map(|sealing| sealing.key())
     }
 
-    /// Says whose key is behind an endpoint: who is there hears this port and is heard.
-    pub fn peer_key_add(&self, endpoint: SocketAddrV4, key: PortKey) -> Result<(), PeerKeyError> {
-        self.sealing.as_ref().ok_or(PeerKeyError::Unsealed)?.add(endpoint, key)
+    /// Says whose key is behind an endpoint, and what port that is: who is there hears this port and is heard.
+    pub fn peer_key_add(&self, endpoint: SocketAddrV4, key: PortKey, port: FarPort) -> Result<(), PeerKeyError> {
+        let sealing = self.sealing.as_ref().ok_or(PeerKeyError::Unsealed)?;
+        // Before the key, so that nobody is heard as more than it is.
+        self.edit_fdb(|fdb| fdb.add_port(endpoint, port))?;
+        sealing.add(endpoint, key)
     }
 
     /// Forgets whose key is behind an endpoint, if it is known.
     pub fn peer_key_remove(&self, endpoint: SocketAddrV4) -> Result<(), PeerKeyError> {
         self.sealing.as_ref().ok_or(PeerKeyError::Unsealed)?.remove(endpoint);
+        self.edit_fdb(|fdb| {
+            fdb.remove_port(endpoint);
+            Ok(())
+        })?;
         Ok(())
     }
 
@@ -204,16 +222,30 @@ impl Lan {
 
     /// The NIC has moved to `to`: what sends on the datagrams that still arrive here, until `until`. The queues must be stopped.
     pub fn forwarder(&self, to: SocketAddrV4, until: Instant) -> Forwarder {
-        Forwarder::new(Relay::new(&self.config, to, until), self.socket.clone(), self.source.clone(), self.sealing.clone())
+        Forwarder::new(
+            Relay::new(&self.config, to, until),
+            self.socket.clone(),
+            self.source.clone(),
+            self.fdb.clone(),
+            self.sealing.clone(),
+        )
     }
 
     /// What passed since the machine was built, and what did not.
     pub fn counters(&self) -> Counters {
         self.counters.load()
     }
+
+    /// Who talked to whom since then.
+    pub fn talk(&self) -> Vec<(MacAddr, Traffic)> {
+        self.talk.read()
+    }
 }
 
 fn add_to(fdb: &mut Fdb, local: SocketAddrV4, peer: &Peer) -> Result<(), FdbError> {
     fdb.add(local, peer.mac, peer.endpoint)?;
+    if let Some(name) = &peer.name {
+        fdb.add_label(peer.mac, name);
+    }
     peer.ip.map_or(Ok(()), |ip| fdb.add_address(peer.mac, ip))
 }

@@ -11,7 +11,7 @@ use std::{
 use arc_swap::{ArcSwap, Cache};
 use rebec_devices::net::{FramePort, ReceivedFrame};
 use rebec_offload::{Accepts, Offload};
-use rebec_overlay::{Fdb, Inbound, Port, PortConfig, Reason};
+use rebec_overlay::{Fdb, Inbound, Port, Reason};
 
 use super::{
     counters::SharedCounters,
@@ -35,7 +35,7 @@ pub struct LanPort {
 
 impl LanPort {
     pub(super) fn new(
-        config: PortConfig,
+        port: Port,
         socket: Arc<UdpSocket>,
         source: Arc<Source>,
         fdb: Arc<ArcSwap<Fdb>>,
@@ -44,7 +44,7 @@ impl LanPort {
     ) -> Self {
         Self {
             fdb: Cache::new(fdb),
-            port: Port::new(config),
+            port,
             outlet: Outlet::new(Sender::new(socket.clone(), source), sealing),
             receiver: Receiver::new(socket.clone()),
             buffer: vec![0; RECEIVE_BYTES_MAX].into(),

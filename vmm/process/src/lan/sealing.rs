@@ -8,7 +8,7 @@ use std::{
 };
 
 use rebec_overlay::{
-    Seals, Wire,
+    FdbError, Seals, Wire,
     seal::{Full, PortSecret},
     vxlan::Vni,
 };
@@ -29,6 +29,9 @@ pub enum PeerKeyError {
     /// The table is at its limit.
     #[error(transparent)]
     Full(#[from] Full),
+    /// Likewise, of what is known beside keys.
+    #[error(transparent)]
+    Fdb(#[from] FdbError),
 }
 
 /// A port's own secret and what it shares with others.

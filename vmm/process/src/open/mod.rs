@@ -25,7 +25,6 @@ use crate::{
     listen,
     seal::{self, SealOptions, StopSignal},
     serial,
-    vm::MTU,
 };
 
 pub use disks::DiskFile;
@@ -145,7 +144,7 @@ fn donor(handle: &Handle, handed: &mut Handed) -> Result<UnixStream> {
 
 fn lan(net: &NetConfig, handed: &mut Handed) -> Result<Lan> {
     let socket = net.socket.map(|number| handed.take(number).with_context(|| format!("net {}", net.mac))).transpose()?;
-    Ok(Lan::bind(net, socket.map(UdpSocket::from), MTU)?)
+    Ok(Lan::bind(net, socket.map(UdpSocket::from))?)
 }
 
 fn shared(options: &Shared, missing: disks::Missing, handed: &mut Handed) -> Result<Opened> {

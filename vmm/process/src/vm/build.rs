@@ -36,9 +36,6 @@ use crate::{
     threads::{RequestedThreads, WorkThreads},
 };
 
-/// MTU of every NIC, for life: VXLAN's headers still fit a 1500-byte network (DESIGN §4).
-pub const MTU: u16 = 1400;
-
 /// What stays the same wherever the machine runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MachineSize {
@@ -94,7 +91,7 @@ fn devices(host: &Host) -> Result<Vec<Box<dyn VirtioDevice>>> {
     }
     for lan in &host.lans {
         let port = lan.port().with_context(|| format!("net {}: attach its port", lan.mac()))?;
-        devices.push(Box::new(NetDevice::new(lan.mac().0, MTU, Box::new(port))));
+        devices.push(Box::new(NetDevice::new(lan.mac().0, lan.mtu(), Box::new(port))));
     }
     devices.push(Box::new(RngDevice::new(HostEntropy)));
     Ok(devices)

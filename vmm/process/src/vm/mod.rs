@@ -21,7 +21,7 @@ use rebec_vmm_saved::{PartKind, SavedMachine};
 use bus::Buses;
 use vcpus::VcpuThreads;
 
-pub use build::{Host, MTU, MachineSize, build};
+pub use build::{Host, MachineSize, build};
 pub use vcpus::VcpuEvent;
 
 use crate::lan::Lan;

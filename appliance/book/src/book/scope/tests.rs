@@ -147,7 +147,7 @@ impl World {
 
 fn nic(lan: Id, nonce: u8, last: u8) -> NicBody {
     let address = Ipv4Addr::new(10, nonce, 0, last);
-    NicBody { lan, vni: nonce.into(), mac: mac_of(address, 0), address, prefix: 16, sealed: None }
+    NicBody { lan, vni: nonce.into(), mac: mac_of(address, 0), address, prefix: 16, sealed: None, mtu: None, trunk: None }
 }
 
 fn grant(vm: Id, by: u8, to: u8, epoch: u64) -> Grant {
