@@ -3,11 +3,13 @@
 use std::{
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use rebec_book::record::ADDRESSES_MAX;
+use rebec_cpu::Model;
 
-use crate::{depot::Depot, facts, limits::Limits, process::Programs};
+use crate::{cpu, depot::Depot, facts, limits::Limits, process::Programs};
 
 /// What the user says of the machine.
 #[derive(Debug, Clone)]
@@ -20,6 +22,8 @@ pub struct Given {
     pub address: Option<IpAddr>,
     /// Memory that VMs may have, where it is not all but what the host keeps.
     pub memory_bytes: Option<u64>,
+    /// What guests are given of its processor at most.
+    pub cpu_max: Model,
 }
 
 /// Its folder, its parts, and what VMs may take of it.
@@ -29,12 +33,13 @@ pub struct Host {
     pub depot: Depot,
     /// What VMMs may take.
     pub limits: Limits,
+    cpu: OnceLock<Option<String>>,
 }
 
 impl Host {
     /// With the parts that are there.
     pub fn new(given: Given, depot: Depot) -> Self {
-        Self { given, depot, limits: Limits::open() }
+        Self { given, depot, limits: Limits::open(), cpu: OnceLock::new() }
     }
 
     /// The folder of everything that survives.
@@ -49,12 +54,22 @@ impl Host {
 
     /// What every VMM is started with.
     pub fn programs(&self) -> Programs<'_> {
-        Programs { vmm: self.vmm(), depot: &self.depot, limits: &self.limits }
+        Programs { vmm: self.vmm(), depot: &self.depot, limits: &self.limits, cpu_max: &self.given.cpu_max }
     }
 
     /// Memory that VMs may have, all together.
     pub fn memory_bytes(&self) -> u64 {
         self.given.memory_bytes.unwrap_or_else(facts::memory_bytes)
+    }
+
+    /// What it gives guests of its processor, as a set of features; none where no VM can run, or where that cannot be found out.
+    pub fn cpu(&self) -> Option<&str> {
+        // KVM may come later, as modules are loaded.
+        if self.cpu.get().is_none() && facts::no_kvm().is_some() {
+            return None;
+        }
+        let ask = || cpu::ask(self.vmm(), &self.given.cpu_max).inspect_err(|error| log::error!("what the processor has: {error:#}")).ok();
+        self.cpu.get_or_init(ask).as_deref()
     }
 
     /// Room for its folder: all of it, and what is free.

@@ -11,6 +11,7 @@
 
 use std::{
     os::fd::OwnedFd,
+    path::Path,
     process::ExitCode,
     sync::{
         Arc,
@@ -24,7 +25,7 @@ use rebec_migrate::Record;
 use rebec_overlay::FdbError;
 use rebec_vmm_api::{
     MacAddr, Peer,
-    control::{Answer, Command, ControlError, ErrorCode, MigrateOptions, NetStatus, ResponseBody, Status, VmState},
+    control::{Answer, Command, ControlError, CpuStatus, ErrorCode, MigrateOptions, NetStatus, ResponseBody, Status, VmState},
     report::Outcome,
 };
 
@@ -37,6 +38,7 @@ use crate::{
     lan::{Lan, PeerKeyError},
     lease::Lease,
     lending::Lending,
+    limits::Limits,
     moving::{Canceller, Outgoing, Settled},
     services::Services,
     unsettled::{self, Asked, Question, Unsettled},
@@ -57,6 +59,8 @@ pub struct Owner {
     plan: Option<BootPlan>,
     lending: Lending,
     lease: Lease,
+    limits: Limits,
+    cgroup: Option<String>,
     /// Who wants to hear of the VM's arrival.
     expecting: Vec<Reply>,
     events: SyncSender<Event>,
@@ -125,14 +129,33 @@ impl Owner {
 
     fn of_nothing(place: Place, state: VmState, lans: Vec<Lan>, services: Arc<Services>, events: SyncSender<Event>) -> Self {
         let (vm, disk_bytes, nets) = (String::new(), vec![], net_status(&lans));
-        let last = Status { state, epoch: 0, vm, memory_bytes: 0, vcpus: 0, disk_bytes, nets, ledger: false, lease_ms: None };
+        let last = Status {
+            state,
+            epoch: 0,
+            vm,
+            memory_bytes: 0,
+            vcpus: 0,
+            disk_bytes,
+            nets,
+            ledger: false,
+            lease_ms: None,
+            cpu: None,
+            limits: None,
+            cgroup: None,
+        };
         let (lending, lease, expecting) = (Lending::default(), Lease::new(false), vec![]);
-        Self { place, last, lans, services, plan: None, lending, lease, expecting, events }
+        let (limits, cgroup) = (Limits::default(), None);
+        Self { place, last, lans, services, plan: None, lending, lease, limits, cgroup, expecting, events }
     }
 
     /// The VM runs only while this lasts.
     pub fn under(self, lease: Lease) -> Self {
         Self { lease, ..self }
+    }
+
+    /// Its devices do no more than this, and its process entered this control group.
+    pub fn limited(self, limits: Limits, cgroup: Option<&Path>) -> Self {
+        Self { limits, cgroup: cgroup.map(|cgroup| cgroup.display().to_string()), ..self }
     }
 
     /// Decides until the VM has ended here.
@@ -311,6 +334,10 @@ impl Owner {
             Command::FdbRemove { mac } => self.edit_fdb(|lan| lan.fdb_remove(mac)),
             Command::PeerKey { net, endpoint, key } => self.edit_keys(net, |lan| lan.peer_key_add(endpoint, key)),
             Command::PeerKeyRemove { net, endpoint } => self.edit_keys(net, |lan| lan.peer_key_remove(endpoint)),
+            Command::Limits(limits) => {
+                self.limits.change(limits);
+                Ok(Answer::Done)
+            }
             Command::PowerButton => self.press_power_button(),
             Command::Cancel => self.cancel(),
             Command::Lease { until_ms } => self.extend(until_ms),
@@ -474,7 +501,7 @@ impl Owner {
             }
             Place::Moving { .. } => Status { state: VmState::Moving, nets: net_status(&self.lans), ..self.last.clone() },
         };
-        Status { lease_ms: self.lease.left_ms(), ..status }
+        Status { lease_ms: self.lease.left_ms(), limits: self.limits.shown(), cgroup: self.cgroup.clone(), ..status }
     }
 
     fn wrong_state(&self, what: &str, why: &str) -> ControlError {
@@ -509,6 +536,9 @@ fn status_of(held: &Held, state: VmState, lans: &[Lan]) -> Status {
         nets: net_status(lans),
         ledger: held.has_durable_ledger(),
         lease_ms: None,
+        limits: None,
+        cgroup: None,
+        cpu: Some(CpuStatus { model: held.vm.cpu().to_string(), features: held.vm.machine().cpu_model().features().to_string() }),
     }
 }
 

@@ -47,6 +47,8 @@ pub struct Host {
     pub called: String,
     /// Memory that its VMs may have, as in `512M`.
     pub memory: String,
+    /// What guests get of its processor at most, where that is not all.
+    pub cpu_max: Option<String>,
     /// Whether its agent and the VMMs that this starts are of a later version.
     pub later: bool,
     /// Runs instead of the agent, which it is told to run as its last arguments.
@@ -65,6 +67,7 @@ impl Host {
             address: Some(machine.address().into()),
             called: name.clone(),
             memory: "1G".into(),
+            cpu_max: None,
             later: false,
             wrapper: vec![],
             name,
@@ -104,6 +107,9 @@ impl Host {
             command.args(["--address", &address.to_string()]);
         }
         command.args(["--name", &self.called, "--memory", &self.memory]).arg("--vmm").arg(vmm);
+        if let Some(cpu) = &self.cpu_max {
+            command.args(["--cpu-max", cpu]);
+        }
         command.env("RUST_LOG", "debug,iroh=warn,noq=warn,tracing=warn,rustls=info,hyper=info,netlink_proto=info,portmapper=warn");
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut agent = machine.spawn(command)?;
