@@ -91,6 +91,14 @@ fn restore(part: &Part) {
             }
         }
         PartKind::Virtio => virtio(part),
+        PartKind::CpuModel => {
+            if let Some(model) = part.decode::<String>(VERSION).ok().and_then(|name| name.parse::<rebec_cpu::Model>().ok()) {
+                assert_eq!(model.to_string().parse(), Ok(model), "what a model is called is the model");
+            }
+        }
+        PartKind::Limits => {
+            part.decode::<(u64, u64, u64)>(VERSION).ok();
+        }
         PartKind::Vcpu | PartKind::Irqchip | PartKind::Pit | PartKind::Clock => {
             #[cfg(fuzzing)]
             rebec_kvm::check_part(part).ok();

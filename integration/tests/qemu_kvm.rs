@@ -54,6 +54,43 @@ impl Guest {
     }
 }
 
+/// What a guest reads of its processor is what its model says, on a KVM that hears each CPUID of it.
+fn models(machine: &Machine) -> Result<()> {
+    const AVX: u32 = 1 << 28;
+    let said = machine.check(&[vm::PROGRAM, "cpu"], DEADLINE)?;
+    let level = said.lines().find_map(|line| line.strip_prefix("level ")).unwrap_or_default();
+    ensure!(level >= "x86-64-v2" && level.starts_with("x86"), "too little for this test: {said}");
+    for (model, state) in [("x86-64-v2", 0), ("x86-64-v3", 7), ("x86-64-v4", 0xe7)] {
+        if level < model {
+            continue;
+        }
+        let run = [
+            "run",
+            "--kernel",
+            "/share/bench-guest",
+            "--memory",
+            "64M",
+            "--cpu",
+            model,
+            "--cmdline",
+            "cpuid=1 stats_ms=0 heartbeat_ms=200",
+        ];
+        let mut guest = Guest::start(machine, &run, &format!("/tmp/{model}"))?;
+        guest.wait("hb 0 ")?;
+        let shown = |leaf: &str, register: usize| {
+            let line = guest.console.lines().find_map(|line| line.strip_prefix(&format!("cpuid {leaf} ")))?;
+            u32::from_str_radix(line.split_ascii_whitespace().nth(register)?, 16).ok()
+        };
+        let (one, xsave) = (shown("1.0", 2), shown("d.0", 0));
+        let is_so = one.is_some_and(|ecx| (ecx & AVX != 0) == (state != 0)) && xsave == Some(state);
+        ensure!(is_so, "{model}: {one:x?} {xsave:x?}: {}", guest.console);
+        guest.job.send(b"q")?;
+        let ended = guest.job.finish(DEADLINE)?;
+        ensure!(ended.code == 0 && !ended.errors.contains("shows its guest more"), "{model}: {}", ended.errors);
+    }
+    Ok(())
+}
+
 #[test]
 fn kvm_and_the_bench_guest_are_the_same_on_other_hardware() -> Result<()> {
     let provisions = provision::provision()?;
@@ -67,6 +104,8 @@ fn kvm_and_the_bench_guest_are_the_same_on_other_hardware() -> Result<()> {
     lab.check_kvm()?;
     let machine = &lab.machines[0];
     println!("{}", machine.check(&["/share/bin/kvm-tests", "--test-threads=1"], DEADLINE)?);
+
+    models(machine)?;
 
     // A byte on the console may take a machine's emulated KVM a millisecond.
     let load = "vm=1 heartbeat_ms=200 fill=text:3:20%,random:5:10%,zero dirty=0:words:500 stats_ms=0";

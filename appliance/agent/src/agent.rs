@@ -64,11 +64,11 @@ pub struct Agent {
 impl Agent {
     /// Takes everything that was opened.
     pub fn new(options: Options, identity: Identity, store: Store, mesh: Mesh, depot: Depot) -> Result<Arc<Self>> {
-        let Options { state, vmm, address, memory_bytes, name, later, api_port, durable, .. } = options;
+        let Options { state, vmm, address, memory_bytes, cpu_max, name, later, api_port, durable, .. } = options;
         let (identity, store) = (Arc::new(identity), Arc::new(store));
         let audit = Arc::new(Audit::open(&state)?);
         let jobs = Arc::new(Jobs::open(identity.key(), store.clone())?);
-        let host = Arc::new(Host::new(host::Given { state, vmm, address, memory_bytes }, depot));
+        let host = Arc::new(Host::new(host::Given { state, vmm, address, memory_bytes, cpu_max }, depot));
         let secret = identity.host().as_signing_key().clone();
         let knowledge = Arc::new(Knowledge::open(secret, name, store.clone(), later)?);
         let peers = Arc::new(Peers::new(knowledge.clone(), mesh));

@@ -146,6 +146,7 @@ impl Bulletin {
                 moves: pair(later::moves(self.given.later)),
                 control: pair(PROTOCOL),
             }),
+            cpu: self.host.cpu().map(str::to_owned),
         })
     }
 

@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, path::PathBuf};
 
+use rebec_cpu::Model;
 use rebec_links::{Addressing, Vlan};
 
 use crate::later::Later;
@@ -25,6 +26,8 @@ pub struct Options {
     pub address: Option<IpAddr>,
     /// Memory that VMs may have, where it is not all but what the host keeps.
     pub memory_bytes: Option<u64>,
+    /// What guests are given of its processor at most.
+    pub cpu_max: Model,
     /// Whether the state folder survives a reboot.
     pub durable: bool,
     /// The status screen's file.

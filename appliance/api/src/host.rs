@@ -48,11 +48,26 @@ pub struct HostInfo {
     /// What it speaks; none of one that is older than this is told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocols: Option<Protocols>,
+    /// What it gives guests of its processor; none where no VM can run, or of a host that is older than this is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Processor>,
     /// The last row of its audit log of which it told the pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<AuditMark>,
     /// Whether it is the host that answers this request.
     pub this: bool,
+}
+
+/// What guests are given of a host's processor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Processor {
+    /// The greatest level of x86-64 that it has; none where it is below x86-64-v2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<String>,
+    /// Its features, as Linux calls them.
+    pub features: Vec<String>,
+    /// The same as a set: `only:SET` is a VM's CPU model.
+    pub set: String,
 }
 
 /// Versions of protocols that a host speaks, each a number or from the oldest to the newest as in `1-2`.

@@ -1,5 +1,5 @@
 //! VMs: `GET /v1/vms`, `POST /v1/vms` (a job), `GET /v1/vms/{name}`, `DELETE /v1/vms/{name}`,
-//! `POST /v1/vms/{name}/start`, `/stop`, `/move` (jobs), `/resize-disk`; `POST /v1/vms/{name}/disks`, `DELETE /v1/vms/{name}/disks/{disk}`.
+//! `POST /v1/vms/{name}/start`, `/stop`, `/move` (jobs), `/resize-disk`, `/set`; `POST /v1/vms/{name}/disks`, `DELETE /v1/vms/{name}/disks/{disk}`.
 //!
 //! `GET /v1/vms/{name}/logs?tail=BYTES&follow=true` is the console's text. `GET /v1/vms/{name}/console` with
 //! `Connection: Upgrade, Upgrade: rebec-stream` becomes the console itself, raw bytes both ways; it ends when the VM leaves
@@ -55,6 +55,10 @@ pub struct NewVm {
     /// What happens when its host is lost.
     #[serde(default)]
     pub on_host_loss: OnHostLoss,
+    /// What its guest is shown of a processor: `host` (the default), a level (`x86-64-v2`, `-v3`, `-v4`), what all hosts of the domain have in common
+    /// (`pool`) or some of them (`pool:a1,a2`), or `only:SET`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<String>,
 }
 
 impl NewVm {
@@ -88,6 +92,47 @@ pub struct ResizeDisk {
     /// Which; left out, the one that stands on the image's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<String>,
+}
+
+/// `POST /v1/vms/{name}/set`: what a VM may take of its host at most, from now on. What is left out stays; 0 is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetVm {
+    /// Time of the host's processors, in percent of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_quota_percent: Option<u32>,
+    /// Its share of them where others want them too, 1 to 10,000; 0 is 100 for each of its processors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_weight: Option<u32>,
+    /// Bits a second of each NIC, each way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_bits: Option<u64>,
+    /// Requests a second of each disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_requests: Option<u64>,
+    /// Bytes a second of each disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
+}
+
+/// What a VM may take of its host at most; what is left out has no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmLimits {
+    /// Time of the host's processors, in percent of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_quota_percent: Option<u32>,
+    /// Its share of them where others want them too, 1 to 10,000; left out, it is 100 for each of its processors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_weight: Option<u32>,
+    /// Bits a second of each NIC, each way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_bits: Option<u64>,
+    /// Requests a second of each disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_requests: Option<u64>,
+    /// Bytes a second of each disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
 }
 
 /// `POST /v1/vms/{name}/stop`.
@@ -146,6 +191,12 @@ pub struct VmInfo {
     pub memory_bytes: u64,
     /// Virtual processors.
     pub vcpus: u8,
+    /// What its guest is shown of a processor, as it was asked for.
+    #[serde(default = "VmInfo::host_cpu")]
+    pub cpu: String,
+    /// What it may take of its host at most.
+    #[serde(default)]
+    pub limits: VmLimits,
     /// Disks: `root`, which stands on the image's, and further ones.
     #[serde(default)]
     pub disks: Vec<VmDisk>,
@@ -165,6 +216,13 @@ pub struct VmInfo {
     pub created: u64,
     /// The VMM's process on its host; 0 when none runs.
     pub pid: u32,
+}
+
+impl VmInfo {
+    /// What a host of a version before gives every guest.
+    fn host_cpu() -> String {
+        "host".to_owned()
+    }
 }
 
 /// Whether a VM with a keeper may run.

@@ -166,6 +166,7 @@ commands! {
     VmStop User Home "stop a VM",
     VmMove User Home "move a VM",
     VmResizeDisk User Home "make a VM's disk larger",
+    VmSet User Home "change what a VM may take of its host",
     VmDiskAdd User Home "give a VM a disk",
     VmDiskRemove User Home "take a disk from a VM",
     VmTraffic Viewer Home "see whom a VM talks to",

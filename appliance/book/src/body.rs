@@ -6,6 +6,7 @@
 
 mod disks;
 mod host;
+mod machine;
 
 use std::net::SocketAddrV4;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     disks::{DISKS, DISKS_MAX, DiskBody, ROOT_DISK},
     host::{AuditHead, HostBody, PartsBody, Speaks},
+    machine::{CPU_MODEL, CpuBody, LimitsBody},
 };
 pub use crate::{
     grant::Assigned,
@@ -49,7 +51,7 @@ pub const NETWORK_CONFIG: &str = "network-config";
 /// Of [`VmBody::must`]: a NIC of it has another MTU than hosts without a word about it take, or bridges.
 pub const NIC_OPTIONS: &str = "nic-options";
 /// Words of [`VmBody::must`] that this version knows.
-const KNOWN: [&str; 4] = [SEALED, NETWORK_CONFIG, DISKS, NIC_OPTIONS];
+const KNOWN: [&str; 5] = [SEALED, NETWORK_CONFIG, DISKS, NIC_OPTIONS, CPU_MODEL];
 /// Words of one VM, and bytes of one.
 const MUST_MAX: usize = 8;
 const WORD_BYTES_MAX: usize = 64;
@@ -259,6 +261,12 @@ pub struct VmBody {
     /// Disks beside what its image gives: further ones, in their order, and [`ROOT_DISK`] where that is larger than the image's.
     #[n(12)]
     pub disks: Option<Vec<DiskBody>>,
+    /// What its guest is shown of a processor; none is what its host gives.
+    #[n(13)]
+    pub cpu: Option<CpuBody>,
+    /// What it may take of its host at most.
+    #[n(14)]
+    pub limits: Option<LimitsBody>,
 }
 
 /// What of a VM is told only to hosts that run it, are to, or keep it: it travels with orders, not with records.
@@ -482,7 +490,11 @@ impl Body {
             Self::Helper(helper) => *id == id_of_key(&helper.key),
             Self::User(user) => is_name(&user.name) && *id == id_of_key(&user.key),
             Self::Host(host) => {
-                *id == id_of_key(writer) && host.addresses.len() <= ADDRESSES_MAX && host.version.len() <= 64 && text(&host.no_kvm)
+                *id == id_of_key(writer)
+                    && host.addresses.len() <= ADDRESSES_MAX
+                    && host.version.len() <= 64
+                    && text(&host.no_kvm)
+                    && host.has_sound_cpu()
             }
             Self::Parts(parts) => parts.digests.len() <= PARTS_MAX,
             Self::Lan(body) => {
@@ -540,7 +552,7 @@ impl VmBody {
         let must = self.must.iter().flatten();
         let words =
             must.clone().count() <= MUST_MAX && must.clone().all(|word| (1..=WORD_BYTES_MAX).contains(&word.len()) && is_name(word));
-        names && words && self.has_sound_disks() && self.image.is_sound() && self.nics.len() <= NICS_MAX
+        names && words && self.has_sound_disks() && self.has_sound_machine() && self.image.is_sound() && self.nics.len() <= NICS_MAX
     }
 
     /// What a host of this version would have to know so as to run it, and does not.

@@ -37,5 +37,7 @@ pub fn vm(nonce: Nonce, name: &str, assigned: Assigned) -> VmBody {
         created: 0,
         must: None,
         disks: None,
+        cpu: None,
+        limits: None,
     }
 }

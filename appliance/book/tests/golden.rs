@@ -72,6 +72,8 @@ fn vm() -> VmBody {
         created: 1_800_000_001,
         must: None,
         disks: None,
+        cpu: None,
+        limits: None,
     }
 }
 
@@ -90,6 +92,7 @@ fn host() -> HostBody {
         version: "0.1.0".into(),
         audit: Some(AuditHead { seq: 3, hash: Name([4; 32]) }),
         speaks: None,
+        cpu: None,
     }
 }
 

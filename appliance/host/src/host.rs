@@ -3,12 +3,13 @@
 use std::{
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Mutex, OnceLock},
 };
 
 use rebec_book::record::ADDRESSES_MAX;
+use rebec_cpu::Model;
 
-use crate::{depot::Depot, facts, limits::Limits, lock, process::Programs, underlay::Look};
+use crate::{cpu, depot::Depot, facts, limits::Limits, lock, process::Programs, underlay::Look};
 
 /// Peers whose roads are looked for: more would agree with them.
 pub const ROADS_MAX: usize = 16;
@@ -24,6 +25,8 @@ pub struct Given {
     pub address: Option<IpAddr>,
     /// Memory that VMs may have, where it is not all but what the host keeps.
     pub memory_bytes: Option<u64>,
+    /// What guests are given of its processor at most.
+    pub cpu_max: Model,
 }
 
 /// Its folder, its parts, and what VMs may take of it.
@@ -35,12 +38,13 @@ pub struct Host {
     pub limits: Limits,
     /// Held for a look.
     underlay: Mutex<Option<Ipv4Addr>>,
+    cpu: OnceLock<Option<String>>,
 }
 
 impl Host {
     /// With the parts that are there.
     pub fn new(given: Given, depot: Depot) -> Self {
-        let host = Self { given, depot, limits: Limits::open(), underlay: Mutex::default() };
+        let host = Self { given, depot, limits: Limits::open(), underlay: Mutex::default(), cpu: OnceLock::new() };
         host.look_around(&[]);
         host
     }
@@ -57,12 +61,22 @@ impl Host {
 
     /// What every VMM is started with.
     pub fn programs(&self) -> Programs<'_> {
-        Programs { vmm: self.vmm(), depot: &self.depot, limits: &self.limits }
+        Programs { vmm: self.vmm(), depot: &self.depot, limits: &self.limits, cpu_max: &self.given.cpu_max }
     }
 
     /// Memory that VMs may have, all together.
     pub fn memory_bytes(&self) -> u64 {
         self.given.memory_bytes.unwrap_or_else(facts::memory_bytes)
+    }
+
+    /// What it gives guests of its processor, as a set of features; none where no VM can run, or where that cannot be found out.
+    pub fn cpu(&self) -> Option<&str> {
+        // KVM may come later, as modules are loaded.
+        if self.cpu.get().is_none() && facts::no_kvm().is_some() {
+            return None;
+        }
+        let ask = || cpu::ask(self.vmm(), &self.given.cpu_max).inspect_err(|error| log::error!("what the processor has: {error:#}")).ok();
+        self.cpu.get_or_init(ask).as_deref()
     }
 
     /// Room for its folder: all of it, and what is free.

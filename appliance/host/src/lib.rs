@@ -9,6 +9,7 @@
 
 pub mod console;
 pub mod control;
+pub mod cpu;
 pub mod depot;
 pub mod disks;
 pub mod durable;

@@ -2,7 +2,7 @@
 //! cannot leave once it is sealed.
 //!
 //! ```text
-//! /sys/fs/cgroup/rebec/ID     memory.max, memory.oom.group, pids.max, cpu.weight
+//! /sys/fs/cgroup/rebec/ID     memory.max, memory.oom.group, pids.max, cpu.weight, cpu.max
 //! ```
 //! Beside the agent's own group, not in it: a service manager that stops the agent finds nothing else there.
 
@@ -12,7 +12,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use rebec_book::key::Id;
+use rebec_book::{key::Id, record::LimitsBody};
+use rebec_vmm_api::CpuQuota;
 
 /// Where the kernel shows control groups.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -46,6 +47,8 @@ impl InMemory {
 /// Kinds of file systems that are memory (statfs(2)).
 const TMPFS: i64 = 0x0102_1994;
 const RAMFS: i64 = 0x8584_58f6;
+/// The greatest that the kernel takes.
+const WEIGHT_MAX: u64 = 10_000;
 
 /// Groups of this host's VMs; none where the kernel or the system offers none.
 pub struct Limits {
@@ -68,7 +71,7 @@ impl Limits {
     }
 
     /// Makes the group of a VM, with its limits; `disks` is what its layers may come to take.
-    pub fn make(&self, id: &Id, guest_bytes: u64, vcpus: u8, disks: InMemory) -> Result<Option<PathBuf>> {
+    pub fn make(&self, id: &Id, guest_bytes: u64, vcpus: u8, disks: InMemory, limits: &LimitsBody) -> Result<Option<PathBuf>> {
         let Some(all) = &self.group else { return Ok(None) };
         let group = all.join(id.to_string());
         let set = |name: &str, value: u64| write(&group.join(name), &value.to_string());
@@ -80,8 +83,17 @@ impl Limits {
         set("memory.max", memory_bytes(guest_bytes).saturating_add(disks.0))?;
         set("memory.oom.group", 1)?;
         set("pids.max", THREADS_BESIDE + u64::from(vcpus))?;
-        set("cpu.weight", WEIGHT * u64::from(vcpus))?;
+        processors(&group, vcpus, limits)?;
         Ok(Some(group))
+    }
+
+    /// Changes what a VM that runs may have of the processors.
+    pub fn change(&self, id: &Id, vcpus: u8, limits: &LimitsBody) -> Result<()> {
+        match &self.group {
+            Some(all) => processors(&all.join(id.to_string()), vcpus, limits),
+            None if limits.cpu_quota_percent.is_none() && limits.cpu_weight.is_none() => Ok(()),
+            None => bail!("this host has no control groups (version 2), which quota and weight of processors need"),
+        }
     }
 
     /// Kills all that is in the group of a VM.
@@ -104,6 +116,12 @@ impl Limits {
             log::debug!("the control group of VM {}: {error}", id.short());
         }
     }
+}
+
+fn processors(group: &Path, vcpus: u8, limits: &LimitsBody) -> Result<()> {
+    let weight = limits.cpu_weight.map_or(WEIGHT * u64::from(vcpus), u64::from);
+    write(&group.join("cpu.weight"), &weight.clamp(1, WEIGHT_MAX).to_string())?;
+    write(&group.join("cpu.max"), &CpuQuota(limits.cpu_quota_percent.unwrap_or_default()).cpu_max())
 }
 
 /// Removes groups that nothing is in: those of VMs that ended while no agent watched.
@@ -165,9 +183,24 @@ mod tests {
         let limits = Limits { group: Some(all.path().to_owned()) };
         let group = all.path().join(rebec_book::key::Name([1; 16]).to_string());
         fs::create_dir(&group).unwrap();
-        limits.make(&rebec_book::key::Name([1; 16]), 64 << 20, 1, InMemory(17 << 20)).unwrap();
+        limits.make(&rebec_book::key::Name([1; 16]), 64 << 20, 1, InMemory(17 << 20), &LimitsBody::default()).unwrap();
         let set: u64 = fs::read_to_string(group.join("memory.max")).unwrap().parse().unwrap();
         assert_eq!(set, memory_bytes(64 << 20) + (17 << 20));
+    }
+
+    #[test]
+    fn processors_are_given_and_taken_while_a_vm_runs() {
+        let root = tempfile::tempdir().unwrap();
+        let (limits, id) = (Limits { group: Some(root.path().to_owned()) }, Id::from(rebec_book::key::Name([7; 16])));
+        let group = limits.make(&id, 1 << 30, 2, InMemory(0), &LimitsBody::default()).unwrap().unwrap();
+        let said = |name: &str| fs::read_to_string(group.join(name)).unwrap();
+        assert_eq!((said("cpu.weight"), said("cpu.max")), ("200".to_owned(), "max 100000".to_owned()));
+        let some = LimitsBody { cpu_quota_percent: Some(150), cpu_weight: Some(30), ..LimitsBody::default() };
+        limits.change(&id, 2, &some).unwrap();
+        assert_eq!((said("cpu.weight"), said("cpu.max")), ("30".to_owned(), "150000 100000".to_owned()));
+        let none = Limits { group: None };
+        none.change(&id, 2, &LimitsBody { net_bits: Some(1), ..LimitsBody::default() }).unwrap();
+        assert!(none.change(&id, 2, &some).unwrap_err().to_string().contains("no control groups (version 2)"));
     }
 
     #[test]

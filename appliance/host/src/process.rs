@@ -17,6 +17,7 @@ use rebec_book::{
     key::Id,
     record::{VmBody, VmPrivate},
 };
+use rebec_cpu::Model;
 use rebec_vmm_api::{MacAddr, dns_name};
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -58,6 +59,8 @@ pub struct Programs<'a> {
     pub depot: &'a Depot,
     /// What it may take.
     pub limits: &'a Limits,
+    /// What guests are given of the processor at most.
+    pub cpu_max: &'a Model,
 }
 
 /// The VM of a VMM that is to start.
@@ -149,7 +152,7 @@ async fn wait_absent(folder: &Path) -> Result<()> {
 }
 
 fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Result<Child> {
-    let (Programs { vmm, depot, limits }, Machine { id, folder, body, private, ports, stations, domains }) = (programs, machine);
+    let (Programs { vmm, depot, limits, cpu_max }, Machine { id, folder, body, private, ports, stations, domains }) = (programs, machine);
     let log = File::options().create(true).append(true).open(folder.join("vmm.log")).context("open vmm.log")?;
     let mut command = tokio::process::Command::new(vmm);
     let mut handover = Handover::default();
@@ -224,10 +227,21 @@ fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Resul
         }
         command.arg("--net").arg(net);
     }
+    let devices = body.limits.clone().unwrap_or_default();
+    let rates = [("--net-max", devices.net_bits), ("--disk-iops-max", devices.disk_requests), ("--disk-bytes-max", devices.disk_bytes)];
+    for (option, rate) in rates {
+        if let Some(rate) = rate.filter(|rate| *rate > 0) {
+            command.arg(option).arg(rate.to_string());
+        }
+    }
+    let model = body.cpu.as_ref().map_or_else(|| cpu_max.to_string(), |cpu| cpu.model.clone());
+    if model != Model::Host.to_string() {
+        command.arg("--cpu").arg(model);
+    }
     if body.keeper.is_some() {
         command.arg("--lease");
     }
-    if let Some(group) = limits.make(&id, body.memory_bytes, body.vcpus, InMemory::of(folder, disks_bytes(body)))? {
+    if let Some(group) = limits.make(&id, body.memory_bytes, body.vcpus, InMemory::of(folder, disks_bytes(body)), &devices)? {
         command.arg("--cgroup").arg(group);
     }
     command.arg("--serial").arg(format!("unix:{}", folder.join("console.sock").display()));

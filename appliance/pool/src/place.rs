@@ -1,6 +1,10 @@
 //! Where a VM goes: a choice among hosts, or the reason of each that refuses.
 
 use rebec_book::key::{Digest, Key};
+use rebec_cpu::{Features, Model};
+
+/// Features that a refusal names.
+const LACKS_SHOWN: usize = 6;
 
 /// What a VM needs.
 #[derive(Debug, Clone, Default)]
@@ -23,6 +27,8 @@ pub struct Want {
     pub home_domain: Option<Key>,
     /// Hosts that run a VM of the same image and trust, of whose content the one that moves need not be sent what both hold.
     pub donors: Vec<Key>,
+    /// What its guest is shown of a processor; of one that runs, all that it may use.
+    pub cpu: Model,
 }
 
 /// A host, as far as placing goes.
@@ -50,6 +56,8 @@ pub struct Candidate {
     pub disk_free_bytes: u64,
     /// Parts in its depot.
     pub parts: Vec<Digest>,
+    /// What it gives guests of its processor, where it says so.
+    pub cpu: Option<Features>,
 }
 
 /// The host that was chosen, and why.
@@ -114,6 +122,9 @@ fn refusal(want: &Want, candidate: &Candidate) -> Option<String> {
     if let Some(why) = &candidate.no_kvm {
         return Some(format!("cannot run VMs: {why}"));
     }
+    if let Some(why) = other_processor(&want.cpu, candidate.cpu.as_ref()) {
+        return Some(why);
+    }
     if want.lans && !candidate.underlay {
         return Some("has no IPv4 address, which LANs need; give it one, or run the VM without a LAN".into());
     }
@@ -125,6 +136,21 @@ fn refusal(want: &Want, candidate: &Candidate) -> Option<String> {
         return Some(short("disk", candidate.disk_free_bytes, want.disk_bytes));
     }
     None
+}
+
+/// Why a guest of a model cannot be on a processor.
+fn other_processor(model: &Model, processor: Option<&Features>) -> Option<String> {
+    if *model == Model::Host {
+        return None;
+    }
+    let Some(processor) = processor else {
+        return Some("does not say what its processor has, which the VM's CPU model asks: upgrade it".into());
+    };
+    let lacks = model.lacks(processor);
+    let more = lacks.len().saturating_sub(LACKS_SHOWN);
+    let shown = lacks[..lacks.len() - more].join(", ");
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    (!lacks.is_empty()).then(|| format!("its processor lacks {shown}{more}, which the VM may use"))
 }
 
 #[cfg(test)]
@@ -145,6 +171,7 @@ mod tests {
             memory_free_bytes: free_mib << 20,
             disk_free_bytes: 1 << 30,
             parts: vec![],
+            cpu: None,
         }
     }
 
@@ -208,6 +235,25 @@ mod tests {
         hosts[2].answers = false;
         assert_eq!(keeper(1, &hosts), Some(2));
         assert_eq!(keeper(2, &hosts[1..]), None);
+    }
+
+    #[test]
+    fn a_processor_that_lacks_something_is_refused_by_its_name() {
+        let set = |words: &str| format!("AuthenticAMD:48.48:{words}:").parse::<Features>().ok();
+        let mut hosts = vec![candidate(1, 1, 1000), candidate(2, 1, 900), candidate(3, 1, 800)];
+        (hosts[0].cpu, hosts[1].cpu) = (set("1"), set("81.0.2"));
+        let wanted = |model: &str| Want { cpu: model.parse().unwrap(), ..want(512) };
+        assert_eq!(chosen(&wanted("host"), &hosts), "h1");
+        assert_eq!(chosen(&wanted("only:AuthenticAMD:48.48:81:"), &hosts), "h2");
+        let refusals = choose(&wanted("only:AuthenticAMD:48.48:81.0.6:"), &hosts).unwrap_err();
+        let expected = [
+            "h1: its processor lacks CPU feature est, CPU feature tsc_adjust, CPU feature sgx, which the VM may use",
+            "h2: its processor lacks CPU feature sgx, which the VM may use",
+            "h3: does not say what its processor has, which the VM's CPU model asks: upgrade it",
+        ];
+        assert_eq!(refusals, expected);
+        let refusals = choose(&wanted("x86-64-v2"), &hosts).unwrap_err();
+        assert!(refusals[0].contains("CPU feature ssse3") && refusals[0].contains("more, which the VM may use"), "{}", refusals[0]);
     }
 
     #[test]

@@ -181,6 +181,8 @@ fn info(
         epoch: seen.map_or(0, |seen| seen.body.epoch),
         image: vm.body.image_name.clone(),
         memory_bytes: vm.body.memory_bytes,
+        cpu: "host".into(),
+        limits: rebec_api::vm::VmLimits::default(),
         vcpus: vm.body.vcpus,
         disks: vec![],
         nics: vm.body.nics.iter().map(nic).collect(),

@@ -163,6 +163,7 @@ fn facts(host: &mut Writer, number: usize, domain: Key, records: &mut Vec<Signed
         version: "0.1.0".into(),
         audit: None,
         speaks: None,
+        cpu: None,
     };
     records.push(host.write(Kind::HOST, id_of_key(&host.key), Some(&Body::Host(body.into())))?);
     let parts = PartsBody { digests: (0..PARTS).map(|part_number| part(number + part_number).digest).collect() };
@@ -227,6 +228,8 @@ fn one_vm(host: &mut Writer, number: usize, lan: &Id, keeper: Key, records: &mut
         created: CREATED + number as u64,
         must: None,
         disks: None,
+        cpu: None,
+        limits: None,
     };
     let id = bound_id(&host.key, &body.nonce);
     records.push(host.write(Kind::VM, id, Some(&Body::Vm(body.into())))?);

@@ -1,8 +1,18 @@
-# From PVH's 32-bit protected mode to Rust at CPL 3, in about sixty instructions.
+# From PVH's 32-bit protected mode to Rust at CPL 3, in about a hundred instructions.
 #
 # On the local software KVM privileged code is emulated at 1 MIPS while CPL 3 runs natively, so nothing is computed here:
 # page tables are data of the image, and whatever needs a loop happens after the iretq. There is no IDT: interrupts stay off
 # for good, and a fault is a triple fault, which the VMM reports.
+
+.macro keep place, leaf, subleaf
+    mov eax, \leaf
+    mov ecx, \subleaf
+    cpuid
+    mov [cpuid_answers + \place * 16], eax
+    mov [cpuid_answers + \place * 16 + 4], ebx
+    mov [cpuid_answers + \place * 16 + 8], ecx
+    mov [cpuid_answers + \place * 16 + 12], edx
+.endm
 
 .section .note.pvh, "a", @note
     .align 4
@@ -82,7 +92,15 @@ long_mode:
     cpuid
     mov r13d, eax
 
-3:  mov eax, 0x1b
+3:  keep 0, 0x1, 0              # CPUID is the machine's only while the VMM emulates it: a processor that runs CPL 3 by itself answers as its host
+    keep 1, 0x7, 0
+    keep 2, 0xd, 0
+    keep 3, 0xd, 1
+    keep 4, 0x80000001, 0
+    keep 5, 0x80000008, 0
+    keep 6, 0x40000001, 0
+
+    mov eax, 0x1b
     mov ds, eax
     mov es, eax
     push 0x1b                   # ss
@@ -153,6 +171,9 @@ task_state:
 .global pvclock
 pvclock:
     .skip 64
+.global cpuid_answers
+cpuid_answers:
+    .skip 7 * 16
     .align 4096
     .skip 65536
 stack_top:

@@ -1,6 +1,6 @@
 //! The bench guest: a machine's worth of memory, network and disk load in one small program.
 //!
-//! It boots by PVH, leaves CPL 0 after some sixty instructions (`boot.s`), and then polls: no interrupts, no HLT, no allocation after the
+//! It boots by PVH, leaves CPL 0 after some hundred instructions (`boot.s`), and then polls: no interrupts, no HLT, no allocation after the
 //! start. What it does is chosen by the kernel command line (`options.rs`), what it says on COM1 is made for programs
 //! (`docs/formats/bench-guest.md` describes both). It is not a model of an operating system: it exists to load a VMM and to notice any wrong byte.
 
@@ -37,8 +37,12 @@ global_asm!(include_str!("boot.s"));
 /// Longest time without a look at the serial port's input.
 const INPUT_US: u64 = 10_000;
 
+/// What boot.s asked CPUID, leaf and subleaf, in its order.
+const CPUID_ASKED: [(u32, u32); 7] = [(1, 0), (7, 0), (0xd, 0), (0xd, 1), (0x8000_0001, 0), (0x8000_0008, 0), (0x4000_0001, 0)];
+
 unsafe extern "C" {
     static image_end: u8;
+    static cpuid_answers: [[u32; 4]; CPUID_ASKED.len()];
 }
 
 /// What boot.s calls at CPL 3, with what PVH and CPUID said.
@@ -61,6 +65,13 @@ extern "C" fn guest_main(start_info: u64, declared_khz: u64, pvclock: u64) -> ! 
             clock.khz(),
             start.areas.iter().map(|area| area.end - area.start).sum::<u64>()
         );
+        if options.cpuid {
+            // SAFETY: boot.s filled it before it came here, and nothing writes it again.
+            let answers = unsafe { &*&raw const cpuid_answers };
+            for ((leaf, subleaf), [eax, ebx, ecx, edx]) in CPUID_ASKED.iter().zip(answers) {
+                say!(&mut console, "cpuid {leaf:x}.{subleaf:x} {eax:x} {ebx:x} {ecx:x} {edx:x}");
+            }
+        }
         let devices = Devices::new(&options, Memory::new(start.areas))?;
         Ok(Guest { options, clock, devices, beats: 0, due: Due::default(), last_turn_us: 0, stall_us_max: 0 })
     });

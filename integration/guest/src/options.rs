@@ -130,6 +130,8 @@ pub struct Options {
     pub button: Button,
     /// Read and print bytes of the entropy device.
     pub rng: bool,
+    /// Print what CPUID said when it began.
+    pub cpuid: bool,
     /// Seed of nonsense for every register; 0 is none.
     pub nonsense: u64,
     /// Memory.
@@ -152,6 +154,7 @@ impl Options {
             run_ms: 0,
             button: Button::Deaf,
             rng: false,
+            cpuid: false,
             nonsense: 0,
             regions: [None; REGIONS_MAX],
             nets: [NetOptions::default(); NETS_MAX],
@@ -188,6 +191,7 @@ impl Options {
                 }
             }
             "rng" => self.rng = value == "1",
+            "cpuid" => self.cpuid = value == "1",
             "nonsense" => self.nonsense = value.parse().ok()?,
             "fill" => {}
             "dirty" => value.split(',').try_for_each(|item| self.dirty(item))?,

@@ -23,6 +23,7 @@ pub mod hostile;
 pub mod lab;
 pub mod meddler;
 pub mod peer;
+pub mod processor;
 pub mod story;
 pub mod vmm;
 

@@ -39,6 +39,8 @@ pub struct VmmConfig {
     pub nets: Vec<String>,
     /// Value of `--ledger`.
     pub ledger: Option<PathBuf>,
+    /// Value of `--cpu`; without one, none is said.
+    pub cpu: Option<String>,
     /// Whether it has `--lease`.
     pub lease: bool,
     /// Control sockets of donors, for `receive`.
@@ -121,6 +123,9 @@ impl Vmm {
         command.args(config.nets.iter().flat_map(|net| ["--net", net]));
         if let Some(ledger) = &config.ledger {
             command.arg("--ledger").arg(ledger);
+        }
+        if let Some(cpu) = &config.cpu {
+            command.arg("--cpu").arg(cpu);
         }
         if config.lease {
             command.arg("--lease");

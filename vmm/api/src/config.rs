@@ -30,6 +30,9 @@ pub enum ConfigError {
         /// What is wrong with it.
         what: String,
     },
+    /// A rate that is not a number with a unit.
+    #[error("rate `{0}`: expected a number from 1, as in 5000, 200M or 1G (thousands of millions), or none")]
+    PerSecond(String),
     /// A serial backend that does not exist.
     #[error("serial `{0}`: expected stdio, file:PATH or unix:PATH")]
     Serial(String),
@@ -106,6 +109,30 @@ fn whole_bytes(text: &str) -> Option<u64> {
     };
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     digits.parse::<u64>().ok().filter(|_| is_number)?.checked_mul(1 << shift)
+}
+
+/// Something a second, as users write it: digits with K, M or G for thousands, millions and thousands of millions; `none` is no limit, and 0 here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PerSecond(pub u64);
+
+impl FromStr for PerSecond {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let invalid = || ConfigError::PerSecond(text.to_owned());
+        if text == "none" {
+            return Ok(Self(0));
+        }
+        let (digits, unit) = match text.as_bytes().last() {
+            Some(b'K' | b'k') => (&text[..text.len() - 1], 1_000),
+            Some(b'M' | b'm') => (&text[..text.len() - 1], 1_000_000),
+            Some(b'G' | b'g') => (&text[..text.len() - 1], 1_000_000_000),
+            _ => (text, 1),
+        };
+        let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        let value = digits.parse::<u64>().ok().filter(|_| is_number).and_then(|value| value.checked_mul(unit));
+        value.filter(|value| *value > 0).map(Self).ok_or_else(invalid)
+    }
 }
 
 /// One `--disk`.
@@ -385,6 +412,16 @@ mod tests {
         assert_eq!("a,size=20G".parse::<DiskConfig>().unwrap().at_least, Some(20 << 30));
         for text in ["a,size=", "a,size=x", "a,size=1G,size=1G"] {
             assert!(text.parse::<DiskConfig>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_rate_has_decimal_units() {
+        for (text, value) in [("none", 0), ("5000", 5000), ("200M", 200_000_000), ("1g", 1_000_000_000), ("64k", 64_000)] {
+            assert_eq!(text.parse(), Ok(PerSecond(value)), "{text}");
+        }
+        for text in ["", "0", "M", "-1", "+1", "1.5M", "1T", "99999999999999999999", "18446744073709551615G"] {
+            assert!(text.parse::<PerSecond>().is_err(), "{text}");
         }
     }
 

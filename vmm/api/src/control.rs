@@ -160,6 +160,8 @@ pub enum Command {
         /// Its new virtual size.
         bytes: u64,
     },
+    /// Change what the VM's devices may do; what is not said stays.
+    Limits(DeviceLimits),
     /// Press the power button: the guest turns itself off, if it listens to that; refused if it does not.
     PowerButton,
     /// End the VM, as if its power were cut.
@@ -235,12 +237,13 @@ pub enum Command {
 
 impl Command {
     /// What each is called on a line.
-    const NAMES: [&str; 17] = [
+    const NAMES: [&str; 18] = [
         "status",
         "arrival",
         "pause",
         "resume",
         "resize-disk",
+        "limits",
         "power-button",
         "stop",
         "cancel",
@@ -254,6 +257,20 @@ impl Command {
         "lease",
         "donate",
     ];
+}
+
+/// What devices may do a second, each of them; 0 is as much as they can, and nothing is what it was.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceLimits {
+    /// Bits of each NIC, each way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_bits: Option<u64>,
+    /// Requests of each disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_requests: Option<u64>,
+    /// Bytes of each disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
 }
 
 /// The limits of one move.
@@ -393,6 +410,24 @@ pub struct Status {
     /// How long the lease without which it does not run still lasts; 0 when it has ended, none where it needs none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_ms: Option<u64>,
+    /// What its guest is shown of a processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<CpuStatus>,
+    /// What its devices may do at most; none where nothing limits them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<DeviceLimits>,
+    /// The control group that it entered, which limits its processors and memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+}
+
+/// What a guest is shown of a processor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuStatus {
+    /// The model, as `--cpu` takes it.
+    pub model: String,
+    /// All that it may use, as a compact set: where that is, it can go.
+    pub features: String,
 }
 
 /// One NIC's counters.

@@ -5,6 +5,7 @@
 //! protocols (`versions`). Nothing here opens, runs or
 //! decides; `docs/formats/control.md` is the prose of the same contract.
 
+pub mod cgroup;
 pub mod config;
 pub mod control;
 pub mod dhcp_lease;
@@ -15,7 +16,8 @@ pub mod port_key;
 pub mod report;
 pub mod versions;
 
-pub use config::{DiskConfig, DiskSize, MemorySize, NetConfig, Peer, SerialConfig, dns_name};
+pub use cgroup::{CpuQuota, CpuQuotaError};
+pub use config::{DiskConfig, DiskSize, MemorySize, NetConfig, Peer, PerSecond, SerialConfig, dns_name};
 pub use dhcp_lease::{DhcpLease, DhcpLeaseError};
 pub use handle::Handle;
 pub use mac::MacAddr;

@@ -12,6 +12,7 @@ pub mod virtio;
 pub mod disk;
 
 pub mod block;
+pub mod limit;
 pub mod net;
 pub mod rng;
 

@@ -1,17 +1,14 @@
 //! What a guest sees of its CPUs, and what of that another host could not give it. Compared before the first page of a move, and once more with
 //! what really arrives (`saved::confined`): a source may say one thing and send another.
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use rebec_cpu::{Entry, Features, beyond};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Vcpu,
+    Vcpu, cpuid,
     error::{Error, Result},
 };
-
-mod names;
-
-use names::Rule;
 
 const VERSION: u16 = 1;
 /// 256 CPUID entries and 1024 MSRs are far below.
@@ -21,61 +18,6 @@ const MSRS_MAX: usize = 1024;
 /// there, so it keeps time by KVM's clock and uses the TSC for short waits only; and two hosts of one make measure themselves
 /// some tenths of a percent apart when they are busy at boot.
 const TSC_TOLERANCE_PPM: u64 = 10_000;
-
-/// One CPUID entry: leaf, subleaf, and EAX, EBX, ECX, EDX.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Entry {
-    pub leaf: u32,
-    pub subleaf: u32,
-    pub registers: [u32; 4],
-}
-
-/// What `theirs` promises a guest and `own` cannot keep.
-pub(crate) fn beyond(theirs: &[Entry], own: &[Entry]) -> Vec<String> {
-    let mut missing = Vec::new();
-    let vendors = [vendor(theirs), vendor(own)];
-    if vendors[0] != vendors[1] {
-        missing.push(format!("a processor by {} (this host's is by {})", vendors[0], vendors[1]));
-    }
-    for entry in theirs {
-        for number in 0..entry.registers.len() {
-            // Of several entries of one kind the first one counts, here and there.
-            let [value, here] = [theirs, own].map(|entries| register(entries, entry.leaf, entry.subleaf, number));
-            match Rule::of(entry.leaf, entry.subleaf, number) {
-                Rule::Free => {}
-                Rule::Features(features) => {
-                    let absent = value & !features.ignored & !here;
-                    missing.extend((0..32).filter(|bit| absent >> bit & 1 == 1).map(|bit| features.name(bit)));
-                }
-                Rule::AddressBits => {
-                    for (kind, shift) in [("physical", 0), ("virtual", 8)] {
-                        let [wanted, given] = [value, here].map(|sizes| sizes >> shift & 0xff);
-                        if wanted > given {
-                            missing.push(format!("{kind} addresses of {wanted} bits (this host has {given})"));
-                        }
-                    }
-                }
-                Rule::AtMost if value <= here => {}
-                Rule::Same if value == 0 || value == here => {}
-                Rule::AtMost | Rule::Same => {
-                    let (leaf, subleaf, name) = (entry.leaf, entry.subleaf, ["EAX", "EBX", "ECX", "EDX"][number]);
-                    missing.push(format!("CPUID {leaf:x}.{subleaf:x} {name} of {value:#x} (this host has {here:#x})"));
-                }
-            }
-        }
-    }
-    missing
-}
-
-/// Zero where there is no such entry, as CPUID itself answers.
-fn register(entries: &[Entry], leaf: u32, subleaf: u32, register: usize) -> u32 {
-    entries.iter().find(|e| (e.leaf, e.subleaf) == (leaf, subleaf)).map_or(0, |e| e.registers[register])
-}
-
-fn vendor(entries: &[Entry]) -> String {
-    let bytes: Vec<u8> = [1, 3, 2].iter().flat_map(|number| register(entries, 0, 0, *number).to_le_bytes()).collect();
-    String::from_utf8_lossy(&bytes).escape_debug().collect()
-}
 
 /// CPUID of the first vCPU, the MSRs that can be saved, and the rate of the time stamp counter.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,10 +32,9 @@ pub struct CpuModel {
 impl CpuModel {
     /// The model of the machine that a vCPU belongs to.
     pub(crate) fn of(vcpu: &Vcpu, scales_tsc: bool) -> Result<Self> {
-        let cpuid = vcpu.fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(vcpu.failed("read its CPUID"))?;
         let msrs = vcpu.readable_msrs()?.into_iter().map(|(index, _)| index).collect();
         let tsc_khz = vcpu.fd.get_tsc_khz().map_err(vcpu.failed("read its TSC rate"))?;
-        Ok(Self { version: VERSION, cpuid: cpuid.as_slice().iter().map(Entry::from).collect(), msrs, tsc_khz, scales_tsc })
+        Ok(Self { version: VERSION, cpuid: vcpu.cpuid.iter().map(cpuid::entry).collect(), msrs, tsc_khz, scales_tsc })
     }
 
     /// The bytes that travel: postcard.
@@ -125,6 +66,11 @@ impl CpuModel {
         missing
     }
 
+    /// The features that the guest may use, as a compact set.
+    pub fn features(&self) -> Features {
+        Features::of(&self.cpuid)
+    }
+
     fn missing_tsc_rate(&self, host: &CpuModel) -> Option<String> {
         let off = u64::from(self.tsc_khz.abs_diff(host.tsc_khz)) * 1_000_000;
         let tolerated = u64::from(self.tsc_khz) * TSC_TOLERANCE_PPM;
@@ -133,18 +79,12 @@ impl CpuModel {
     }
 }
 
-impl From<&kvm_cpuid_entry2> for Entry {
-    fn from(entry: &kvm_cpuid_entry2) -> Self {
-        Self { leaf: entry.function, subleaf: entry.index, registers: [entry.eax, entry.ebx, entry.ecx, entry.edx] }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cpuid::KVM_FEATURES_LEAF;
+    use rebec_cpu::KVM_FEATURES_LEAF;
 
     fn model() -> CpuModel {
         let entry = |leaf, subleaf, registers| Entry { leaf, subleaf, registers };

@@ -5,9 +5,8 @@
 //! stacks, indirect branch tracking and FRED.
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+use rebec_cpu::{Entry, Model};
 
-/// KVM's paravirtual features.
-pub(crate) const KVM_FEATURES_LEAF: u32 = 0x4000_0001;
 const TOPOLOGY_LEAF: u32 = 0xb;
 const TOPOLOGY_V2_LEAF: u32 = 0x1f;
 const LEVEL_SMT: u32 = 1;
@@ -61,6 +60,23 @@ pub(crate) fn synthesise(supported: &[kvm_cpuid_entry2], options: Options, index
     }
     entries.sort_by_key(|e| (e.function, e.index));
     entries
+}
+
+/// As this program's own words have it.
+pub(crate) fn entry(entry: &kvm_cpuid_entry2) -> Entry {
+    Entry { leaf: entry.function, subleaf: entry.index, registers: [entry.eax, entry.ebx, entry.ecx, entry.edx] }
+}
+
+/// Cuts a vCPU's CPUID to what a model shows of it, in a machine that needs physical addresses of so many bits.
+pub(crate) fn filter(cpuid: &[kvm_cpuid_entry2], model: &Model, physical_bits: u8) -> Vec<kvm_cpuid_entry2> {
+    let mut shown: Vec<Entry> = cpuid.iter().map(entry).collect();
+    model.filter(&mut shown, physical_bits);
+    let flags = |entry: &Entry| cpuid.iter().find(|e| (e.function, e.index) == (entry.leaf, entry.subleaf)).map_or(0, |e| e.flags);
+    let cut = |entry: &Entry| {
+        let [eax, ebx, ecx, edx] = entry.registers;
+        kvm_cpuid_entry2 { function: entry.leaf, index: entry.subleaf, flags: flags(entry), eax, ebx, ecx, edx, ..Default::default() }
+    };
+    shown.iter().map(cut).collect()
 }
 
 /// Bits of an APIC id that number the vCPUs of a package of this many.

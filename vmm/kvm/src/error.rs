@@ -33,6 +33,12 @@ pub enum Error {
         /// The missing capabilities by KVM's names.
         missing: String,
     },
+    /// A CPU model that cannot be had.
+    #[error("this host lacks {lacks}, which the CPU model has: take a lesser model, or another host")]
+    Model {
+        /// What is missing.
+        lacks: String,
+    },
     /// A vCPU count that cannot be had.
     #[error("{count} vCPUs: this host allows 1 to {max}")]
     VcpuCount {

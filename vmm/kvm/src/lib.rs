@@ -3,11 +3,12 @@
 //!
 //! ```text
 //! before sealing   open_kvm() -> File                                    clear errors: no KVM, not permitted
+//!                  host_cpuid(kvm) -> Vec<Entry>                         what a guest could be shown here
 //!                  close_inherited()                                     what came over exec by mistake
 //!                  fork_single_threaded() -> ForkOutcome                 refuses if there are more threads
 //! RAM              Ram::new(bytes); clones share it; memory() for devices, memfd(), pages(), page_address(n), page_of(address),
 //!                  read_page, write_page, populated(), walk(), discard(range), take_device_dirty(&mut BitSet)
-//! machine          Machine::create(kvm, &ram, vcpus)                     after the last fork
+//! machine          Machine::create(kvm, &ram, vcpus, &model)             after the last fork
 //!                  irq, wires, take_vcpus, cpu_model() -> &CpuModel
 //!                  dirty_log_start, dirty_log_take(&mut BitSet), dirty_log_stop
 //! vCPU             enter_pvh(rip, start_info) on every vCPU, then run(&bus) -> VcpuExit on its thread
@@ -56,7 +57,7 @@ pub use self::{
     populate::Populated,
     ram::{GuestRam, PopulatedWalk, Ram},
     saved::clock::told_by_clock_ahead,
-    system::open_kvm,
+    system::{host_cpuid, open_kvm},
     vcpu::{Bus, Vcpu, VcpuExit},
     wires::Wires,
 };

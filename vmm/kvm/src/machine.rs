@@ -5,6 +5,7 @@ use std::{fs::File, sync::Arc};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
+use rebec_cpu::Model;
 use rebec_layout::{KVM_IDENTITY_MAP_ADDRESS, KVM_TSS_ADDRESS, PAGE_BYTES};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
@@ -42,8 +43,8 @@ pub(crate) struct Slot {
 }
 
 impl Machine {
-    /// Makes a machine on this RAM. To be called after the process's last fork: a VM belongs to the process that made it.
-    pub fn create(kvm: File, ram: &Ram, vcpus: u8) -> Result<Self> {
+    /// Makes a machine on this RAM, whose guest is shown the model. To be called after the process's last fork: a VM belongs to the process that made it.
+    pub fn create(kvm: File, ram: &Ram, vcpus: u8, model: &Model) -> Result<Self> {
         let system = System::check(kvm)?;
         if vcpus == 0 || usize::from(vcpus) > system.vcpus_max() {
             return Err(Error::VcpuCount { count: vcpus, max: system.vcpus_max() });
@@ -55,8 +56,14 @@ impl Machine {
         system::disable_pmu(&system.kvm, &vm)?;
         let slots = memory_slots(ram);
         map_slots(&vm, &slots, 0)?;
-        let (clock, vcpus) = make_vcpus(&system, &vm, ram, vcpus)?;
+        let (clock, vcpus) = make_vcpus(&system, &vm, ram, vcpus, model)?;
         let first = vcpus.first().expect("invariant: the count was checked to be at least one");
+        if *model != Model::Host {
+            let seen = first.seen_beyond()?;
+            if !seen.is_empty() {
+                log::warn!("this host's KVM shows its guest more of the processor than its model has: {}", seen.join(", "));
+            }
+        }
         let cpu_model = CpuModel::of(first, system.can_scale_tsc())?;
         Ok(Self { vm: Arc::new(vm), slots, clock, cpu_model, vcpus, ram: ram.clone() })
     }
@@ -97,7 +104,7 @@ fn map_slots(vm: &VmFd, slots: &[Slot], flags: u32) -> Result<()> {
     Ok(())
 }
 
-fn make_vcpus(system: &System, vm: &VmFd, ram: &Ram, count: u8) -> Result<(Arc<GuestClock>, Vec<Vcpu>)> {
+fn make_vcpus(system: &System, vm: &VmFd, ram: &Ram, count: u8, model: &Model) -> Result<(Arc<GuestClock>, Vec<Vcpu>)> {
     let create = |index: u8| vm.create_vcpu(index.into()).map_err(error::vcpu(index, "create it"));
     let fds = (0..count).map(create).collect::<Result<Vec<_>>>()?;
     let host_khz = fds[0].get_tsc_khz().map_err(error::vcpu(0, "read its TSC rate"))?;
@@ -112,9 +119,15 @@ fn make_vcpus(system: &System, vm: &VmFd, ram: &Ram, count: u8) -> Result<(Arc<G
         pre_faults: system.can_pre_fault(),
         ram: ram.clone(),
     };
+    let lacks = model.lacks(&system.features()?);
+    if !lacks.is_empty() {
+        return Err(Error::Model { lacks: lacks.join(", ") });
+    }
     let supported = system.supported_cpuid()?;
-    let options = cpuid::Options { vcpus: count, tsc_deadline: system.has_tsc_deadline(), invariant_tsc: system.can_scale_tsc() };
-    let prepare = |(index, fd)| Vcpu::new(fd, index, host.clone(), &cpuid::synthesise(&supported, options, index));
+    let last = ram.page_address(ram.pages() - 1);
+    let physical_bits = (u64::BITS - last.raw_value().leading_zeros()) as u8;
+    let shown = |index| cpuid::filter(&cpuid::synthesise(&supported, system.cpuid_options(count), index), model, physical_bits);
+    let prepare = |(index, fd)| Vcpu::new(fd, index, host.clone(), &shown(index));
     let vcpus = (0..).zip(fds).map(prepare).collect::<Result<Vec<_>>>()?;
     Ok((clock, vcpus))
 }

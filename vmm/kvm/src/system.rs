@@ -4,9 +4,13 @@ use std::{fs::File, io, os::fd::IntoRawFd};
 
 use kvm_bindings::{KVM_API_VERSION, KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, kvm_cpuid_entry2, kvm_enable_cap};
 use kvm_ioctls::{Cap, Kvm, VmFd};
+use rebec_cpu::{Entry, Features};
 use rebec_layout::VCPUS_MAX;
 
-use crate::error::{self, Error, Result};
+use crate::{
+    cpuid,
+    error::{self, Error, Result},
+};
 
 /// Size of `struct kvm_xsave` before it could grow, which KVM never goes below.
 const XSAVE_BYTES_MIN: usize = 4096;
@@ -50,6 +54,11 @@ pub fn open_kvm() -> Result<File> {
     })
 }
 
+/// What this host would show a guest of its processor: the CPUID of a machine with one vCPU, on the KVM that the descriptor is of.
+pub fn host_cpuid(kvm: File) -> Result<Vec<Entry>> {
+    System::check(kvm)?.table()
+}
+
 /// A KVM that has all that a machine needs.
 #[derive(Debug)]
 pub(crate) struct System {
@@ -78,6 +87,22 @@ impl System {
     pub fn supported_cpuid(&self) -> Result<Vec<kvm_cpuid_entry2>> {
         let cpuid = self.kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES);
         Ok(cpuid.map_err(error::machine("ask which CPUID it supports"))?.as_slice().to_vec())
+    }
+
+    /// What besides these decides about a guest's CPUID here.
+    pub fn cpuid_options(&self, vcpus: u8) -> cpuid::Options {
+        cpuid::Options { vcpus, tsc_deadline: self.has_tsc_deadline(), invariant_tsc: self.can_scale_tsc() }
+    }
+
+    /// What this host gives guests of its processor.
+    pub fn features(&self) -> Result<Features> {
+        Ok(Features::of(&self.table()?))
+    }
+
+    /// The CPUID of a guest with one vCPU.
+    pub fn table(&self) -> Result<Vec<Entry>> {
+        let cpuid = cpuid::synthesise(&self.supported_cpuid()?, self.cpuid_options(1), 0);
+        Ok(cpuid.iter().map(cpuid::entry).collect())
     }
 
     /// The MSRs that KVM says belong to a vCPU's state.

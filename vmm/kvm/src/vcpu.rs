@@ -9,17 +9,22 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX, kvm_cpuid_entry2, kvm_regs, kvm_sregs,
+    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+    kvm_regs, kvm_sregs,
 };
 use kvm_ioctls::{VcpuExit as Exit, VcpuFd};
+use rebec_cpu::Features;
 
 use crate::{
-    Ram, entry,
+    Ram, cpuid, entry,
     error::{self, Error, Result},
     kick::{self, KickState, VcpuKicker},
     run_page::RunPage,
-    saved::clock::GuestClock,
+    saved::{MSR_ARCH_CAPABILITIES, clock::GuestClock},
 };
+
+/// CPUID 7.0 EDX: there is an MSR that says to what the processor is immune.
+const LEAF7_EDX_ARCH_CAPABILITIES: u32 = 1 << 29;
 
 /// Who answers the guest's accesses to addresses that are not RAM and to ports. Called on vCPU threads, several at a time.
 pub trait Bus: Sync {
@@ -55,6 +60,8 @@ pub struct Vcpu {
     pub(crate) host: HostParts,
     run_page: RunPage,
     pub(crate) kicks: Arc<KickState>,
+    /// What its guest is told of the processor, as KVM was: a KVM whose guests ask the processor itself tells of that one.
+    pub(crate) cpuid: Vec<kvm_cpuid_entry2>,
 }
 
 /// What all vCPUs of a machine have in common.
@@ -82,7 +89,7 @@ impl Vcpu {
         let map = || RunPage::map(&fd, host.run_bytes).map_err(|errno| kvm_ioctls::Error::new(errno.raw_os_error()));
         let run_page = map().map_err(error::vcpu(index, "map its run pages"))?;
         let kicks = Arc::new(KickState::new(map().map_err(error::vcpu(index, "map its run pages"))?));
-        let mut vcpu = Self { fd, index, host, run_page, kicks };
+        let mut vcpu = Self { fd, index, host, run_page, kicks, cpuid: vec![] };
         vcpu.set_cpuid(cpuid)?;
         vcpu.wire_local_apic()?;
         vcpu.set_boot_msrs()?;
@@ -164,7 +171,9 @@ impl Vcpu {
     pub(crate) fn set_cpuid(&mut self, entries: &[kvm_cpuid_entry2]) -> Result<()> {
         let too_many = |_| kvm_ioctls::Error::new(libc::E2BIG);
         let cpuid = kvm_bindings::CpuId::from_entries(entries).map_err(too_many).map_err(self.failed("set its CPUID"))?;
-        self.fd.set_cpuid2(&cpuid).map_err(self.failed("set its CPUID"))
+        self.fd.set_cpuid2(&cpuid).map_err(self.failed("set its CPUID"))?;
+        self.cpuid = entries.to_vec();
+        Ok(())
     }
 
     fn wire_local_apic(&mut self) -> Result<()> {
@@ -177,7 +186,24 @@ impl Vcpu {
         for msr in entry::boot_msrs() {
             self.set_msr(msr.index, msr.data)?;
         }
+        self.hide_capabilities()
+    }
+
+    /// Of a guest that is not told of its processor's immunities, none are kept: it would not go to a host that has fewer.
+    fn hide_capabilities(&mut self) -> Result<()> {
+        let is_told =
+            self.cpuid.iter().any(|entry| (entry.function, entry.index) == (7, 0) && entry.edx & LEAF7_EDX_ARCH_CAPABILITIES != 0);
+        if !is_told && self.msr(MSR_ARCH_CAPABILITIES)?.is_some_and(|value| value != 0) {
+            self.set_msr(MSR_ARCH_CAPABILITIES, 0)?;
+        }
         Ok(())
+    }
+
+    /// What its guest sees of the processor and was not to see, in words; nothing, where KVM does as it is told.
+    pub(crate) fn seen_beyond(&self) -> Result<Vec<String>> {
+        let seen = self.fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(self.failed("read its CPUID"))?;
+        let entries = |all: &[kvm_cpuid_entry2]| all.iter().map(cpuid::entry).collect::<Vec<_>>();
+        Ok(Features::of(&entries(seen.as_slice())).missing_on(&Features::of(&entries(&self.cpuid))))
     }
 
     /// Sets one MSR; whether KVM took it. A refusal is logged: the local KVM, for one, does not have them all.

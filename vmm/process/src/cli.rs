@@ -12,12 +12,13 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
+use rebec_cpu::{Features, Model};
 use rebec_layout::{SLOTS, VCPUS_MAX};
 use rebec_migrate::VmId;
-use rebec_vmm_api::{DiskConfig, Handle, MemorySize, NetConfig, SerialConfig};
+use rebec_vmm_api::{DiskConfig, Handle, MemorySize, NetConfig, PerSecond, SerialConfig, control::DeviceLimits};
 
-pub use self::ctl::{CtlOptions, CtlRequest, MigrateTo};
-use crate::cgroup;
+pub use self::ctl::{CtlOptions, CtlRequest, MigrateTo, SetTo};
+use crate::{cgroup, limits::Limits};
 
 mod ctl;
 
@@ -79,6 +80,8 @@ Take them again when the base changes; they are worth nothing if it does so afte
     Digests(DigestsOptions),
     /// Say whether a kernel or a disk can be used, and what would start from the disk, as one line of JSON
     Judge(JudgeOptions),
+    /// Say what this host gives a guest of its processor: its level, the set for `--cpu only:SET`, the names of its features
+    Cpu(CpuOptions),
     /// Seals itself and says what it can still reach, for the tests of the sandbox
     #[command(hide = true)]
     SealSelfTest(SealSelfTest),
@@ -156,6 +159,20 @@ pub struct JudgeOptions {
     pub unpacked_kernel: Option<Handle>,
 }
 
+/// Options of `cpu`.
+#[derive(Args, Debug)]
+pub struct CpuOptions {
+    /// What a guest of this model is shown
+    #[arg(long, value_name = "MODEL", default_value = "host")]
+    pub cpu: Model,
+    /// A set of another host's: what both have in common; may be repeated
+    #[arg(long = "with", value_name = "SET")]
+    pub with: Vec<Features>,
+    /// The answers of CPUID themselves, each a line: leaf, subleaf, EAX, EBX, ECX, EDX
+    #[arg(long, conflicts_with = "with")]
+    pub table: bool,
+}
+
 /// Options of `receive`.
 #[derive(Args, Debug)]
 pub struct ReceiveOptions {
@@ -229,6 +246,19 @@ pub struct Shared {
     /// Keep the record of who may run this VM here; without it, a crash of both sides of a move is not covered
     #[arg(long, value_name = "FILE")]
     pub ledger: Option<Handle>,
+    /// What the guest is shown of the processor: all that this host gives it, or what every processor of a level has, so that it goes to each of them and
+    /// back. only:SET is a set as `rebec-vmm cpu` writes it. With `receive`, the most that this side gives
+    #[arg(long, value_name = "host|x86-64-v2|x86-64-v3|x86-64-v4|only:SET", default_value = "host")]
+    pub cpu: Model,
+    /// Most bits a second of each NIC, each way, as in 200M; changed by `ctl set`. With `receive`, these three count in place of what the VM brings along
+    #[arg(long, value_name = "RATE")]
+    pub net_max: Option<PerSecond>,
+    /// Most requests a second of each disk, as in 5000
+    #[arg(long, value_name = "RATE")]
+    pub disk_iops_max: Option<PerSecond>,
+    /// Most bytes a second of each disk, as in 100M
+    #[arg(long, value_name = "RATE")]
+    pub disk_bytes_max: Option<PerSecond>,
     /// Let the vCPUs run only while a lease lasts, which `lease` on the control socket extends
     #[arg(long, requires = "control")]
     pub lease: bool,
@@ -264,7 +294,9 @@ fn parse_from(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) 
     let checked = match &command {
         Command::Run(options) => options.check(),
         Command::Receive(options) => options.shared.check().and_then(|()| check_donors(&options.donors)),
-        Command::Ctl(_) | Command::Unpack(_) | Command::Digests(_) | Command::Judge(_) | Command::SealSelfTest(_) => Ok(()),
+        Command::Ctl(_) | Command::Unpack(_) | Command::Digests(_) | Command::Judge(_) | Command::Cpu(_) | Command::SealSelfTest(_) => {
+            Ok(())
+        }
     };
     checked.map(|()| command).map_err(NoCommand::Usage)
 }
@@ -295,6 +327,13 @@ impl Shared {
     /// Enters the control group that was named, if one was.
     pub fn enter(&self) -> anyhow::Result<()> {
         self.cgroup.as_deref().map_or(Ok(()), cgroup::enter)
+    }
+
+    /// What devices may do.
+    pub fn limits(&self) -> Limits {
+        let said = |rate: Option<PerSecond>| rate.map(|rate| rate.0);
+        let (net_bits, disk_requests) = (said(self.net_max), said(self.disk_iops_max));
+        Limits::new(DeviceLimits { net_bits, disk_requests, disk_bytes: said(self.disk_bytes_max) })
     }
 
     fn check(&self) -> Result<(), String> {
@@ -441,6 +480,7 @@ mod tests {
             "pause",
             "resume",
             "resize-disk 0 30G",
+            "set --net 200M --disk-iops 5000 --disk-bytes none --cpu-quota 150% --cpu-weight 200",
             "stop",
             "cancel",
             "lease 15000",
@@ -458,7 +498,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_in_one_line_that_names_it() {
         for (line, names) in [
-            ("rebec-vmm", "run, receive, ctl, unpack, digests, judge]"),
+            ("rebec-vmm", "run, receive, ctl, unpack, digests, judge, cpu]"),
             ("rebec-vmm fly", "fly"),
             ("rebec-vmm run", "--kernel"),
             ("rebec-vmm run --disk d --initramfs i", "--kernel"),
@@ -478,6 +518,8 @@ mod tests {
             ("rebec-vmm run --kernel k --lease", "--control"),
             ("rebec-vmm receive --listen 1.2.3.4:1 --vm 12", "no VM's identity"),
             ("rebec-vmm receive --listen 1.2.3.4:1 --vcpus 17", "17"),
+            ("rebec-vmm run --kernel k --cpu pentium", "`pentium` is no CPU model: it is host, x86-64-v2"),
+            ("rebec-vmm run --kernel k --cpu only:x", "`x` is no set"),
             ("rebec-vmm receive", "--listen"),
             ("rebec-vmm receive --listen nowhere", "nowhere"),
             ("rebec-vmm receive --listen fd:x", "fd:x"),
@@ -485,6 +527,10 @@ mod tests {
             ("rebec-vmm receive --listen 1.2.3.4:1 --donor /a --donor /a", "donor `/a`"),
             ("rebec-vmm ctl", "ctl"),
             ("rebec-vmm ctl /c", "status, pause"),
+            ("rebec-vmm ctl /c set", "--net"),
+            ("rebec-vmm ctl /c set --net fast", "rate `fast`"),
+            ("rebec-vmm ctl /c set --cpu-quota 0%", "`0%`"),
+            ("rebec-vmm ctl /c set --cpu-weight 10001", "10001"),
             ("rebec-vmm ctl /c migrate", "--to"),
             ("rebec-vmm ctl /c migrate --to 1.2.3.4:1 --streams 17", "17"),
             ("rebec-vmm ctl /c fdb-add 52:54 1.2.3.4:1", "52:54"),

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use rebec_bits::BitSet;
+use rebec_cpu::Model;
 use rebec_devices::disk::Disk;
 use rebec_kvm::Ram;
 use rebec_migrate::{
@@ -60,7 +61,7 @@ impl Held {
     /// After a guest reset: the same machine, new, booted by the same plan.
     pub fn start_again(&mut self, plan: &BootPlan) -> Result<()> {
         self.vm.pause()?;
-        self.vm = vm::build(self.vm.size(), &self.host)?;
+        self.vm = vm::build(self.vm.size(), &self.vm.cpu(), &self.host)?;
         plan.boot(&self.vm)?;
         self.vm.resume()
     }
@@ -87,6 +88,7 @@ fn disk_shape((disk, base): (&Arc<Disk>, &Option<Arc<BaseDigests>>)) -> DiskShap
 /// A machine that may be started from its kernel and disks, and what it is started from.
 pub struct ColdStart {
     pub size: MachineSize,
+    pub cpu: Model,
     pub host: Host,
     pub bases: Vec<Option<Arc<BaseDigests>>>,
     pub plan: BootPlan,
@@ -95,7 +97,7 @@ pub struct ColdStart {
 impl ColdStart {
     /// Builds the machine and lets it run, as the VM that `record` is about, at this epoch.
     pub fn start(self, vm: VmId, epoch: u64, ledger: LedgerFile) -> Result<(Held, BootPlan)> {
-        let machine = vm::build(self.size, &self.host)?;
+        let machine = vm::build(self.size, &self.cpu, &self.host)?;
         self.plan.boot(&machine)?;
         machine.resume()?;
         Ok((Held::new(machine, self.host, self.bases, vm, epoch, ledger), self.plan))

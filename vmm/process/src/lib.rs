@@ -6,6 +6,7 @@ mod calls;
 mod cgroup;
 mod cli;
 mod control;
+mod cpu;
 mod ctl;
 mod departure;
 mod digests;
@@ -17,6 +18,7 @@ mod later;
 mod lease;
 mod ledger;
 mod lending;
+mod limits;
 mod listen;
 mod lists;
 mod logging;
@@ -71,6 +73,7 @@ fn carry_out(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Unpack(options) => unpack::run(options),
         Command::Digests(options) => digests::run(options),
         Command::Judge(options) => judge::run(options),
+        Command::Cpu(options) => cpu::run(options),
         Command::SealSelfTest(options) => seal::self_test::run(options),
     }
 }

@@ -12,6 +12,7 @@
 use std::{
     cmp::Reverse,
     os::fd::OwnedFd,
+    path::Path,
     process::ExitCode,
     sync::{
         Arc,
@@ -25,7 +26,9 @@ use rebec_migrate::Record;
 use rebec_overlay::{FarPort, FdbError, Reason, Traffic};
 use rebec_vmm_api::{
     MacAddr, Peer,
-    control::{Answer, Command, ControlError, ErrorCode, MigrateOptions, NetStatus, NetTalk, ResponseBody, StationTalk, Status, VmState},
+    control::{
+        Answer, Command, ControlError, CpuStatus, ErrorCode, MigrateOptions, NetStatus, NetTalk, ResponseBody, StationTalk, Status, VmState,
+    },
     dns_name,
     report::Outcome,
 };
@@ -39,6 +42,7 @@ use crate::{
     lan::{Lan, PeerKeyError},
     lease::Lease,
     lending::Lending,
+    limits::Limits,
     moving::{Canceller, Outgoing, Settled},
     services::Services,
     unsettled::{self, Asked, Question, Unsettled},
@@ -59,6 +63,8 @@ pub struct Owner {
     plan: Option<BootPlan>,
     lending: Lending,
     lease: Lease,
+    limits: Limits,
+    cgroup: Option<String>,
     /// Who wants to hear of the VM's arrival.
     expecting: Vec<Reply>,
     events: SyncSender<Event>,
@@ -127,14 +133,33 @@ impl Owner {
 
     fn of_nothing(place: Place, state: VmState, lans: Vec<Lan>, services: Arc<Services>, events: SyncSender<Event>) -> Self {
         let (vm, disk_bytes, nets) = (String::new(), vec![], net_status(&lans));
-        let last = Status { state, epoch: 0, vm, memory_bytes: 0, vcpus: 0, disk_bytes, nets, ledger: false, lease_ms: None };
+        let last = Status {
+            state,
+            epoch: 0,
+            vm,
+            memory_bytes: 0,
+            vcpus: 0,
+            disk_bytes,
+            nets,
+            ledger: false,
+            lease_ms: None,
+            cpu: None,
+            limits: None,
+            cgroup: None,
+        };
         let (lending, lease, expecting) = (Lending::default(), Lease::new(false), vec![]);
-        Self { place, last, lans, services, plan: None, lending, lease, expecting, events }
+        let (limits, cgroup) = (Limits::default(), None);
+        Self { place, last, lans, services, plan: None, lending, lease, limits, cgroup, expecting, events }
     }
 
     /// The VM runs only while this lasts.
     pub fn under(self, lease: Lease) -> Self {
         Self { lease, ..self }
+    }
+
+    /// Its devices do no more than this, and its process entered this control group.
+    pub fn limited(self, limits: Limits, cgroup: Option<&Path>) -> Self {
+        Self { limits, cgroup: cgroup.map(|cgroup| cgroup.display().to_string()), ..self }
     }
 
     /// Decides until the VM has ended here.
@@ -323,6 +348,10 @@ impl Owner {
                 let told = self.lans.iter().try_for_each(|lan| lan.leave_from(address));
                 told.map(|()| Answer::Done).map_err(|error| failed(error.to_string()))
             }
+            Command::Limits(limits) => {
+                self.limits.change(limits);
+                Ok(Answer::Done)
+            }
             Command::PowerButton => self.press_power_button(),
             Command::Cancel => self.cancel(),
             Command::Lease { until_ms } => self.extend(until_ms),
@@ -490,7 +519,7 @@ impl Owner {
             }
             Place::Moving { .. } => Status { state: VmState::Moving, nets: net_status(&self.lans), ..self.last.clone() },
         };
-        Status { lease_ms: self.lease.left_ms(), ..status }
+        Status { lease_ms: self.lease.left_ms(), limits: self.limits.shown(), cgroup: self.cgroup.clone(), ..status }
     }
 
     fn wrong_state(&self, what: &str, why: &str) -> ControlError {
@@ -525,6 +554,9 @@ fn status_of(held: &Held, state: VmState, lans: &[Lan]) -> Status {
         nets: net_status(lans),
         ledger: held.has_durable_ledger(),
         lease_ms: None,
+        limits: None,
+        cgroup: None,
+        cpu: Some(CpuStatus { model: held.vm.cpu().to_string(), features: held.vm.machine().cpu_model().features().to_string() }),
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use rebec_cpu::Model;
 use rebec_devices::Threads;
 use rebec_kvm::CpuModel;
 use rebec_migrate::{
@@ -24,6 +25,7 @@ use crate::{
     later,
     lease::Lease,
     ledger::LedgerFile,
+    limits::Limits,
     moving::{Arrived, Incoming},
     open::{self, DiskFile, Opened},
     owner::Owner,
@@ -54,7 +56,9 @@ pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
     let Opened { kvm, disks, lans, .. } = opened;
     let (console, report) = (services.console.clone(), event::machine_report(sender.clone()));
     let order = Order { vm: options.vm, memory_bytes: options.memory.map(|memory| memory.bytes()), vcpus: options.vcpus };
-    let reception = Reception { order, kvm, disks, lans, console, lease: lease.clone(), report };
+    let cpu = options.shared.cpu.clone();
+    let limits = options.shared.limits();
+    let reception = Reception { order, cpu, kvm, disks, lans, limits: limits.clone(), console, lease: lease.clone(), report };
     let owner = Owner::of_arriving(reception.lans.clone(), services, plan, sender.clone());
     let take_in = move || {
         let arrived = match released {
@@ -67,7 +71,7 @@ pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
         sender.send(Event::Arrived(arrived.map(Box::new))).unwrap_or_default();
     };
     ServiceThreads.spawn("receive", Box::new(take_in)).context("start the thread that receives the VM")?;
-    owner.under(lease).serve(&events)
+    owner.under(lease).limited(limits, options.shared.cgroup.as_deref()).serve(&events)
 }
 
 /// What is known beforehand of the VM that comes. Who sends it says the rest, within what this host has for any VM.
@@ -92,9 +96,12 @@ impl Order {
 /// What this side gives to the machine that comes.
 struct Reception {
     order: Order,
+    /// What this side gives at most; what the VM is shown it brings along.
+    cpu: Model,
     kvm: std::fs::File,
     disks: Vec<DiskFile>,
     lans: Vec<Lan>,
+    limits: Limits,
     console: Arc<Console>,
     lease: Lease,
     report: vm::Report,
@@ -122,9 +129,9 @@ impl Reception {
         let kvm = self.kvm.try_clone().context("duplicate the KVM descriptor")?;
         let (console, lease, report) = (self.console.clone(), self.lease.clone(), self.report.clone());
         let bases = self.disks.iter().map(|file| file.base.clone()).collect();
-        let host = Host { kvm, disks, lans: self.lans.clone(), console, lease, report };
+        let host = Host { kvm, disks, lans: self.lans.clone(), limits: self.limits.clone(), console, lease, report };
         let memory = MemorySize::from_bytes(shape.memory_bytes)?;
-        let vm = vm::build(vm::MachineSize { memory, vcpus: shape.vcpus }, &host)?;
+        let vm = vm::build(vm::MachineSize { memory, vcpus: shape.vcpus }, &self.cpu, &host)?;
         let theirs = CpuModel::from_bytes(&shape.cpu_model)?;
         let missing = theirs.missing_on(vm.machine().cpu_model());
         ensure!(missing.is_empty(), "this host's CPU lacks what the VM may use: {}", missing.join(", "));

@@ -37,9 +37,16 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let lans = opened.lans;
     let lease = Lease::new(options.shared.lease);
     let (console, report) = (services.console.clone(), event::machine_report(sender.clone()));
-    let host = Host { kvm: opened.kvm, disks, lans: lans.clone(), console, lease: lease.clone(), report };
+    let limits = options.shared.limits();
+    let host = Host { kvm: opened.kvm, disks, lans: lans.clone(), limits: limits.clone(), console, lease: lease.clone(), report };
     let plan = BootPlan::new(given, &options.boot.cmdline);
-    let cold = ColdStart { size: MachineSize { memory: options.memory, vcpus: options.vcpus }, host, bases, plan };
+    let cold = ColdStart {
+        size: MachineSize { memory: options.memory, vcpus: options.vcpus },
+        cpu: options.shared.cpu.clone(),
+        host,
+        bases,
+        plan,
+    };
     let owner = match word {
         Word::Mine(record) => {
             let (held, plan) = cold.start(record.vm, record.epoch, ledger)?;
@@ -47,7 +54,7 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
         }
         Word::Granted(record) => Owner::of_unsettled(Unsettled::new(record, ledger, cold), lans, services, sender),
     };
-    owner.under(lease).serve(&events)
+    owner.under(lease).limited(limits, options.shared.cgroup.as_deref()).serve(&events)
 }
 
 /// What the ledger says about starting the VM here.

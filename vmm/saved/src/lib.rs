@@ -38,10 +38,15 @@ pub enum PartKind {
     Power = 6,
     /// A virtio device's transport and queues; index is the slot.
     Virtio = 7,
+    /// The CPU model by its name, so that a reset at another host shows the guest the same.
+    CpuModel = 0x8000,
+    /// What its devices may do a second.
+    Limits = 0x8001,
 }
 
 impl PartKind {
-    const ALL: [Self; 7] = [Self::Vcpu, Self::Irqchip, Self::Pit, Self::Clock, Self::Serial, Self::Power, Self::Virtio];
+    const ALL: [Self; 9] =
+        [Self::Vcpu, Self::Irqchip, Self::Pit, Self::Clock, Self::Serial, Self::Power, Self::Virtio, Self::CpuModel, Self::Limits];
 }
 
 /// Why saved state was refused.
@@ -169,6 +174,11 @@ impl SavedMachine {
     pub fn take(&mut self, kind: PartKind, index: u16) -> Result<Part, SavedError> {
         let position = self.parts.iter().position(|p| p.kind == kind && p.index == index);
         position.map(|at| self.parts.swap_remove(at)).ok_or(SavedError::Missing { kind, index })
+    }
+
+    /// Takes a part that may be missing.
+    pub fn take_if_there(&mut self, kind: PartKind, index: u16) -> Option<Part> {
+        self.take(kind, index).ok()
     }
 
     /// Ends a restore: everything must have been taken.

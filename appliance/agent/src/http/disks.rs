@@ -80,7 +80,7 @@ pub async fn remove(
 }
 
 /// Where the VM is whose home this is, or the answer of the host that is its home.
-async fn at_home(
+pub(super) async fn at_home(
     agent: &Arc<Agent>,
     granted: &Granted,
     request: Request<Body>,
@@ -92,7 +92,7 @@ async fn at_home(
     Ok(Err(forward::about(agent, &found.home, found.id, request).await?.into_response()))
 }
 
-async fn changed(
+pub(super) async fn changed(
     agent: &Arc<Agent>,
     found: &Whereabouts,
     how: impl FnOnce(&mut VmBody) -> Result<(), ApiError>,

@@ -15,6 +15,7 @@ pub mod openapi;
 pub mod pools;
 pub mod rights;
 pub mod serve;
+mod set;
 pub mod shown;
 pub mod streams;
 pub mod table;

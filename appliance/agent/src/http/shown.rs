@@ -7,7 +7,7 @@ use std::{
 
 use rebec_api::{
     audit::AuditMark,
-    host::{HostInfo, HostState, Protocols},
+    host::{HostInfo, HostState, Processor, Protocols},
     image::{ImageInfo, Part},
     lan::{LanInfo, PortInfo, RangeInfo},
     pool::DomainInfo,
@@ -19,11 +19,12 @@ use rebec_book::{
     record::{Kind, LanBody, PartRef, RangeLease, SeenState, VmBody},
     view,
 };
+use rebec_cpu::{Features, Level};
 use rebec_vmm_api::{MacAddr, Versions};
 
 use crate::{
     agent::Agent,
-    orders::{disks, returns},
+    orders::{disks, limits, returns},
     roles,
 };
 
@@ -113,12 +114,20 @@ pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
                 let text = |(lowest, highest)| Versions::new(lowest, highest).to_string();
                 Protocols { peer: text(speaks.peer), moves: text(speaks.moves), control: text(speaks.control) }
             }),
+            cpu: body.cpu.as_deref().and_then(processor),
             audit: body.audit.map(|head| AuditMark { seq: head.seq, hash: head.hash.to_string() }),
             this: host.key == agent.knowledge.key(),
             name: host.name,
         }
     });
     shown.collect()
+}
+
+/// What a host's set of features says to people.
+fn processor(set: &str) -> Option<Processor> {
+    let features: Features = set.parse().ok()?;
+    let level = Level::of(&features).map(|level| level.name().to_owned());
+    Some(Processor { level, features: features.names(), set: set.to_owned() })
 }
 
 /// Where hosts are of several versions: which there are, and which hosts are to be upgraded.
@@ -253,6 +262,8 @@ fn named_vm(agent: &Agent, book: &Book, names: &Names, vm: view::Named<'_, VmBod
         image: vm.body.image_name.clone(),
         memory_bytes: vm.body.memory_bytes,
         vcpus: vm.body.vcpus,
+        cpu: vm.body.cpu.as_ref().map_or_else(|| "host".to_owned(), |cpu| cpu.asked.clone()),
+        limits: limits::shown(vm.body),
         disks: disks::shown(vm.body),
         nics: nics(names, vm.body),
         home: names.host(&vm.home),

@@ -9,7 +9,7 @@ use rebec_api::{
     pool::{DomainInfo, DomainKey, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus},
     token::{CreatedToken, NewToken, Token},
     user::{NewUser, User},
-    vm::{MoveVm, NewVm, ResizeDisk, StopVm, VmDisk, VmInfo},
+    vm::{MoveVm, NewVm, ResizeDisk, SetVm, StopVm, VmDisk, VmInfo},
 };
 use rebec_book::{authority::Command, record::Kind};
 use utoipa::openapi::{
@@ -20,7 +20,7 @@ use utoipa::openapi::{
 use super::{
     audit, bundle, disks, hosts, images, jobs, lans,
     openapi::{self, Row, row},
-    pools, streams, tokens, traffic, users, vms,
+    pools, set, streams, tokens, traffic, users, vms,
 };
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -124,6 +124,10 @@ fn vm_rows() -> Vec<Row> {
         row(Command::VmResizeDisk, Post, "/v1/vms/{name}/resize-disk", "Make a disk of a VM larger, while it runs or not", disks::resize)
             .about(Kind::VM)
             .takes::<ResizeDisk>()
+            .answers::<VmInfo>(),
+        row(Command::VmSet, Post, "/v1/vms/{name}/set", "Change what a VM may take of its host, while it runs or not", set::set)
+            .about(Kind::VM)
+            .takes::<SetVm>()
             .answers::<VmInfo>(),
         row(Command::VmDiskAdd, Post, "/v1/vms/{name}/disks", "Give a stopped VM another disk", disks::add)
             .about(Kind::VM)

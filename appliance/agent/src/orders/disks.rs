@@ -136,7 +136,7 @@ pub async fn change(orders: &Arc<Orders>, id: Id, change: impl FnOnce(&mut VmBod
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use rebec_book::{
         Key,
         grant::Assigned,
@@ -148,7 +148,7 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    fn vm() -> VmBody {
+    pub fn vm() -> VmBody {
         let part = PartRef { digest: Name([7; 32]), bytes: 7 };
         let mut image = ImageBody::bare(Name([0; 16]), "i", part);
         image.disk = Some(DiskRef { part, qcow2: true, virtual_bytes: 3 * GIB });
@@ -166,6 +166,8 @@ mod tests {
             created: 0,
             must: None,
             disks: None,
+            cpu: None,
+            limits: None,
         }
     }
 

@@ -19,14 +19,16 @@ pub async fn empty(orders: &Orders, reporter: &Reporter) -> Result<(), ApiError>
         }
         let moved = async {
             let domain = plan::stays_in(&orders.knowledge, &kept.home);
-            let chosen = plan::place(orders, &kept.body, None, domain.as_deref(), Some(&kept))?;
+            let moving = plan::Moving::of(orders, &kept).await;
+            let chosen = plan::place(orders, &kept.body, None, domain.as_deref(), Some(&moving))?;
             let peer = orders.knowledge.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
             depart::depart(&orders.vms, &vm, &peer, &MoveVm::default(), reporter).await
         };
         match moved.await {
             Ok(report) if report.outcome == Outcome::Moved => {}
             Ok(report) => details.push(format!("{}: {}", kept.body.name, report.reason.unwrap_or_default())),
-            Err(error) => details.push(format!("{}: {error}", kept.body.name)),
+            Err(error) if error.details.is_empty() => details.push(format!("{}: {error}", kept.body.name)),
+            Err(error) => details.push(format!("{}: {error} ({})", kept.body.name, error.details.join("; "))),
         }
     }
     if details.is_empty() {

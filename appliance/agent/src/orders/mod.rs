@@ -9,8 +9,10 @@
 //! ```
 
 pub mod addresses;
+pub mod cpu;
 pub mod disks;
 pub mod drain;
+pub mod limits;
 pub mod order;
 pub mod plan;
 pub mod record;

@@ -7,6 +7,7 @@ use rebec_book::{
     record::{Assigned, Kind, VmBody},
     view,
 };
+use rebec_cpu::Model;
 use rebec_host::{disks, lock};
 use rebec_pool::{
     assign,
@@ -14,16 +15,36 @@ use rebec_pool::{
     place::{Candidate, Choice, Want, choose},
 };
 
-use super::Orders;
+use super::{Orders, cpu};
 use crate::{knowledge::Knowledge, mesh::Peer, names, peers::Peers, vm::Kept};
 
-/// Chooses a host for a VM; `moving` is what this host keeps of one that leaves it.
-pub fn place(orders: &Orders, body: &VmBody, host: Option<&str>, domain: Option<&str>, moving: Option<&Kept>) -> Result<Choice, ApiError> {
+/// A VM that leaves this host.
+pub struct Moving<'a> {
+    kept: &'a Kept,
+    /// What it may use of a processor.
+    cpu: Model,
+}
+
+impl<'a> Moving<'a> {
+    /// As its VMM says what it may use.
+    pub async fn of(orders: &Orders, kept: &'a Kept) -> Self {
+        Self { kept, cpu: cpu::used(orders, kept.id).await }
+    }
+}
+
+/// Chooses a host for a VM, one that leaves this host or one that is to start.
+pub fn place(
+    orders: &Orders,
+    body: &VmBody,
+    host: Option<&str>,
+    domain: Option<&str>,
+    moving: Option<&Moving<'_>>,
+) -> Result<Choice, ApiError> {
     let host = host.map(|name| names::host(&orders.knowledge, name)).transpose()?;
     let domain = domain.map(|name| names::domain(&orders.knowledge, name)).transpose()?;
     let own = orders.knowledge.key();
     let (candidates, home_domain, donors) = orders.knowledge.pool(|book| {
-        let donors = moving.map(|kept| candidates::donors(book, &kept.home, kept.id, &kept.body.image)).unwrap_or_default();
+        let donors = moving.map(|Moving { kept, .. }| candidates::donors(book, &kept.home, kept.id, &kept.body.image)).unwrap_or_default();
         (candidates(&orders.peers, book), book.domain_of(&own), donors)
     })?;
     let want = Want {
@@ -36,6 +57,10 @@ pub fn place(orders: &Orders, body: &VmBody, host: Option<&str>, domain: Option<
         parts: body.image.parts().map(|part| part.digest).collect(),
         home_domain,
         donors,
+        cpu: match moving {
+            Some(moving) => moving.cpu.clone(),
+            None => body.cpu.as_ref().and_then(|cpu| cpu.model.parse().ok()).unwrap_or_default(),
+        },
     };
     choose(&want, &candidates).map_err(|details| {
         let message = format!("VM {} fits on no host that is in question", body.name);
@@ -49,7 +74,8 @@ pub async fn elsewhere(orders: &Orders, kept: &Kept, wish: &MoveVm) -> Result<(C
     let stays = if wish.host.is_none() { stays_in(&orders.knowledge, &kept.home) } else { None };
     let domain = wish.domain.as_deref().or(stays.as_deref());
     // The order may have come before, to an agent that ended while it was at it.
-    let chosen = orders.peers.once_heard(|| place(orders, &kept.body, wish.host.as_deref(), domain, Some(kept))).await?;
+    let moving = Moving::of(orders, kept).await;
+    let chosen = orders.peers.once_heard(|| place(orders, &kept.body, wish.host.as_deref(), domain, Some(&moving))).await?;
     let peer = orders.knowledge.peer(&chosen.key).ok_or_else(|| ApiError::not_found("host", &chosen.name, "rebec host ls"))?;
     Ok((chosen, peer))
 }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Orders,
     addresses::nic,
-    disks,
+    cpu, disks,
     plan::{candidates, place},
 };
 use crate::{
@@ -108,7 +108,12 @@ pub async fn record(orders: &Arc<Orders>, new: &NewVm) -> Result<(Id, Choice), A
         created: now_s(),
         must: (!must.is_empty()).then_some(must),
         disks: None,
+        cpu: None,
+        limits: None,
     };
+    if let Some(cpu) = new.cpu.as_deref().map(|asked| cpu::model(orders, asked)).transpose()?.flatten() {
+        body.set_cpu(cpu);
+    }
     if let Some(bytes) = new.disk_bytes {
         disks::resized(&mut body, ROOT_DISK, disks::checked_bytes(bytes)?)?;
     }

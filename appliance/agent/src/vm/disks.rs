@@ -1,4 +1,5 @@
-//! As the holder of a VM, takes over which disks its record gives it and how large they are (`orders::disks`).
+//! As the holder of a VM, takes over which disks its record gives it and how large they are (`orders::disks`), and what it may take of this host
+//! (`orders::limits`).
 //!
 //! ```text
 //! home    record: disks ──► holder: vm.json ──► VMM that runs: resize-disk;  not running: files that no record names go
@@ -6,12 +7,40 @@
 //! ```
 
 use rebec_api::{ApiError, ErrorCode};
+use rebec_book::record::VmBody;
 use rebec_host::{disks, life::Life};
-use rebec_vmm_api::control::Command;
+use rebec_vmm_api::control::{Command, DeviceLimits};
 
 use super::{LocalVm, Vms, failed, launch, room};
 
-/// Takes over what its record says of its disks.
+/// Has the VM that runs take no more of this host than its record says.
+async fn limit(vms: &Vms, vm: &LocalVm, body: &VmBody) -> Result<(), ApiError> {
+    let limits = body.limits.clone().unwrap_or_default();
+    let devices = DeviceLimits {
+        net_bits: Some(limits.net_bits.unwrap_or_default()),
+        disk_requests: Some(limits.disk_requests.unwrap_or_default()),
+        disk_bytes: Some(limits.disk_bytes.unwrap_or_default()),
+    };
+    let failed = |error: anyhow::Error| {
+        let message = format!("VM {}: {error:#}; its record has the limits, and its next start takes what it can of them", vm.name());
+        ApiError::new(ErrorCode::Failed, message)
+    };
+    // One of a version before has no limits to change.
+    if vm.talk(|control| Ok(control.status()?.limits)).await.map_err(failed)?.unwrap_or_default() != shown(devices) {
+        vm.talk(move |control| control.tell(Command::Limits(devices))).await.map_err(failed)?;
+    }
+    vms.host.limits.change(&vm.id(), body.vcpus, &limits).map_err(failed)
+}
+
+/// As a VMM says them.
+fn shown(limits: DeviceLimits) -> DeviceLimits {
+    let set = |limit: Option<u64>| limit.filter(|value| *value > 0);
+    // In whole bytes.
+    let net_bits = set(limits.net_bits).map(|bits| bits.div_ceil(8).saturating_mul(8));
+    DeviceLimits { net_bits, disk_requests: set(limits.disk_requests), disk_bytes: set(limits.disk_bytes) }
+}
+
+/// Takes over what its record says of its disks, and of what it may take of its host.
 pub async fn take_over(vms: &Vms, vm: &LocalVm) -> Result<(), ApiError> {
     let (_, body) = vms.knowledge.desired(vm.id())?;
     room::require_disks(vms, &body)?;
@@ -20,6 +49,7 @@ pub async fn take_over(vms: &Vms, vm: &LocalVm) -> Result<(), ApiError> {
         return disks::sweep(&vm.folder, &vm.kept().body).map_err(|error| failed(&error));
     }
     let body = vm.kept().body;
+    limit(vms, vm, &body).await?;
     let has_seed = vm.kept().private.seed.is_some();
     let root = body.root_bytes().map(|bytes| (0, bytes));
     let first = usize::from(root.is_some()) + usize::from(has_seed);

@@ -49,13 +49,15 @@ pub async fn start(vms: &Vms, vm: &LocalVm, how: Beginning, ports: Ports) -> Res
     Ok(process)
 }
 
-/// What is kept of a VM here has the disks of its record.
+/// What is kept of a VM here has the disks and limits of its record.
 pub fn refresh(vms: &Vms, vm: &LocalVm) -> Result<()> {
     let id = vm.id();
     let body = vms.knowledge.read(|book| view::vm(book, id).map(|vm| vm.body.clone())).flatten();
     let kept = vm.kept().body;
     match body {
-        Some(body) if body.disks != kept.disks => vm.keep(|kept| (kept.body.disks, kept.body.must) = (body.disks, body.must)),
+        Some(body) if body.disks != kept.disks || body.limits != kept.limits => {
+            vm.keep(|kept| (kept.body.disks, kept.body.must, kept.body.limits) = (body.disks, body.must, body.limits))
+        }
         _ => Ok(()),
     }
 }

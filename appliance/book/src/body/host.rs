@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use minicbor::{Decode, Encode};
 
+use super::machine::CPU_BYTES_MAX;
 use crate::key::{Digest, Key};
 
 /// What a host is and where. What changes by itself (room taken, load) is in no record: [`crate::gossip::message::Vitals`].
@@ -48,6 +49,9 @@ pub struct HostBody {
     /// What it speaks.
     #[n(12)]
     pub speaks: Option<Speaks>,
+    /// What it gives guests of its processor, as a set of features (`rebec-vmm cpu`); none where no VM can run or it did not say.
+    #[n(13)]
+    pub cpu: Option<String>,
 }
 
 impl HostBody {
@@ -67,7 +71,14 @@ impl HostBody {
             version: String::new(),
             audit: None,
             speaks: None,
+            cpu: None,
         }
+    }
+}
+
+impl HostBody {
+    pub(super) fn has_sound_cpu(&self) -> bool {
+        self.cpu.as_ref().is_none_or(|cpu| cpu.len() <= CPU_BYTES_MAX)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{net::IpAddr, path::PathBuf};
 
 use clap::Args;
+use rebec_cpu::Model;
 use rebec_vmm_api::MemorySize;
 
 /// Options of `agent`.
@@ -26,6 +27,9 @@ pub struct ServeOptions {
     /// Memory that VMs may have, all together [default: all but 256 MiB]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<MemorySize>,
+    /// The most that VMs are given of this host's processor, so that what starts here can go to lesser hosts
+    #[arg(long, value_name = "host|x86-64-v2|x86-64-v3|x86-64-v4|only:SET", default_value = "host")]
+    pub cpu_max: Model,
     /// The program that runs one VM
     #[arg(long, value_name = "FILE", default_value = "rebec-vmm")]
     pub vmm: PathBuf,

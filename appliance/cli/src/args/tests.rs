@@ -53,6 +53,7 @@ fn every_command_line_is_understood() {
         "image ls",
         "image show debian",
         "image rm debian",
+        "vm set web --cpu-quota 150% --cpu-weight 200 --net 200M --disk-iops 5000 --disk-bytes none",
         "vm resize-disk web 30G",
         "vm resize-disk web 30G --disk data",
         "vm disk add web data 10G",

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum, builder::RangedI64ValueParser};
 use rebec_api::vm::{OnHostLoss, StopVm};
-use rebec_vmm_api::{DiskSize, MemorySize};
+use rebec_vmm_api::{CpuQuota, DiskSize, MemorySize, PerSecond};
 
 use super::values::Bytes;
 
@@ -60,6 +60,8 @@ pub enum VmCommand {
         /// The VM
         name: String,
     },
+    /// Change what a VM may take of its host, while it runs or not
+    Set(SetOptions),
     /// Make a VM's disk larger, while it runs or not; the guest grows what is on it
     ResizeDisk {
         /// The VM
@@ -86,6 +88,29 @@ pub enum VmCommand {
         #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", hide_default_value = true)]
         listen: SocketAddr,
     },
+}
+
+/// Options of `vm set`.
+#[derive(Args, Debug)]
+#[group(id = "what", required = true, multiple = true, args = ["cpu_quota", "cpu_weight", "net", "disk_iops", "disk_bytes"])]
+pub struct SetOptions {
+    /// The VM
+    pub name: String,
+    /// Most time of the host's processors, in percent of one, as in 150%, or none
+    #[arg(long, value_name = "PERCENT")]
+    pub cpu_quota: Option<CpuQuota>,
+    /// Share of the processors where others want them too, from 1 to 10000 [default: 100 for each of its processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub cpu_weight: Option<u32>,
+    /// Most bits a second of each NIC, each way, as in 200M, or none
+    #[arg(long, value_name = "RATE")]
+    pub net: Option<PerSecond>,
+    /// Most requests a second of each disk, as in 5000, or none
+    #[arg(long, value_name = "RATE")]
+    pub disk_iops: Option<PerSecond>,
+    /// Most bytes a second of each disk, as in 100M, or none
+    #[arg(long, value_name = "RATE")]
+    pub disk_bytes: Option<PerSecond>,
 }
 
 /// `rebec vm disk ...`
@@ -138,6 +163,10 @@ pub struct RunOptions {
     /// Virtual CPUs, from 1 to 16
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub vcpus: u8,
+    /// What its guest is shown of a processor, and so where it can go: all that its first host gives, what every processor of a level has, or what all
+    /// hosts of this domain (or those behind a colon) have in common now
+    #[arg(long, value_name = "host|x86-64-v2|x86-64-v3|x86-64-v4|pool|pool:HOST,HOST|only:SET", default_value = "host")]
+    pub cpu: String,
     /// Size of its disk, in whole MiB, as in 20G [default: the image's]
     #[arg(long, value_name = "SIZE")]
     pub disk_size: Option<DiskSize>,

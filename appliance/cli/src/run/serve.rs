@@ -29,6 +29,7 @@ pub fn agent(options: ServeOptions, socket: Option<PathBuf>, later: Option<Later
         name: options.name,
         address: options.address,
         memory_bytes: options.memory.map(rebec_vmm_api::MemorySize::bytes),
+        cpu_max: options.cpu_max,
         durable: !options.volatile,
         screen: options.screen,
         vlans: options.vlan,

@@ -1,7 +1,7 @@
 //! `rebec vm run|ls|show|stop|start|rm`.
 
-use rebec_api::vm::{NewVm, ResizeDisk, StopVm, VmDisk, VmInfo, VmState};
-use rebec_vmm_api::DiskSize;
+use rebec_api::vm::{NewVm, ResizeDisk, SetVm, StopVm, VmDisk, VmInfo, VmState};
+use rebec_vmm_api::{DiskSize, PerSecond};
 use serde_json::Value;
 
 use super::session::{Session, now, parse};
@@ -49,6 +49,21 @@ pub async fn run(session: &Session, command: VmCommand) -> Result<(), Failure> {
         VmCommand::Rm { name } => {
             session.finish(client.delete(&path(&["vms", &name])).await?, &format!("vm {name} is removed, and its disk")).await
         }
+        VmCommand::Set(options) => {
+            let rate = |rate: Option<PerSecond>| rate.map(|rate| rate.0);
+            let wish = SetVm {
+                cpu_quota_percent: options.cpu_quota.map(|quota| quota.0),
+                cpu_weight: options.cpu_weight,
+                net_bits: rate(options.net),
+                disk_requests: rate(options.disk_iops),
+                disk_bytes: rate(options.disk_bytes),
+            };
+            let vm: VmInfo = parse(session.settle(client.post(&path(&["vms", &options.name, "set"]), &wish).await?).await?)?;
+            session.tell(&vm, |vm| {
+                let limits = shows::limits(&vm.limits).unwrap_or_else(|| "nothing but its size limits it".to_owned());
+                format!("vm {}: {limits}", vm.name)
+            })
+        }
         VmCommand::ResizeDisk { name, size, disk } => {
             let wish = ResizeDisk { bytes: size.bytes(), disk: disk.clone() };
             let vm: VmInfo = parse(session.settle(client.post(&path(&["vms", &name, "resize-disk"]), &wish).await?).await?)?;
@@ -91,6 +106,7 @@ async fn create(session: &Session, options: RunOptions) -> Result<(), Failure> {
         ssh_keys: keys,
         user_data: options.user_data.as_deref().map(user_data).transpose().map_err(Failure::Usage)?,
         on_host_loss: options.on_host_loss.into(),
+        cpu: Some(options.cpu).filter(|cpu| cpu != "host"),
     };
     let answer = session.client.post(&path(&["vms"]), &request).await?;
     match session.settle_unless(answer, options.patience).await? {

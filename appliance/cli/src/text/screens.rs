@@ -3,13 +3,13 @@
 use rebec_api::{
     ApiError, ErrorCode,
     audit::AuditRow,
-    host::{HostInfo, HostRole, HostState, Protocols},
+    host::{HostInfo, HostRole, HostState, Processor, Protocols},
     image::{ImageInfo, Part},
     job::{Job, JobProgress, JobState},
     lan::{LanInfo, PortInfo, RangeInfo},
     pool::{DomainInfo, Invitation, PoolStatus},
     token::{Role, Token},
-    vm::{NicInfo, OnHostLoss, VmDisk, VmInfo, VmState},
+    vm::{NicInfo, OnHostLoss, VmDisk, VmInfo, VmLimits, VmState},
 };
 use rebec_vmm_api::{MoveReport, Outcome, UnitCounts};
 
@@ -29,6 +29,8 @@ fn vm() -> VmInfo {
         image: "debian".into(),
         memory_bytes: 512 << 20,
         vcpus: 2,
+        cpu: "pool".into(),
+        limits: VmLimits { cpu_quota_percent: Some(150), net_bits: Some(200_000_000), ..VmLimits::default() },
         disks: vec![VmDisk { name: "root".into(), bytes: 20 << 30 }],
         nics: vec![NicInfo { lan: "office".into(), mac: "52:54:00:00:00:01".into(), address: "10.5.0.2".parse().unwrap() }],
         home: "a1".into(),
@@ -60,6 +62,7 @@ fn host() -> HostInfo {
         durable: true,
         version: "0.1.0".into(),
         protocols: Some(Protocols { peer: "1".into(), moves: "3-4".into(), control: "1".into() }),
+        cpu: Some(Processor { level: Some("x86-64-v2".into()), features: vec!["sse4_2".into(), "popcnt".into()], set: String::new() }),
         audit: None,
         this: true,
     }
@@ -121,6 +124,8 @@ fn vms() {
          image                  debian\n\
          memory                 512 MiB\n\
          vcpus                  2\n\
+         cpu                    pool\n\
+         limits                 150 % of a processor, 200000 kbit/s a NIC and way\n\
          disks                  root 20 GiB\n\
          lans                   office 10.5.0.2 52:54:00:00:00:01\n\
          when its host is lost  held until its host is back\n\
@@ -156,6 +161,8 @@ fn hosts_and_domains() {
              disk            1.5 GiB of 20 GiB used\n\
              state survives  a reboot\n\
              protocols       hosts 1, moves 3-4, VMMs 1\n\
+             processor       x86-64-v2\n\
+             its features    sse4_2 popcnt\n\
              clock           by 10.0.0.3, was off by less than 1ms\n\
              addresses       10.0.0.1:7118\n\
              \x20               [fe80::1]:7118\n",

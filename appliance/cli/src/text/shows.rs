@@ -6,7 +6,7 @@ use rebec_api::{
     job::Job,
     lan::LanInfo,
     pool::PoolStatus,
-    vm::{LeaseState, OnHostLoss, VmInfo},
+    vm::{LeaseState, OnHostLoss, VmInfo, VmLimits},
 };
 
 use super::{
@@ -29,7 +29,9 @@ pub fn vm(vm: &VmInfo, now: u64) -> String {
         ("image", vm.image.clone()),
         ("memory", size(vm.memory_bytes)),
         ("vcpus", vm.vcpus.to_string()),
+        ("cpu", vm.cpu.clone()),
     ]);
+    lines.extend(limits(&vm.limits).map(|limits| ("limits", limits)));
     let disks = vm.disks.iter().enumerate();
     lines.extend(disks.map(|(index, disk)| (if index == 0 { "disks" } else { "" }, format!("{} {}", disk.name, size(disk.bytes)))));
     let nics = vm.nics.iter().enumerate();
@@ -61,6 +63,20 @@ pub fn image(image: &ImageInfo) -> String {
     lines.extend([("held by", image.held_by.join(", ")), ("vms", image.vms.to_string())]);
     lines.extend((!image.domains.is_empty()).then(|| ("shared with", image.domains.join(", "))));
     pairs(&lines)
+}
+
+/// What a VM may take of its host; none where nothing limits it.
+pub fn limits(limits: &VmLimits) -> Option<String> {
+    let VmLimits { cpu_quota_percent, cpu_weight, net_bits, disk_requests, disk_bytes } = limits;
+    let words = [
+        cpu_quota_percent.map(|percent| format!("{percent} % of a processor")),
+        cpu_weight.map(|weight| format!("weight {weight}")),
+        net_bits.map(|bits| format!("{} kbit/s a NIC and way", bits / 1000)),
+        disk_requests.map(|requests| format!("{requests} requests/s a disk")),
+        disk_bytes.map(|bytes| format!("{} kB/s a disk", bytes / 1000)),
+    ];
+    let words: Vec<String> = words.into_iter().flatten().collect();
+    (!words.is_empty()).then(|| words.join(", "))
 }
 
 fn lease_words(lease: LeaseState) -> &'static str {
@@ -95,6 +111,10 @@ pub fn host(host: &HostInfo) -> String {
     ];
     let protocols = host.protocols.iter();
     lines.extend(protocols.map(|speaks| ("protocols", format!("hosts {}, moves {}, VMMs {}", speaks.peer, speaks.moves, speaks.control))));
+    lines.extend(host.cpu.iter().flat_map(|cpu| {
+        let level = cpu.level.as_deref().unwrap_or("below x86-64-v2");
+        [("processor", level.to_owned()), ("its features", cpu.features.join(" "))]
+    }));
     lines.extend(host.audit.iter().map(|mark| ("audit log", mark.to_string())));
     lines.extend(host.clock.iter().map(|clock| ("clock", clock.clone())));
     let addresses = host.addresses.iter().enumerate();

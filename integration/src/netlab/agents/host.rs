@@ -49,6 +49,8 @@ pub struct Host {
     pub memory: String,
     /// Whether its agent is told that its state folder does not survive a reboot.
     pub volatile: bool,
+    /// What guests get of its processor at most, where that is not all.
+    pub cpu_max: Option<String>,
     /// Whether its agent and the VMMs that this starts are of a later version.
     pub later: bool,
     /// Runs instead of the agent, which it is told to run as its last arguments.
@@ -68,6 +70,7 @@ impl Host {
             called: name.clone(),
             memory: "1G".into(),
             volatile: false,
+            cpu_max: None,
             later: false,
             wrapper: vec![],
             name,
@@ -108,6 +111,9 @@ impl Host {
         }
         command.args(["--name", &self.called, "--memory", &self.memory]).arg("--vmm").arg(vmm);
         command.args(self.volatile.then_some("--volatile"));
+        if let Some(cpu) = &self.cpu_max {
+            command.args(["--cpu-max", cpu]);
+        }
         command.env("RUST_LOG", "debug,iroh=warn,noq=warn,tracing=warn,rustls=info,hyper=info,netlink_proto=info,portmapper=warn");
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut agent = machine.spawn(command)?;

@@ -178,6 +178,8 @@ impl Vm {
             created: 0,
             must: None,
             disks: None,
+            cpu: None,
+            limits: None,
         };
         Self { id: writer.own_id(nonce), home: writer.key(), body }
     }

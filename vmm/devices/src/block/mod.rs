@@ -9,7 +9,7 @@ mod saved;
 #[cfg(test)]
 mod tests;
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Instant};
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
@@ -19,6 +19,7 @@ use virtio_bindings::virtio_blk::{
 use crate::{
     GuestRam,
     disk::{Disk, SECTOR_BYTES},
+    limit::{Limit, Rate},
     virtio::{
         DeviceKind, QueueEnvironment, QueueSetup, QueueState, StartError, VirtioDevice,
         chain::{Chain, Cursor},
@@ -53,8 +54,17 @@ impl BlockDevice {
         for (to, from) in id.iter_mut().zip(name.bytes()) {
             *to = from;
         }
-        let answers = BlockAnswers { disk: Arc::clone(&disk), id, flush_writes: false, buffer: vec![0; BUFFER_BYTES] };
+        let limit = Limit::default();
+        let answers = BlockAnswers { disk: Arc::clone(&disk), id, flush_writes: false, buffer: vec![0; BUFFER_BYTES], limit };
         Self { disk, id, queue: SingleQueue::Stopped(answers) }
+    }
+
+    /// The same device that does no more than this a second. Before its queues are started.
+    pub fn limited(mut self, rate: Arc<Rate>) -> Self {
+        if let SingleQueue::Stopped(answers) = &mut self.queue {
+            answers.limit = Limit::new(rate);
+        }
+        self
     }
 }
 
@@ -128,15 +138,21 @@ struct BlockAnswers {
     /// The driver will not flush (§5.2.6.2), so each write is followed by a flush.
     flush_writes: bool,
     buffer: Vec<u8>,
+    limit: Limit,
 }
 
 impl Answer for BlockAnswers {
+    fn not_before(&mut self) -> Option<Instant> {
+        self.limit.not_before()
+    }
+
     fn start(&mut self, features: u64) {
         self.flush_writes = features & 1 << VIRTIO_BLK_F_FLUSH == 0;
     }
 
     fn answer(&mut self, chain: &Chain, ram: &GuestRam) -> Result<u32, Broken> {
         let request = BlockRequest::parse(chain, ram, self.disk.size_bytes())?;
+        self.limit.took(request.data_bytes());
         let (status, data_bytes) = match self.execute(request) {
             Ok(done) => done,
             Err(error) => {

@@ -71,6 +71,14 @@ pub(super) enum BlockRequest<'a> {
 }
 
 impl<'a> BlockRequest<'a> {
+    /// Bytes that it carries to or from the disk, or has written there.
+    pub(super) fn data_bytes(&self) -> u64 {
+        match self {
+            Self::Read { bytes, .. } | Self::Write { bytes, .. } | Self::WriteZeroes { bytes, unmap: false, .. } => *bytes,
+            Self::Flush | Self::Id { .. } | Self::Discard { .. } | Self::WriteZeroes { .. } | Self::Refused(_) => 0,
+        }
+    }
+
     /// Parses a chain. Only one without room for its header or its status is an error: there is no way to answer it.
     pub(super) fn parse(chain: &'a Chain, ram: &'a GuestRam, disk_bytes: u64) -> Result<Self, Broken> {
         let mut reader = chain.reader(ram);

@@ -31,10 +31,11 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 
+use crate::limit::{Limit, Rate};
 use crate::virtio::{DeviceKind, QueueEnvironment, QueueSetup, QueueState, StartError, VirtioDevice, worker::Worker};
 pub use counters::NetCounters;
 pub use header::HEADER_BYTES;
-use pair::{Pair, Station};
+use pair::{EachWay, Pair, Station};
 pub use port::{FramePort, ReceivedFrame};
 use saved::SavedNet;
 
@@ -93,6 +94,14 @@ impl NetDevice {
         config[10..].copy_from_slice(&mtu.to_le_bytes());
         let state = State::Stopped(Station::new(port, Arc::clone(&counters)));
         Self { mac, mtu, config, counters, state }
+    }
+
+    /// The same card that lets no more than this through a second, each way. Before its queues are started.
+    pub fn limited(mut self, rate: &Arc<Rate>) -> Self {
+        if let State::Stopped(station) = &mut self.state {
+            *station.limits = EachWay { rx: Limit::new(Arc::clone(rate)), tx: Limit::new(Arc::clone(rate)) };
+        }
+        self
     }
 
     /// What went through so far; stays valid after the device is gone.

@@ -13,8 +13,9 @@ use super::{
     FramePort, NetCounters, RX,
     counters::add,
     rx::{Held, RxProgress, RxQueue},
-    tx::TxQueue,
+    tx::{TxProgress, TxQueue},
 };
+use crate::limit::Limit;
 use crate::virtio::{
     QueueEnvironment, QueueSetup, QueueState, Signals, StartError,
     ring::{Broken, Ring},
@@ -33,6 +34,14 @@ pub(super) struct Station {
     pub(super) port: Box<dyn FramePort>,
     pub(super) held: Held,
     pub(super) counters: Arc<NetCounters>,
+    pub(super) limits: Box<EachWay>,
+}
+
+/// What may pass a second.
+#[derive(Debug, Default)]
+pub(super) struct EachWay {
+    pub(super) rx: Limit,
+    pub(super) tx: Limit,
 }
 
 /// What the thread works with.
@@ -46,7 +55,7 @@ pub(super) struct Pair {
 
 impl Station {
     pub(super) fn new(port: Box<dyn FramePort>, counters: Arc<NetCounters>) -> Self {
-        Self { port, held: Held::default(), counters }
+        Self { port, held: Held::default(), counters, limits: Box::default() }
     }
 
     pub(super) fn send(&mut self, offload: &Offload, frame: &[u8]) {
@@ -111,14 +120,14 @@ impl Pair {
         loop {
             // First thing after a start too: what was available before it brings no kick.
             let progress = self.receive(stop)?;
-            let more_to_send = self.transmit(stop)?;
+            let sent = self.transmit(stop)?;
             let deadline = self.tick();
             if stop.requested() {
                 return Ok(());
             }
             // What the guest has just sent may have an answer at once. Without buffers to take it the guest's kick wakes us.
             let answered = progress == RxProgress::Idle && self.station.port.has_answer();
-            if progress == RxProgress::More || more_to_send || answered {
+            if progress == RxProgress::More || sent == TxProgress::More || answered {
                 continue;
             }
             // While the guest has no buffers, a readable port would wake us for nothing.
@@ -128,7 +137,8 @@ impl Pair {
                 listening = listen;
             }
             let retry = (progress == RxProgress::Failed).then(|| Instant::now() + RETRY_AFTER);
-            let wake_at = [deadline, retry].into_iter().flatten().min();
+            let limited = [progress.later(), sent.later()];
+            let wake_at = [deadline, retry].into_iter().chain(limited).flatten().min();
             let ready = waiter.wait(wake_at.map(|at| at.saturating_duration_since(Instant::now())))?;
             self.take_kicks(ready);
         }
@@ -161,8 +171,8 @@ impl Pair {
         rx.run(&mut self.station, stop)
     }
 
-    fn transmit(&mut self, stop: &Stop) -> Result<bool, Broken> {
-        let Some(tx) = &mut self.tx else { return Ok(false) };
+    fn transmit(&mut self, stop: &Stop) -> Result<TxProgress, Broken> {
+        let Some(tx) = &mut self.tx else { return Ok(TxProgress::Idle) };
         tx.run(&mut self.station, stop)
     }
 

@@ -1,5 +1,7 @@
 //! From the port to the guest's receive ring: one copy into as many buffers as the frame needs (virtio 1.3 §5.1.6.4).
 
+use std::time::Instant;
+
 use rebec_offload::{FRAME_BYTES_MAX, Offload};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -28,6 +30,15 @@ pub(super) enum RxProgress {
     Starved,
     /// The port failed; try again a little later.
     Failed,
+    /// There may be more, which has to wait until then.
+    Limited(Instant),
+}
+
+impl RxProgress {
+    /// When to go on, where a limit decides that.
+    pub(super) fn later(self) -> Option<Instant> {
+        if let Self::Limited(at) = self { Some(at) } else { None }
+    }
 }
 
 enum Placed {
@@ -92,7 +103,11 @@ impl RxQueue {
             self.too_few = 0;
             return Ok(RxProgress::Starved);
         }
-        let Station { port, held, counters, .. } = station;
+        // What has to wait does so in the port, and beyond its room is lost: senders slow down by that.
+        if let Some(at) = station.limits.rx.not_before() {
+            return Ok(RxProgress::Limited(at));
+        }
+        let Station { port, held, counters, limits, .. } = station;
         if held.full {
             let placed = self.place(&held.offload, &held.frame)?;
             held.full = matches!(placed, Placed::Wait);
@@ -107,6 +122,7 @@ impl RxQueue {
                 return Ok(RxProgress::Failed);
             }
         };
+        limits.rx.took(received.frame.len() as u64);
         let placed = self.place(&received.offload, received.frame)?;
         if matches!(placed, Placed::Wait) {
             held.offload = received.offload;

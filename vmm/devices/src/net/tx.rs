@@ -1,5 +1,7 @@
 //! From the guest's transmit ring to the port: one copy into one buffer, in bursts.
 
+use std::time::Instant;
+
 use rebec_offload::{FRAME_BYTES_MAX, Offload};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -19,6 +21,24 @@ const BURST: usize = 64;
 /// An Ethernet header.
 const FRAME_BYTES_MIN: usize = 14;
 
+/// How a burst ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TxProgress {
+    /// There may be more.
+    More,
+    /// A kick will say when there is more.
+    Idle,
+    /// There may be more, which has to wait until then.
+    Limited(Instant),
+}
+
+impl TxProgress {
+    /// When to go on, where time decides that.
+    pub(super) fn later(self) -> Option<Instant> {
+        if let Self::Limited(at) = self { Some(at) } else { None }
+    }
+}
+
 /// The transmit ring.
 pub(super) struct TxQueue {
     pub(super) ring: Ring,
@@ -32,14 +52,21 @@ impl TxQueue {
         Self { ring, kick, chain: Chain::default(), buffer: vec![0; HEADER_BYTES + FRAME_BYTES_MAX] }
     }
 
-    /// Sends a burst. True if there may be more.
-    pub(super) fn run(&mut self, station: &mut Station, stop: &Stop) -> Result<bool, Broken> {
+    /// Sends a burst.
+    pub(super) fn run(&mut self, station: &mut Station, stop: &Stop) -> Result<TxProgress, Broken> {
         self.ring.suppress_kicks()?;
-        let mut taken = 0;
-        while taken < BURST && !stop.requested() && self.ring.pop(&mut self.chain)? {
+        let (mut taken, mut later) = (0, None);
+        while taken < BURST && !stop.requested() {
+            later = station.limits.tx.not_before();
+            if later.is_some() || !self.ring.pop(&mut self.chain)? {
+                break;
+            }
             taken += 1;
             match self.load() {
-                Some((offload, frame)) => station.send(&offload, frame),
+                Some((offload, frame)) => {
+                    station.limits.tx.took(frame.len() as u64);
+                    station.send(&offload, frame);
+                }
                 None => add(&station.counters.tx_dropped, 1),
             }
             // Nothing is written into a transmit buffer.
@@ -49,7 +76,11 @@ impl TxQueue {
             station.flush();
             self.ring.notify()?;
         }
-        Ok(taken == BURST || self.ring.want_kick()?)
+        Ok(match later {
+            Some(at) => TxProgress::Limited(at),
+            None if taken == BURST || self.ring.want_kick()? => TxProgress::More,
+            None => TxProgress::Idle,
+        })
     }
 
     /// The chain as a frame and what is left undone in it; `None` if it is none.

@@ -1,6 +1,6 @@
 //! virtio-rng (virtio 1.3 §5.4): fills the guest's buffers from a source of randomness that was opened before sealing.
 
-use std::{fmt, io::Read};
+use std::{fmt, io::Read, time::Instant};
 
 use crate::{
     GuestRam,
@@ -76,6 +76,10 @@ impl fmt::Debug for RngAnswers {
 }
 
 impl Answer for RngAnswers {
+    fn not_before(&mut self) -> Option<Instant> {
+        None
+    }
+
     fn start(&mut self, _features: u64) {}
 
     fn answer(&mut self, chain: &Chain, ram: &GuestRam) -> Result<u32, Broken> {

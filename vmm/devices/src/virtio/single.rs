@@ -1,5 +1,7 @@
 //! A device with one queue of requests and one thread that answers them in order: the block device and the entropy source.
 
+use std::time::Instant;
+
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
@@ -15,6 +17,8 @@ const KICK: u64 = 0;
 
 /// Answers requests.
 pub(crate) trait Answer: Send + 'static {
+    /// When the next request may be answered; none, where that is now.
+    fn not_before(&mut self) -> Option<Instant>;
     /// Called before the first request after each start.
     fn start(&mut self, features: u64);
     /// Answers one request; says how many bytes it wrote into the chain. An error says that the chain is no request at all.
@@ -96,16 +100,28 @@ impl<A: Answer> Work<A> {
         loop {
             // First thing after a start too: what was available before it brings no kick.
             self.ring.suppress_kicks()?;
-            while !stop.requested() && self.ring.pop(&mut self.chain)? {
+            let mut later = None;
+            while !stop.requested() {
+                later = self.answer.not_before();
+                if later.is_some() || !self.ring.pop(&mut self.chain)? {
+                    break;
+                }
                 let written = self.answer.answer(&self.chain, self.ring.ram())?;
                 self.ring.add_used(&[(self.chain.head(), written)])?;
                 // One by one: a slow request must not keep the finished ones before it from the guest.
                 self.ring.notify()?;
             }
-            let more = self.ring.want_kick()?;
             if stop.requested() {
                 return Ok(());
             }
+            // A request that has to wait needs no kick to be seen.
+            if let Some(at) = later {
+                if waiter.wait(Some(at.saturating_duration_since(Instant::now())))?.contains(KICK) {
+                    take_kicks(&self.kick);
+                }
+                continue;
+            }
+            let more = self.ring.want_kick()?;
             // Kicks are taken before the ring is looked at: one that comes in between wakes again.
             if !more && waiter.wait(None)?.contains(KICK) {
                 take_kicks(&self.kick);

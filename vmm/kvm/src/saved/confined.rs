@@ -6,8 +6,9 @@
 use std::ops::RangeInclusive;
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+use rebec_cpu::{Entry, beyond};
 
-use crate::cpu_model::{self, Entry};
+use crate::cpuid as synthesis;
 
 /// SCE, LME, LMA, NXE, FFXSR, TCE, automatic IBRS. Not SVME: with it a guest runs guests of its own, whatever its CPUID says.
 const EFER_KNOWN: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11 | 1 << 14 | 1 << 15 | 1 << 21;
@@ -15,7 +16,7 @@ const MSR_EFER: u32 = 0xc000_0080;
 const MSR_FEATURE_CONTROL: u32 = 0x3a;
 /// VMX inside and outside of SMX, and what enables SENTER.
 const FEATURE_CONTROL_REFUSED: u64 = 0xff06;
-const MSR_ARCH_CAPABILITIES: u32 = 0x10a;
+pub(crate) const MSR_ARCH_CAPABILITIES: u32 = 0x10a;
 /// Bits that say that something is needed (RSBA, RRSBA); all others say that something is not.
 const ARCH_CAPABILITIES_WARNINGS: u64 = 1 << 2 | 1 << 19;
 
@@ -62,8 +63,8 @@ pub(super) fn cpuid(theirs: &[kvm_cpuid_entry2], own: &[kvm_cpuid_entry2]) -> Ve
             why.push(format!("CPUID {leaf:x}.{subleaf:x} is not one entry of its kind"));
         }
     }
-    let entries = |all: &[kvm_cpuid_entry2]| all.iter().map(Entry::from).collect::<Vec<_>>();
-    why.extend(cpu_model::beyond(&entries(theirs), &entries(own)));
+    let entries = |all: &[kvm_cpuid_entry2]| all.iter().map(synthesis::entry).collect::<Vec<Entry>>();
+    why.extend(beyond(&entries(theirs), &entries(own)));
     why
 }
 

@@ -18,6 +18,7 @@ pub(crate) mod vcpu;
 
 use std::marker::PhantomData;
 
+pub(crate) use confined::MSR_ARCH_CAPABILITIES;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 

@@ -83,9 +83,9 @@ impl Vcpu {
     /// Says everything about this vCPU. It stands still: [`Vcpu::run`] returned.
     pub fn save(&mut self) -> Result<Part> {
         let mp_state = Abi(self.fd.get_mp_state().map_err(self.failed("read its MP state"))?);
-        let cpuid = self.fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(self.failed("read its CPUID"))?;
+        let cpuid = self.cpuid.clone();
         let mut saved = SavedVcpu {
-            cpuid: cpuid.as_slice().iter().map(|entry| Abi(*entry)).collect(),
+            cpuid: cpuid.iter().map(|entry| Abi(*entry)).collect(),
             mp_state,
             regs: Abi(self.fd.get_regs().map_err(self.failed("read its registers"))?),
             sregs: Abi(self.fd.get_sregs().map_err(self.failed("read its system registers"))?),
@@ -132,8 +132,7 @@ impl Vcpu {
 
     /// The MSRs to set; an error names what this host would not have given, before anything is set.
     fn confine(&self, part: &Part, saved: &SavedVcpu, cpuid: &[kvm_cpuid_entry2]) -> Result<Vec<(u32, u64)>> {
-        let own = self.fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(self.failed("read its CPUID"))?;
-        let mut why = confined::cpuid(cpuid, own.as_slice());
+        let mut why = confined::cpuid(cpuid, &self.cpuid);
         why.extend(confined::efer(saved.sregs.0.efer));
         let mut set = Vec::with_capacity(saved.msrs.len());
         for &(index, value) in &saved.msrs {
@@ -192,7 +191,7 @@ impl Vcpu {
     }
 
     /// One MSR's value, if KVM gives it.
-    fn msr(&self, index: u32) -> Result<Option<u64>> {
+    pub(crate) fn msr(&self, index: u32) -> Result<Option<u64>> {
         let entry = kvm_bindings::kvm_msr_entry { index, ..Default::default() };
         let mut msrs = kvm_bindings::Msrs::from_entries(&[entry]).expect("invariant: one entry is below the limit");
         let given = self.fd.get_msrs(&mut msrs).map_err(self.failed("read an MSR"))?;

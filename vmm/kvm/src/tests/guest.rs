@@ -4,6 +4,7 @@
 use std::sync::{Mutex, OnceLock};
 
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_segment};
+use rebec_cpu::Model;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::{Bus, Machine, Ram, Vcpu, VcpuKicker, open_kvm};
@@ -31,7 +32,12 @@ pub fn machine(bytes: u64, vcpus: u8) -> (Ram, Machine, Vec<Vcpu>) {
 
 /// Makes a machine over RAM that is there already.
 pub fn machine_over(ram: &Ram, vcpus: u8) -> (Machine, Vec<Vcpu>) {
-    let mut machine = Machine::create(open_kvm().unwrap(), ram, vcpus).unwrap();
+    machine_shown(ram, vcpus, &Model::Host)
+}
+
+/// Makes a machine whose guest is shown a CPU model.
+pub fn machine_shown(ram: &Ram, vcpus: u8, model: &Model) -> (Machine, Vec<Vcpu>) {
+    let mut machine = Machine::create(open_kvm().unwrap(), ram, vcpus, model).unwrap();
     let vcpus = machine.take_vcpus();
     (machine, vcpus)
 }

@@ -2,6 +2,7 @@
 
 mod dirty;
 pub(crate) mod guest;
+mod models;
 mod moving;
 mod populate;
 mod running;

@@ -234,7 +234,7 @@ fn the_first_vcpu_enters_by_pvh_and_the_others_wait() {
 fn vcpu_counts_out_of_range_are_refused() {
     let ram = Ram::new(RAM_BYTES).unwrap();
     for count in [0, 17, 255] {
-        let error = Machine::create(open_kvm().unwrap(), &ram, count).unwrap_err();
+        let error = Machine::create(open_kvm().unwrap(), &ram, count, &rebec_cpu::Model::Host).unwrap_err();
         assert!(matches!(error, Error::VcpuCount { .. }), "{error}");
     }
 }

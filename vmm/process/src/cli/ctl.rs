@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use rebec_vmm_api::{DiskSize, MacAddr, PortKey, control::MigrateOptions};
+use rebec_vmm_api::{CpuQuota, DiskSize, MacAddr, PerSecond, PortKey, control::MigrateOptions};
 
 /// Options of `ctl`.
 #[derive(Args, Debug)]
@@ -41,6 +41,8 @@ pub enum CtlRequest {
         #[arg(value_name = "SIZE")]
         size: DiskSize,
     },
+    /// Change what the VM may take of its host, while it runs
+    Set(SetTo),
     /// Press the VM's power button: its guest turns itself off, if it listens to that
     PowerButton,
     /// End the VM, as if its power were cut
@@ -122,6 +124,27 @@ The streams are plain TCP: unprotected, neither encrypted nor authenticated.
 Progress goes to standard error; one JSON object that says what the move cost goes to standard output.
 Exit codes: 0 moved, 1 failed and the VM runs on here, 3 the right to run it waits for the other side.")]
     Migrate(MigrateTo),
+}
+
+/// Options of `ctl set`.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = true)]
+pub struct SetTo {
+    /// Most bits a second of each NIC, each way, as in 200M, or none
+    #[arg(long, value_name = "RATE")]
+    pub net: Option<PerSecond>,
+    /// Most requests a second of each disk, as in 5000, or none
+    #[arg(long, value_name = "RATE")]
+    pub disk_iops: Option<PerSecond>,
+    /// Most bytes a second of each disk, as in 100M, or none
+    #[arg(long, value_name = "RATE")]
+    pub disk_bytes: Option<PerSecond>,
+    /// Most time of the host's processors, in percent of one, as in 150%, or none; by the control group that the VM was started in
+    #[arg(long, value_name = "PERCENT")]
+    pub cpu_quota: Option<CpuQuota>,
+    /// Share of the processors where others want them too, from 1 to 10000; by that control group
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub cpu_weight: Option<u32>,
 }
 
 /// Options of `ctl migrate`.

@@ -60,7 +60,7 @@ struct State {
 }
 
 enum End {
-    Answer(ResponseBody),
+    Answer(Box<ResponseBody>),
     HandedOver,
 }
 
@@ -75,7 +75,7 @@ impl Reply {
     pub fn send(&self, body: ResponseBody) {
         match body {
             ResponseBody::Progress(progress) => self.slot.lock().progress = Some(progress),
-            ResponseBody::Ok(_) | ResponseBody::Error(_) => self.end(End::Answer(body)),
+            ResponseBody::Ok(_) | ResponseBody::Error(_) => self.end(End::Answer(Box::new(body))),
         }
         self.slot.changed.notify_one();
     }
@@ -106,7 +106,7 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         let message = "the VM ended before it answered; see its messages on standard error".into();
-        self.end(End::Answer(ResponseBody::Error(ControlError { code: ErrorCode::Failed, message })));
+        self.end(End::Answer(Box::new(ResponseBody::Error(ControlError { code: ErrorCode::Failed, message }))));
         self.slot.changed.notify_one();
     }
 }
@@ -118,7 +118,7 @@ impl Answers {
         let nothing = |state: &mut State| state.progress.is_none() && state.end.is_none();
         let mut state = self.slot.changed.wait_while(state, nothing).unwrap_or_else(PoisonError::into_inner);
         match state.end.take() {
-            Some(End::Answer(body)) => Heard::Final(body),
+            Some(End::Answer(body)) => Heard::Final(*body),
             Some(End::HandedOver) => Heard::HandedOver,
             None => Heard::Progress(state.progress.take().expect("invariant: the wait ends with progress or an end")),
         }

@@ -3,6 +3,7 @@
 
 mod client;
 mod migrate;
+mod set;
 mod show;
 
 use std::{
@@ -69,6 +70,9 @@ pub enum CtlError {
         /// What the system said.
         source: io::Error,
     },
+    /// A control group.
+    #[error("{0}")]
+    Group(String),
     /// Standard output is closed or full.
     #[error("write the answer to standard output")]
     Output(#[from] io::Error),
@@ -99,6 +103,7 @@ pub fn run(options: &CtlOptions) -> Result<ExitCode, CtlError> {
         CtlRequest::Pause => ("pause", Command::Pause),
         CtlRequest::Resume => ("resume", Command::Resume),
         CtlRequest::ResizeDisk { disk, size } => ("resize-disk", Command::ResizeDisk { disk: *disk, bytes: size.bytes() }),
+        CtlRequest::Set(to) => return set::run(&mut client, to),
         CtlRequest::PowerButton => ("power-button", Command::PowerButton),
         CtlRequest::Stop => ("stop", Command::Stop),
         CtlRequest::Cancel => ("cancel", Command::Cancel),

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use rebec_layout::PAGE_BYTES;
 use rebec_vmm_api::{
     MacAddr,
-    control::{NetStatus, NetTalk, Progress, StationTalk, Status, VmState},
+    control::{DeviceLimits, NetStatus, NetTalk, Progress, StationTalk, Status, VmState},
 };
 
 /// `status` as lines of a name and a value.
@@ -17,6 +17,8 @@ pub fn table(status: &Status) -> String {
         ("memory".to_owned(), size(status.memory_bytes)),
         ("vcpus".to_owned(), status.vcpus.to_string()),
     ];
+    rows.extend(status.cpu.as_ref().map(|cpu| ("cpu".to_owned(), model(&cpu.model).to_owned())));
+    rows.extend(status.limits.map(|limits| ("limits".to_owned(), limited(limits))));
     rows.extend(status.lease_ms.map(|left| ("lease".to_owned(), lease(left))));
     rows.extend(status.disk_bytes.iter().enumerate().map(|(index, bytes)| (format!("disk {index}"), size(*bytes))));
     rows.extend(status.nets.iter().enumerate().map(|(index, net)| (format!("net {index}"), counters(net))));
@@ -24,6 +26,21 @@ pub fn table(status: &Status) -> String {
         writeln!(text, "{name:<8} {}", printable(value)).expect("invariant: a String takes any text");
         text
     })
+}
+
+fn limited(limits: DeviceLimits) -> String {
+    let DeviceLimits { net_bits, disk_requests, disk_bytes } = limits;
+    let words = [
+        net_bits.map(|bits| format!("{} kbit/s a NIC and way", bits / 1000)),
+        disk_requests.map(|requests| format!("{requests} requests/s a disk")),
+        disk_bytes.map(|bytes| format!("{} kB/s a disk", bytes / 1000)),
+    ];
+    words.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// A set is for programs.
+fn model(model: &str) -> &str {
+    if model.starts_with("only:") { "a set of features of its own" } else { model }
 }
 
 fn counters(net: &NetStatus) -> String {
@@ -86,6 +103,8 @@ fn printable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use rebec_vmm_api::control::CpuStatus;
+
     use super::*;
 
     #[test]
@@ -119,8 +138,11 @@ mod tests {
             nets: vec![net],
             ledger: true,
             lease_ms: Some(0),
+            cpu: Some(CpuStatus { model: "x86-64-v2".into(), features: String::new() }),
+            limits: Some(DeviceLimits { net_bits: Some(200_000_000), disk_requests: Some(5000), disk_bytes: None }),
+            cgroup: None,
         };
-        let expected = "state    running\nvm       00[2J11\nepoch    1\nmemory   512 MiB\nvcpus    2\nlease    ended: no vCPU runs until it is extended\ndisk 0   2 GiB\n\
+        let expected = "state    running\nvm       00[2J11\nepoch    1\nmemory   512 MiB\nvcpus    2\ncpu      x86-64-v2\nlimits   200000 kbit/s a NIC and way, 5000 requests/s a disk\nlease    ended: no vCPU runs until it is extended\ndisk 0   2 GiB\n\
                         net 0    52:54:00:00:00:01 on LAN 7: 3 frames out, 4 in, 2 dropped (no_peer 2)\n";
         assert_eq!(table(&status), expected);
     }

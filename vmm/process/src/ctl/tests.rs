@@ -33,6 +33,9 @@ fn status() -> Status {
         nets: Vec::new(),
         ledger: false,
         lease_ms: None,
+        cpu: None,
+        limits: None,
+        cgroup: None,
     }
 }
 

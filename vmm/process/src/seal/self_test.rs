@@ -22,6 +22,7 @@ use std::{
 
 use anyhow::Context;
 use nix::sched::{CloneFlags, unshare};
+use rebec_cpu::Model;
 use rebec_devices::Threads as _;
 use rebec_kvm::{Machine, Ram};
 use rustix::{
@@ -109,7 +110,7 @@ fn act(what: &str, file: File, ram: &Ram) -> anyhow::Result<()> {
         "receive descriptors" => recvmsg(&file, &mut [], &mut RecvAncillaryBuffer::default(), RecvFlags::DONTWAIT).map(drop)?,
         "write into a file" => file.write_all_at(b"x", 0)?,
         "make memory for a guest" => Ram::new(1 << 20).map(drop)?,
-        "make a machine" => Machine::create(file, ram, 1).map(drop)?,
+        "make a machine" => Machine::create(file, ram, 1, &Model::Host).map(drop)?,
         "panic" => panic!("on purpose"),
         "abort" => std::process::abort(),
         _ => anyhow::bail!("nobody knows what that is"),

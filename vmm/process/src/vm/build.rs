@@ -1,6 +1,7 @@
 //! How a machine is put together from what this host gives it: devices into slots, events into KVM.
 
 use std::{
+    cell::RefCell,
     fs::File,
     io::{self, Read},
     sync::{
@@ -10,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use rebec_cpu::Model;
 use rebec_devices::{
     Threads,
     block::BlockDevice,
@@ -32,6 +34,7 @@ use super::{Report, Vm, bus::Buses, vcpus::VcpuThreads};
 use crate::{
     lan::Lan,
     lease::Lease,
+    limits::Limits,
     serial::Console,
     threads::{RequestedThreads, WorkThreads},
 };
@@ -48,16 +51,17 @@ pub struct Host {
     pub kvm: File,
     pub disks: Vec<Arc<Disk>>,
     pub lans: Vec<Lan>,
+    pub limits: Limits,
     pub console: Arc<Console>,
     pub lease: Lease,
     pub report: Report,
 }
 
-/// Builds a machine that stands still, with empty RAM.
-pub fn build(size: MachineSize, host: &Host) -> Result<Vm> {
+/// Builds a machine that stands still, with empty RAM; its guest is shown this CPU model.
+pub fn build(size: MachineSize, cpu: &Model, host: &Host) -> Result<Vm> {
     let ram = Ram::new(size.memory.bytes())?;
     let kvm = host.kvm.try_clone().context("duplicate the KVM descriptor")?;
-    let mut machine = Machine::create(kvm, &ram, size.vcpus)?;
+    let mut machine = Machine::create(kvm, &ram, size.vcpus, cpu)?;
     let threads: Arc<dyn Threads> = Arc::new(RequestedThreads::start().context("start the thread that makes devices' threads")?);
     let mut slots = Vec::new();
     for device in devices(host)? {
@@ -69,7 +73,17 @@ pub fn build(size: MachineSize, host: &Host) -> Result<Vm> {
     let buses = Arc::new(Buses { slots, serial, power, report: report.clone() });
     connect_input(host, &buses);
     let vcpus = VcpuThreads::start(machine.take_vcpus(), &buses, &WorkThreads, &report, &host.lease)?;
-    Ok(Vm { size, ram, machine, vcpus, buses, disks: host.disks.clone(), lans: host.lans.clone() })
+    Ok(Vm {
+        size,
+        cpu: RefCell::new(cpu.clone()),
+        ram,
+        machine,
+        vcpus,
+        buses,
+        disks: host.disks.clone(),
+        lans: host.lans.clone(),
+        limits: host.limits.clone(),
+    })
 }
 
 /// A machine ends or restarts once. What its guest asks for first counts, and all else it says is not heard: sixteen vCPUs that ask without an end
@@ -87,11 +101,11 @@ fn first_word(report: &Report) -> Report {
 fn devices(host: &Host) -> Result<Vec<Box<dyn VirtioDevice>>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for disk in &host.disks {
-        devices.push(Box::new(BlockDevice::new(disk.clone())));
+        devices.push(Box::new(BlockDevice::new(disk.clone()).limited(host.limits.disk().clone())));
     }
     for lan in &host.lans {
         let port = lan.port().with_context(|| format!("net {}: attach its port", lan.mac()))?;
-        devices.push(Box::new(NetDevice::new(lan.mac().0, lan.mtu(), Box::new(port))));
+        devices.push(Box::new(NetDevice::new(lan.mac().0, lan.mtu(), Box::new(port)).limited(host.limits.net())));
     }
     devices.push(Box::new(RngDevice::new(HostEntropy)));
     Ok(devices)

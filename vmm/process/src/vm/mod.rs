@@ -10,13 +10,14 @@ mod build;
 mod bus;
 mod vcpus;
 
-use std::{ops::Range, sync::Arc, time::Instant};
+use std::{cell::RefCell, ops::Range, sync::Arc, time::Instant};
 
 use anyhow::{Context, Result};
 use rebec_boot::{BootConfig, Content, KernelImage};
+use rebec_cpu::{Model, ModelError};
 use rebec_devices::{disk::Disk, power::PowerEvent, virtio::PciTransport};
 use rebec_kvm::{Machine, Populated, Ram};
-use rebec_vmm_saved::{PartKind, SavedMachine};
+use rebec_vmm_saved::{Part, PartKind, SavedMachine};
 
 use bus::Buses;
 use vcpus::VcpuThreads;
@@ -24,7 +25,7 @@ use vcpus::VcpuThreads;
 pub use build::{Host, MachineSize, build};
 pub use vcpus::VcpuEvent;
 
-use crate::lan::Lan;
+use crate::{lan::Lan, limits::Limits};
 
 /// What a machine says of itself, and what its owner decides about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,20 +39,30 @@ pub enum MachineEvent {
 /// Where it says so. Called by vCPU threads: it never waits.
 pub type Report = Arc<dyn Fn(MachineEvent) + Send + Sync>;
 
+/// Of the part that says a model's name.
+const CPU_MODEL_VERSION: u16 = 1;
+
 /// A machine, whole.
 pub struct Vm {
     size: MachineSize,
+    cpu: RefCell<Model>,
     ram: Ram,
     machine: Machine,
     vcpus: VcpuThreads,
     buses: Arc<Buses>,
     disks: Vec<Arc<Disk>>,
     lans: Vec<Lan>,
+    limits: Limits,
 }
 
 impl Vm {
     pub fn size(&self) -> MachineSize {
         self.size
+    }
+
+    /// What its guest is shown of a processor, here and wherever it goes.
+    pub fn cpu(&self) -> Model {
+        self.cpu.borrow().clone()
     }
 
     pub fn ram(&self) -> &Ram {
@@ -123,6 +134,8 @@ impl Vm {
         self.machine.save(&mut saved).context("save the machine")?;
         saved.push(self.buses.serial.save());
         saved.push(self.buses.power.save());
+        saved.push(self.limits.save());
+        saved.push(Part::encode(PartKind::CpuModel, 0, CPU_MODEL_VERSION, &self.cpu().to_string()));
         for (slot, device) in (0..).zip(&self.buses.slots) {
             saved.push(device.save(slot));
         }
@@ -142,6 +155,14 @@ impl Vm {
         let asked = self.buses.power.restore(&saved.take(PartKind::Power, 0)?)?;
         for (slot, device) in (0..).zip(&self.buses.slots) {
             device.restore(&saved.take(PartKind::Virtio, slot)?)?;
+        }
+        if let Some(part) = saved.take_if_there(PartKind::Limits, 0) {
+            self.limits.restore(&part)?;
+        }
+        if let Some(part) = saved.take_if_there(PartKind::CpuModel, 0) {
+            let cpu: Model =
+                part.decode::<String>(CPU_MODEL_VERSION)?.parse().map_err(|error: ModelError| part.invalid(error.to_string()))?;
+            self.cpu.replace(cpu);
         }
         saved.finish()?;
         // Its source may have been too late to act on it.

@@ -51,6 +51,7 @@ impl Bench {
             name: Some("a1".into()),
             address: Some([127, 0, 0, 1].into()),
             memory_bytes: None,
+            cpu_max: rebec_cpu::Model::Host,
             durable: true,
             screen: None,
             links: None,
@@ -157,6 +158,8 @@ pub fn vm_body(bench: &Bench) -> VmBody {
         created: 0,
         must: None,
         disks: None,
+        cpu: None,
+        limits: None,
     }
 }
 

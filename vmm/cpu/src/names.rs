@@ -1,19 +1,25 @@
 //! Names of CPU features by CPUID register and bit, as Linux shows them in /proc/cpuinfo; and which registers hold features
 //! at all. A bit without a name here is told by its place.
+//!
+//! The order of [`FEATURES`] is that of the words of a written [`crate::Features`]: rows are added at its end.
 
-use crate::cpuid::KVM_FEATURES_LEAF;
+use crate::KVM_FEATURES_LEAF;
 
-pub(super) const EAX: usize = 0;
-pub(super) const EBX: usize = 1;
-pub(super) const ECX: usize = 2;
-pub(super) const EDX: usize = 3;
+pub(crate) const EAX: usize = 0;
+pub(crate) const EBX: usize = 1;
+pub(crate) const ECX: usize = 2;
+pub(crate) const EDX: usize = 3;
+
+/// The kind of features that are the processor's, and of those that are KVM's.
+pub(crate) const CPU: &str = "CPU feature";
+pub(crate) const KVM_OWN: &str = "KVM feature";
 
 /// What a register must be for a guest to find here what it had there.
-pub(super) enum Rule {
+pub(crate) enum Rule {
     /// It tells of the processor's make, of caches and of topology, and promises nothing.
     Free,
-    /// Every bit is a feature.
-    Features(&'static Features),
+    /// Every bit is a feature: which row of [`FEATURES`] says their names.
+    Features(usize),
     /// Sizes of addresses, a byte each.
     AddressBits,
     /// A size: as much here at least.
@@ -24,8 +30,8 @@ pub(super) enum Rule {
 
 impl Rule {
     pub fn of(leaf: u32, subleaf: u32, register: usize) -> Self {
-        if let Some(features) = FEATURES.iter().find(|known| (known.leaf, known.subleaf, known.register) == (leaf, subleaf, register)) {
-            return Self::Features(features);
+        if let Some(row) = FEATURES.iter().position(|known| (known.leaf, known.subleaf, known.register) == (leaf, subleaf, register)) {
+            return Self::Features(row);
         }
         match (leaf, subleaf, register) {
             // The vendor is compared by itself; greatest leaves; family and model; APIC ids; frequencies; brand; TLBs, caches, topology.
@@ -43,19 +49,25 @@ impl Rule {
 }
 
 /// A register of which every bit is a feature.
-pub(super) struct Features {
+pub(crate) struct Row {
     pub leaf: u32,
     pub subleaf: u32,
     pub register: usize,
     /// Bits that follow a control register of the guest, or are no promise.
     pub ignored: u32,
     /// What kind of thing the names name.
-    kind: &'static str,
+    pub kind: &'static str,
     /// From bit 0 on, space between; `-` where there is none.
     names: &'static str,
 }
 
-impl Features {
+impl Row {
+    /// The bit that is called so, without its kind.
+    pub fn bit(&self, name: &str) -> Option<u32> {
+        self.names.split_ascii_whitespace().position(|known| known == name).map(|bit| bit as u32)
+    }
+
+    /// What a bit is called, with its kind.
     pub fn name(&self, bit: u32) -> String {
         match self.names.split_ascii_whitespace().nth(bit as usize) {
             Some(name) if name != "-" => format!("{} {name}", self.kind),
@@ -67,8 +79,8 @@ impl Features {
     }
 }
 
-const fn cpu(leaf: u32, subleaf: u32, register: usize, ignored: u32, names: &'static str) -> Features {
-    Features { leaf, subleaf, register, ignored, kind: "CPU feature", names }
+const fn cpu(leaf: u32, subleaf: u32, register: usize, ignored: u32, names: &'static str) -> Row {
+    Row { leaf, subleaf, register, ignored, kind: CPU, names }
 }
 
 /// OSXSAVE, which shows CR4.
@@ -78,7 +90,10 @@ const APIC_ON: u32 = 1 << 9;
 /// OSPKE, which shows CR4.
 const OSPKE: u32 = 1 << 4;
 
-pub(super) const FEATURES: [Features; 22] = [
+/// Registers of features.
+pub(crate) const ROWS: usize = 22;
+
+pub(crate) const FEATURES: [Row; ROWS] = [
     cpu(
         1,
         0,
@@ -169,13 +184,13 @@ pub(super) const FEATURES: [Features; 22] = [
     ),
     cpu(0x8000_0021, 0, ECX, 0, "- tsa_sq_no tsa_l1_no"),
     cpu(0x19, 0, EBX, 0, "aeskle - aes_wide - kl_backup"),
-    Features { leaf: KVM_FEATURES_LEAF, subleaf: 0, register: EDX, ignored: 0, kind: "KVM hint", names: "realtime" },
-    Features {
+    Row { leaf: KVM_FEATURES_LEAF, subleaf: 0, register: EDX, ignored: 0, kind: "KVM hint", names: "realtime" },
+    Row {
         leaf: KVM_FEATURES_LEAF,
         subleaf: 0,
         register: EAX,
         ignored: 0,
-        kind: "KVM feature",
+        kind: KVM_OWN,
         names: "clocksource nop_io_delay mmu_op clocksource2 async_pf steal_time pv_eoi pv_unhalt - pv_tlb_flush async_pf_vmexit \
                 pv_send_ipi poll_control pv_sched_yield async_pf_int msi_ext_dest_id hc_map_gpa_range migration_control - - - - - - \
                 clocksource_stable",
