@@ -42,6 +42,7 @@ pub fn candidates(book: &Book, now: impl Fn(&Key) -> Now) -> Vec<Candidate> {
             memory_free_bytes: body.memory_bytes.saturating_sub(memory_used_bytes),
             disk_free_bytes: body.disk_bytes.saturating_sub(u64::from(vitals.disk_used_mib) << 20),
             parts,
+            closed: None,
         }
     });
     candidates.collect()

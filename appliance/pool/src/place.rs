@@ -50,6 +50,8 @@ pub struct Candidate {
     pub disk_free_bytes: u64,
     /// Parts in its depot.
     pub parts: Vec<Digest>,
+    /// Why the VM in question may not come there, whatever room there is: by a contract, or for want of one.
+    pub closed: Option<String>,
 }
 
 /// The host that was chosen, and why.
@@ -108,6 +110,9 @@ fn refusal(want: &Want, candidate: &Candidate) -> Option<String> {
     if !candidate.answers {
         return Some("does not answer".into());
     }
+    if candidate.closed.is_some() {
+        return candidate.closed.clone();
+    }
     if candidate.draining {
         return Some("is being drained".into());
     }
@@ -145,6 +150,7 @@ mod tests {
             memory_free_bytes: free_mib << 20,
             disk_free_bytes: 1 << 30,
             parts: vec![],
+            closed: None,
         }
     }
 
@@ -177,7 +183,8 @@ mod tests {
 
     #[test]
     fn each_host_says_why_not() {
-        let mut hosts: Vec<_> = (1..=7).map(|number| candidate(number, 1, 1000)).collect();
+        let mut hosts: Vec<_> = (1..=8).map(|number| candidate(number, 1, 1000)).collect();
+        hosts[7].closed = Some("is lent to beta by contract 1a2b".into());
         hosts[0].answers = false;
         hosts[1].draining = true;
         hosts[2].no_kvm = Some("/dev/kvm is missing".into());
@@ -194,6 +201,7 @@ mod tests {
             "h5: disk: 1 MiB free, 5 MiB wanted",
             "h6: has no IPv4 address, which LANs need; give it one, or run the VM without a LAN",
             "h7: the VM is there already",
+            "h8: is lent to beta by contract 1a2b",
         ];
         assert_eq!(refusals, expected);
     }

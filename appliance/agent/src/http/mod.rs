@@ -20,6 +20,7 @@ pub mod streams;
 pub mod table;
 pub mod tls;
 pub mod tokens;
+pub mod trade;
 pub mod users;
 pub mod vms;
 pub mod warrants;
@@ -62,6 +63,8 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/internal/arrivals/{id}/stream", get(streams::arrival))
         .route("/internal/jobs/wait", post(internal::wait_job))
         .route("/internal/parts/{digest}", get(internal::part))
+        .route("/internal/offers", post(trade::offers))
+        .route("/internal/contracts", post(trade::sign))
         .layer(middleware::from_fn_with_state(agent.clone(), rights::agents));
     users
         .merge(agents)

@@ -1,25 +1,14 @@
-//! `rebec simulate` and `rebec policy`: what needs no agent.
+//! `rebec simulate`, which needs no agent.
 
 use std::{path::PathBuf, str::FromStr};
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use rebec_pool::trade::policy::Reclaim;
 
 use super::values::Span;
 
 /// Most machines of one domain.
 const MACHINES_MAX: u32 = 1 << 20;
-
-/// `rebec policy ...`
-#[derive(Subcommand, Debug)]
-pub enum PolicyCommand {
-    /// Say whether a policy's file is right and what it means, or what is wrong with it, each with line and column
-    Check {
-        /// The policy's file
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-    },
-}
 
 /// Options of `simulate`.
 #[derive(Args, Debug)]

@@ -4,6 +4,7 @@ pub mod lists;
 pub mod report;
 pub mod shows;
 pub mod table;
+pub mod trade;
 
 #[cfg(test)]
 mod screens;
