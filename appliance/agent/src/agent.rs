@@ -7,6 +7,7 @@ use rebec_host::{Host, forward::Forwards, host};
 
 use crate::{
     audit::Audit,
+    broker::Broker,
     bulletin::{self, Bulletin},
     depot::Depot,
     identity::Identity,
@@ -53,6 +54,8 @@ pub struct Agent {
     pub orders: Arc<Orders>,
     /// What this host tells of itself.
     pub bulletin: Arc<Bulletin>,
+    /// What its domain lends and borrows.
+    pub broker: Arc<Broker>,
     /// How it stands with its pool.
     pub membership: Arc<Membership>,
     /// How the machine's clock is kept.
@@ -75,6 +78,7 @@ impl Agent {
         let keeper = Arc::new(Keeper::new(knowledge.clone(), store.clone()));
         let vms = Vms::new(host.clone(), knowledge.clone(), peers.clone(), keeper.clone(), store.clone(), jobs.clone());
         let orders = Orders::new(knowledge.clone(), peers.clone(), keeper.clone(), store.clone(), vms.clone(), jobs.clone());
+        let broker = Broker::new(identity.clone(), knowledge.clone(), peers.clone(), vms.clone(), store.clone(), audit.clone());
         let told = bulletin::Given { api_port, durable, later };
         let bulletin = Bulletin::new(told, knowledge.clone(), peers.clone(), host.clone(), vms.clone(), store.clone(), audit.clone());
         let bulletin = Arc::new(bulletin);
@@ -95,6 +99,7 @@ impl Agent {
             vms,
             orders,
             bulletin,
+            broker,
             membership: Arc::new(membership),
             clock,
             screen,

@@ -10,6 +10,7 @@
 
 mod agent;
 mod audit;
+mod broker;
 mod bulletin;
 mod chance;
 mod descriptors;

@@ -89,6 +89,7 @@ async fn serve(options: Options) -> Result<()> {
     tokio::spawn(restart::run(agent.orders.clone()));
     tokio::spawn(pool::replace::run(membership.clone()));
     tokio::spawn(returns::run(agent.orders.clone()));
+    tokio::spawn(agent.broker.clone().run());
     tokio::spawn(watch_facts(agent.clone()));
     tokio::spawn(upkeep::run(host.clone(), knowledge.clone(), vms.clone()));
     tokio::spawn(upkeep::watch_room(host.clone(), vms.clone()));

@@ -13,6 +13,7 @@ pub mod lan;
 pub mod pool;
 pub mod screen;
 pub mod token;
+pub mod trade;
 pub mod user;
 pub mod vm;
 

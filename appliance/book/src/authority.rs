@@ -12,6 +12,7 @@ pub use self::signers::{called, domains_of, needs_role, role_of};
 pub use crate::role::Role;
 use crate::{
     book::Book,
+    contracts,
     key::{Digest, Id, Key},
     record::{Body, ImageBody, Kind, Signed, VmBody},
     view,
@@ -60,6 +61,10 @@ pub enum Question {
     Job,
     /// The bytes of a part.
     Part(Digest),
+    /// What would you lend my domain.
+    Lend,
+    /// A contract that my domain is a side of: sign it, or hear what was said of it.
+    Contract(Id),
     /// A user's command, about this thing if it is about one.
     Command(Command, Option<(Kind, Id)>),
 }
@@ -77,8 +82,9 @@ impl Question {
             | Self::Disks(id)
             | Self::Arrive(id, _)
             | Self::Stream(id)
+            | Self::Contract(id)
             | Self::Command(_, Some((_, id))) => Some(id),
-            Self::Join | Self::Exchange | Self::Leave | Self::Job | Self::Part(_) | Self::Command(_, None) => None,
+            Self::Join | Self::Exchange | Self::Leave | Self::Job | Self::Lend | Self::Part(_) | Self::Command(_, None) => None,
         }
     }
 }
@@ -173,6 +179,17 @@ commands! {
     VmLogs User Home "read a VM's console",
     VmConsole User Home "type at a VM's console",
     VmForward User Home "reach into a VM",
+    VmWhy Viewer Home "say why a VM is where it is",
+    PolicyShow Viewer Here "show the policy",
+    PolicySet Admin Here "set the policy",
+    ContractList Viewer Here "list contracts",
+    ContractShow Viewer Here "show a contract",
+    ContractPropose Operator Here "propose contracts",
+    ContractAccept Operator Here "accept a contract",
+    ContractRecall Operator Here "call a machine back, or give it back",
+    DemandSet Operator Here "say what the domain's work wants",
+    TradePlan Viewer Here "show what the broker would do",
+    AccountShow Viewer Here "show what was lent and borrowed",
     UserList Viewer Here "list users",
     UserAdd Admin Here "give a user a role",
     UserRemove Admin Here "take a user's role back",
@@ -252,20 +269,28 @@ enum Standing {
 pub fn may(book: Option<&Book>, own: Key, now_s: u64, asker: Asker, question: Question) -> Result<Granted, Refused> {
     match (asker, question) {
         (Asker::Nobody, _) => return Err(Refused::because("nobody asks: sign the command, or show a token or a key")),
-        (Asker::Signer(signer), Question::Command(command, about)) => signers::may(book, own, now_s, &signer, command, about)?,
+        (Asker::Signer(signer), Question::Command(command, about)) => {
+            signers::may(book, own, now_s, &signer, command, about)?;
+            // What comes by a command of who may give it comes under no other rule than what another host sends.
+            if let (Command::VmStart, Some((Kind::VM, vm)), Some(book)) = (command, about, book)
+                && view::holder(book, vm).is_some_and(|at| at.host == own)
+            {
+                may_come(book, own, vm, now_s)?;
+            }
+        }
         (Asker::Signer(_), _) => return Err(Refused::because("/internal is for agents")),
         (Asker::Host(_), Question::Command(..)) if book.is_some() => {
             return Err(Refused::because("a command needs a signature: of a user, or of a host for root at its socket"));
         }
         (Asker::Host(key), question) => {
             let book = book.ok_or_else(|| Refused::because("this host belongs to no pool"))?;
-            host_may(book, own, key, question)?;
+            host_may(book, own, now_s, key, question)?;
         }
     }
     Ok(Granted { asker, question })
 }
 
-fn host_may(book: &Book, own: Key, asker: Key, question: Question) -> Result<(), Refused> {
+fn host_may(book: &Book, own: Key, now_s: u64, asker: Key, question: Question) -> Result<(), Refused> {
     let standing = standing(book, own, asker)?;
     if question == Question::Join {
         return Ok(());
@@ -282,7 +307,8 @@ fn host_may(book: &Book, own: Key, asker: Key, question: Question) -> Result<(),
     let unknown_vm = || Refused::because("no VM of this id is known here");
     let holds = |vm: Id, key: Key, epoch: u64| view::holder(book, vm).is_some_and(|at| (at.host, at.epoch) == (key, epoch));
     let allowed = match question {
-        Question::Join | Question::Exchange | Question::Job | Question::Stream(_) => return Ok(()),
+        // Contracts and offers prove themselves, whoever carries them.
+        Question::Join | Question::Exchange | Question::Job | Question::Stream(_) | Question::Lend | Question::Contract(_) => return Ok(()),
         Question::Leave => return is_own.then_some(()).ok_or_else(|| Refused::because("the asking host belongs to another domain")),
         Question::Addresses(lan) | Question::Return(lan) => match book.get(Kind::LAN, lan, own) {
             Some(Body::Lan(lan)) => is_own || lan.domains.contains(&domain),
@@ -305,6 +331,7 @@ fn host_may(book: &Book, own: Key, asker: Key, question: Question) -> Result<(),
             if !holds(vm, own, epoch) {
                 return refuse("its home has not assigned that VM to this host at that epoch");
             }
+            may_come(book, own, vm, now_s)?;
             book.thing(Kind::VM, vm).is_some_and(|thing| thing.home == asker) || view::keeper(book, vm) == Some(asker)
         }
         Question::Remove(vm) | Question::Disks(vm) => book.thing(Kind::VM, vm).ok_or_else(unknown_vm)?.home == asker,
@@ -313,6 +340,7 @@ fn host_may(book: &Book, own: Key, asker: Key, question: Question) -> Result<(),
             if !holds(vm, asker, epoch) {
                 return refuse("the asking host does not hold that VM at that epoch");
             }
+            may_come(book, own, vm, now_s)?;
             true
         }
         Question::Part(digest) => is_own || needs_part(book, domain, &digest),
@@ -320,6 +348,15 @@ fn host_may(book: &Book, own: Key, asker: Key, question: Question) -> Result<(),
         Question::Command(..) => false,
     };
     if allowed { Ok(()) } else { refuse("the asking host belongs to another domain: it may ask about its own VMs only") }
+}
+
+/// Refuses a VM of another domain that no contract lets come to this host, where its domain lends by contract.
+fn may_come(book: &Book, own: Key, vm: Id, now_s: u64) -> Result<(), Refused> {
+    let refused = |why| {
+        let host = book.membership(&own).map_or_else(|| own.short(), |(_, member)| member.name.clone());
+        Refused::because(format!("host {host}: {why}"))
+    };
+    contracts::may_come(book, &own, vm, now_s).map_err(refused)
 }
 
 fn standing(book: &Book, own: Key, asker: Key) -> Result<Standing, Refused> {

@@ -4,6 +4,7 @@
 //! A body that is not sound (a name that could not be typed, an id that is another writer's, a length beyond its limit) is kept and
 //! passed on like one of a kind that this version does not know, and counts for nothing: hosts of two versions have equal books.
 
+mod broker;
 mod disks;
 mod host;
 mod machine;
@@ -14,21 +15,23 @@ use minicbor::{Decode, Decoder, Encode, Encoder};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    broker::BrokerBody,
     disks::{DISKS, DISKS_MAX, DiskBody, ROOT_DISK},
     host::{AuditHead, HostBody, PartsBody, Speaks},
     machine::{CPU_MODEL, CpuBody, LimitsBody},
 };
-pub use crate::{
-    grant::Assigned,
-    lan::{LanBody, NICS_MAX, NicBody, RangeLease},
-};
 use crate::{
+    contract::Contract,
     grant::{GRANTS_MAX, Grant},
     key::{Digest, Key, Nonce, bound_id, id_of_key},
     kind::{Kind, RecordKey},
     lan,
     name::is_name,
     role::Role,
+};
+pub use crate::{
+    grant::Assigned,
+    lan::{LanBody, NICS_MAX, NicBody, RangeLease},
 };
 
 /// Most addresses of a host that anybody dials.
@@ -71,6 +74,8 @@ pub enum Body {
     Helper(HelperBody),
     /// See [`Kind::USER`].
     User(UserBody),
+    /// See [`Kind::BROKER`].
+    Broker(BrokerBody),
     /// See [`Kind::HOST`].
     Host(Box<HostBody>),
     /// See [`Kind::PARTS`].
@@ -83,6 +88,8 @@ pub enum Body {
     Vm(Box<VmBody>),
     /// See [`Kind::SEEN`].
     Seen(Box<SeenBody>),
+    /// See [`Kind::CONTRACT`].
+    Contract(Box<Contract>),
     /// Not understood, or not sound.
     Unknown,
 }
@@ -412,12 +419,14 @@ impl Body {
             Self::Member(_) => Kind::MEMBER,
             Self::Helper(_) => Kind::HELPER,
             Self::User(_) => Kind::USER,
+            Self::Broker(_) => Kind::BROKER,
             Self::Host(_) => Kind::HOST,
             Self::Parts(_) => Kind::PARTS,
             Self::Lan(_) => Kind::LAN,
             Self::Image(_) => Kind::IMAGE,
             Self::Vm(_) => Kind::VM,
             Self::Seen(_) => Kind::SEEN,
+            Self::Contract(_) => Kind::CONTRACT,
             Self::Unknown => return None,
         })
     }
@@ -431,12 +440,14 @@ impl Body {
             Self::Member(body) => minicbor::to_vec(body),
             Self::Helper(body) => minicbor::to_vec(body),
             Self::User(body) => minicbor::to_vec(body),
+            Self::Broker(body) => minicbor::to_vec(body),
             Self::Host(body) => minicbor::to_vec(body),
             Self::Parts(body) => minicbor::to_vec(body),
             Self::Lan(body) => minicbor::to_vec(body),
             Self::Image(body) => minicbor::to_vec(body),
             Self::Vm(body) => minicbor::to_vec(body),
             Self::Seen(body) => minicbor::to_vec(body),
+            Self::Contract(body) => minicbor::to_vec(body),
             Self::Unknown => return None,
         };
         bytes.ok()
@@ -451,12 +462,14 @@ impl Body {
             Kind::MEMBER => minicbor::decode(bytes).map(Self::Member),
             Kind::HELPER => minicbor::decode(bytes).map(Self::Helper),
             Kind::USER => minicbor::decode(bytes).map(Self::User),
+            Kind::BROKER => minicbor::decode(bytes).map(Self::Broker),
             Kind::HOST => minicbor::decode(bytes).map(Self::Host),
             Kind::PARTS => minicbor::decode(bytes).map(Self::Parts),
             Kind::LAN => minicbor::decode(bytes).map(Self::Lan),
             Kind::IMAGE => minicbor::decode(bytes).map(Self::Image),
             Kind::VM => minicbor::decode(bytes).map(Self::Vm),
             Kind::SEEN => minicbor::decode(bytes).map(Self::Seen),
+            Kind::CONTRACT => minicbor::decode(bytes).map(Self::Contract),
             _ => return Self::Unknown,
         };
         body.ok().filter(|body| body.is_sound(key)).map(Self::shrunk).unwrap_or(Self::Unknown)
@@ -489,6 +502,8 @@ impl Body {
             Self::Member(member) => is_name(&member.name) && *id == id_of_key(&member.host) && text(&member.dead),
             Self::Helper(helper) => *id == id_of_key(&helper.key),
             Self::User(user) => is_name(&user.name) && *id == id_of_key(&user.key),
+            Self::Broker(broker) => *id == id_of_key(&broker.domain) && broker.is_sound(),
+            Self::Contract(contract) => contract.is_sound(id),
             Self::Host(host) => {
                 *id == id_of_key(writer)
                     && host.addresses.len() <= ADDRESSES_MAX

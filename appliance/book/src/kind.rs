@@ -22,6 +22,8 @@ impl Kind {
     pub const HELPER: Self = Self(4);
     /// A user of a domain.
     pub const USER: Self = Self(5);
+    /// Where a domain's broker is.
+    pub const BROKER: Self = Self(6);
     /// A host's facts.
     pub const HOST: Self = Self(8);
     /// A host's parts.
@@ -34,6 +36,8 @@ impl Kind {
     pub const VM: Self = Self(12);
     /// A VM as it is.
     pub const SEEN: Self = Self(13);
+    /// What two domains agreed about a machine.
+    pub const CONTRACT: Self = Self(14);
 }
 
 /// The name of a record.

@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use ed25519_dalek::SigningKey;
 use rebec_book::{
     Body, Grant, Key, Record, Role, Signed, Warrant,
+    contract::{Contract, Reclaim, Said, Terms, What},
     gossip::message::{Answer, Beats, Offer, Parcel, Question, Vitals},
     key::{Digest, Id, Name, bound_id, id_of_key, public},
     record::{
-        Assigned, AuditHead, DISKS, DiskBody, DiskRef, DomainBody, FloorBody, HelperBody, HostBody, ImageBody, Kind, LanBody, MemberBody,
-        NicBody, PartRef, PartsBody, PoolBody, ROOT_DISK, RangeLease, SeenBody, SeenState, Speaks, UserBody, VmBody, VmPrivate,
+        Assigned, AuditHead, BrokerBody, DISKS, DiskBody, DiskRef, DomainBody, FloorBody, HelperBody, HostBody, ImageBody, Kind, LanBody,
+        MemberBody, NicBody, PartRef, PartsBody, PoolBody, ROOT_DISK, RangeLease, SeenBody, SeenState, Speaks, UserBody, VmBody, VmPrivate,
     },
     warrant::{Proven, TokenBound, body_digest},
 };
@@ -96,6 +97,38 @@ fn host() -> HostBody {
     }
 }
 
+fn broker() -> BrokerBody {
+    let reclaim = vec![Reclaim::Migrate, Reclaim::Wait];
+    BrokerBody { domain: key(2), host: key(3), by_contract: true, machines: 2, price_milli: 20, reclaim }
+}
+
+/// Signed by both, called back and given back.
+fn contract() -> Contract {
+    let mut contract = Contract::draft(Terms {
+        nonce: Name([1; 16]),
+        lender: key(2),
+        borrower: key(5),
+        host: key(3),
+        vcpus: 4,
+        memory_bytes: 8 << 30,
+        disk_bytes: 1 << 40,
+        price_milli: 20,
+        from: 1_800_000_000,
+        until: Some(1_800_086_400),
+        notice_s: 600,
+        reclaim: Reclaim::Migrate,
+        lans: vec![Name([2; 16])],
+        vms: vec![],
+        answer_by: 1_800_000_060,
+    });
+    for domain in [2, 5] {
+        contract.sign(&secret(domain));
+    }
+    contract.say(Said::new(What::Recalled, 1_800_003_600, "n = 1 (line 3: lending.share = 50%)", 0), &secret(2));
+    contract.say(Said::new(What::Ended, 1_800_003_660, "called back", 7), &secret(5));
+    contract
+}
+
 fn command() -> Warrant {
     Warrant {
         signer: key(4),
@@ -151,6 +184,8 @@ fn records() -> Vec<(&'static str, Signed)> {
         ("root", sign(Kind::MEMBER, id_of_key(&key(4)), Body::Member(root), 2)),
         ("user", sign(Kind::USER, id_of_key(&key(7)), Body::User(user), 2)),
         ("helper", sign(Kind::HELPER, id_of_key(&key(3)), Body::Helper(HelperBody { key: key(3) }), 2)),
+        ("broker", sign(Kind::BROKER, id_of_key(&key(2)), Body::Broker(broker()), 2)),
+        ("contract", sign(Kind::CONTRACT, contract().id(), Body::Contract(contract().into()), 3)),
         ("host", sign(Kind::HOST, id_of_key(&key(3)), Body::Host(host().into()), 3)),
         ("parts", sign(Kind::PARTS, Name([0; 16]), Body::Parts(PartsBody { digests: vec![Name([1; 32]), Name([2; 32])] }), 3)),
         ("lan", sign(Kind::LAN, bound_id(&key(3), &Name([2; 16])), Body::Lan(lan.into()), 3)),

@@ -43,6 +43,7 @@ pub fn candidates(book: &Book, now: impl Fn(&Key) -> Now) -> Vec<Candidate> {
             disk_free_bytes: body.disk_bytes.saturating_sub(u64::from(vitals.disk_used_mib) << 20),
             parts,
             cpu: body.cpu.as_ref().and_then(|cpu| cpu.parse().ok()),
+            closed: None,
         }
     });
     candidates.collect()

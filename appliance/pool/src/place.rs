@@ -58,6 +58,8 @@ pub struct Candidate {
     pub parts: Vec<Digest>,
     /// What it gives guests of its processor, where it says so.
     pub cpu: Option<Features>,
+    /// Why the VM in question may not come there, whatever room there is: by a contract, or for want of one.
+    pub closed: Option<String>,
 }
 
 /// The host that was chosen, and why.
@@ -116,6 +118,9 @@ fn refusal(want: &Want, candidate: &Candidate) -> Option<String> {
     if !candidate.answers {
         return Some("does not answer".into());
     }
+    if candidate.closed.is_some() {
+        return candidate.closed.clone();
+    }
     if candidate.draining {
         return Some("is being drained".into());
     }
@@ -172,6 +177,7 @@ mod tests {
             disk_free_bytes: 1 << 30,
             parts: vec![],
             cpu: None,
+            closed: None,
         }
     }
 
@@ -204,7 +210,8 @@ mod tests {
 
     #[test]
     fn each_host_says_why_not() {
-        let mut hosts: Vec<_> = (1..=7).map(|number| candidate(number, 1, 1000)).collect();
+        let mut hosts: Vec<_> = (1..=8).map(|number| candidate(number, 1, 1000)).collect();
+        hosts[7].closed = Some("is lent to beta by contract 1a2b".into());
         hosts[0].answers = false;
         hosts[1].draining = true;
         hosts[2].no_kvm = Some("/dev/kvm is missing".into());
@@ -221,6 +228,7 @@ mod tests {
             "h5: disk: 1 MiB free, 5 MiB wanted",
             "h6: has no IPv4 address, which LANs need; give it one, or run the VM without a LAN",
             "h7: the VM is there already",
+            "h8: is lent to beta by contract 1a2b",
         ];
         assert_eq!(refusals, expected);
     }

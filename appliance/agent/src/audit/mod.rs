@@ -70,9 +70,13 @@ pub fn weight(question: &Question) -> Weight {
     use Command::{AuditShow, AuditVerify, InvitationList, SupportBundle, TokenList, VmLogs};
     match question {
         // Whether who joins has a ticket is judged later, and written then.
-        Question::Join | Question::Exchange | Question::Promise(_) | Question::Stream(_) | Question::Job | Question::Part(_) => {
-            Weight::None
-        }
+        Question::Join
+        | Question::Exchange
+        | Question::Promise(_)
+        | Question::Stream(_)
+        | Question::Job
+        | Question::Part(_)
+        | Question::Lend => Weight::None,
         Question::Command(command, _) if command.role() == Role::Viewer => Weight::None,
         Question::Command(InvitationList | TokenList | VmLogs | SupportBundle | AuditShow | AuditVerify, _) => Weight::Look,
         Question::Command(..) => Weight::Change,
@@ -83,6 +87,7 @@ pub fn weight(question: &Question) -> Weight {
         | Question::Start(..)
         | Question::Remove(_)
         | Question::Disks(_)
+        | Question::Contract(_)
         | Question::Arrive(..) => Weight::Change,
     }
 }

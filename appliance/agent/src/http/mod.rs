@@ -21,6 +21,7 @@ pub mod streams;
 pub mod table;
 pub mod tls;
 pub mod tokens;
+pub mod trade;
 pub mod traffic;
 pub mod users;
 pub mod vms;
@@ -65,6 +66,8 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/internal/arrivals/{id}/stream", get(streams::arrival))
         .route("/internal/jobs/wait", post(internal::wait_job))
         .route("/internal/parts/{digest}", get(internal::part))
+        .route("/internal/offers", post(trade::offers))
+        .route("/internal/contracts", post(trade::sign))
         .layer(middleware::from_fn_with_state(agent.clone(), rights::agents));
     users
         .merge(agents)

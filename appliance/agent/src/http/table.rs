@@ -8,6 +8,7 @@ use rebec_api::{
     lan::{LanInfo, NewLan, VmTraffic},
     pool::{DomainInfo, DomainKey, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus},
     token::{CreatedToken, NewToken, Token},
+    trade::{AccountLine, ContractInfo, Demand, NewContract, PlanInfo, PolicyInfo, Proposed, RecallContract, SetPolicy, VmWhy},
     user::{NewUser, User},
     vm::{MoveVm, NewVm, ResizeDisk, SetVm, StopVm, VmDisk, VmInfo},
 };
@@ -20,7 +21,7 @@ use utoipa::openapi::{
 use super::{
     audit, bundle, disks, hosts, images, jobs, lans,
     openapi::{self, Row, row},
-    pools, set, streams, tokens, traffic, users, vms,
+    pools, set, streams, tokens, trade, traffic, users, vms,
 };
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -29,7 +30,7 @@ const EVENTS: &str = "text/event-stream";
 
 /// All of `/v1`.
 pub fn rows() -> Vec<Row> {
-    [pool_rows(), host_rows(), thing_rows(), vm_rows(), own_rows()].into_iter().flatten().collect()
+    [pool_rows(), host_rows(), thing_rows(), vm_rows(), trade_rows(), own_rows()].into_iter().flatten().collect()
 }
 
 fn pool_rows() -> Vec<Row> {
@@ -154,6 +155,31 @@ fn vm_rows() -> Vec<Row> {
         row(Command::VmForward, Get, "/v1/vms/{name}/forward/{port}", "A TCP connection into the guest", streams::reach)
             .about(Kind::VM)
             .upgrades(),
+    ]
+}
+
+fn trade_rows() -> Vec<Row> {
+    vec![
+        row(Command::VmWhy, Get, "/v1/vms/{name}/why", "Why a VM is where it is", trade::why).about(Kind::VM).answers::<VmWhy>(),
+        row(Command::PolicyShow, Get, "/v1/policy", "The domain's policy of lending and borrowing", trade::policy).answers::<PolicyInfo>(),
+        row(Command::PolicySet, Post, "/v1/policy", "Set the policy, and make this host the domain's broker", trade::set_policy)
+            .takes::<SetPolicy>()
+            .answers::<PolicyInfo>(),
+        row(Command::ContractList, Get, "/v1/contracts", "Contracts with other domains", trade::contracts).lists::<ContractInfo>(),
+        row(Command::ContractShow, Get, "/v1/contracts/{id}", "One contract", trade::contract).answers::<ContractInfo>(),
+        row(Command::ContractPropose, Post, "/v1/contracts", "Ask another domain for machines", trade::propose)
+            .takes::<NewContract>()
+            .answers::<Proposed>(),
+        row(Command::ContractAccept, Post, "/v1/contracts/{id}/accept", "Sign a proposal that waits for an operator", trade::accept)
+            .answers::<ContractInfo>(),
+        row(Command::ContractRecall, Post, "/v1/contracts/{id}/recall", "Call a machine back, or give it back", trade::recall)
+            .takes::<RecallContract>()
+            .answers::<ContractInfo>(),
+        row(Command::DemandSet, Post, "/v1/demand", "Say what the domain's work wants, in machines", trade::set_demand).takes::<Demand>(),
+        row(Command::TradePlan, Get, "/v1/plan", "What the domain's broker would do now, and what not, with reasons", trade::plan)
+            .answers::<PlanInfo>(),
+        row(Command::AccountShow, Get, "/v1/account", "What was lent and borrowed, by contract and month", trade::account)
+            .lists::<AccountLine>(),
     ]
 }
 

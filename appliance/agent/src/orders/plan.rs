@@ -2,7 +2,7 @@
 
 use rebec_api::{ApiError, ErrorCode, vm::MoveVm};
 use rebec_book::{
-    Body, Book, Key,
+    Body, Book, Key, contracts,
     key::Id,
     record::{Assigned, Kind, VmBody},
     view,
@@ -16,7 +16,7 @@ use rebec_pool::{
 };
 
 use super::{Orders, cpu};
-use crate::{knowledge::Knowledge, mesh::Peer, names, peers::Peers, vm::Kept};
+use crate::{chance::now_s, knowledge::Knowledge, mesh::Peer, names, peers::Peers, vm::Kept};
 
 /// A VM that leaves this host.
 pub struct Moving<'a> {
@@ -44,8 +44,11 @@ pub fn place(
     let domain = domain.map(|name| names::domain(&orders.knowledge, name)).transpose()?;
     let own = orders.knowledge.key();
     let (candidates, home_domain, donors) = orders.knowledge.pool(|book| {
-        let donors = moving.map(|Moving { kept, .. }| candidates::donors(book, &kept.home, kept.id, &kept.body.image)).unwrap_or_default();
-        (candidates(&orders.peers, book), book.domain_of(&own), donors)
+        let mut hosts = candidates(&orders.peers, book);
+        let kept = moving.map(|moving| moving.kept);
+        close(book, &mut hosts, &kept.map_or(own, |kept| kept.home), kept.map(|kept| kept.id), body, now_s());
+        let donors = kept.map(|kept| candidates::donors(book, &kept.home, kept.id, &kept.body.image)).unwrap_or_default();
+        (hosts, book.domain_of(&own), donors)
     })?;
     let want = Want {
         memory_bytes: body.memory_bytes,
@@ -88,6 +91,13 @@ pub fn stays_in(knowledge: &Knowledge, home: &Key) -> Option<String> {
 /// Every host of the pool, as far as placing goes.
 pub fn candidates(peers: &Peers, book: &Book) -> Vec<Candidate> {
     candidates::candidates(book, |host| Now { answers: peers.answers(host), vitals: peers.vitals(host) })
+}
+
+/// Closes hosts that a VM may not come to: they are lent to others, or their domains lend by contracts and none lets it come.
+pub fn close(book: &Book, hosts: &mut [Candidate], home: &Key, vm: Option<Id>, body: &VmBody, now: u64) {
+    for host in hosts {
+        host.closed = contracts::may_take(book, &host.key, home, vm, body, now).err();
+    }
 }
 
 /// As a VM's home, assigns it anew: to a host and an epoch that nobody else's claim comes near. Only if it is still where the asker found it: of

@@ -6,6 +6,7 @@
 //! | a VM, and what is said of it | its home; domains whose hosts have it, had it on its way since its home assigned it, or are to have it; whose hosts say something of it; that have a part in a LAN that it is on |
 //! | a LAN | domains that it is shared with; of VMs that its home lets be on it the homes', and those whose hosts have such a VM, had it on its way, or are to have it |
 //! | an image | domains that it is shared with |
+//! | a contract | the two domains, once both have signed it |
 //! | the rest, also what this version does not know | nobody |
 //!
 //! Who has a VM is what is proved. Who only says something of it is told of that VM and of nothing beside it: it knows the id, which nobody
@@ -27,6 +28,7 @@ pub(super) struct Scope {
     pub(super) vms: BTreeMap<Id, BTreeSet<Key>>,
     pub(super) lans: BTreeMap<Id, BTreeSet<Key>>,
     pub(super) images: BTreeMap<Id, BTreeSet<Key>>,
+    pub(super) contracts: BTreeMap<Id, BTreeSet<Key>>,
 }
 
 /// Whom a record concerns.
@@ -118,6 +120,7 @@ impl Book {
             Kind::VM | Kind::SEEN => self.vm_concerns(id),
             Kind::LAN => self.scope.lans.get(&id).cloned().unwrap_or_default(),
             Kind::IMAGE => self.scope.images.get(&id).cloned().unwrap_or_default(),
+            Kind::CONTRACT => self.scope.contracts.get(&id).cloned().unwrap_or_default(),
             _ => BTreeSet::new(),
         };
         domains.extend(self.domain_of(&record.key.writer));
@@ -136,6 +139,7 @@ impl Book {
             Kind::VM | Kind::SEEN => has(&self.scope.vms, id) || !self.scope.lans.is_empty() && by_lan().is_some(),
             Kind::LAN => has(&self.scope.lans, id),
             Kind::IMAGE => has(&self.scope.images, id),
+            Kind::CONTRACT => has(&self.scope.contracts, id),
             _ => false,
         };
         is_public(record) || self.domain_of(&record.key.writer) == Some(*domain) || is_told()
@@ -201,6 +205,7 @@ impl Book {
             Kind::VM | Kind::SEEN => self.rescope_vm(key, before.into_iter().flat_map(lans_of).collect()),
             Kind::LAN => self.rescope_lan(key.id),
             Kind::IMAGE => self.rescope_image(key.id),
+            Kind::CONTRACT => self.rescope_contract(key.id),
             _ => {}
         }
     }
@@ -220,6 +225,9 @@ impl Book {
         }
         for image in ids(self, Kind::IMAGE) {
             self.rescope_image(image);
+        }
+        for contract in ids(self, Kind::CONTRACT) {
+            self.rescope_contract(contract);
         }
     }
 
@@ -265,6 +273,15 @@ impl Book {
             domains.extend(thing.domain.into_iter().chain(body.domains.iter().copied()));
         }
         self.set(|scope| &mut scope.images, image, domains);
+    }
+
+    /// Both have signed what one record says: a proposal is told by who makes it, and to nobody by the gossip.
+    fn rescope_contract(&mut self, contract: Id) {
+        let signed = self.about(Kind::CONTRACT, contract).find_map(|record| match &record.body {
+            Some(Body::Contract(contract)) if contract.is_signed() => Some([contract.terms().lender, contract.terms().borrower]),
+            _ => None,
+        });
+        self.set(|scope| &mut scope.contracts, contract, signed.into_iter().flatten().collect());
     }
 
     /// What only one domain has a part in is not kept.

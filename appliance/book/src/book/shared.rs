@@ -80,6 +80,7 @@ impl Book {
         vms.extend(lans.iter().flat_map(|lan| self.on_lan(*lan)).map(|record| record.key.id));
         let things = lans.into_iter().map(|lan| (Kind::LAN, lan));
         let things = things.chain(self.scope.images.iter().filter_map(has).map(|image| (Kind::IMAGE, image)));
+        let things = things.chain(self.scope.contracts.iter().filter_map(has).map(|contract| (Kind::CONTRACT, contract)));
         let things = things.chain(vms.into_iter().flat_map(|vm| [(Kind::VM, vm), (Kind::SEEN, vm)]));
         let mut shared = Shared::default();
         for entry in things.flat_map(|(kind, id)| self.entries_about(kind, id)) {
@@ -145,6 +146,7 @@ impl Book {
             Kind::VM | Kind::SEEN => &self.scope.vms,
             Kind::LAN => &self.scope.lans,
             Kind::IMAGE => &self.scope.images,
+            Kind::CONTRACT => &self.scope.contracts,
             _ => return vec![],
         };
         let mut domains: BTreeSet<Key> = own.get(&key.id).into_iter().flatten().copied().collect();

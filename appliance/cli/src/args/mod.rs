@@ -3,6 +3,7 @@
 pub mod agent;
 mod nouns;
 mod simulate;
+mod trade;
 pub mod values;
 mod vm;
 
@@ -14,7 +15,7 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
 
 use self::values::HostKey;
-pub use self::{nouns::*, simulate::*, vm::*};
+pub use self::{nouns::*, simulate::*, trade::*, vm::*};
 
 const ABOUT: &str = "Runs virtual machines on a pool of hosts, and moves them while they run.";
 
@@ -108,6 +109,21 @@ pub enum Command {
     /// Policies of lending and borrowing between domains
     #[command(subcommand, arg_required_else_help = false)]
     Policy(PolicyCommand),
+    /// Contracts with other domains about machines
+    #[command(subcommand, arg_required_else_help = false)]
+    Contract(ContractCommand),
+    /// What the domain's work wants, for its broker
+    #[command(subcommand, arg_required_else_help = false)]
+    Demand(DemandCommand),
+    /// Show what the domain's broker would do now, and what not, with reasons
+    Plan,
+    /// Say why a VM is where it is
+    Why {
+        /// The VM
+        vm: String,
+    },
+    /// Show what was lent and borrowed, by contract and month
+    Account,
     /// What trade between domains would have done to the jobs of real clusters
     Simulate(Box<SimulateOptions>),
     /// Run the agent of this host: it owns the host's VMs, disks and part of the pool

@@ -1,4 +1,4 @@
-//! `rebec simulate` and `rebec policy`: what needs no agent.
+//! `rebec simulate`, which needs no agent.
 
 use std::{path::PathBuf, str::FromStr};
 
@@ -12,17 +12,6 @@ use super::values::Span;
 const DEADLINE_S_MAX: u64 = 400 * 86_400;
 /// Most machines of one domain.
 const MACHINES_MAX: u32 = 1 << 20;
-
-/// `rebec policy ...`
-#[derive(Subcommand, Debug)]
-pub enum PolicyCommand {
-    /// Say whether a policy's file is right and what it means, or what is wrong with it, each with line and column
-    Check {
-        /// The policy's file
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-    },
-}
 
 /// `rebec simulate ...`
 #[derive(Subcommand, Debug)]

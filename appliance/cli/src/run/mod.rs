@@ -19,6 +19,7 @@ mod spot;
 mod support;
 mod terminal;
 mod token;
+mod trade;
 mod travel;
 mod user;
 mod vm;
@@ -68,7 +69,13 @@ async fn carry_out(session: &Session, command: Command) -> Result<(), Failure> {
         Command::Audit(options) => audit::run(session, &options).await,
         Command::Job(command) => job::run(session, command).await,
         Command::SupportBundle(options) => support::run(session, &options).await,
+        Command::Policy(command) => trade::policy(session, command).await,
+        Command::Contract(command) => trade::contract(session, command).await,
+        Command::Demand(command) => trade::demand(session, command).await,
+        Command::Plan => trade::plan(session).await,
+        Command::Why { vm } => trade::why(session, &vm).await,
+        Command::Account => trade::account(session).await,
         // These ask nobody; the caller has carried them out.
-        Command::Agent(_) | Command::Completion(_) | Command::Man(_) | Command::Policy(_) | Command::Simulate(_) => Ok(()),
+        Command::Agent(_) | Command::Completion(_) | Command::Man(_) | Command::Simulate(_) => Ok(()),
     }
 }

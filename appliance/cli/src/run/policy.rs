@@ -68,7 +68,7 @@ pub fn read(path: &Path) -> Result<Policy, Failure> {
 }
 
 /// One byte more than a policy may have, so that it is seen to be too long.
-fn text(path: &Path) -> Result<String, String> {
+pub fn text(path: &Path) -> Result<String, String> {
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(file::BYTES_MAX as u64 + 1).read_to_string(&mut text));
     read.map(|_| text).map_err(|error| format!("policy {}: {error}", path.display()))
@@ -84,11 +84,15 @@ fn rules(policy: &Policy) -> Vec<[String; 3]> {
         row(&lending.when),
         row(&lending.longest),
         row(&lending.reclaim),
+        row(&lending.price),
+        row(&lending.notice),
+        row(&lending.accept),
         row(&borrowing.from),
         row(&borrowing.threshold),
         row(&borrowing.least),
         row(&most),
         row(&borrowing.survives),
+        row(&borrowing.price),
     ]
 }
 

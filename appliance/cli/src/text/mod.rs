@@ -5,6 +5,7 @@ pub mod matrix;
 pub mod report;
 pub mod shows;
 pub mod table;
+pub mod trade;
 
 #[cfg(test)]
 mod screens;

@@ -7,9 +7,11 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
+use rebec_book::contract::NOTICE_S_MAX;
+
 use super::{
     calendar::Calendar,
-    policy::{Domains, Longest, Modes, Policy, Reclaim, Rule, Share},
+    policy::{Accept, Domains, Longest, Modes, Policy, Price, Reclaim, Rule, Share, Span},
 };
 
 /// A file that is longer is none of ours.
@@ -93,8 +95,11 @@ impl Reader<'_> {
                 "when" => self.when(&mut lending.when, value),
                 "longest" => self.set(&mut lending.longest, value, longest),
                 "reclaim" => self.set(&mut lending.reclaim, value, modes),
+                "price" => self.set(&mut lending.price, value, price),
+                "notice" => self.set(&mut lending.notice, value, notice),
+                "accept" => self.set(&mut lending.accept, value, accept),
                 name => {
-                    let known = "share, keep, to, when, longest and reclaim";
+                    let known = "share, keep, to, when, longest, reclaim, price, notice and accept";
                     self.wrong(key.span(), format!("`{name}` is not part of [lending]; there are {known}"));
                 }
             }
@@ -110,8 +115,9 @@ impl Reader<'_> {
                 "least" => self.set(&mut borrowing.least, value, |value| machines(value, 1)),
                 "most" => self.set(&mut borrowing.most, value, |value| machines(value, 0)),
                 "survives" => self.set(&mut borrowing.survives, value, modes),
+                "price" => self.set(&mut borrowing.price, value, price),
                 name => {
-                    let known = "from, threshold, least, most and survives";
+                    let known = "from, threshold, least, most, survives and price";
                     self.wrong(key.span(), format!("`{name}` is not part of [borrowing]; there are {known}"));
                 }
             }
@@ -208,17 +214,42 @@ fn domains(value: &DeValue<'_>) -> Result<Domains, Wrong> {
 }
 
 fn longest(value: &DeValue<'_>) -> Result<Longest, Wrong> {
-    let seconds = value.as_str().and_then(|text| {
+    let seconds = seconds(value).filter(|seconds| *seconds > 0);
+    seconds.map_or_else(|| wrong("write a time in quotes, as in \"30m\", \"24h\" or \"7d\""), |seconds| Ok(Longest(Some(seconds))))
+}
+
+fn notice(value: &DeValue<'_>) -> Result<Span, Wrong> {
+    match seconds(value).filter(|seconds| *seconds <= NOTICE_S_MAX) {
+        Some(seconds) => Ok(Span(seconds)),
+        None => wrong("write a time of at most 30d in quotes, as in \"90s\", \"10m\" or \"1h\""),
+    }
+}
+
+fn price(value: &DeValue<'_>) -> Result<Price, Wrong> {
+    let number = value.as_integer().and_then(|number| u32::from_str_radix(number.as_str(), number.radix()).ok());
+    number.map_or_else(|| wrong("write thousandths for a machine and an hour, as in 20"), |number| Ok(Price(number)))
+}
+
+fn accept(value: &DeValue<'_>) -> Result<Accept, Wrong> {
+    match value.as_str() {
+        Some("policy") => Ok(Accept::Policy),
+        Some("operator") => Ok(Accept::Operator),
+        _ => wrong("write \"policy\" or \"operator\""),
+    }
+}
+
+fn seconds(value: &DeValue<'_>) -> Option<u64> {
+    value.as_str().and_then(|text| {
         let unit = match text.as_bytes().last()? {
+            b's' => 1,
             b'm' => 60,
             b'h' => 3600,
             b'd' => 86_400,
             _ => return None,
         };
         let digits = text.get(..text.len() - 1).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
-        digits.parse::<u64>().ok()?.checked_mul(unit).filter(|seconds| *seconds > 0)
-    });
-    seconds.map_or_else(|| wrong("write a time in quotes, as in \"30m\", \"24h\" or \"7d\""), |seconds| Ok(Longest(Some(seconds))))
+        digits.parse::<u64>().ok()?.checked_mul(unit)
+    })
 }
 
 fn modes(value: &DeValue<'_>) -> Result<Modes, Wrong> {
@@ -278,7 +309,7 @@ survives = ["kill"]
 
     #[test]
     fn every_mistake_is_told_with_its_line_and_column() {
-        let text = "lending = 5\nlend = 1\n[borrowing]\nmost = -1\n  least = \"2\"\nsurvives = [\"kill\", \"kïll\"]\nfrom = [\"a\", 5]\nprice = 3\nthreshold = 0\n";
+        let text = "lending = 5\nlend = 1\n[borrowing]\nmost = -1\n  least = \"2\"\nsurvives = [\"kill\", \"kïll\"]\nfrom = [\"a\", 5]\nbudget = 3\nthreshold = 0\n";
         let mistakes: Vec<String> = read(text).unwrap_err().iter().map(ToString::to_string).collect();
         let expected = [
             "1:11: `lending` is a table",
@@ -287,7 +318,7 @@ survives = ["kill"]
             "5:11: borrowing.least: write a number",
             "6:21: borrowing.survives: write kill, wait or migrate",
             "7:14: borrowing.from: write \"anyone\"",
-            "8:1: `price` is not part of [borrowing]",
+            "8:1: `budget` is not part of [borrowing]",
             "9:13: borrowing.threshold: write a number of machines, 1",
         ];
         assert_eq!(mistakes.len(), expected.len(), "{mistakes:#?}");
@@ -311,6 +342,9 @@ survives = ["kill"]
             ("reclaim = [\"wait\", \"wait\"]", 20),
             ("to = \"beta\"", 6),
             ("keep = 4294967296", 8),
+            ("price = -1", 9),
+            ("notice = \"31d\"", 10),
+            ("accept = \"me\"", 10),
         ] {
             let mistakes = read(&format!("[lending]\n{line}\n")).unwrap_err();
             assert_eq!((mistakes.len(), mistakes[0].line, mistakes[0].column), (1, 2, column), "{line}: {mistakes:?}");

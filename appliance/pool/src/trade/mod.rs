@@ -9,16 +9,23 @@
 //!     lend::offer    n < 0: what others may ask for
 //!     borrow::plan   n > 0: from whom; n < 0: what is given back
 //!     lend::plan     each that asks: so many, until then, or why not
+//!
+//!     broker         the same for a real domain: what its book says becomes that world, what is decided becomes contracts and steps
+//!     queue          what a scheduler says of its queue becomes demand
+//!     account        what contracts come to, by month
 //! ```
 //! A plan is made from its world alone: it holds no time, chance or float, and each of its steps and refusals says which line of the policy made it.
 
+pub mod account;
 pub mod borrow;
+pub mod broker;
 pub mod calendar;
 pub mod demand;
 pub mod file;
 pub mod lend;
 pub mod plan;
 pub mod policy;
+pub mod queue;
 pub mod recall;
 pub mod world;
 

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+pub use rebec_book::contract::Reclaim;
+
 use super::calendar::Calendar;
 
 /// One rule: its name, its value and where it stands.
@@ -55,6 +57,12 @@ pub struct Lending {
     pub longest: Rule<Longest>,
     /// How it may take machines back, what it prefers first.
     pub reclaim: Rule<Modes>,
+    /// What a machine costs for an hour.
+    pub price: Rule<Price>,
+    /// Between a recall and the end, at most.
+    pub notice: Rule<Span>,
+    /// Who accepts what it allows.
+    pub accept: Rule<Accept>,
 }
 
 /// What a domain borrows.
@@ -70,6 +78,8 @@ pub struct Borrowing {
     pub most: Rule<u32>,
     /// The reclamation that its work survives, or that it accepts.
     pub survives: Rule<Modes>,
+    /// It pays no more for a machine and an hour.
+    pub price: Rule<Price>,
 }
 
 impl Default for Lending {
@@ -81,6 +91,9 @@ impl Default for Lending {
             when: Rule::unsaid("lending.when", Calendar::always()),
             longest: Rule::unsaid("lending.longest", Longest(None)),
             reclaim: Rule::unsaid("lending.reclaim", Modes(vec![Reclaim::Migrate, Reclaim::Wait])),
+            price: Rule::unsaid("lending.price", Price(0)),
+            notice: Rule::unsaid("lending.notice", Span(600)),
+            accept: Rule::unsaid("lending.accept", Accept::Policy),
         }
     }
 }
@@ -93,38 +106,8 @@ impl Default for Borrowing {
             least: Rule::unsaid("borrowing.least", 1),
             most: Rule::unsaid("borrowing.most", u32::MAX),
             survives: Rule::unsaid("borrowing.survives", Modes(vec![Reclaim::Migrate, Reclaim::Wait])),
+            price: Rule::unsaid("borrowing.price", Price(u32::MAX)),
         }
-    }
-}
-
-/// How a lent machine comes back while work is on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Reclaim {
-    /// The VM moves home or to a third place, and goes on.
-    Migrate,
-    /// The VM is ended, and what it did is lost.
-    Kill,
-    /// The machine comes back when the work on it has ended.
-    Wait,
-}
-
-impl Reclaim {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Migrate, Self::Kill, Self::Wait];
-
-    /// As in policies.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Migrate => "migrate",
-            Self::Kill => "kill",
-            Self::Wait => "wait",
-        }
-    }
-}
-
-impl fmt::Display for Reclaim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.word())
     }
 }
 
@@ -196,5 +179,47 @@ impl fmt::Display for Modes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words: Vec<&str> = self.0.iter().map(|mode| mode.word()).collect();
         f.write_str(&words.join(", "))
+    }
+}
+
+/// Thousandths of what domains reckon in, for a machine and an hour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Price(pub u32);
+
+impl fmt::Display for Price {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == u32::MAX { f.write_str("any") } else { write!(f, "{}", self.0) }
+    }
+}
+
+/// A length of time, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub u64);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            seconds if seconds % 3600 == 0 => write!(f, "{}h", seconds / 3600),
+            seconds if seconds % 60 == 0 => write!(f, "{}m", seconds / 60),
+            seconds => write!(f, "{seconds}s"),
+        }
+    }
+}
+
+/// Who accepts a proposal that the policy allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accept {
+    /// The broker, at once.
+    Policy,
+    /// An operator, by a command.
+    Operator,
+}
+
+impl fmt::Display for Accept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Policy => "policy",
+            Self::Operator => "operator",
+        })
     }
 }

@@ -80,5 +80,5 @@ fn every_route_has_its_row_in_the_table_of_who_may_ask() {
         let path = path.split(' ').nth(1).unwrap_or_default();
         assert!(source.contains(&format!("\"{path}\"")), "{path} is not served");
     }
-    assert_eq!(source.matches("\"/internal/").count(), 15, "a path between hosts is in no row");
+    assert_eq!(source.matches("\"/internal/").count(), 17, "a path between hosts is in no row");
 }
