@@ -140,6 +140,7 @@ mod tests {
             sealed: true,
             home: "a1".into(),
             domains: vec![],
+            parts: vec![],
             ports: vms.iter().enumerate().map(port).collect(),
         }
     }

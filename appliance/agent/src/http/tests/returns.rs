@@ -76,6 +76,8 @@ fn take(bench: &Bench, addresses: &[String]) {
         address: address.parse().unwrap(),
         prefix: 24,
         sealed: None,
+        mtu: None,
+        trunk: None,
     };
     let body = VmBody { nics: addresses.iter().map(nic).collect(), ..vm_body(bench) };
     bench.agent.knowledge.publish(Kind::VM, vm_id(bench), Some(RecordBody::Vm(body.into()))).unwrap();
