@@ -10,7 +10,6 @@
 //! ```
 
 use std::{
-    cmp::Reverse,
     os::fd::OwnedFd,
     path::Path,
     process::ExitCode,
@@ -23,12 +22,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rebec_devices::power::PowerEvent;
 use rebec_migrate::Record;
-use rebec_overlay::{FarPort, FdbError, Reason, Traffic};
+use rebec_overlay::{FarPort, FdbError};
 use rebec_vmm_api::{
     MacAddr, Peer,
-    control::{
-        Answer, Command, ControlError, CpuStatus, ErrorCode, MigrateOptions, NetStatus, NetTalk, ResponseBody, StationTalk, Status, VmState,
-    },
+    control::{Answer, Command, ControlError, CpuStatus, ErrorCode, MigrateOptions, ResponseBody, Status, VmState},
     dns_name,
     report::Outcome,
 };
@@ -39,7 +36,7 @@ use crate::{
     departure::{self, Departed, Departure},
     event::Event,
     held::Held,
-    lan::{Lan, PeerKeyError},
+    lan::{Lan, PeerKeyError, told},
     lease::Lease,
     lending::Lending,
     limits::Limits,
@@ -132,7 +129,7 @@ impl Owner {
     }
 
     fn of_nothing(place: Place, state: VmState, lans: Vec<Lan>, services: Arc<Services>, events: SyncSender<Event>) -> Self {
-        let (vm, disk_bytes, nets) = (String::new(), vec![], net_status(&lans));
+        let (vm, disk_bytes, nets) = (String::new(), vec![], told::net_status(&lans));
         let last = Status {
             state,
             epoch: 0,
@@ -342,7 +339,7 @@ impl Owner {
             Command::PeerKey { net, endpoint, key, station, trunk, takes_partial } => {
                 self.edit_keys(net, |lan| lan.peer_key_add(endpoint, key, FarPort { station, trunk, takes_partial }))
             }
-            Command::Talk => Ok(Answer::Talk(net_talk(&self.lans))),
+            Command::Talk => Ok(Answer::Talk(told::net_talk(&self.lans))),
             Command::PeerKeyRemove { net, endpoint } => self.edit_keys(net, |lan| lan.peer_key_remove(endpoint)),
             Command::Underlay { address } => {
                 let told = self.lans.iter().try_for_each(|lan| lan.leave_from(address));
@@ -515,9 +512,9 @@ impl Owner {
         let status = match &self.place {
             Place::Here(held, stand) => status_of(held, stand.state(), &self.lans),
             Place::Arriving { .. } | Place::Gone | Place::Unsettled(_) | Place::Asking => {
-                Status { nets: net_status(&self.lans), ..self.last.clone() }
+                Status { nets: told::net_status(&self.lans), ..self.last.clone() }
             }
-            Place::Moving { .. } => Status { state: VmState::Moving, nets: net_status(&self.lans), ..self.last.clone() },
+            Place::Moving { .. } => Status { state: VmState::Moving, nets: told::net_status(&self.lans), ..self.last.clone() },
         };
         Status { lease_ms: self.lease.left_ms(), limits: self.limits.shown(), cgroup: self.cgroup.clone(), ..status }
     }
@@ -551,58 +548,13 @@ fn status_of(held: &Held, state: VmState, lans: &[Lan]) -> Status {
         memory_bytes: size.memory.bytes(),
         vcpus: size.vcpus,
         disk_bytes: held.vm.disks().iter().map(|disk| disk.size_bytes()).collect(),
-        nets: net_status(lans),
+        nets: told::net_status(lans),
         ledger: held.has_durable_ledger(),
         lease_ms: None,
         limits: None,
         cgroup: None,
         cpu: Some(CpuStatus { model: held.vm.cpu().to_string(), features: held.vm.machine().cpu_model().features().to_string() }),
     }
-}
-
-fn net_status(lans: &[Lan]) -> Vec<NetStatus> {
-    let one = |lan: &Lan| {
-        let counters = lan.counters();
-        NetStatus {
-            mac: lan.mac(),
-            vni: lan.vni(),
-            tx_frames: counters.tx_frames,
-            rx_frames: counters.rx_frames,
-            dropped: counters.dropped.iter().sum(),
-            drops: Reason::ALL
-                .into_iter()
-                .map(|reason| (reason.name().to_owned(), counters.of(reason)))
-                .filter(|(_, count)| *count > 0)
-                .collect(),
-            key: lan.key(),
-        }
-    };
-    lans.iter().map(one).collect()
-}
-
-/// The stations with whom there was most, as many as a line has room for; the others are counted together.
-fn net_talk(lans: &[Lan]) -> Vec<NetTalk> {
-    const STATIONS_MAX: usize = 256;
-    let one = |lan: &Lan| {
-        let mut talk = lan.talk();
-        talk.sort_by_key(|(mac, traffic)| (*mac == MacAddr::BROADCAST, Reverse(traffic.tx_bytes.saturating_add(traffic.rx_bytes))));
-        let rest = talk.split_off(talk.len().min(STATIONS_MAX / lans.len().max(1)));
-        let row = |(mac, traffic): &(MacAddr, Traffic)| {
-            let Traffic { tx_bytes, tx_packets, rx_bytes, rx_packets } = *traffic;
-            StationTalk { mac: *mac, tx_bytes, tx_packets, rx_bytes, rx_packets }
-        };
-        let mut stations: Vec<_> = talk.iter().map(row).collect();
-        let others = rest.iter().map(row).reduce(|sum, row| StationTalk {
-            mac: MacAddr::BROADCAST,
-            tx_bytes: sum.tx_bytes.saturating_add(row.tx_bytes),
-            tx_packets: sum.tx_packets.saturating_add(row.tx_packets),
-            rx_bytes: sum.rx_bytes.saturating_add(row.rx_bytes),
-            rx_packets: sum.rx_packets.saturating_add(row.rx_packets),
-        });
-        stations.extend(others.map(|others| StationTalk { mac: MacAddr::BROADCAST, ..others }));
-        NetTalk { mac: lan.mac(), stations }
-    };
-    lans.iter().map(one).collect()
 }
 
 fn failed(message: String) -> ControlError {

@@ -1,3 +1,5 @@
+//! Jobs on made-up ticks: what each way costs, and who is late.
+
 use proptest::prelude::*;
 
 use super::{course::run, *};

@@ -16,6 +16,7 @@ mod forwarder;
 mod port;
 mod sealing;
 mod socket;
+pub mod told;
 
 use std::{
     io,
