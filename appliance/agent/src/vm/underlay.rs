@@ -40,6 +40,7 @@ pub async fn run(vms: Arc<Vms>, publish: impl Fn()) {
     let mut known = vms.knowledge.watch();
     loop {
         known.mark_unchanged();
+        let before = members(&vms);
         look(&vms, &publish).await;
         let told = async {
             match &mut changes {
@@ -47,11 +48,16 @@ pub async fn run(vms: Arc<Vms>, publish: impl Fn()) {
                 None => std::future::pending().await,
             }
         };
-        // Who the peers are may have changed too.
+        // Who the peers are may have changed too; most of what is learnt says nothing of that.
         let learnt = async {
-            tokio::time::sleep(PAUSE).await;
-            if known.changed().await.is_err() {
-                std::future::pending::<()>().await;
+            loop {
+                tokio::time::sleep(PAUSE).await;
+                if known.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                if members(&vms) != before {
+                    break;
+                }
             }
         };
         tokio::select! {
@@ -60,6 +66,11 @@ pub async fn run(vms: Arc<Vms>, publish: impl Fn()) {
             () = tokio::time::sleep(PERIOD) => {}
         }
     }
+}
+
+/// Another number where others may belong to the pool.
+fn members(vms: &Vms) -> Option<u64> {
+    vms.knowledge.read(|book| book.authority())
 }
 
 async fn look(vms: &Vms, publish: &impl Fn()) {
