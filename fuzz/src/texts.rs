@@ -1,11 +1,12 @@
 //! What a caller writes: lines of the control socket, values of command line options.
 //!
 //! ```text
-//! input = choice:u8 text        0 request, 1 response, 2 hello; 3 --net, 4 --disk, 5 --memory, 6 --serial, 7 a MAC address
+//! input = choice:u8 text        0 request, 1 response, 2 hello; 3 --net, 4 --disk, 5 --memory, 6 --serial, 7 a MAC address, 8 --cpu and what a host says of its processor
 //! ```
 
 use std::{fmt::Debug, net::SocketAddrV4};
 
+use rebec_cpu::{Features, Level, Model};
 use rebec_vmm_api::{
     DiskConfig, MacAddr, MemorySize, NetConfig, SerialConfig,
     control::{Command, ControlError, ErrorCode, Hello, MigrateOptions, Progress, Request, Response, ResponseBody},
@@ -40,12 +41,26 @@ pub fn run(data: &[u8]) {
             Err(error) => assert!(!error.to_string().is_empty()),
         },
         6 => drop(text.parse::<SerialConfig>()),
+        8 => processor(text),
         _ => {
             if let Ok(mac) = text.parse::<MacAddr>() {
                 assert_eq!(mac.to_string().parse(), Ok(mac));
             }
         }
     }
+}
+
+/// A host's word about its processor is compared with others', and is one that any host reads again.
+fn processor(text: &str) {
+    if let Ok(model) = text.parse::<Model>() {
+        assert_eq!(model.to_string().parse().ok(), Some(model));
+    }
+    let Ok(features) = text.parse::<Features>() else { return };
+    assert_eq!(features.to_string().parse().ok(), Some(features.clone()));
+    assert!(features.missing_on(&features).is_empty());
+    let common = Features::common([("one", &features), ("other", &features)]);
+    assert!(common.is_ok_and(|common| common.is_none_or(|common| common.missing_on(&features).is_empty())));
+    Level::of(&features);
 }
 
 /// What was read is written and read again; it stays the same, and stays one line.
@@ -86,12 +101,14 @@ pub fn seeds() -> Vec<Vec<u8>> {
         "nets":[{"mac":"52:54:00:00:00:01","vni":7,"tx_frames":1,"rx_frames":2,"dropped":3}],"ledger":true}}}"#;
     seeds.push([&[1][..], status.as_bytes()].concat());
     seeds.push(json(2, serde_json::to_string(&Hello::current())));
-    let values: [(u8, &str); 5] = [
+    let values: [(u8, &str); 7] = [
         (3, "vni=7,mac=52:54:00:77:00:01,local=10.0.0.1:4790,peer=52:54:00:77:00:02@10.0.0.2:4790"),
         (4, "guest.qcow2,ro"),
         (5, "512M"),
         (6, "unix:/run/serial"),
         (7, "52:54:00:77:00:01"),
+        (8, "x86-64-v2"),
+        (8, "AuthenticAMD:48.48:1fabfbff.7ed8320b:2=256@576"),
     ];
     seeds.extend(values.map(|(choice, text)| [&[choice][..], text.as_bytes()].concat()));
     seeds

@@ -208,6 +208,7 @@ fn what_is_wrong_is_said_in_one_line_that_names_it() {
         ("rebec policy check", "FILE"),
         ("rebec simulate", "--domain"),
         ("rebec simulate --domain a=a.swf", "cpus=N"),
+        ("rebec vm set web", "--cpu-quota"),
         ("rebec simulate spot", "<FILE>"),
         ("rebec simulate spot a.json --deadline 24h", "--deadline"),
         ("rebec simulate --domain a=a,cpus=1 spot a.json", "spot"),

@@ -92,10 +92,18 @@ pub enum VmCommand {
 
 /// Options of `vm set`.
 #[derive(Args, Debug)]
-#[group(id = "what", required = true, multiple = true, args = ["cpu_quota", "cpu_weight", "net", "disk_iops", "disk_bytes"])]
 pub struct SetOptions {
     /// The VM
     pub name: String,
+    /// What is changed
+    #[command(flatten)]
+    pub limits: LimitOptions,
+}
+
+/// What a VM may take: at least one of them is changed.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = true)]
+pub struct LimitOptions {
     /// Most time of the host's processors, in percent of one, as in 150%, or none
     #[arg(long, value_name = "PERCENT")]
     pub cpu_quota: Option<CpuQuota>,

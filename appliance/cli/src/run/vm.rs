@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::session::{Session, now, parse};
 use crate::{
     args::{
-        DiskCommand, RunOptions, VmCommand,
+        DiskCommand, RunOptions, SetOptions, VmCommand,
         values::{ssh_keys, user_data},
     },
     client::path,
@@ -49,16 +49,16 @@ pub async fn run(session: &Session, command: VmCommand) -> Result<(), Failure> {
         VmCommand::Rm { name } => {
             session.finish(client.delete(&path(&["vms", &name])).await?, &format!("vm {name} is removed, and its disk")).await
         }
-        VmCommand::Set(options) => {
+        VmCommand::Set(SetOptions { name, limits }) => {
             let rate = |rate: Option<PerSecond>| rate.map(|rate| rate.0);
             let wish = SetVm {
-                cpu_quota_percent: options.cpu_quota.map(|quota| quota.0),
-                cpu_weight: options.cpu_weight,
-                net_bits: rate(options.net),
-                disk_requests: rate(options.disk_iops),
-                disk_bytes: rate(options.disk_bytes),
+                cpu_quota_percent: limits.cpu_quota.map(|quota| quota.0),
+                cpu_weight: limits.cpu_weight,
+                net_bits: rate(limits.net),
+                disk_requests: rate(limits.disk_iops),
+                disk_bytes: rate(limits.disk_bytes),
             };
-            let vm: VmInfo = parse(session.settle(client.post(&path(&["vms", &options.name, "set"]), &wish).await?).await?)?;
+            let vm: VmInfo = parse(session.settle(client.post(&path(&["vms", &name, "set"]), &wish).await?).await?)?;
             session.tell(&vm, |vm| {
                 let limits = shows::limits(&vm.limits).unwrap_or_else(|| "nothing but its size limits it".to_owned());
                 format!("vm {}: {limits}", vm.name)
