@@ -15,7 +15,7 @@ use crate::{
 /// Physical and virtual addresses of a level's guest, where its memory needs no longer ones: no processor with virtualisation has less.
 const ADDRESS_BITS: [u8; 2] = [39, 48];
 
-const V2: &str = "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 syscall nx rdtscp lm sse3 ssse3 cx16 \
+const V2: &str = "fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 syscall nx rdtscp lm sse3 ssse3 cx16 \
                   sse4_1 sse4_2 popcnt lahf_lm";
 const V3: &str = "fma movbe aes pclmulqdq xsave avx f16c rdrand bmi1 avx2 bmi2 abm fsgsbase smep xsaveopt xsave_x87 xsave_sse xsave_avx";
 const V4: &str = "avx512f avx512dq avx512cd avx512bw avx512vl pcid invpcid erms smap adx rdseed clflushopt clwb xsavec xgetbv1 xsave_opmask xsave_zmm \
