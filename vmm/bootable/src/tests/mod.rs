@@ -281,6 +281,17 @@ proptest! {
     }
 }
 
+/// Clusters are numbered from 2.
+#[test]
+fn a_folder_that_begins_before_the_first_cluster_leads_nowhere() {
+    for cluster in [0, 1, 0xfff] {
+        let mut disk = fat(&[("/EFI/BOOT/BOOTX64.EFI", &unified(&[(".linux", b"kernel")]))]);
+        let entry = disk.windows(11).position(|name| name == b"EFI        ").unwrap();
+        disk[entry + 26..entry + 28].copy_from_slice(&u16::to_le_bytes(cluster));
+        assert!(!refusal(disk).is_empty());
+    }
+}
+
 #[test]
 fn changed_disks_never_panic() {
     // Where tables lie, in turn: a table of partitions, superblocks, group descriptors, inodes, folders.
