@@ -268,12 +268,12 @@ pub struct VmBody {
     /// Disks beside what its image gives: further ones, in their order, and [`ROOT_DISK`] where that is larger than the image's.
     #[n(12)]
     pub disks: Option<Vec<DiskBody>>,
-    /// What its guest is shown of a processor; none is what its host gives.
+    /// What its guest is shown of a processor; none is what its host gives. In a box, as most VMs have none.
     #[n(13)]
-    pub cpu: Option<CpuBody>,
+    pub cpu: Option<Box<CpuBody>>,
     /// What it may take of its host at most.
     #[n(14)]
-    pub limits: Option<LimitsBody>,
+    pub limits: Option<Box<LimitsBody>>,
 }
 
 /// What of a VM is told only to hosts that run it, are to, or keep it: it travels with orders, not with records.

@@ -34,12 +34,12 @@ pub fn changed(body: &mut VmBody, wish: &SetVm) {
     take(&mut limits.net_bits, wish.net_bits);
     take(&mut limits.disk_requests, wish.disk_requests);
     take(&mut limits.disk_bytes, wish.disk_bytes);
-    body.limits = (limits != LimitsBody::default()).then_some(limits);
+    body.limits = (*limits != LimitsBody::default()).then_some(limits);
 }
 
 /// As people see it.
 pub fn shown(body: &VmBody) -> VmLimits {
-    let LimitsBody { cpu_quota_percent, cpu_weight, net_bits, disk_requests, disk_bytes } = body.limits.clone().unwrap_or_default();
+    let LimitsBody { cpu_quota_percent, cpu_weight, net_bits, disk_requests, disk_bytes } = *body.limits.clone().unwrap_or_default();
     VmLimits { cpu_quota_percent, cpu_weight, net_bits, disk_requests, disk_bytes }
 }
 

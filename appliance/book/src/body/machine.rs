@@ -44,7 +44,7 @@ impl VmBody {
     /// Has it have this CPU model, which whoever runs it has to know.
     pub fn set_cpu(&mut self, cpu: CpuBody) {
         self.must.get_or_insert_default().push(CPU_MODEL.to_owned());
-        self.cpu = Some(cpu);
+        self.cpu = Some(cpu.into());
     }
 
     pub(super) fn has_sound_machine(&self) -> bool {
