@@ -23,8 +23,8 @@ use rebec_vmm_api::control::Command;
 
 use super::{LocalVm, Vms};
 
-/// Between two looks where nobody tells anything.
-const PERIOD: Duration = Duration::from_secs(2);
+/// Between two looks where nobody tells anything: the kernel tells of what changes here, and the book of who comes and goes.
+const PERIOD: Duration = Duration::from_secs(10);
 /// And at least, however often records change.
 const PAUSE: Duration = Duration::from_millis(250);
 
