@@ -5,7 +5,7 @@ use ed25519_dalek::SigningKey;
 use crate::{
     grant::Assigned,
     key::{Key, Name, Nonce, public},
-    record::{ImageBody, PartRef, VmBody},
+    record::{ImageBody, PartRef, SeenBody, SeenState, VmBody},
 };
 
 pub fn secret(number: u8) -> SigningKey {
@@ -39,5 +39,21 @@ pub fn vm(nonce: Nonce, name: &str, assigned: Assigned) -> VmBody {
         disks: None,
         cpu: None,
         limits: None,
+    }
+}
+
+/// A VM that runs where it was first.
+pub fn seen() -> SeenBody {
+    SeenBody {
+        epoch: 1,
+        state: SeenState::Running,
+        reason: None,
+        endpoints: vec![],
+        memory_bytes: 1,
+        pid: 1,
+        grants: vec![],
+        to: None,
+        keys: None,
+        ahead: None,
     }
 }

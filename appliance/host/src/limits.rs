@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use rebec_book::{key::Id, record::LimitsBody};
-use rebec_vmm_api::CpuQuota;
+use rebec_vmm_api::{CPU_WEIGHT_MAX, CpuQuota};
 
 /// Where the kernel shows control groups.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -47,8 +47,6 @@ impl InMemory {
 /// Kinds of file systems that are memory (statfs(2)).
 const TMPFS: i64 = 0x0102_1994;
 const RAMFS: i64 = 0x8584_58f6;
-/// The greatest that the kernel takes.
-const WEIGHT_MAX: u64 = 10_000;
 
 /// Groups of this host's VMs; none where the kernel or the system offers none.
 pub struct Limits {
@@ -120,7 +118,7 @@ impl Limits {
 
 fn processors(group: &Path, vcpus: u8, limits: &LimitsBody) -> Result<()> {
     let weight = limits.cpu_weight.map_or(WEIGHT * u64::from(vcpus), u64::from);
-    write(&group.join("cpu.weight"), &weight.clamp(1, WEIGHT_MAX).to_string())?;
+    write(&group.join("cpu.weight"), &weight.clamp(1, CPU_WEIGHT_MAX.into()).to_string())?;
     write(&group.join("cpu.max"), &CpuQuota(limits.cpu_quota_percent.unwrap_or_default()).cpu_max())
 }
 

@@ -5,6 +5,9 @@ use std::str::FromStr;
 /// The time over which a quota is reckoned, in microseconds: the kernel's own choice.
 const PERIOD_US: u64 = 100_000;
 
+/// The greatest share of the processors that the kernel takes.
+pub const CPU_WEIGHT_MAX: u32 = 10_000;
+
 /// Time of the host's processors, in percent of one; 0 is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CpuQuota(pub u32);

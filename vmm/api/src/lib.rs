@@ -16,7 +16,7 @@ pub mod port_key;
 pub mod report;
 pub mod versions;
 
-pub use cgroup::{CpuQuota, CpuQuotaError};
+pub use cgroup::{CPU_WEIGHT_MAX, CpuQuota, CpuQuotaError};
 pub use config::{DiskConfig, DiskSize, MemorySize, NetConfig, Peer, PerSecond, SerialConfig, dns_name};
 pub use dhcp_lease::{DhcpLease, DhcpLeaseError};
 pub use handle::Handle;

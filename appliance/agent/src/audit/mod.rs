@@ -17,7 +17,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -29,6 +29,7 @@ use self::{
     files::{BOUNDS, Files},
     flood::Flood,
 };
+use crate::chance::now_s;
 
 /// Decisions that wait for the disk.
 const QUEUE: usize = 1024;
@@ -215,8 +216,7 @@ fn write(files: &mut Files, dropped: &AtomicU64, failing: &mut bool, rows: Vec<E
     let lost = dropped.swap(0, Ordering::Relaxed);
     let count = rows.len() as u64;
     let all = (lost > 0).then(|| Entry::dropped(lost)).into_iter().chain(rows);
-    let now_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    match files.append(now_s, all) {
+    match files.append(now_s(), all) {
         Ok(()) => *failing = false,
         Err(error) => {
             dropped.fetch_add(lost + count, Ordering::Relaxed);

@@ -26,6 +26,7 @@ use tokio::{
 use super::{Caller, answer::Failure, forward, rights, vms};
 use crate::{
     agent::Agent,
+    chance::now_ms,
     vm::{LocalVm, arrive, clock, depart},
 };
 
@@ -183,5 +184,5 @@ pub async fn arrival(
         }
         drop(open);
     });
-    Ok(([(clock::HEADER, clock::now_ms().to_string())], switching()).into_response())
+    Ok(([(clock::HEADER, now_ms().to_string())], switching()).into_response())
 }

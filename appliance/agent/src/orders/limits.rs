@@ -3,17 +3,15 @@
 
 use rebec_api::vm::{SetVm, VmLimits};
 use rebec_book::record::{LimitsBody, VmBody};
-use rebec_vmm_api::CpuQuota;
-
-const WEIGHT_MAX: u32 = 10_000;
+use rebec_vmm_api::{CPU_WEIGHT_MAX, CpuQuota};
 
 /// Refuses what no control group takes.
 pub fn check(wish: &SetVm) -> Result<(), String> {
     if wish.cpu_quota_percent.is_some_and(|percent| percent > CpuQuota::PERCENT_MAX) {
         return Err(format!("a quota of {} %: at most {}", wish.cpu_quota_percent.unwrap_or_default(), CpuQuota::PERCENT_MAX));
     }
-    if wish.cpu_weight.is_some_and(|weight| weight > WEIGHT_MAX) {
-        return Err(format!("a weight of {}: at most {WEIGHT_MAX}", wish.cpu_weight.unwrap_or_default()));
+    if wish.cpu_weight.is_some_and(|weight| weight > CPU_WEIGHT_MAX) {
+        return Err(format!("a weight of {}: at most {CPU_WEIGHT_MAX}", wish.cpu_weight.unwrap_or_default()));
     }
     if *wish == SetVm::default() {
         return Err("nothing is to be set".into());

@@ -1,9 +1,7 @@
-//! How far the clock of a host that a VM moves to is ahead of this one's: asked with the move's own streams. Pure but for [`now_ms`].
+//! How far the clock of a host that a VM moves to is ahead of this one's: asked with the move's own streams. Pure.
 //!
 //! A guest's clock goes on by the difference of the two hosts' clocks, because that is how long the move took. Where they differ by more than time
 //! servers leave, it would jump by that, so the VMM is told and leaves it out.
-
-use std::time::SystemTime;
 
 /// What says the time in the answer to who opens a stream: milliseconds since 1970.
 pub const HEADER: &str = "rebec-clock-ms";
@@ -30,12 +28,6 @@ impl Reading {
 pub fn ahead_ms(readings: &[Reading]) -> i64 {
     let best = readings.iter().min_by_key(|reading| reading.within_ms);
     best.filter(|best| best.ahead_ms.unsigned_abs() > best.within_ms.saturating_add(MATTERS_MS)).map_or(0, |best| best.ahead_ms)
-}
-
-/// The own clock.
-pub fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

@@ -40,7 +40,7 @@ use super::{
     failed, lease, look,
 };
 use crate::{
-    chance::random,
+    chance::{now_ms, random},
     errand,
     jobs::Reporter,
     mesh::{Peer, read_answer},
@@ -204,11 +204,11 @@ async fn open_stream(vms: &Arc<Vms>, vm: &LocalVm, to: &Peer) -> Result<(UnixStr
         .header(header::CONNECTION, "upgrade")
         .header(header::UPGRADE, STREAM_UPGRADE)
         .body(Body::empty())?;
-    let asked_ms = clock::now_ms();
+    let asked_ms = now_ms();
     let mut response = vms.peers.mesh.request_bulk(to, request).await?;
     // A host of a version before does not say.
     let told_ms = response.headers().get(clock::HEADER).and_then(|told| told.to_str().ok()?.parse().ok());
-    let reading = told_ms.map(|told_ms| Reading::new(asked_ms, clock::now_ms(), told_ms));
+    let reading = told_ms.map(|told_ms| Reading::new(asked_ms, now_ms(), told_ms));
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let _: serde_json::Value = read_answer(to, response).await?;
         anyhow::bail!("host {} did not open a stream", to.name);

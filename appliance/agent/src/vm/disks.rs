@@ -25,19 +25,12 @@ async fn limit(vms: &Vms, vm: &LocalVm, body: &VmBody) -> Result<(), ApiError> {
         let message = format!("VM {}: {error:#}; its record has the limits, and its next start takes what it can of them", vm.name());
         ApiError::new(ErrorCode::Failed, message)
     };
-    // One of a version before has no limits to change.
-    if vm.talk(|control| Ok(control.status()?.limits)).await.map_err(failed)?.unwrap_or_default() != shown(devices) {
+    // One of a version before has no limits to change, and need not be told that there are none.
+    let wants = [limits.net_bits, limits.disk_requests, limits.disk_bytes].iter().any(Option::is_some);
+    if wants || vm.talk(|control| Ok(control.status()?.limits)).await.map_err(failed)?.is_some() {
         vm.talk(move |control| control.tell(Command::Limits(devices))).await.map_err(failed)?;
     }
     vms.host.limits.change(&vm.id(), body.vcpus, &limits).map_err(failed)
-}
-
-/// As a VMM says them.
-fn shown(limits: DeviceLimits) -> DeviceLimits {
-    let set = |limit: Option<u64>| limit.filter(|value| *value > 0);
-    // In whole bytes.
-    let net_bits = set(limits.net_bits).map(|bits| bits.div_ceil(8).saturating_mul(8));
-    DeviceLimits { net_bits, disk_requests: set(limits.disk_requests), disk_bytes: set(limits.disk_bytes) }
 }
 
 /// Takes over what its record says of its disks, and of what it may take of its host.

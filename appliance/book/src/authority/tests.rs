@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     grant::Grant,
     key::{Name, bound_id, id_of_key},
-    record::{Assigned, DomainBody, HostBody, LanBody, MemberBody, PartRef, PoolBody, Record, SeenBody, SeenState, UserBody},
+    record::{Assigned, DomainBody, HostBody, LanBody, MemberBody, PartRef, PoolBody, Record, SeenBody, UserBody},
     samples::{self, key, secret},
     warrant::{LIFE_S, Proven, TokenBound, Warrant},
 };
@@ -108,18 +108,7 @@ fn book_of(role: Role) -> Book {
     writer.vm(3, FELLOW, ASKED, None);
     writer.vm(9, FOREIGN, ASKED, None);
     let grants = vec![Grant::sign(&lent, key(HOLDER), 2, &secret(ASKED))];
-    let seen = SeenBody {
-        epoch: 2,
-        state: SeenState::Running,
-        reason: None,
-        endpoints: vec![],
-        memory_bytes: 0,
-        pid: 0,
-        grants,
-        to: None,
-        keys: None,
-        ahead: None,
-    };
+    let seen = SeenBody { epoch: 2, memory_bytes: 0, pid: 0, grants, ..samples::seen() };
     writer.write(Kind::SEEN, lent, HOLDER, Body::Seen(seen.into()));
     let lan = LanBody {
         nonce: nonce(1),

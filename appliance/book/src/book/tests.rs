@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     key::bound_id,
-    record::{Assigned, BYTES_MAX, DomainBody, FloorBody, HostBody, MemberBody, PoolBody, SeenBody, SeenState},
+    record::{Assigned, BYTES_MAX, DomainBody, FloorBody, HostBody, MemberBody, PoolBody, SeenBody},
     samples::{self, key, secret},
     view,
 };
@@ -221,18 +221,7 @@ fn a_vm_takes_room_once_however_many_write_of_it() {
     let mut book = founded();
     let (nonce, id) = (Name([1; 16]), image_id(1, 3));
     let vm = samples::vm(nonce, "web", Assigned { host: key(3), epoch: 1 });
-    let seen = SeenBody {
-        epoch: 1,
-        state: SeenState::Running,
-        reason: None,
-        endpoints: vec![],
-        memory_bytes: 7,
-        pid: 1,
-        grants: vec![],
-        to: None,
-        keys: None,
-        ahead: None,
-    };
+    let seen = SeenBody { memory_bytes: 7, ..samples::seen() };
     book.merge(Record::sign(Kind::VM, id, 2, Some(&Body::Vm(vm.clone().into())), &secret(3)).unwrap()).unwrap();
     book.merge(Record::sign(Kind::SEEN, id, 3, Some(&Body::Seen(seen.into())), &secret(3)).unwrap()).unwrap();
     book.merge(Record::sign(Kind::VM, id, 2, Some(&Body::Vm(vm.into())), &secret(6)).unwrap()).unwrap();

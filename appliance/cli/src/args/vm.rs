@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum, builder::RangedI64ValueParser};
 use rebec_api::vm::{OnHostLoss, StopVm};
-use rebec_vmm_api::{CpuQuota, DiskSize, MemorySize, PerSecond};
+use rebec_vmm_api::{CPU_WEIGHT_MAX, CpuQuota, DiskSize, MemorySize, PerSecond};
 
 use super::values::Bytes;
 
@@ -108,7 +108,7 @@ pub struct LimitOptions {
     #[arg(long, value_name = "PERCENT")]
     pub cpu_quota: Option<CpuQuota>,
     /// Share of the processors where others want them too, from 1 to 10000 [default: 100 for each of its processors]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(CPU_WEIGHT_MAX)))]
     pub cpu_weight: Option<u32>,
     /// Most bits a second of each NIC, each way, as in 200M, or none
     #[arg(long, value_name = "RATE")]

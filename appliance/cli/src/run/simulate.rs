@@ -9,6 +9,7 @@ use std::{
 use rebec_api::job::JobProgress;
 use rebec_pool::trade::policy::{Modes, Reclaim};
 use rebec_simulate::{Costs, DomainSetup, Outcome, Seen, Setup, plots, simulate, trace};
+use serde::Serialize;
 
 use super::{policy, progress::Meter, spot};
 use crate::{
@@ -50,13 +51,16 @@ fn carry_out(options: &SimulateOptions, json: bool) -> Result<(), Failure> {
         write(folder, &figures)?;
     }
     meter.end();
-    let text = if json {
-        serde_json::to_string_pretty(&outcome).map_err(|error| Failure::Here(format!("write the result: {error}")))? + "\n"
-    } else {
-        told(&outcome)
+    print(&outcome, json, told)
+}
+
+/// What came of a simulation, for programs or as it is told to people.
+pub fn print<T: Serialize>(outcome: &T, json: bool, told: impl FnOnce(&T) -> String) -> Result<(), Failure> {
+    let text = match json {
+        true => serde_json::to_string_pretty(outcome).map_err(|error| Failure::Here(format!("write the result: {error}")))? + "\n",
+        false => told(outcome),
     };
-    io::stdout().write_all(text.as_bytes())?;
-    Ok(())
+    Ok(io::stdout().write_all(text.as_bytes())?)
 }
 
 fn show(meter: &mut Meter, phase: String) {

@@ -1,13 +1,10 @@
 //! `rebec simulate spot`: traces are read here, and what came of the jobs is printed.
 
-use std::{
-    fs::File,
-    io::{self, Write as _},
-    path::Path,
-};
+use std::{fs::File, path::Path};
 
 use rebec_simulate::spot::{Outcome, Plan, Ticks, WayOutcome, ZoneOutcome, read, simulate};
 
+use super::simulate::print;
 use crate::{args::SpotOptions, failure::Failure, text::table::table};
 
 /// Carries it out.
@@ -27,12 +24,7 @@ pub fn carry_out(options: &SpotOptions, json: bool) -> Result<(), Failure> {
     }
     let plan = options.plan();
     let outcome = simulate(&plan, &zones).map_err(Failure::Here)?;
-    let text = if json {
-        serde_json::to_string_pretty(&outcome).map_err(|error| Failure::Here(format!("write the result: {error}")))? + "\n"
-    } else {
-        told(&plan, &outcome)
-    };
-    Ok(io::stdout().write_all(text.as_bytes())?)
+    print(&outcome, json, |outcome| told(&plan, outcome))
 }
 
 /// A zone is called as its file, without what says how that is written.

@@ -121,7 +121,7 @@ fn escaped(text: &str) -> String {
 mod tests {
     use rebec_api::lan::{Flow, PortInfo};
 
-    use super::*;
+    use super::{super::screens, *};
 
     fn lan(vms: &[&str]) -> LanInfo {
         let port = |(number, vm): (usize, &&str)| PortInfo {
@@ -131,18 +131,7 @@ mod tests {
             address: "10.5.0.8".parse().unwrap(),
             endpoint: String::new(),
         };
-        LanInfo {
-            name: "office".into(),
-            id: String::new(),
-            vni: 7,
-            range: "10.5.0.0/24".into(),
-            mtu: 1400,
-            sealed: true,
-            home: "a1".into(),
-            domains: vec![],
-            parts: vec![],
-            ports: vms.iter().enumerate().map(port).collect(),
-        }
+        LanInfo { ports: vms.iter().enumerate().map(port).collect(), ..screens::lan() }
     }
 
     fn flow(nic: &str, station: &str, tx_bytes_per_s: u64) -> Flow {

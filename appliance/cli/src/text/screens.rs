@@ -68,7 +68,8 @@ fn host() -> HostInfo {
     }
 }
 
-fn lan() -> LanInfo {
+/// With one port.
+pub fn lan() -> LanInfo {
     let port = PortInfo {
         vm: "web".into(),
         host: "a1".into(),

@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use rebec_vmm_api::{CpuQuota, DiskSize, MacAddr, PerSecond, PortKey, control::MigrateOptions};
+use rebec_vmm_api::{CPU_WEIGHT_MAX, CpuQuota, DiskSize, MacAddr, PerSecond, PortKey, control::MigrateOptions};
 
 /// Options of `ctl`.
 #[derive(Args, Debug)]
@@ -143,7 +143,7 @@ pub struct SetTo {
     #[arg(long, value_name = "PERCENT")]
     pub cpu_quota: Option<CpuQuota>,
     /// Share of the processors where others want them too, from 1 to 10000; by that control group
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(CPU_WEIGHT_MAX)))]
     pub cpu_weight: Option<u32>,
 }
 

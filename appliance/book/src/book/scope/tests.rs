@@ -7,7 +7,7 @@ use crate::{
     grant::Assigned,
     key::bound_id,
     lan::{NicBody, RangeLease, mac_of},
-    record::{PartsBody, PoolBody, SeenBody, SeenState, VmBody},
+    record::{PartsBody, PoolBody, SeenBody, VmBody},
     samples::{self, key, secret},
     view,
 };
@@ -92,9 +92,7 @@ impl World {
     }
 
     fn seen(&mut self, by: u8, vm: Id, epoch: u64, grants: Vec<Grant>, to: Option<u8>) {
-        let state = SeenState::Running;
-        let to = to.map(key);
-        let seen = SeenBody { epoch, state, reason: None, endpoints: vec![], memory_bytes: 1, pid: 1, grants, to, keys: None, ahead: None };
+        let seen = SeenBody { epoch, grants, to: to.map(key), ..samples::seen() };
         self.write(by, Kind::SEEN, vm, Some(Body::Seen(seen.into())));
     }
 
