@@ -120,11 +120,11 @@ fn cargo(what: &str, profile: &str) -> Program {
         .deadline(BUILD_DEADLINE)
 }
 
-/// Static, and without the names of this machine's folders: they would make the same sources other bytes elsewhere.
+/// Static, and without the name of cargo's folder: it would make the same sources other bytes elsewhere. The workspace's own
+/// sources have names below it, so that its folder needs no word here (`build` looks), and checkouts side by side share builds.
 fn flags() -> String {
     let cargo = std::env::var("CARGO_HOME").unwrap_or_else(|_| std::env::var("HOME").unwrap_or_default() + "/.cargo");
-    let workspace = paths::workspace();
-    format!("-C target-feature=+crt-static --remap-path-prefix={}=/rebec --remap-path-prefix={cargo}=/cargo", workspace.display())
+    format!("-C target-feature=+crt-static --remap-path-prefix={cargo}=/cargo")
 }
 
 /// Refuses a program that would not start in a lab machine.
