@@ -69,6 +69,7 @@ pub fn build(artifact: Artifact) -> Result<PathBuf> {
     building(artifact).run().with_context(|| format!("build {binary}"))?;
     let path = folder().join(TRIPLE).join(profile).join(binary);
     ensure_static(&path)?;
+    ensure_homeless(&path)?;
     Ok(path)
 }
 
@@ -125,6 +126,16 @@ fn cargo(what: &str, profile: &str) -> Program {
 fn flags() -> String {
     let cargo = std::env::var("CARGO_HOME").unwrap_or_else(|_| std::env::var("HOME").unwrap_or_default() + "/.cargo");
     format!("-C target-feature=+crt-static --remap-path-prefix={cargo}=/cargo")
+}
+
+/// Refuses a program that names the folder it was built in: built elsewhere, it would be other bytes.
+fn ensure_homeless(path: &Path) -> Result<()> {
+    let bytes = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    let workspace = paths::workspace().display().to_string();
+    if String::from_utf8_lossy(&bytes).contains(&workspace) {
+        bail!("{} names the folder {workspace}; find out whose path is not relative to it", path.display());
+    }
+    Ok(())
 }
 
 /// Refuses a program that would not start in a lab machine.
