@@ -218,7 +218,7 @@ fn every_thread_has_the_list_of_system_calls_of_its_role() -> Result<()> {
     let lists = lists_of_threads(vmm.process())?;
     // The process has two; what a guest reaches has one more, and whoever makes threads must not.
     for (thread, expected) in
-        [("rebec-vmm", 2), ("control", 2), ("threads", 2), ("vcpu0", 3), ("virtio-blk", 3), ("virtio-net", 3), ("virtio-rng", 3)]
+        [("rebec-vmm", 2), ("services", 2), ("threads", 2), ("vcpu0", 3), ("virtio-blk", 3), ("virtio-net", 3), ("virtio-rng", 3)]
     {
         assert_eq!(lists.get(thread), Some(&expected), "{thread} of {lists:?}");
     }

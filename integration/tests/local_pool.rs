@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::{Seek as _, Write as _},
     os::unix::fs::MetadataExt as _,
     path::Path,
     time::{Duration, Instant},
@@ -15,6 +16,8 @@ use rebec_lab::{
         agents::{Agents, Beats, Host, SOON, Seat, eventually, plain, same},
         vmm,
     },
+    paths,
+    provision::promtool,
     standin::{self, Installed},
 };
 
@@ -302,6 +305,8 @@ const SLACK: Duration = Duration::from_secs(1);
 /// Beats that an agent may have in its hands when it is killed; what comes after waits in the VMM.
 const UNREAD_MAX: u64 = 30;
 const VMS: usize = 10;
+/// How long all numbers of a host take where a VMM hangs, which is waited for two seconds: with room for a slow machine.
+const NUMBERS_MAX: Duration = Duration::from_secs(10);
 /// A new agent serves within this time, whatever its VMMs do. One that hangs was given 10 s.
 const ADOPTED_MAX: Duration = Duration::from_secs(7);
 /// How long an agent may take to end; it gives what it does 2 s.
@@ -366,6 +371,11 @@ fn an_agent_that_was_killed_adopts_its_ten_vms() -> Result<()> {
         Seat::take(a1, name)?.check_memory()?;
     }
 
+    hung.stand_still()?;
+    let numbers = numbers(a1);
+    hung.go_on()?;
+    numbers?;
+
     let stopped = a1.must(&["vm", "stop", "vm0"])?;
     same("vm0's state", &stopped["state"], "stopped")?;
     // A guest that ends by itself is not taken for one that crashed, although its agent is not its VMM's parent.
@@ -377,6 +387,29 @@ fn an_agent_that_was_killed_adopts_its_ten_vms() -> Result<()> {
     agents.everywhere("vm2 runs at a2", |host| Ok(host.vm("vm2")?["host"] == "a2"))?;
     Seat::take(&agents.hosts[1], "vm2")?.check_memory()?;
     agents.succeeded();
+    Ok(())
+}
+
+/// Prometheus reads what is counted, a page says what each number is, and a VMM that hangs keeps back nothing but its own.
+fn numbers(host: &Host) -> Result<()> {
+    let began = Instant::now();
+    let text = host.ask(&["host", "metrics"])?.stdout;
+    ensure!(began.elapsed() < NUMBERS_MAX, "a VMM that hangs held up the numbers for {:?}", began.elapsed());
+    let mut file = tempfile::tempfile()?;
+    file.write_all(text.as_bytes())?;
+    file.rewind()?;
+    let reader = promtool::ensure()?.display().to_string();
+    Program::new(&reader).args(["check", "metrics"]).stdin(file).quiet().context("what Prometheus' reader says of it")?;
+
+    let lines = |wanted: &[&str]| text.lines().filter(|line| wanted.iter().all(|part| line.contains(part))).count();
+    ensure!(lines(&["rebec_vm_state{", "state=\"running\""]) == VMS, "the state of VMs: {text}");
+    ensure!(lines(&["rebec_vm_cpu_seconds_total{"]) == VMS + 1, "time of VMs' processes: {text}");
+    ensure!(lines(&["rebec_vm_vcpu_exits_total{vm=\"vm3\"", "reason=\"port\""]) == 1, "exits of vm3: {text}");
+    ensure!(lines(&["rebec_pool_hosts{state=\"answering\"} 1"]) == 1, "hosts: {text}");
+    let page = fs::read_to_string(paths::workspace().join("docs/monitoring.md"))?;
+    let families = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+    let untold: Vec<&str> = families.filter(|family| !page.contains(&format!("`{family}`"))).collect();
+    ensure!(untold.is_empty(), "docs/monitoring.md says nothing of {untold:?}");
     Ok(())
 }
 

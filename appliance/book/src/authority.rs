@@ -200,6 +200,7 @@ commands! {
     JobShow Viewer Job "show a job" JobShow,
     JobFollow Viewer Job "follow a job" JobFollow,
     SupportBundle Operator Domain "make a support bundle" SupportBundle,
+    HostMetrics Viewer Domain "read what a host counts" HostMetrics,
     AuditShow Operator Here "read the audit log" AuditShow,
     AuditVerify Operator Here "verify the audit log" AuditVerify,
     ApiShow Viewer Here "describe the API" ApiShow,

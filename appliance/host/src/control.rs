@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rebec_vmm_api::{
     MoveReport,
     control::{Answer, Command, Hello, LINE_BYTES_MAX, NetTalk, Progress, Request, Response, ResponseBody, Status},
+    metrics::Family,
 };
 
 use crate::handover;
@@ -53,7 +54,7 @@ impl Control {
     pub fn status(&mut self) -> Result<Status> {
         match self.ask(Command::Status, &[], |_| {})? {
             Answer::Status(status) => Ok(status),
-            Answer::Done | Answer::Talk(_) | Answer::Moved(_) => bail!("the VMM answered something else than its status"),
+            _ => bail!("the VMM answered something else than its status"),
         }
     }
 
@@ -61,7 +62,15 @@ impl Control {
     pub fn traffic(&mut self) -> Result<Vec<NetTalk>> {
         match self.ask(Command::Talk, &[], |_| {})? {
             Answer::Talk(talk) => Ok(talk),
-            Answer::Done | Answer::Status(_) | Answer::Moved(_) => bail!("the VMM answered something else than who talked"),
+            _ => bail!("the VMM answered something else than who talked"),
+        }
+    }
+
+    /// What was counted. A VMM of before that question knows nothing of it.
+    pub fn metrics(&mut self) -> Result<Vec<Family>> {
+        match self.ask(Command::Metrics, &[], |_| {})? {
+            Answer::Metrics(families) => Ok(families),
+            _ => bail!("the VMM answered something else than what it counted"),
         }
     }
 
@@ -90,7 +99,7 @@ impl Control {
         self.stream.set_read_timeout(None)?;
         match self.ask(command, streams, heard)? {
             Answer::Moved(report) => Ok(report),
-            Answer::Done | Answer::Status(_) | Answer::Talk(_) => bail!("the VMM answered something else than the report of a move"),
+            _ => bail!("the VMM answered something else than the report of a move"),
         }
     }
 

@@ -23,6 +23,7 @@ pub mod kept;
 pub mod ledger;
 pub mod life;
 pub mod limits;
+pub mod meters;
 pub mod process;
 pub mod release;
 pub mod reserve;

@@ -94,6 +94,11 @@ impl Limits {
         }
     }
 
+    /// The group of a VM; none where this host has no groups.
+    pub fn group(&self, id: &Id) -> Option<PathBuf> {
+        self.group.as_ref().map(|all| all.join(id.to_string()))
+    }
+
     /// Kills all that is in the group of a VM.
     pub fn kill(&self, id: &Id) {
         if let Some(all) = &self.group

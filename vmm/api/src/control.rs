@@ -16,7 +16,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{mac::MacAddr, port_key::PortKey, report::MoveReport, versions::Versions};
+use crate::{mac::MacAddr, metrics::Family, port_key::PortKey, report::MoveReport, versions::Versions};
 
 /// What this program speaks, at either end.
 pub const PROTOCOL: Versions = Versions::only(1);
@@ -224,6 +224,8 @@ pub enum Command {
     },
     /// Answered with who talked to whom, by port and station.
     Talk,
+    /// Answered with what was counted since the VMM started.
+    Metrics,
     /// Move the VM over the connections passed with the request: the first for control, the others as streams.
     Migrate(MigrateOptions),
     /// Let the vCPUs run until an instant of CLOCK_BOOTTIME, which both sides have in common: a line that is read late grants nothing.
@@ -237,7 +239,7 @@ pub enum Command {
 
 impl Command {
     /// What each is called on a line.
-    const NAMES: [&str; 18] = [
+    const NAMES: [&str; 19] = [
         "status",
         "arrival",
         "pause",
@@ -253,6 +255,7 @@ impl Command {
         "peer-key-remove",
         "underlay",
         "talk",
+        "metrics",
         "migrate",
         "lease",
         "donate",
@@ -304,7 +307,7 @@ impl MigrateOptions {
 }
 
 /// One answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Response {
     /// The request's.
     pub id: u64,
@@ -314,7 +317,7 @@ pub struct Response {
 }
 
 /// What an answer says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ResponseBody {
     /// Done.
@@ -326,7 +329,7 @@ pub enum ResponseBody {
 }
 
 /// What a finished request returns.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     /// Nothing but success.
@@ -335,6 +338,8 @@ pub enum Answer {
     Status(Status),
     /// To `talk`.
     Talk(Vec<NetTalk>),
+    /// To `metrics`.
+    Metrics(Vec<Family>),
     /// To `migrate`.
     Moved(MoveReport),
 }

@@ -1,8 +1,8 @@
 //! What callers say to a VMM, and what it answers.
 //!
 //! Words only: the values a user writes on the command line (`NetConfig`, `DiskConfig`, `SerialConfig`, `MemorySize`, `DhcpLease`, `Handle`),
-//! the lines of the control socket (`control`), the report that ends a move (`report`), what is said of a kernel or disk (`judgement`), and numbers of
-//! protocols (`versions`). Nothing here opens, runs or
+//! the lines of the control socket (`control`), the report that ends a move (`report`), what is said of a kernel or disk (`judgement`), what is counted (`metrics`),
+//! and numbers of protocols (`versions`). Nothing here opens, runs or
 //! decides; `docs/formats/control.md` is the prose of the same contract.
 
 pub mod cgroup;
@@ -12,6 +12,7 @@ pub mod dhcp_lease;
 pub mod handle;
 pub mod judgement;
 pub mod mac;
+pub mod metrics;
 pub mod port_key;
 pub mod report;
 pub mod versions;

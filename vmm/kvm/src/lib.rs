@@ -30,6 +30,7 @@ mod cpuid;
 mod dirty_log;
 mod entry;
 mod error;
+mod exits;
 mod fork;
 mod inherited;
 mod kick;
@@ -50,6 +51,7 @@ mod tests;
 pub use self::{
     cpu_model::CpuModel,
     error::{Error, Result},
+    exits::{ExitReason, Exits},
     fork::{ForkOutcome, fork_single_threaded},
     inherited::close_inherited,
     kick::{VcpuKicker, kick_signal},

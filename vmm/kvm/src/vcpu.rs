@@ -18,6 +18,7 @@ use rebec_cpu::Features;
 use crate::{
     Ram, cpuid, entry,
     error::{self, Error, Result},
+    exits::{ExitReason, Exits},
     kick::{self, KickState, VcpuKicker},
     run_page::RunPage,
     saved::{MSR_ARCH_CAPABILITIES, clock::GuestClock},
@@ -62,6 +63,7 @@ pub struct Vcpu {
     pub(crate) kicks: Arc<KickState>,
     /// What its guest is told of the processor, as KVM was: a KVM whose guests ask the processor itself tells of that one.
     pub(crate) cpuid: Vec<kvm_cpuid_entry2>,
+    exits: Arc<Exits>,
 }
 
 /// What all vCPUs of a machine have in common.
@@ -89,7 +91,7 @@ impl Vcpu {
         let map = || RunPage::map(&fd, host.run_bytes).map_err(|errno| kvm_ioctls::Error::new(errno.raw_os_error()));
         let run_page = map().map_err(error::vcpu(index, "map its run pages"))?;
         let kicks = Arc::new(KickState::new(map().map_err(error::vcpu(index, "map its run pages"))?));
-        let mut vcpu = Self { fd, index, host, run_page, kicks, cpuid: vec![] };
+        let mut vcpu = Self { fd, index, host, run_page, kicks, cpuid: vec![], exits: Arc::default() };
         vcpu.set_cpuid(cpuid)?;
         vcpu.wire_local_apic()?;
         vcpu.set_boot_msrs()?;
@@ -117,7 +119,14 @@ impl Vcpu {
         let kicks = self.kicks.clone();
         let _entered = kicks.enter();
         loop {
-            match self.fd.run() {
+            let exit = self.fd.run();
+            self.exits.count(match exit {
+                Ok(Exit::IoIn(..) | Exit::IoOut(..)) => ExitReason::Port,
+                Ok(Exit::MmioRead(..) | Exit::MmioWrite(..)) => ExitReason::Memory,
+                Err(errno) if errno.errno() == libc::EINTR => ExitReason::Kick,
+                _ => ExitReason::Other,
+            });
+            match exit {
                 Ok(Exit::IoIn(..) | Exit::IoOut(..)) => {
                     if let Err(what) = self.run_page.serve_io(bus) {
                         return Err(self.stopped(what));
@@ -156,6 +165,11 @@ impl Vcpu {
     pub fn last_state(&self) -> String {
         let state = self.fd.get_regs().and_then(|regs| Ok((regs, self.fd.get_sregs()?)));
         state.map_or_else(|error| format!("KVM does not give its registers: {error}"), |(regs, sregs)| describe(&regs, &sregs))
+    }
+
+    /// Its counters; they stay when it has gone.
+    pub fn exits(&self) -> Arc<Exits> {
+        self.exits.clone()
     }
 
     /// A handle by which other threads get this vCPU out of the guest.

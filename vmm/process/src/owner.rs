@@ -27,6 +27,7 @@ use rebec_vmm_api::{
     MacAddr, Peer,
     control::{Answer, Command, ControlError, CpuStatus, ErrorCode, MigrateOptions, ResponseBody, Status, VmState},
     dns_name,
+    metrics::Family,
     report::Outcome,
 };
 
@@ -40,6 +41,7 @@ use crate::{
     lease::Lease,
     lending::Lending,
     limits::Limits,
+    meters::{self, Meters},
     moving::{Canceller, Outgoing, Settled},
     services::Services,
     unsettled::{self, Asked, Question, Unsettled},
@@ -54,6 +56,8 @@ pub struct Owner {
     place: Place,
     /// What to say while the VM is lent out or not there yet.
     last: Status,
+    /// What was counted of it while it was here.
+    counted: Meters,
     lans: Vec<Lan>,
     services: Arc<Services>,
     /// Missing when the VM arrived from elsewhere without a disk, and its user named no kernel for it here.
@@ -146,7 +150,8 @@ impl Owner {
         };
         let (lending, lease, expecting) = (Lending::default(), Lease::new(false), vec![]);
         let (limits, cgroup) = (Limits::default(), None);
-        Self { place, last, lans, services, plan: None, lending, lease, limits, cgroup, expecting, events }
+        let counted = Meters::default();
+        Self { place, last, counted, lans, services, plan: None, lending, lease, limits, cgroup, expecting, events }
     }
 
     /// The VM runs only while this lasts.
@@ -340,6 +345,7 @@ impl Owner {
                 self.edit_keys(net, |lan| lan.peer_key_add(endpoint, key, FarPort { station, trunk, takes_partial }))
             }
             Command::Talk => Ok(Answer::Talk(told::net_talk(&self.lans))),
+            Command::Metrics => Ok(Answer::Metrics(self.metrics())),
             Command::PeerKeyRemove { net, endpoint } => self.edit_keys(net, |lan| lan.peer_key_remove(endpoint)),
             Command::Underlay { address } => {
                 let told = self.lans.iter().try_for_each(|lan| lan.leave_from(address));
@@ -471,7 +477,7 @@ impl Owner {
     }
 
     fn lend(&mut self, thread: &SyncSender<Departure>, new: Option<Box<Outgoing>>, connections: Vec<OwnedFd>, reply: Reply) {
-        self.last = self.status();
+        (self.last, self.counted) = (self.status(), self.meters());
         let (held, outgoing, pending) = match (std::mem::replace(&mut self.place, Place::Gone), new) {
             (Place::Here(held, Stand::Waiting(wait)), _) => (held, wait.outgoing, wait.pending),
             (Place::Here(held, _), Some(outgoing)) => (held, outgoing, None),
@@ -506,6 +512,17 @@ impl Owner {
             Place::Here(held, _) => self.lending.start(held.vm.ram().clone(), reply),
             _ => reply.send(ResponseBody::Error(self.wrong_state("donate", "only a VM that stays here lends its content"))),
         }
+    }
+
+    fn meters(&self) -> Meters {
+        match &self.place {
+            Place::Here(held, _) => held.vm.meters(),
+            _ => self.counted.clone(),
+        }
+    }
+
+    fn metrics(&self) -> Vec<Family> {
+        meters::families(&self.status(), &self.meters(), &self.lans)
     }
 
     fn status(&self) -> Status {

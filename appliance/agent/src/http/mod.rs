@@ -11,6 +11,7 @@ pub mod images;
 pub mod internal;
 pub mod jobs;
 pub mod lans;
+pub mod metrics;
 pub mod openapi;
 pub mod pools;
 pub mod rights;

@@ -294,7 +294,8 @@ fn lease_of(state: SeenState) -> Option<LeaseState> {
     }
 }
 
-fn state_of(state: SeenState) -> VmState {
+/// What users are told that a VM does.
+pub fn state_of(state: SeenState) -> VmState {
     match state {
         SeenState::Starting => VmState::Starting,
         SeenState::Running => VmState::Running,

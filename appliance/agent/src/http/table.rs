@@ -19,7 +19,7 @@ use utoipa::openapi::{
 };
 
 use super::{
-    audit, bundle, disks, hosts, images, jobs, lans,
+    audit, bundle, disks, hosts, images, jobs, lans, metrics,
     openapi::{self, Row, row},
     pools, set, streams, tokens, trade, traffic, users, vms,
 };
@@ -200,6 +200,8 @@ fn own_rows() -> Vec<Row> {
         row(Command::JobFollow, Get, "/v1/jobs/{id}/events", "A job as it goes on: events named `job`", jobs::events).streams(EVENTS),
         row(Command::SupportBundle, Get, "/v1/support-bundle", "What helps to find a fault of this host, without secrets", bundle::show)
             .streams(TAR),
+        row(Command::HostMetrics, Get, "/v1/metrics", "What this host, its agent and its VMs count, as Prometheus reads it", metrics::show)
+            .streams(TEXT),
         row(Command::AuditShow, Get, "/v1/audit", "The last rows of this host's audit log, the oldest first", audit::show)
             .query("tail", "So many rows", Type::Integer)
             .lists::<AuditRow>(),

@@ -103,6 +103,8 @@ pub enum HostCommand {
         #[arg(value_enum)]
         role: HostRoleName,
     },
+    /// Print what the asked host, its agent and its VMs count, as Prometheus reads it
+    Metrics,
     /// Move all VMs away from a host, and give it no new ones
     Drain {
         /// The host

@@ -1,5 +1,7 @@
 //! `rebec host`.
 
+use std::io::{self, Write as _};
+
 use rebec_api::host::{DeclareDead, DrainHost, HostInfo, SetRole};
 
 use super::{pool, session::Session};
@@ -29,6 +31,7 @@ pub async fn run(session: &Session, command: HostCommand) -> Result<(), Failure>
             let done = format!("root at host {name} has the role {} in the domain", word(&wish.role));
             session.finish(client.post(&path(&["hosts", &name, "role"]), &wish).await?, &done).await
         }
+        HostCommand::Metrics => metrics(session).await,
         HostCommand::Drain { name, undo } => {
             let done = match undo {
                 true => format!("host {name} takes VMs again"),
@@ -41,4 +44,14 @@ pub async fn run(session: &Session, command: HostCommand) -> Result<(), Failure>
             session.finish(client.post(&path(&["hosts", &name, "declare-dead"]), &DeclareDead { reason }).await?, &done).await
         }
     }
+}
+
+/// What the agent answers, as it is.
+async fn metrics(session: &Session) -> Result<(), Failure> {
+    let mut body = session.client.open(&path(&["metrics"])).await?;
+    let mut out = io::stdout().lock();
+    while let Some(bytes) = session.client.next(&mut body).await? {
+        out.write_all(&bytes)?;
+    }
+    Ok(out.flush()?)
 }

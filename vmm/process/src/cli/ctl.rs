@@ -55,6 +55,12 @@ pub enum CtlRequest {
         #[arg(long)]
         json: bool,
     },
+    /// Print what was counted since the VMM started, as Prometheus reads it
+    Metrics {
+        /// As JSON, for programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Let a VM that was started with --lease run for a time from now
     Lease {
         /// In milliseconds, at most an hour; an end that is later stays

@@ -6,7 +6,7 @@
 //! client <--lines-------------- connection thread <-----Reply-------- owner of the VM
 //! ```
 //!
-//! One thread accepts, one serves each connection, at most [`CONNECTIONS_MAX`] of them. A connection has one request under
+//! The loop of the process's services accepts, a thread serves each connection, at most [`CONNECTIONS_MAX`] of them. A connection has one request under
 //! way at a time, so the owner's queue holds at most that many; nobody waits for a slow client but its own thread, and
 //! a newcomer takes the place of the connection that has been idle longest. `docs/formats/control.md` is the contract.
 
@@ -23,18 +23,22 @@ use std::{
     time::Duration,
 };
 
+use event_manager::{EventOps, Events, MutEventSubscriber};
 use rebec_devices::Threads;
 use rebec_vmm_api::control::Command;
 
 use self::connections::Connections;
 pub use self::reply::Reply;
-use crate::listen::{ListenError, SocketFile, listen};
+use crate::{
+    heard,
+    listen::{ListenError, SocketFile, listen},
+};
 
 /// Connections served at once: an agent, a person, a move, and room for donors' clients.
 pub const CONNECTIONS_MAX: usize = 8;
 /// How long the end of the process waits for clients to take their last answers.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
-/// Rest after the system refused a connection (it is out of descriptors or memory), so that the thread does not spin.
+/// Rest after the system refused a connection (it is out of descriptors or memory), so that the loop does not spin.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 /// What a caller wants from the thread that owns the VM.
@@ -59,6 +63,14 @@ pub struct Server {
     _file: SocketFile,
 }
 
+/// Hears newcomers and gives each a thread.
+pub struct Newcomers<E> {
+    listener: UnixListener,
+    connections: Arc<Connections>,
+    threads: Arc<dyn Threads>,
+    owner: SyncSender<E>,
+}
+
 impl Server {
     /// Creates the socket. Belongs before sealing: it is the last thing here that names a path.
     pub fn bind(path: &Path) -> Result<Bound, ListenError> {
@@ -75,33 +87,38 @@ impl Server {
 }
 
 impl Bound {
-    /// Starts to serve. `owner` is the bounded queue of the thread that owns the VM.
-    pub fn start<E>(self, threads: Arc<dyn Threads>, owner: SyncSender<E>) -> io::Result<Server>
-    where
-        E: From<ControlRequest> + Send + 'static,
-    {
-        let connections = Arc::new(Connections::default());
+    /// What is to be heard from now on. `owner` is the bounded queue of the thread that owns the VM.
+    pub fn serve<E>(self, threads: Arc<dyn Threads>, owner: SyncSender<E>) -> io::Result<(Server, Newcomers<E>)> {
         let Self { listener, file } = self;
-        let accepting = (threads.clone(), connections.clone());
-        threads.spawn("control", Box::new(move || accept(&listener, &accepting.1, &accepting.0, &owner)))?;
-        Ok(Server { connections, _file: file })
+        // Whoever knocked may have left before the loop looks.
+        listener.set_nonblocking(true)?;
+        let connections = Arc::new(Connections::default());
+        let newcomers = Newcomers { listener, connections: connections.clone(), threads, owner };
+        Ok((Server { connections, _file: file }, newcomers))
     }
 }
 
-fn accept<E>(listener: &UnixListener, connections: &Arc<Connections>, threads: &Arc<dyn Threads>, owner: &SyncSender<E>)
-where
-    E: From<ControlRequest> + Send + 'static,
-{
-    loop {
-        let admitted = listener.accept().and_then(|(stream, _)| connections.admit(stream));
-        let result = admitted.and_then(|admitted| {
-            let Some(seat) = admitted else { return Ok(()) };
-            let owner = owner.clone();
-            threads.spawn("control-client", Box::new(move || connection::serve(&seat, &owner))).map(drop)
-        });
-        if let Err(error) = result {
-            log::warn!("control: accept a connection: {error}");
-            std::thread::sleep(ACCEPT_REST);
+impl<E: From<ControlRequest> + Send + 'static> Newcomers<E> {
+    fn accept(&self) -> io::Result<()> {
+        let (stream, _) = self.listener.accept()?;
+        let Some(seat) = self.connections.admit(stream)? else { return Ok(()) };
+        let owner = self.owner.clone();
+        self.threads.spawn("control-client", Box::new(move || connection::serve(&seat, &owner))).map(drop)
+    }
+}
+
+impl<E: From<ControlRequest> + Send + 'static> MutEventSubscriber for Newcomers<E> {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        heard::add(ops, "control", &self.listener);
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        match self.accept() {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                log::warn!("control: accept a connection: {error}");
+                std::thread::sleep(ACCEPT_REST);
+            }
+            Ok(()) | Err(_) => {}
         }
     }
 }

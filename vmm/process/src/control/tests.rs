@@ -32,7 +32,8 @@ fn serve() -> Fixture {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("control");
     let (sender, requests) = sync_channel(CONNECTIONS_MAX);
-    let server = Server::bind(&path).unwrap().start(Arc::new(PlainThreads), sender).unwrap();
+    let (server, newcomers) = Server::bind(&path).unwrap().serve(Arc::new(PlainThreads), sender).unwrap();
+    heard::listen(&PlainThreads, vec![Box::new(newcomers)]).unwrap();
     Fixture { path, requests, server, _folder: folder }
 }
 

@@ -51,7 +51,7 @@ impl Client {
     pub fn status(&mut self) -> Result<Status, CtlError> {
         match self.ask("status", Command::Status)? {
             Answer::Status(status) => Ok(status),
-            Answer::Done | Answer::Talk(_) | Answer::Moved(_) => Err(CtlError::Unexpected { what: "status" }),
+            _ => Err(CtlError::Unexpected { what: "status" }),
         }
     }
 
@@ -77,7 +77,7 @@ impl Client {
     pub fn donate(mut self) -> Result<UnixStream, CtlError> {
         match self.ask("donate", Command::Donate)? {
             Answer::Done if self.reader.is_empty() => Ok(self.stream),
-            Answer::Done | Answer::Status(_) | Answer::Talk(_) | Answer::Moved(_) => Err(CtlError::Unexpected { what: "donate" }),
+            _ => Err(CtlError::Unexpected { what: "donate" }),
         }
     }
 

@@ -60,7 +60,7 @@ fn attempt(client: &mut Client, to: &MigrateTo) -> Result<MoveReport, CtlError> 
     line.end();
     match answer? {
         Answer::Moved(report) => Ok(report),
-        Answer::Done | Answer::Status(_) | Answer::Talk(_) => Err(CtlError::Unexpected { what: "migrate" }),
+        _ => Err(CtlError::Unexpected { what: "migrate" }),
     }
 }
 

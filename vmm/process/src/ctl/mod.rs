@@ -14,7 +14,10 @@ use std::{
     process::ExitCode,
 };
 
-use rebec_vmm_api::control::{Answer, Command, ControlError, OtherVersion, Status};
+use rebec_vmm_api::{
+    control::{Answer, Command, ControlError, OtherVersion, Status},
+    metrics,
+};
 
 use self::client::Client;
 use crate::{
@@ -100,6 +103,16 @@ pub fn run(options: &CtlOptions) -> Result<ExitCode, CtlError> {
             }
             return Ok(ExitCode::SUCCESS);
         }
+        CtlRequest::Metrics { json } => {
+            match client.ask("metrics", Command::Metrics)? {
+                Answer::Metrics(families) if *json => {
+                    writeln!(io::stdout(), "{}", serde_json::to_string(&families).map_err(io::Error::from)?)?;
+                }
+                Answer::Metrics(families) => write!(io::stdout(), "{}", metrics::text(&families))?,
+                _ => return Err(CtlError::Unexpected { what: "metrics" }),
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
         CtlRequest::Pause => ("pause", Command::Pause),
         CtlRequest::Resume => ("resume", Command::Resume),
         CtlRequest::ResizeDisk { disk, size } => ("resize-disk", Command::ResizeDisk { disk: *disk, bytes: size.bytes() }),
@@ -120,7 +133,7 @@ pub fn run(options: &CtlOptions) -> Result<ExitCode, CtlError> {
     };
     match client.ask(what, command)? {
         Answer::Done => Ok(ExitCode::SUCCESS),
-        Answer::Status(_) | Answer::Talk(_) | Answer::Moved(_) => Err(CtlError::Unexpected { what }),
+        _ => Err(CtlError::Unexpected { what }),
     }
 }
 

@@ -60,7 +60,8 @@ fn vm(owner: impl FnOnce(Receiver<ControlRequest>) + Send + 'static) -> (tempfil
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("vm");
     let (sender, requests) = sync_channel(CONNECTIONS_MAX);
-    let server = Server::bind(&path).unwrap().start(Arc::new(PlainThreads), sender).unwrap();
+    let (server, newcomers) = Server::bind(&path).unwrap().serve(Arc::new(PlainThreads), sender).unwrap();
+    crate::heard::listen(&PlainThreads, vec![Box::new(newcomers)]).unwrap();
     std::thread::spawn(move || {
         owner(requests);
         server.finish();

@@ -23,7 +23,10 @@ pub mod self_test;
 
 use std::{
     io::{self, Read},
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::net::UnixStream,
+    },
 };
 
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
@@ -64,8 +67,8 @@ pub enum Ending {
 pub struct StopSignal(UnixStream);
 
 impl StopSignal {
-    /// Returns when the process was told to end, each time. Give it a thread.
-    pub fn wait(&mut self) -> Ending {
+    /// How the process was told to end, each time; waits until it is.
+    pub fn read(&mut self) -> Ending {
         let mut message = [0];
         match self.0.read(&mut message) {
             // The parent is gone and the kernel is about to kill this process. An orderly end would race with that.
@@ -77,6 +80,12 @@ impl StopSignal {
                 Ending::Now
             }
         }
+    }
+}
+
+impl AsRawFd for StopSignal {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 }
 

@@ -77,7 +77,7 @@ pub fn run(options: &SealSelfTest) -> anyhow::Result<ExitCode> {
         Some(("exit", code)) => Ok(ExitCode::from(code.parse::<u8>().context("exit code")?)),
         Some((thread, what)) => attempt(thread, what.to_owned(), opened_before, &ram).map(|()| ExitCode::SUCCESS),
         None => {
-            let ending = sealed.stop.wait();
+            let ending = sealed.stop.read();
             println!("stopped: {ending:?}");
             Ok(ExitCode::SUCCESS)
         }

@@ -16,7 +16,7 @@ use rebec_devices::{
     Threads,
     block::BlockDevice,
     disk::Disk,
-    net::NetDevice,
+    net::{NetCounters, NetDevice},
     power::PowerPorts,
     rng::RngDevice,
     serial::SerialPort,
@@ -64,7 +64,8 @@ pub fn build(size: MachineSize, cpu: &Model, host: &Host) -> Result<Vm> {
     let mut machine = Machine::create(kvm, &ram, size.vcpus, cpu)?;
     let threads: Arc<dyn Threads> = Arc::new(RequestedThreads::start().context("start the thread that makes devices' threads")?);
     let mut slots = Vec::new();
-    for device in devices(host)? {
+    let mut cards = Vec::new();
+    for device in devices(host, &mut cards)? {
         slots.push(plug(slots.len(), device, &machine, &ram, &threads)?);
     }
     let serial = SerialPort::new(Box::new(host.console.output()), line(&machine, rebec_layout::COM1_GSI)?).telling(host.console.waker());
@@ -83,6 +84,7 @@ pub fn build(size: MachineSize, cpu: &Model, host: &Host) -> Result<Vm> {
         disks: host.disks.clone(),
         lans: host.lans.clone(),
         limits: host.limits.clone(),
+        cards,
     })
 }
 
@@ -97,15 +99,17 @@ fn first_word(report: &Report) -> Report {
     })
 }
 
-/// The devices in the order of their slots: disks, NICs, entropy.
-fn devices(host: &Host) -> Result<Vec<Box<dyn VirtioDevice>>> {
+/// The devices in the order of their slots: disks, NICs, entropy. What NICs count is in `cards` too.
+fn devices(host: &Host, cards: &mut Vec<Arc<NetCounters>>) -> Result<Vec<Box<dyn VirtioDevice>>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for disk in &host.disks {
         devices.push(Box::new(BlockDevice::new(disk.clone()).limited(host.limits.disk().clone())));
     }
     for lan in &host.lans {
         let port = lan.port().with_context(|| format!("net {}: attach its port", lan.mac()))?;
-        devices.push(Box::new(NetDevice::new(lan.mac().0, lan.mtu(), Box::new(port)).limited(host.limits.net())));
+        let card = NetDevice::new(lan.mac().0, lan.mtu(), Box::new(port)).limited(host.limits.net());
+        cards.push(card.counters());
+        devices.push(Box::new(card));
     }
     devices.push(Box::new(RngDevice::new(HostEntropy)));
     Ok(devices)

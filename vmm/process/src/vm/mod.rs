@@ -15,7 +15,7 @@ use std::{cell::RefCell, ops::Range, sync::Arc, time::Instant};
 use anyhow::{Context, Result};
 use rebec_boot::{BootConfig, Content, KernelImage};
 use rebec_cpu::{Model, ModelError};
-use rebec_devices::{disk::Disk, power::PowerEvent, virtio::PciTransport};
+use rebec_devices::{disk::Disk, net::NetCounters, power::PowerEvent, virtio::PciTransport};
 use rebec_kvm::{Machine, Populated, Ram};
 use rebec_vmm_saved::{Part, PartKind, SavedMachine};
 
@@ -25,7 +25,7 @@ use vcpus::VcpuThreads;
 pub use build::{Host, MachineSize, build};
 pub use vcpus::VcpuEvent;
 
-use crate::{lan::Lan, limits::Limits};
+use crate::{lan::Lan, limits::Limits, meters::Meters};
 
 /// What a machine says of itself, and what its owner decides about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +53,7 @@ pub struct Vm {
     disks: Vec<Arc<Disk>>,
     lans: Vec<Lan>,
     limits: Limits,
+    cards: Vec<Arc<NetCounters>>,
 }
 
 impl Vm {
@@ -79,6 +80,11 @@ impl Vm {
 
     pub fn lans(&self) -> &[Lan] {
         &self.lans
+    }
+
+    /// What is counted in it.
+    pub fn meters(&self) -> Meters {
+        Meters { exits: self.vcpus.exits(), cards: self.cards.clone() }
     }
 
     /// Puts a kernel into empty RAM and the first vCPU at its entry.

@@ -22,7 +22,7 @@ use std::{
 };
 
 use rebec_devices::Threads;
-use rebec_kvm::{Populated, Vcpu, VcpuExit, VcpuKicker};
+use rebec_kvm::{Exits, Populated, Vcpu, VcpuExit, VcpuKicker};
 use rebec_migrate::source::THROTTLE_PERCENT_MAX;
 use rebec_vmm_saved::{Part, SavedMachine};
 
@@ -96,6 +96,7 @@ enum Order {
 struct Thread {
     orders: SyncSender<Order>,
     kicker: VcpuKicker,
+    exits: Arc<Exits>,
     handle: Option<JoinHandle<()>>,
 }
 
@@ -110,14 +111,14 @@ impl VcpuThreads {
     pub fn start(vcpus: Vec<Vcpu>, buses: &Arc<Buses>, threads: &dyn Threads, report: &Report, lease: &Lease) -> Result<Self, VcpuError> {
         let mut started = Self { threads: Vec::with_capacity(vcpus.len()), throttle: Arc::default() };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let kicker = vcpu.kicker();
+            let (kicker, exits) = (vcpu.kicker(), vcpu.exits());
             let (orders, inbox) = sync_channel(ORDERS_MAX);
             let throttle = started.throttle.clone();
             let (buses, report, lease) = (buses.clone(), report.clone(), lease.clone());
             let body = VcpuLoop { index, vcpu, inbox, buses, report, throttle, lease, has_run: false, turn: Turn::default() };
             let handle = threads.spawn(&format!("vcpu{index}"), Box::new(move || body.serve()));
             let handle = Some(handle.map_err(|source| VcpuError::Spawn { index, source })?);
-            started.threads.push(Thread { orders, kicker, handle });
+            started.threads.push(Thread { orders, kicker, exits, handle });
         }
         let kickers = started.threads.iter().map(|thread| thread.kicker.clone()).collect();
         lease.enforce(Arc::downgrade(&started.throttle), kickers).map_err(VcpuError::Lease)?;
@@ -160,6 +161,11 @@ impl VcpuThreads {
             None => Err(VcpuError::Gone { index }),
         };
         Ok(self.try_ask(order)?.into_iter().collect::<Done>()?)
+    }
+
+    /// How often each left the guest.
+    pub fn exits(&self) -> Vec<Arc<Exits>> {
+        self.threads.iter().map(|thread| thread.exits.clone()).collect()
     }
 
     /// Makes every vCPU rest for this share of the time, in percent; 0 is full speed.
