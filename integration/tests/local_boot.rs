@@ -2,17 +2,19 @@
 
 use std::{collections::BTreeMap, fs, os::unix::fs::FileExt as _, process::Command, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use rebec_lab::{
+    command::Program,
     netlab::{
-        NetLab, Vmm, VmmConfig, guest,
+        NetLab, Vmm, VmmConfig, examples, guest,
         pattern::{self, BLOCK_MAGIC},
-        vmm::SHORT,
+        vmm::{self, SHORT},
     },
+    paths,
     standin::{self, Installed},
 };
 use rebec_vmm_api::control::VmState;
@@ -199,6 +201,29 @@ fn a_guest_that_makes_nonsense_of_every_register_harms_only_itself() -> Result<(
         assert!(said.lines().count() < 200, "seed {seed}: {} lines", said.lines().count());
         // A device that is told to write over the guest does so: the guest may fault, the VMM must not.
         assert!(status.success() || said.contains("triple fault"), "seed {seed}: {status}: {said}");
+    }
+    lab.succeeded();
+    Ok(())
+}
+
+#[test]
+fn the_examples_of_the_vmms_page_do_as_they_say() -> Result<()> {
+    let mut lab = NetLab::start("local-page", &["a"])?;
+    let work = tempfile::tempdir()?;
+    let (raw, kernel) = (work.path().join("debian.raw"), guest::build()?);
+    let installed = Installed { version: "6.12.6", kernel: &kernel, initramfs: None, cmdline: "vm=3 button=off stats_ms=0" };
+    standin::debian(&raw, None, 16 << 20, &[installed], "")?;
+    let examples = examples::of(&paths::workspace().join("docs/vmm.md"))?;
+    assert_eq!(examples.len(), 6);
+    let program = vmm::program()?;
+    for (number, example) in (1..).zip(&examples) {
+        // Sockets have short paths, wherever the repository lies.
+        let folder = work.path().join(format!("{number}"));
+        fs::create_dir(&folder)?;
+        let image = folder.join("debian.qcow2").display().to_string();
+        Program::new("qemu-img").args(["convert", "-O", "qcow2", &raw.display().to_string(), &image]).quiet()?;
+        let typed = examples::type_in(example, &lab.machines[0], &folder, program.parent().context("it has a folder")?);
+        typed.with_context(|| format!("example {number}"))?;
     }
     lab.succeeded();
     Ok(())

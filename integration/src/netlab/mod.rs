@@ -18,6 +18,7 @@ pub mod agents;
 pub mod console;
 pub mod debian;
 pub mod demo;
+pub mod examples;
 pub mod guest;
 pub mod hostile;
 pub mod lab;
