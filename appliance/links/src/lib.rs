@@ -147,6 +147,7 @@ impl NameServers {
 /// Can be spawned if `tell` can be shared between threads.
 pub async fn bring_up(policy: Policy, tell: impl Fn(LinkState)) -> Result<(), LinksError> {
     let kernel = Kernel::open().map_err(LinksError::Open)?;
+    kernel.find_narrow_paths();
     let names = NameServers::default();
     // A fixed address is one link's: the first with a carrier has it, and the next when that one loses its own.
     let fixed = tokio::sync::Mutex::new(());
