@@ -3,18 +3,13 @@
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
 use anyhow::{Context as _, Result, ensure};
-use rebec_lab::{
-    initramfs::Initramfs,
-    modules,
-    netlab::{
-        Machine, NetLab, Vmm,
-        agents::{Agents, Seat, eventually, same},
-        guest,
-        peer::{self, STREAM_PORT},
-        story::ask,
-        vmm::{LONG, SHORT},
-    },
-    provision,
+use rebec_lab::netlab::{
+    Machine, NetLab, Vmm,
+    agents::{Agents, Seat, eventually, same},
+    guest,
+    peer::{self, STREAM_PORT},
+    story::ask,
+    vmm::{LONG, SHORT},
 };
 use rebec_vmm_api::Peer;
 
@@ -108,19 +103,6 @@ fn a_kernel_vxlan_device_is_a_station_like_any_before_and_after_a_move() -> Resu
     Ok(())
 }
 
-/// A guest that is nothing but a bridge between its two NICs.
-const BRIDGE: &str = "#!/bin/sh
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-for module in $(cat /modules/list); do insmod $module; done
-until [ -e /sys/class/net/eth0 ] && [ -e /sys/class/net/eth1 ]; do sleep 0.1; done
-ip link add br0 type bridge
-for nic in eth0 eth1; do ip link set $nic master br0; ip link set $nic up; done
-ip link set br0 up
-echo bridged
-sleep 100000
-";
-
 /// A VM on one LAN and one on another, of a pool with sealed LANs, hear each other through a VM that has a trunk on both: it speaks for stations that no
 /// other port has. Without the word `trunk` it may not.
 #[test]
@@ -129,34 +111,28 @@ fn a_guest_that_bridges_two_lans_speaks_for_those_behind_it() -> Result<()> {
     let mut agents = Agents::start("local-lan-bridge", &["a1", "a2"])?;
     agents.found(&["alpha", "alpha"])?;
     agents.furnish()?;
-    let (a1, kernel) = (agents.host("a1"), provision::provision()?.guest);
-    let initramfs = agents.lab.evidence().join("bridge.cpio");
-    let mut tree = Initramfs::with_busybox()?;
-    tree.modules("modules", modules::closure(&kernel, &["virtio_pci", "virtio_net", "bridge"])?);
-    tree.program("init", BRIDGE);
-    tree.write(&initramfs)?;
-    let (kernel, initramfs) = (kernel.bzimage.display().to_string(), initramfs.display().to_string());
-    a1.must(&["image", "import", "bridge", "--kernel", &kernel, "--initramfs", &initramfs, "--cmdline", "console=ttyS0 quiet"])?;
+    let a1 = agents.host("a1");
     a1.must(&["lan", "create", "behind", "--range", "10.7.0.128/25"])?;
-
     let far = agents.run("far", "a1", "16M", &["--lan", "behind"], &format!("vm=1 net0=ip={FAR_IP}"))?;
     same("its address", &far["nics"][0]["address"], FAR_IP)?;
     let load = format!("vm=2 net0=ip=10.7.0.8,peer={FAR_IP},load=tso+ping,mbit=50");
     agents.run("near", "a2", "16M", &["--lan", "office"], &load)?;
     let (near, far) = (Seat::take(agents.host("a2"), "near")?, Seat::take(a1, "far")?);
     let heard = || -> Result<[u64; 2]> { Ok([near.net()?.number("ping_received")?, far.net()?.number("received")?]) };
-    let bridge = |name: &str, office: &str, behind: &str| {
-        a1.must(&["vm", "run", name, "--image", "bridge", "--memory", "128M", "--host", "a1", "--lan", office, "--lan", behind])?;
-        eventually("it bridges", LONG, || Ok(a1.ask(&["vm", "logs", name])?.stdout.contains("bridged")))
-    };
-    bridge("plain", "office", "behind")?;
-    // Near asks again and again meanwhile.
-    (0..50).try_for_each(|_| near.beats())?;
+    let handed_on = |bridge: &Seat| bridge.ask(b"s", "bridge ")?.number("right");
+
+    agents.run("plain", "a1", "16M", &["--lan", "office", "--lan", "behind"], "vm=3 bridge=1")?;
+    let plain = Seat::take(a1, "plain")?;
+    eventually("it hands on what near asks of all", SHORT, || Ok(handed_on(&plain)? >= 3))?;
     ensure!(heard()? == [0, 0], "a guest that is no trunk speaks for others");
+    drop(plain);
     a1.must(&["vm", "stop", "plain", "--timeout", "0"])?;
 
-    bridge("bridge", "office,trunk", "behind,trunk")?;
-    eventually("near and far hear each other, megabytes of it", LONG, || Ok(heard()? >= [20, 4 << 20] && heard()?[1] >= 4 << 20))?;
+    agents.run("bridge", "a1", "16M", &["--lan", "office,trunk", "--lan", "behind,trunk"], "vm=4 bridge=1")?;
+    eventually("near and far hear each other, megabytes of it", LONG, || {
+        let [answers, bytes] = heard()?;
+        Ok(answers >= 20 && bytes >= 4 << 20)
+    })?;
     let net = far.net()?;
     let wrong = [net.number("bad")?, net.number("csum_bad")?];
     ensure!(wrong == [0, 0], "the stream: {}", net.text);
