@@ -63,8 +63,28 @@ impl Link for Road {
 }
 
 fn found(stats: &PathStats, age: Duration) -> Option<u16> {
-    let is_searched = age >= SEARCH_TIME + stats.rtt * SEARCH_ROUND_TRIPS;
+    let is_searched = age >= SEARCH_TIME.saturating_add(stats.rtt.saturating_mul(SEARCH_ROUND_TRIPS));
     let fell_back = stats.black_holes_detected > 0 && stats.current_mtu <= DATAGRAM_BYTES_MIN;
     let is_all = stats.current_mtu + STEP_BYTES > DATAGRAM_BYTES_MAX;
     (is_searched && !fell_back || is_all).then(|| if is_all { DATAGRAM_BYTES_MAX } else { stats.current_mtu } + IPV4_HEADER_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_told_once_it_is_known() {
+        let told = |datagram: u16, black_holes: u64, age_s: u64| {
+            let mut stats = PathStats::default();
+            (stats.current_mtu, stats.black_holes_detected, stats.rtt) = (datagram, black_holes, Duration::from_millis(50));
+            found(&stats, Duration::from_secs(age_s))
+        };
+        // The search takes 5 s and a hundred round trips here.
+        assert_eq!((told(1272, 0, 9), told(1272, 0, 10)), (None, Some(1300)));
+        assert_eq!((told(1472, 0, 0), told(1471, 0, 0), told(1470, 0, 0)), (Some(1500), Some(1500), None));
+        assert_eq!((told(1470, 0, 10), told(1200, 0, 10)), (Some(1498), Some(1228)));
+        // It lost much, for whatever reason, and looks again in a minute.
+        assert_eq!((told(1200, 1, 10), told(1272, 1, 10)), (None, Some(1300)));
+    }
 }

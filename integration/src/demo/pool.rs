@@ -144,16 +144,18 @@ impl Short {
     pub(super) fn go(&mut self, to: usize, words: &[&str]) -> Result<()> {
         let first = &self.lab.machines[0];
         let words = &[words, &["--downtime-max-ms", PAUSE_MS_MAX]].concat();
-        let (began, clock) = (Instant::now(), last_beat(first, "web", self.beats)?.clock);
+        let (began, started) = (Instant::now(), last_beat(first, "web", self.beats)?);
         let (code, reported) = pool::begin_move(first, "web", words)?.finish(MOVE_DEADLINE)?;
         if code != 0 || reported.outcome != Outcome::Moved {
             bail!("vm move web {}: ended with code {code}: {:?} {:?}", words.join(" "), reported.outcome, reported.reason);
         }
         let there = pool::vm(first, "web")?;
         must_be_on(&there, to)?;
-        let now = last_beat(first, "web", self.beats)?;
+        // The last of the log that is read first may be what it said where it was.
+        let arrived = last_beat(first, "web", started.number)?.number;
+        let now = last_beat(first, "web", arrived)?;
         // One of the machines is three days ahead of the others.
-        let (passed, by_guest) = (began.elapsed(), Duration::from_millis(now.clock.wrapping_sub(clock) / self.tsc_khz));
+        let (passed, by_guest) = (began.elapsed(), Duration::from_millis(now.clock.wrapping_sub(started.clock) / self.tsc_khz));
         let (host, pause, before) = (there.host, reported.downtime_ms, self.beats);
         let now = now.number;
         say(
