@@ -16,6 +16,8 @@ use anyhow::{Context as _, Result, bail};
 use crate::{command::Program, progress::say};
 
 /// Debian's keys, from package debian-archive-keyring.
+/// The part of the archive that most packages are in.
+pub const MAIN: &str = "main";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// How long lists or one package may take to arrive.
 const DOWNLOAD_DEADLINE: Duration = Duration::from_secs(600);
@@ -24,6 +26,7 @@ const DOWNLOAD_DEADLINE: Duration = Duration::from_secs(600);
 pub struct Archive {
     root: PathBuf,
     suite: String,
+    component: String,
 }
 
 /// A package as the archive's signed lists describe it.
@@ -42,7 +45,13 @@ pub struct Candidate {
 impl Archive {
     /// Opens a release, such as `trixie`, below `cache`, and fetches its lists if that has not happened yet.
     pub fn open(cache: &Path, suite: &str) -> Result<Self> {
-        let archive = Self { root: cache.join("apt").join(suite), suite: suite.to_owned() };
+        Self::component(cache, suite, MAIN)
+    }
+
+    /// The same for another part of the archive than `main`.
+    pub fn component(cache: &Path, suite: &str, component: &str) -> Result<Self> {
+        let folder = if component == MAIN { suite.to_owned() } else { format!("{suite}-{component}") };
+        let archive = Self { root: cache.join("apt").join(folder), suite: suite.to_owned(), component: component.to_owned() };
         if !archive.root.join("ready").exists() {
             archive.refresh()?;
         }
@@ -51,13 +60,13 @@ impl Archive {
 
     /// Fetches the lists again.
     pub fn refresh(&self) -> Result<()> {
-        let sources = sources_for(&self.suite)?;
+        let sources = sources_for(&self.suite, &self.component)?;
         for folder in ["state/lists/partial", "cache/archives/partial", "downloads"] {
             fs::create_dir_all(self.root.join(folder)).with_context(|| format!("create apt root {}", self.root.display()))?;
         }
         fs::write(self.root.join("state/status"), "").context("write the private apt root")?;
         fs::write(self.root.join("sources.list"), sources).context("write the private apt root")?;
-        say("archive", format_args!("fetching the signed package lists of {}", self.suite));
+        say("archive", format_args!("fetching the signed package lists of {} {}", self.suite, self.component));
         let fetched = self.apt("apt-get").args(["-qq", "update"]).deadline(DOWNLOAD_DEADLINE).quiet();
         fetched.with_context(|| format!("fetch the package lists of {} from this machine's own Debian archive", self.suite))?;
         fs::write(self.root.join("ready"), "").context("write the private apt root")
@@ -65,7 +74,7 @@ impl Archive {
 
     /// The newest version of a package in this release.
     pub fn newest(&self, name: &str) -> Result<Candidate> {
-        self.show(name)?.with_context(|| format!("package {name} is not in Debian {}", self.suite))
+        self.show(name)?.with_context(|| format!("package {name} is not in Debian {} {}", self.suite, self.component))
     }
 
     /// One version of a package, if the archive still has it.
@@ -156,7 +165,7 @@ pub fn sha256(path: &Path) -> Result<String> {
 }
 
 /// The sources of a private apt root: this machine's Debian archive with another suite.
-fn sources_for(suite: &str) -> Result<String> {
+fn sources_for(suite: &str, component: &str) -> Result<String> {
     let mut texts = vec![("sources.list".to_owned(), fs::read_to_string("/etc/apt/sources.list").unwrap_or_default())];
     for entry in fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -170,7 +179,7 @@ fn sources_for(suite: &str) -> Result<String> {
             "no Debian archive with suite {codename} and component main in /etc/apt/sources.list or sources.list.d; add one and run this again"
         );
     }
-    Ok(archives.iter().map(|uri| format!("deb [arch=amd64 signed-by={KEYRING}] {uri} {suite} main\n")).collect())
+    Ok(archives.iter().map(|uri| format!("deb [arch=amd64 signed-by={KEYRING}] {uri} {suite} {component}\n")).collect())
 }
 
 fn os_codename() -> Result<String> {

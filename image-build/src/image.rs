@@ -9,7 +9,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    archive::{Archive, sha256},
+    archive::{Archive, MAIN, sha256},
+    firmware::{self, Firmware},
     initrd::{self, Programs},
     iso::{self, BootPrograms},
     kernel,
@@ -29,8 +30,8 @@ const SHIM_HELPERS: &str = "shim-helpers";
 const GRUB: &str = "grub";
 
 /// Roles and the packages that fill them.
-const PACKAGES: [(&str, Wanted); 6] = [
-    (KERNEL, Wanted { suite: SUITE, package: "linux-image-amd64", follow: Some("linux-image-") }),
+const PACKAGES: [(&str, Wanted<'static>); 6] = [
+    (KERNEL, Wanted { follow: Some("linux-image-"), ..wanted("linux-image-amd64") }),
     (ISOLINUX, wanted("isolinux")),
     (SYSLINUX, wanted("syslinux-common")),
     (SHIM, wanted("shim-signed")),
@@ -38,8 +39,13 @@ const PACKAGES: [(&str, Wanted); 6] = [
     (GRUB, wanted("grub-efi-amd64-signed")),
 ];
 
-const fn wanted(package: &'static str) -> Wanted {
-    Wanted { suite: SUITE, package, follow: None }
+const fn wanted(package: &str) -> Wanted<'_> {
+    Wanted { suite: SUITE, component: MAIN, package, follow: None }
+}
+
+/// Packages of firmware, each by a role of its own name.
+fn firmware_packages(names: &[String]) -> impl Iterator<Item = (&str, Wanted<'_>)> {
+    names.iter().map(|name| (name.as_str(), Wanted { component: firmware::COMPONENT, ..wanted(name) }))
 }
 
 /// What to build.
@@ -57,6 +63,8 @@ pub struct Order {
     pub lock: PathBuf,
     /// Take the newest packages, whatever is locked.
     pub newest: bool,
+    /// Packages of firmware that the image is to have.
+    pub firmware: Vec<String>,
 }
 
 /// Builds an image: `vmlinuz`, `initrd.img`, `rebec.iso` and `manifest.json` in the folder of the order.
@@ -71,7 +79,8 @@ pub fn build(order: &Order) -> Result<Manifest> {
     if order.newest {
         Archive::open(&order.cache, SUITE)?.refresh()?;
     }
-    let packages = gather(&store, &Lock::load(&order.lock)?, order.newest)?;
+    let wanted = PACKAGES.into_iter().chain(firmware_packages(&order.firmware));
+    let packages = gather(&store, &Lock::load(&order.lock)?, order.newest, wanted)?;
     let kernel = kernel::unpack(&store, package(&packages, KERNEL)?)?;
     let work = tempfile::tempdir_in(&order.out).context("create a folder to work in")?;
 
@@ -80,7 +89,12 @@ pub fn build(order: &Order) -> Result<Manifest> {
     let out = |name: &str| order.out.join(name);
     fs::copy(&kernel.bzimage, out("vmlinuz")).with_context(|| format!("copy {}", kernel.bzimage.display()))?;
     say("image", format_args!("initrd with {} modules", modules.keys().filter(|name| name.contains(".ko")).count()));
-    let initrd = initrd::build(&modules, Programs { rebec: &order.rebec, vmm: &order.vmm }, version)?;
+    let mut firmware = Firmware::default();
+    for name in &order.firmware {
+        firmware.add(name, &store.unpack(package(&packages, name)?, |_| Ok(()))?)?;
+        say("image", format_args!("with {name}: {:.1} MB of firmware", firmware.bytes() as f64 / 1e6));
+    }
+    let initrd = initrd::build(&modules, firmware, Programs { rebec: &order.rebec, vmm: &order.vmm }, version)?;
     fs::write(out("initrd.img"), initrd).with_context(|| format!("write {}", out("initrd.img").display()))?;
 
     say("image", "hybrid ISO");
@@ -105,13 +119,13 @@ pub fn build(order: &Order) -> Result<Manifest> {
     Ok(manifest)
 }
 
-/// Writes the newest version of every package into a lock file.
-pub fn pin(cache: &Path, lock: &Path) -> Result<Vec<Locked>> {
+/// Writes the newest version of every package into a lock file, and of some of firmware.
+pub fn pin(cache: &Path, lock: &Path, firmware: &[String]) -> Result<Vec<Locked>> {
     let store = Store::open(cache)?;
     let mut lock = Lock::load(lock)?;
     Archive::open(cache, SUITE)?.refresh()?;
     let mut pinned = Vec::new();
-    for (role, wanted) in PACKAGES {
+    for (role, wanted) in PACKAGES.into_iter().chain(firmware_packages(firmware)) {
         let mut locked = store.resolve(wanted, lock.get(role))?;
         locked.unlocked = false;
         lock.set(role, locked.clone())?;
@@ -120,9 +134,14 @@ pub fn pin(cache: &Path, lock: &Path) -> Result<Vec<Locked>> {
     Ok(pinned)
 }
 
-fn gather(store: &Store, lock: &Lock, newest: bool) -> Result<BTreeMap<String, Locked>> {
+fn gather<'a>(
+    store: &Store,
+    lock: &Lock,
+    newest: bool,
+    all: impl Iterator<Item = (&'a str, Wanted<'a>)>,
+) -> Result<BTreeMap<String, Locked>> {
     let mut packages = BTreeMap::new();
-    for (role, wanted) in PACKAGES {
+    for (role, wanted) in all {
         let before = lock.get(role);
         let locked = if newest { store.resolve(wanted, before)? } else { store.ensure(wanted, before)? };
         if locked.unlocked {

@@ -18,7 +18,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
-use crate::{cpio::Tree, modules::Files};
+use crate::{cpio::Tree, firmware::Firmware, modules::Files};
 
 /// A balance: above it, seconds of build for a per cent of the programs' size.
 const ZSTD_LEVEL: i32 = 15;
@@ -54,7 +54,7 @@ impl Pack {
 }
 
 /// The initrd's bytes.
-pub fn build(modules: &Files, programs: Programs<'_>, version: &str) -> Result<Vec<u8>> {
+pub fn build(modules: &Files, firmware: Firmware, programs: Programs<'_>, version: &str) -> Result<Vec<u8>> {
     let (mut plain, mut tree) = (Tree::default(), Tree::default());
     let mut packs = Packs::new();
     for (name, path) in modules {
@@ -68,6 +68,7 @@ pub fn build(modules: &Files, programs: Programs<'_>, version: &str) -> Result<V
         tree.data(&format!("{home}/modules.pack.index"), pack.index);
         plain.data(&format!("{home}/modules.pack"), pack.modules);
     }
+    firmware.put(&mut tree);
     for folder in FOLDERS {
         tree.folder(folder);
     }
@@ -99,8 +100,8 @@ mod tests {
         let named = |name: &str| (format!("lib/modules/1/{name}"), program.clone());
         let modules = Files::from([named("kernel/a.ko.xz"), named("kernel/b.ko.xz"), named("kernel/c.ko")]);
         let programs = Programs { rebec: &program, vmm: &program };
-        let bytes = build(&modules, programs, "1.0").unwrap();
-        assert_eq!(bytes, build(&modules, programs, "1.0").unwrap());
+        let bytes = build(&modules, Firmware::default(), programs, "1.0").unwrap();
+        assert_eq!(bytes, build(&modules, Firmware::default(), programs, "1.0").unwrap());
         let start = bytes.windows(4).position(|four| four == [0x28, 0xb5, 0x2f, 0xfd]).unwrap();
         assert_eq!(start % 4, 0);
         assert!(bytes.starts_with(b"070701"));

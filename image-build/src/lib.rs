@@ -6,7 +6,8 @@
 //! package   one locked package: from the cache, from the archive, or resolved anew
 //! kernel    vmlinuz and modules with modules.dep
 //! modules   all of them but a deny list
-//! initrd    modules and programs as archives (cpio) that the kernel unpacks
+//! firmware  what cards want from their host, where it is asked for
+//! initrd    modules, firmware and programs as archives (cpio) that the kernel unpacks
 //! iso       a hybrid ISO around kernel and initrd: BIOS and UEFI, CD and USB disk
 //! manifest  what went in, by name, version and digest
 //! deb       a Debian package of the two programs, for hosts that already have a system
@@ -28,6 +29,8 @@ pub mod kernel;
 pub mod modules;
 
 pub mod cpio;
+
+pub mod firmware;
 
 pub mod initrd;
 

@@ -40,6 +40,9 @@ enum Task {
         /// Take the newest packages of the archive, whatever is locked.
         #[arg(long)]
         unlocked: bool,
+        /// A package of Debian's non-free-firmware for a card that wants it, such as firmware-bnx2; may be given again.
+        #[arg(long, value_name = "PACKAGE")]
+        firmware: Vec<String>,
     },
     /// Make a Debian package for hosts that already have a system.
     Deb {
@@ -54,7 +57,11 @@ enum Task {
         out: PathBuf,
     },
     /// Write the newest packages of the archive into the lock file.
-    Pin,
+    Pin {
+        /// And of packages of firmware.
+        #[arg(long, value_name = "PACKAGE")]
+        firmware: Vec<String>,
+    },
 }
 
 fn main() {
@@ -71,15 +78,15 @@ fn run(cli: Cli) -> Result<()> {
     let cache = cli.cache.unwrap_or_else(|| workspace.join("target/lab/cache"));
     let lock = cli.lock.unwrap_or_else(|| home.join("lock.toml"));
     match cli.command {
-        Task::Build { rebec, rebec_vmm, out, unlocked } => {
-            let manifest = image::build(&Order { rebec, vmm: rebec_vmm, out, cache, lock, newest: unlocked })?;
+        Task::Build { rebec, rebec_vmm, out, unlocked, firmware } => {
+            let manifest = image::build(&Order { rebec, vmm: rebec_vmm, out, cache, lock, newest: unlocked, firmware })?;
             for (name, file) in &manifest.files {
                 println!("{name}: {:.1} MB, sha256 {}", file.bytes as f64 / 1e6, file.sha256);
             }
         }
         Task::Deb { rebec, rebec_vmm, out } => println!("{}", deb::build(&rebec, &rebec_vmm, &out)?.display()),
-        Task::Pin => {
-            for locked in image::pin(&cache, &lock)? {
+        Task::Pin { firmware } => {
+            for locked in image::pin(&cache, &lock, &firmware)? {
                 println!("{} {} sha256 {}", locked.name, locked.version, locked.sha256);
             }
         }

@@ -22,13 +22,15 @@ use crate::{
 
 /// What a role asks for.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted {
+pub struct Wanted<'a> {
     /// Debian release.
-    pub suite: &'static str,
+    pub suite: &'a str,
+    /// The part of the archive.
+    pub component: &'a str,
     /// Package name.
-    pub package: &'static str,
+    pub package: &'a str,
     /// Take the package it depends on whose name starts so: metapackages always depend on the newest of their kind.
-    pub follow: Option<&'static str>,
+    pub follow: Option<&'a str>,
 }
 
 /// Where packages are kept.
@@ -45,16 +47,16 @@ impl Store {
     }
 
     /// The package of a role: as locked if the cache or the archive has it, else the newest, marked as not locked.
-    pub fn ensure(&self, wanted: Wanted, locked: Option<&Locked>) -> Result<Locked> {
+    pub fn ensure(&self, wanted: Wanted<'_>, locked: Option<&Locked>) -> Result<Locked> {
         match locked {
-            Some(locked) if self.file(locked).exists() || self.fetch_locked(locked)? => Ok(locked.clone()),
+            Some(locked) if self.file(locked).exists() || self.fetch_locked(wanted.component, locked)? => Ok(locked.clone()),
             before => self.resolve(wanted, before),
         }
     }
 
     /// The newest package of a role, whatever is locked.
-    pub fn resolve(&self, wanted: Wanted, before: Option<&Locked>) -> Result<Locked> {
-        let archive = Archive::open(&self.cache, wanted.suite)?;
+    pub fn resolve(&self, wanted: Wanted<'_>, before: Option<&Locked>) -> Result<Locked> {
+        let archive = Archive::component(&self.cache, wanted.suite, wanted.component)?;
         let mut candidate = archive.newest(wanted.package)?;
         if let Some(prefix) = wanted.follow {
             let name = candidate.depends.split([',', ' ']).find(|word| word.starts_with(prefix));
@@ -109,8 +111,8 @@ impl Store {
     }
 
     /// Downloads a locked package; false if the archive no longer has exactly that file.
-    fn fetch_locked(&self, locked: &Locked) -> Result<bool> {
-        let archive = Archive::open(&self.cache, &locked.suite)?;
+    fn fetch_locked(&self, component: &str, locked: &Locked) -> Result<bool> {
+        let archive = Archive::component(&self.cache, &locked.suite, component)?;
         let mut candidate = archive.exact(&locked.name, &locked.version)?;
         if candidate.is_none() {
             archive.refresh()?;

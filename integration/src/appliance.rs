@@ -55,7 +55,7 @@ impl Appliance {
             return Ok(appliance);
         }
         say("image", format_args!("building in {}", appliance.folder.display()));
-        let order = Order { rebec, vmm, out: appliance.folder.clone(), cache: paths::cache(), lock, newest: false };
+        let order = Order { rebec, vmm, out: appliance.folder.clone(), cache: paths::cache(), lock, newest: false, firmware: vec![] };
         image::build(&order)?;
         let iso_bytes = appliance.iso_bytes()?;
         if iso_bytes > ISO_BYTES_MAX {

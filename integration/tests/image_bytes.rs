@@ -28,7 +28,7 @@ fn an_image_is_the_same_bytes_twice() -> Result<()> {
 fn made(out: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     let program = Path::new(PROGRAM).to_owned();
     let (cache, lock) = (paths::cache(), appliance::lock());
-    build(&Order { rebec: program.clone(), vmm: program, out: out.to_owned(), cache, lock, newest: false })?;
+    build(&Order { rebec: program.clone(), vmm: program, out: out.to_owned(), cache, lock, newest: false, firmware: vec![] })?;
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(out).with_context(|| format!("read {}", out.display()))? {
         let entry = entry?;

@@ -1,10 +1,12 @@
-//! The LAN between namespaces on the local KVM: guest to guest, and guest to a Linux kernel's vxlan device.
+//! The LAN between namespaces on the local KVM: guest to guest, guest to a Linux kernel's vxlan device, and through a guest that bridges two LANs.
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 
 use anyhow::{Context as _, Result, ensure};
 use rebec_lab::netlab::{
-    Machine, NetLab, Vmm, guest,
+    Machine, NetLab, Vmm,
+    agents::{Agents, Seat, eventually, same},
+    guest,
     peer::{self, STREAM_PORT},
     story::ask,
     vmm::{LONG, SHORT},
@@ -98,5 +100,43 @@ fn a_kernel_vxlan_device_is_a_station_like_any_before_and_after_a_move() -> Resu
     vm.console.send(b"c")?;
     ensure!(vm.console.wait("check", SHORT)?.text.contains(" ok "));
     lab.succeeded();
+    Ok(())
+}
+
+/// A VM on one LAN and one on another, of a pool with sealed LANs, hear each other through a VM that has a trunk on both: it speaks for stations that no
+/// other port has. Without the word `trunk` it may not.
+#[test]
+fn a_guest_that_bridges_two_lans_speaks_for_those_behind_it() -> Result<()> {
+    const FAR_IP: &str = "10.7.0.136";
+    let mut agents = Agents::start("local-lan-bridge", &["a1", "a2"])?;
+    agents.found(&["alpha", "alpha"])?;
+    agents.furnish()?;
+    let a1 = agents.host("a1");
+    a1.must(&["lan", "create", "behind", "--range", "10.7.0.128/25"])?;
+    let far = agents.run("far", "a1", "16M", &["--lan", "behind"], &format!("vm=1 net0=ip={FAR_IP}"))?;
+    same("its address", &far["nics"][0]["address"], FAR_IP)?;
+    let load = format!("vm=2 net0=ip=10.7.0.8,peer={FAR_IP},load=tso+ping,mbit=50");
+    agents.run("near", "a2", "16M", &["--lan", "office"], &load)?;
+    let (near, far) = (Seat::take(agents.host("a2"), "near")?, Seat::take(a1, "far")?);
+    let heard = || -> Result<[u64; 2]> { Ok([near.net()?.number("ping_received")?, far.net()?.number("received")?]) };
+    let handed_on = |bridge: &Seat| bridge.ask(b"s", "bridge ")?.number("right");
+
+    agents.run("plain", "a1", "16M", &["--lan", "office", "--lan", "behind"], "vm=3 bridge=1")?;
+    let plain = Seat::take(a1, "plain")?;
+    eventually("it hands on what near asks of all", SHORT, || Ok(handed_on(&plain)? >= 3))?;
+    ensure!(heard()? == [0, 0], "a guest that is no trunk speaks for others");
+    drop(plain);
+    a1.must(&["vm", "stop", "plain", "--timeout", "0"])?;
+
+    agents.run("bridge", "a1", "16M", &["--lan", "office,trunk", "--lan", "behind,trunk"], "vm=4 bridge=1")?;
+    eventually("near and far hear each other, megabytes of it", LONG, || {
+        let [answers, bytes] = heard()?;
+        Ok(answers >= 20 && bytes >= 4 << 20)
+    })?;
+    let net = far.net()?;
+    let wrong = [net.number("bad")?, net.number("csum_bad")?];
+    ensure!(wrong == [0, 0], "the stream: {}", net.text);
+    drop((near, far));
+    agents.succeeded();
     Ok(())
 }

@@ -26,7 +26,7 @@ use crate::{
     pool, screen,
     store::Store,
     upkeep,
-    vm::{adopt, grants, lease, outcast, ports, traffic, underlay},
+    vm::{adopt, grants, lease, outcast, paths, ports, traffic, underlay},
 };
 
 /// Between two looks whether the host's own facts have changed.
@@ -84,6 +84,7 @@ async fn serve(options: Options) -> Result<()> {
     let told = bulletin.clone();
     tokio::spawn(underlay::run(vms.clone(), move || told.publish()));
     tokio::spawn(ports::run(vms.clone()));
+    tokio::spawn(paths::run(vms.clone()));
     tokio::spawn(lease::run(vms.clone()));
     tokio::spawn(traffic::run(vms.clone()));
     tokio::spawn(restart::run(agent.orders.clone()));

@@ -51,6 +51,20 @@ pub struct LanInfo {
     pub parts: Vec<RangeInfo>,
     /// Ports.
     pub ports: Vec<PortInfo>,
+    /// Paths from the host that answers to others with ports that carry less than its packets on the way, as far as that is known. Where one LAN is asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub narrow: Vec<NarrowPath>,
+}
+
+/// A path between hosts on which a LAN's packets are cut in two.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NarrowPath {
+    /// The host at its other end.
+    pub host: String,
+    /// The largest packet that it carries.
+    pub bytes: u16,
+    /// The largest packet of the LAN between hosts.
+    pub needs: u16,
 }
 
 /// Part of a LAN's range.

@@ -150,6 +150,18 @@ pub const MTU_MIN: u16 = 1280;
 /// See [`MTU_MIN`].
 pub const MTU_MAX: u16 = 8900;
 
+/// What a path between hosts carries is known up to this: the MTU of Ethernet.
+pub const WAY_BYTES_KNOWN: u16 = 1500;
+/// What a packet is longer by between hosts: outer IPv4 and UDP, VXLAN and the inner Ethernet header; with a seal and its padding at most.
+const WAY_PLAIN_BYTES: u16 = 20 + 8 + 8 + 14;
+/// See [`WAY_PLAIN_BYTES`].
+pub const WAY_SEALED_BYTES: u16 = 96;
+
+/// The largest packet between hosts of a LAN.
+pub const fn way_bytes(mtu: u16, is_sealed: bool) -> u16 {
+    mtu.saturating_add(if is_sealed { WAY_SEALED_BYTES } else { WAY_PLAIN_BYTES })
+}
+
 /// A text that is not a usable address range.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(

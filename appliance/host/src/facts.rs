@@ -17,6 +17,8 @@ use crate::underlay::Own;
 const DISCARD_PORT: u16 = 9;
 /// Memory that is left to the host itself.
 const HOST_MEMORY_BYTES: u64 = 256 << 20;
+/// What is told of memory that files have taken.
+const MEMORY_STEP_BYTES: u64 = 64 << 20;
 
 /// Why no VM can run here; none where they can.
 pub fn no_kvm() -> Option<String> {
@@ -34,9 +36,25 @@ pub fn cpus() -> u32 {
     available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
 }
 
-/// Memory for VMs: all but what the host keeps.
-pub fn memory_bytes() -> u64 {
-    meminfo("MemTotal:").saturating_sub(HOST_MEMORY_BYTES)
+/// Memory for VMs: all but what the host keeps, and what lies in it of a state folder that is in memory itself.
+pub fn memory_bytes(state: &Path) -> u64 {
+    meminfo("MemTotal:").saturating_sub(HOST_MEMORY_BYTES).saturating_sub(in_memory_bytes(state))
+}
+
+/// What is in a folder that lies in memory, in steps, so that not every block written is news.
+fn in_memory_bytes(folder: &Path) -> u64 {
+    if !is_in_memory(folder) {
+        return 0;
+    }
+    rustix::fs::statvfs(folder).map_or(0, |stat| ((stat.f_blocks - stat.f_bfree) * stat.f_frsize).next_multiple_of(MEMORY_STEP_BYTES))
+}
+
+/// Whether what is written to a folder stays in memory.
+pub fn is_in_memory(folder: &Path) -> bool {
+    /// Kinds of file systems that are memory (statfs(2)).
+    const TMPFS: i64 = 0x0102_1994;
+    const RAMFS: i64 = 0x8584_58f6;
+    rustix::fs::statfs(folder).is_ok_and(|fs| [TMPFS, RAMFS].contains(&fs.f_type))
 }
 
 fn meminfo(field: &str) -> u64 {
@@ -45,9 +63,11 @@ fn meminfo(field: &str) -> u64 {
     line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib << 10)
 }
 
-/// Room on the file system of a folder: all of it, and what is free.
+/// Room on the file system of a folder: all of it, and what is free. Of one in memory no more is free than memory is.
 pub fn disk_bytes(folder: &Path) -> (u64, u64) {
-    rustix::fs::statvfs(folder).map_or((0, 0), |stat| (stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize))
+    let (all, free) = rustix::fs::statvfs(folder).map_or((0, 0), |stat| (stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize));
+    let memory = is_in_memory(folder).then(|| meminfo("MemAvailable:").saturating_sub(HOST_MEMORY_BYTES / 2));
+    (all, memory.map_or(free, |memory| free.min(memory)))
 }
 
 /// Time since the machine started, also while it slept (CLOCK_BOOTTIME).
@@ -116,4 +136,22 @@ pub fn machine_id() -> Option<String> {
 /// A boot of this machine: state of an earlier one is not running now.
 pub fn boot_id() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_lies_in_memory_is_no_memory_for_vms() {
+        let in_memory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let on_disk = Path::new(env!("CARGO_MANIFEST_DIR"));
+        assert!(is_in_memory(in_memory.path()) && !is_in_memory(on_disk) && !is_in_memory(Path::new("/nowhere")));
+        // Others write there too: what is there counts whosever it is.
+        let written = 2 * MEMORY_STEP_BYTES;
+        fs::write(in_memory.path().join("disk"), vec![1; usize::try_from(written).unwrap()]).unwrap();
+        assert!(memory_bytes(in_memory.path()) + written <= memory_bytes(on_disk));
+        let (all, free) = disk_bytes(in_memory.path());
+        assert!(free <= meminfo("MemTotal:") - HOST_MEMORY_BYTES / 2 && free < all, "{free} of {all}");
+    }
 }

@@ -64,9 +64,9 @@ impl Host {
         Programs { vmm: self.vmm(), depot: &self.depot, limits: &self.limits, cpu_max: &self.given.cpu_max }
     }
 
-    /// Memory that VMs may have, all together.
+    /// Memory that VMs may have, all together: as the user says, or all but what the host keeps and what disks in memory have taken.
     pub fn memory_bytes(&self) -> u64 {
-        self.given.memory_bytes.unwrap_or_else(facts::memory_bytes)
+        self.given.memory_bytes.unwrap_or_else(|| facts::memory_bytes(self.state()))
     }
 
     /// What it gives guests of its processor, as a set of features; none where no VM can run, or where that cannot be found out.

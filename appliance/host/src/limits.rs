@@ -15,6 +15,8 @@ use anyhow::{Context, Result, bail};
 use rebec_book::{key::Id, record::LimitsBody};
 use rebec_vmm_api::{CPU_WEIGHT_MAX, CpuQuota};
 
+use crate::facts;
+
 /// Where the kernel shows control groups.
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// The group of all VMs.
@@ -39,14 +41,9 @@ pub struct InMemory(u64);
 impl InMemory {
     /// Of disks that take so much at most, with their tables, in a folder.
     pub fn of(folder: &Path, disks_bytes: u64) -> Self {
-        let is_in_memory = rustix::fs::statfs(folder).is_ok_and(|fs| [TMPFS, RAMFS].contains(&fs.f_type));
-        Self(if is_in_memory { disks_bytes.saturating_add(disks_bytes / TABLES_PART) } else { 0 })
+        Self(if facts::is_in_memory(folder) { disks_bytes.saturating_add(disks_bytes / TABLES_PART) } else { 0 })
     }
 }
-
-/// Kinds of file systems that are memory (statfs(2)).
-const TMPFS: i64 = 0x0102_1994;
-const RAMFS: i64 = 0x8584_58f6;
 
 /// Groups of this host's VMs; none where the kernel or the system offers none.
 pub struct Limits {

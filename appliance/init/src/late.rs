@@ -10,6 +10,8 @@ const END_TIME: Duration = Duration::from_secs(30);
 pub struct Look {
     /// Whether the state that is in RAM knows of VMs, that run or not.
     pub has_vms: bool,
+    /// Whether the only key of a pool or of a domain is in RAM.
+    pub has_keys: bool,
     /// Whether an agent runs.
     pub has_agent: bool,
 }
@@ -17,7 +19,7 @@ pub struct Look {
 /// What is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {
-    /// Nothing yet: the VMs of this machine would be lost.
+    /// Nothing yet: VMs, or what others need of this machine, would be lost.
     Wait,
     /// The agent is to end.
     EndAgent,
@@ -38,14 +40,15 @@ pub struct Change {
 impl Change {
     /// What is to be done now.
     pub fn step(&mut self, now: Instant, look: Look) -> Act {
+        let loses = look.has_vms || look.has_keys;
         match self.told {
             // Told once, it is seen through: the agent makes no VM while it ends.
-            None if look.has_vms => Act::Wait,
+            None if loses => Act::Wait,
             None if look.has_agent => {
                 self.told = Some(now);
                 Act::EndAgent
             }
-            _ if !look.has_agent && !look.has_vms => Act::Take,
+            _ if !look.has_agent && !loses => Act::Take,
             // One that ran on for a moment was given a VM.
             _ if !look.has_agent => {
                 self.told = None;
@@ -67,7 +70,7 @@ mod tests {
     #[test]
     fn a_disk_that_comes_late_takes_rams_place_when_nothing_is_lost_by_that() {
         let (mut change, now) = (Change::default(), Instant::now());
-        let look = |has_vms, has_agent| Look { has_vms, has_agent };
+        let look = |has_vms, has_agent| Look { has_vms, has_keys: false, has_agent };
         assert_eq!(change.step(now, look(true, true)), Act::Wait);
         assert_eq!(change.step(now, look(true, false)), Act::Wait, "an agent that has just ended");
         assert_eq!(change.step(now, look(false, true)), Act::EndAgent);
@@ -78,5 +81,9 @@ mod tests {
         assert_eq!(change.step(now + END_TIME, look(false, true)), Act::EndAgent);
         assert_eq!(change.step(now + END_TIME, look(false, false)), Act::Take);
         assert_eq!(Change::default().step(now, look(false, false)), Act::Take);
+        // Who founded a pool or a domain has what nobody else has.
+        let founder = Look { has_keys: true, ..look(false, true) };
+        assert_eq!(Change::default().step(now, founder), Act::Wait);
+        assert_eq!(Change::default().step(now, Look { has_agent: false, ..founder }), Act::Wait);
     }
 }

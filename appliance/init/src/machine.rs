@@ -242,13 +242,14 @@ impl Machine {
 
     /// Has a state disk that came late take RAM's place, once no VM is lost by that.
     fn take_late(&mut self, options: &Options) {
-        const WAITS: &str =
-            "a disk with the label REBEC-STATE has come: it takes RAM's place as soon as no VM is here, or at the next boot";
+        const WAITS: &str = "a disk with the label REBEC-STATE has come: it takes RAM's place as soon as no VM and no key of a pool or a domain is here, or at the next boot";
         let Some((volumes, change)) = &mut self.late else { return };
         let has_vms = fs::read_dir(Path::new(volumes::STATE).join("vms")).is_ok_and(|mut vms| vms.next().is_some());
         let has_agent = self.agent.as_ref().is_some_and(Agent::is_running);
+        // A host has them for as long as it is the one that founded the pool, or its domain.
+        let has_keys = ["pool", "domain"].iter().any(|key| Path::new(volumes::STATE).join("keys").join(key).exists());
         self.notes.retain(|note| note != WAITS);
-        match change.step(Instant::now(), late::Look { has_vms, has_agent }) {
+        match change.step(Instant::now(), late::Look { has_vms, has_keys, has_agent }) {
             Act::Wait => self.notes.push(WAITS.to_owned()),
             Act::AwaitEnd => {}
             Act::EndAgent | Act::EndAgain => {

@@ -3,7 +3,7 @@
 /// Where state is to be.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// On a disk that is there soon, else in RAM until one comes and nothing of RAM's would be lost.
+    /// `any`, or nothing said: on a disk that is there soon, else in RAM until one comes and nothing of RAM's would be lost.
     #[default]
     Any,
     /// `ram`: no disk is looked for.
@@ -47,6 +47,7 @@ impl Options {
                 "ntp" if !value.is_empty() => options.ntp = Some(value),
                 "state" if value == "ram" => options.state = Place::Ram,
                 "state" if value == "disk" => options.state = Place::Disk,
+                "state" if value == "any" => options.state = Place::Any,
                 // The value stays out of it: it may be a ticket.
                 _ => options.unknown.push(format!("rebec.{key}")),
             }
@@ -77,6 +78,7 @@ mod tests {
         assert!(options.state == Place::Any && options.unknown.is_empty());
         assert_eq!(Options::parse("rebec.state=ram").state, Place::Ram);
         assert_eq!(Options::parse("rebec.state=disk").state, Place::Disk);
+        assert_eq!(Options::parse("rebec.state=ram rebec.state=any").state, Place::Any, "the last word counts");
     }
 
     #[test]

@@ -74,6 +74,12 @@ impl Kernel {
         fs::write(format!("/proc/sys/net/ipv4/conf/{name}/ignore_routes_with_linkdown"), "1").ok();
     }
 
+    /// Has TCP send smaller segments once large ones are lost again and again (RFC 4821): what drops them may be silent, and IPv6's are never cut.
+    pub fn find_narrow_paths(&self) {
+        // The kernel's default is not to; one without the switch does not.
+        fs::write("/proc/sys/net/ipv4/tcp_mtu_probing", "1").ok();
+    }
+
     /// Its IPv6 addresses that others can reach: not those of the link alone, nor those not yet known to be its own.
     pub async fn ipv6(&self, index: u32) -> Result<Vec<(Ipv6Addr, u8)>, Error> {
         let messages: Vec<AddressMessage> = self.handle.address().get().set_link_index_filter(index).execute().try_collect().await?;

@@ -147,6 +147,7 @@ impl NameServers {
 /// Can be spawned if `tell` can be shared between threads.
 pub async fn bring_up(policy: Policy, tell: impl Fn(LinkState)) -> Result<(), LinksError> {
     let kernel = Kernel::open().map_err(LinksError::Open)?;
+    kernel.find_narrow_paths();
     let names = NameServers::default();
     // A fixed address is one link's: the first with a carrier has it, and the next when that one loses its own.
     let fixed = tokio::sync::Mutex::new(());
@@ -163,9 +164,12 @@ pub async fn bring_up(policy: Policy, tell: impl Fn(LinkState)) -> Result<(), Li
                 });
                 let vlans: Vec<String> = vlans.collect();
                 for interface in present {
-                    if !known.contains(&interface.index) && (is_wanted(&policy, &interface) || vlans.contains(&interface.name)) {
+                    let is_vlan = vlans.contains(&interface.name);
+                    if !known.contains(&interface.index) && (is_wanted(&policy, &interface) || is_vlan) {
                         known.push(interface.index);
-                        links.push(keep_up(&kernel, &policy, &names, &fixed, interface, &tell));
+                        // What is a VLAN itself carries none.
+                        let carried = if is_vlan { vec![] } else { policy.vlans.iter().filter(|vlan| vlan.is_on(&interface.name)).collect() };
+                        links.push(keep_up(&kernel, &policy, &names, &fixed, interface, carried, &tell));
                     }
                 }
             }
@@ -188,11 +192,11 @@ async fn keep_up(
     names: &NameServers,
     fixed: &tokio::sync::Mutex<()>,
     interface: Interface,
+    carried: Vec<&Vlan>,
     tell: &impl Fn(LinkState),
 ) -> u32 {
     let say = |progress| tell(LinkState { interface: interface.name.clone(), progress });
     kernel.heed_carrier(&interface.name);
-    let carried: Vec<_> = policy.vlans.iter().filter(|vlan| vlan.is_on(&interface.name)).collect();
     if carried.is_empty() {
         kernel.hear_routers(&interface.name);
     }

@@ -15,7 +15,7 @@ use futures_util::future::select_ok;
 use iroh::SecretKey;
 use rebec_book::{Key, key::Name};
 use rebec_tls::Holder;
-use rustix::net::sockopt;
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery};
 use tokio::{
     net::{TcpListener, TcpStream},
     time::timeout,
@@ -135,8 +135,10 @@ async fn answer(door: Door, stream: server::TlsStream<TcpStream>, mut place: Pla
     }
 }
 
-/// A host that lost its power or its cable is noticed, whether or not bytes are on their way.
+/// A host that lost its power or its cable is noticed, whether or not bytes are on their way; a router whose next link takes less than a segment cuts it,
+/// instead of dropping it with a word that may not arrive.
 fn watch_over(tcp: &TcpStream) -> io::Result<()> {
+    sockopt::set_ip_mtu_discover(tcp, Ipv4PathMtuDiscovery::DONT)?;
     sockopt::set_socket_keepalive(tcp, true)?;
     sockopt::set_tcp_keepidle(tcp, KEEPALIVE_PERIOD)?;
     sockopt::set_tcp_keepintvl(tcp, KEEPALIVE_PERIOD)?;

@@ -34,6 +34,11 @@ impl<L: Link> Kept<L> {
         self.by_key.get(key)?.iter().rev().find(|link| link.is_open())
     }
 
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &L> {
+        self.by_key.values().flatten()
+    }
+
     /// Those of a key that are open.
     #[cfg(test)]
     pub fn open(&self, key: &Key) -> Vec<L> {

@@ -3,7 +3,7 @@
 //! asked are the agent's. Modules in the order a request travels:
 //!
 //! ```text
-//! question (asks, in the words of versions) -> mesh and line (QUIC by key) or bulk (TCP)  ~~ network ~~  handshakes -> visitor (streams of one connection) -> door -> serve -> router
+//! question (asks, in the words of versions) -> mesh, road and line (QUIC by key) or bulk (TCP)  ~~ network ~~  handshakes -> visitor (streams of one connection) -> door -> serve -> router
 //!                                                                     accept (TCP, Unix socket) -> serve::tls -> bulk -> door
 //! ```
 //!
@@ -29,6 +29,7 @@ mod line;
 mod mesh;
 mod peer;
 mod question;
+mod road;
 mod shares;
 mod visitor;
 

@@ -15,7 +15,7 @@ use futures_util::{
 };
 use iroh::{
     Endpoint, EndpointAddr, PublicKey, RelayMode, SecretKey,
-    endpoint::{BindOpts, Connection, IdleTimeout, QuicTransportConfig, presets},
+    endpoint::{BindOpts, Connection, IdleTimeout, MtuDiscoveryConfig, QuicTransportConfig, presets},
 };
 use rebec_book::{Key, key::Name};
 use rebec_vmm_api::Versions;
@@ -24,10 +24,11 @@ use crate::{
     Door, Peer,
     bulk::Bulk,
     handshakes::Handshakes,
-    kept::{IN_ALL, Kept, Link, PER_KEY},
+    kept::{IN_ALL, Kept, PER_KEY},
     line::Line,
     lock,
     peer::CONNECT_TIME,
+    road::{self, Road},
     versions::PROTOCOL,
     visitor::{Goodbye, STRANGER_STREAMS_MAX, STRANGER_WINDOW_BYTES, Visitor},
 };
@@ -56,13 +57,15 @@ pub struct Mesh {
 
 /// Connections that are open.
 struct Connections {
-    kept: Mutex<Kept<Connection>>,
+    kept: Mutex<Kept<Road>>,
     door: OnceLock<Door>,
 }
 
 impl Mesh {
     /// Binds the endpoint.
     pub async fn open(secret: SecretKey, port: u16) -> Result<Self> {
+        let mut search = MtuDiscoveryConfig::default();
+        search.upper_bound(road::DATAGRAM_BYTES_MAX).minimum_change(road::STEP_BYTES);
         let transport = QuicTransportConfig::builder()
             .stream_receive_window(STREAM_WINDOW_BYTES.into())
             .receive_window(STRANGER_WINDOW_BYTES.into())
@@ -72,6 +75,7 @@ impl Mesh {
             .datagram_receive_buffer_size(None)
             .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIME)?))
             .keep_alive_interval(PING_PERIOD)
+            .mtu_discovery_config(Some(search))
             .build();
         let bulk = Bulk::new(&secret)?;
         let endpoint = Endpoint::builder(presets::Minimal)
@@ -130,16 +134,31 @@ impl Mesh {
     /// The connection for a question: one that is kept, or a new one.
     pub(crate) async fn line(&self, peer: &Peer) -> Result<Line> {
         match self.connections.newest(&peer.key) {
-            Some(connection) => Ok(Line::new(connection, true)),
+            Some(road) => Ok(Line::new(road.connection, true)),
             None => Ok(Line::new(self.dial(peer).await.map_err(|why| anyhow!(why))?, false)),
         }
+    }
+
+    /// Addresses of this host are others: connections whose own end is at none of these end here, and whoever is asked next is dialled anew. iroh would look
+    /// for another path for up to 15 s, and send what dials the same host over the lost one too, as long as one connection has it.
+    pub async fn addresses_changed(&self, is_own: impl Fn(IpAddr) -> bool) {
+        let lost: Vec<_> = lock(&self.connections.kept).all().filter(|road| road.is_lost(&is_own)).cloned().collect();
+        for road in lost {
+            Goodbye::Moved.say(&road.connection);
+        }
+        self.endpoint.network_change().await;
+    }
+
+    /// The largest IPv4 packet that comes through to a host, 1,500 bytes at most; none where that has not been found out.
+    pub fn path_bytes(&self, key: &Key) -> Option<u16> {
+        self.connections.newest(key)?.path_bytes()
     }
 
     /// Waits until nothing comes over a connection any more though its host answers. A newer one is kept then.
     pub(crate) async fn deaf(&self, peer: &Peer, line: &Line) {
         line.deaf(async || {
             // It may have dialled meanwhile.
-            let newer = self.connections.newest(&peer.key).is_some_and(|newest| !line.is_over(&newest));
+            let newer = self.connections.newest(&peer.key).is_some_and(|newest| !line.is_over(&newest.connection));
             newer || self.dial(peer).await.is_ok()
         })
         .await;
@@ -173,7 +192,7 @@ impl Mesh {
     /// The connections to a host.
     #[cfg(test)]
     pub(crate) fn connections_to(&self, key: &Key) -> Vec<Connection> {
-        lock(&self.connections.kept).open(key)
+        lock(&self.connections.kept).open(key).into_iter().map(|road| road.connection).collect()
     }
 
     /// Ends all connections.
@@ -198,14 +217,8 @@ fn is_own(address: IpAddr) -> bool {
     std::net::UdpSocket::bind((address, 0)).is_ok()
 }
 
-impl Link for Connection {
-    fn is_open(&self) -> bool {
-        self.close_reason().is_none()
-    }
-}
-
 impl Connections {
-    fn newest(&self, key: &Key) -> Option<Connection> {
+    fn newest(&self, key: &Key) -> Option<Road> {
         lock(&self.kept).newest(key).cloned()
     }
 
@@ -218,9 +231,9 @@ impl Connections {
     fn try_keep(&self, key: Key, connection: &Connection, dialled: bool) -> Result<(), Goodbye> {
         let visitor = self.door.get().map(|door| Visitor::enter(door.clone(), key, connection.clone(), dialled)).transpose()?;
         let connections_max = visitor.as_ref().map_or(PER_KEY, Visitor::connections_max);
-        let replaced = lock(&self.kept).add(key, connection.clone(), connections_max).map_err(|_| Goodbye::Full)?;
-        for connection in replaced {
-            Goodbye::Replaced.say(&connection);
+        let replaced = lock(&self.kept).add(key, Road::new(connection.clone()), connections_max).map_err(|_| Goodbye::Full)?;
+        for road in replaced {
+            Goodbye::Replaced.say(&road.connection);
         }
         if let Some(visitor) = visitor {
             tokio::spawn(visitor.run());

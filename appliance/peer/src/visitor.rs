@@ -32,6 +32,9 @@ pub enum Goodbye {
     /// A stranger has had its time.
     #[error("a host that is no member may stay for some seconds only")]
     Stayed,
+    /// What it begins at is not this host's any more.
+    #[error("this host has left the address that it was at")]
+    Moved,
 }
 
 impl Goodbye {

@@ -6,6 +6,7 @@
 
 #![cfg_attr(not(test), no_std, no_main)]
 
+mod bridge;
 mod console;
 mod cpu;
 mod disk;
@@ -22,6 +23,7 @@ mod wire;
 
 use core::{arch::global_asm, fmt::Write as _, panic::PanicInfo};
 
+use bridge::Bridge;
 use console::{Console, Direct};
 use cpu::Clock;
 use disk::Disk;
@@ -89,6 +91,7 @@ extern "C" fn guest_main(start_info: u64, declared_khz: u64, pvclock: u64) -> ! 
 struct Devices {
     load: Load,
     ports: [Option<Port>; NETS_MAX],
+    bridge: Option<Bridge>,
     disks: [Option<Disk>; DISKS_MAX],
     entropy: Option<Entropy>,
     nonsense: Option<Nonsense>,
@@ -107,6 +110,7 @@ impl Devices {
                 }
             }
         }
+        let bridge = if options.bridge { Some(Bridge::new(&mut memory)?) } else { None };
         let mut disks = [const { None }; DISKS_MAX];
         let mut found = Device::all(DeviceKind::Block);
         for (number, (disk, wanted)) in disks.iter_mut().zip(&options.disks).enumerate().filter(|_| options.nonsense == 0) {
@@ -121,13 +125,14 @@ impl Devices {
             None => None,
         };
         let nonsense = if options.nonsense == 0 { None } else { Some(Nonsense::new(options.nonsense, &mut memory)?) };
-        Ok(Self { load: Load::new(memory, options)?, ports, disks, entropy, nonsense })
+        Ok(Self { load: Load::new(memory, options)?, ports, bridge, disks, entropy, nonsense })
     }
 
     fn turn(&mut self, now_us: u64, console: &mut Console) {
         self.load.dirty(now_us);
         self.load.check(now_us, console);
         self.ports.iter_mut().flatten().for_each(|port| port.turn(now_us, console));
+        self.bridge.iter_mut().for_each(Bridge::turn);
         self.disks.iter_mut().flatten().for_each(|disk| disk.turn(now_us, console));
         self.entropy.iter_mut().for_each(|entropy| entropy.turn(console));
         self.nonsense.iter_mut().for_each(Nonsense::turn);
@@ -242,6 +247,7 @@ impl Guest {
             self.stall_us_max
         );
         self.devices.ports.iter().flatten().for_each(|port| port.say(console));
+        self.devices.bridge.iter().for_each(|bridge| bridge.say(console));
         self.devices.disks.iter().flatten().for_each(|disk| disk.say(console));
         self.devices.nonsense.iter().for_each(|nonsense| say!(console, "nonsense steps={}", nonsense.steps));
     }

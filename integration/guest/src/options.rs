@@ -132,6 +132,8 @@ pub struct Options {
     pub rng: bool,
     /// Print what CPUID said when it began.
     pub cpuid: bool,
+    /// Hand frames on between the first two network ports.
+    pub bridge: bool,
     /// Seed of nonsense for every register; 0 is none.
     pub nonsense: u64,
     /// Memory.
@@ -155,6 +157,7 @@ impl Options {
             button: Button::Deaf,
             rng: false,
             cpuid: false,
+            bridge: false,
             nonsense: 0,
             regions: [None; REGIONS_MAX],
             nets: [NetOptions::default(); NETS_MAX],
@@ -192,6 +195,7 @@ impl Options {
             }
             "rng" => self.rng = value == "1",
             "cpuid" => self.cpuid = value == "1",
+            "bridge" => self.bridge = value == "1",
             "nonsense" => self.nonsense = value.parse().ok()?,
             "fill" => {}
             "dirty" => value.split(',').try_for_each(|item| self.dirty(item))?,

@@ -39,6 +39,10 @@ const CLOCK_OFF_NS_MAX: u128 = 1_000_000_000;
 const SLOW_MBIT: &str = "1";
 /// Between two presses of a power button.
 const PRESS: Duration = Duration::from_secs(3);
+/// What the link of one machine carries.
+const VLAN: u16 = 7;
+/// For records and a small VM.
+const STATE_BYTES: u64 = 256 << 20;
 /// From the power button's press to the end of a machine whose guest obeys: less than PID 1 waits for one that does not.
 const SWITCHED_OFF: Duration = Duration::from_secs(50);
 /// Until something shows, on emulated machines that are busy: five times what was seen.
@@ -76,7 +80,7 @@ impl Short {
         eventually("they are gone", SHOWS, || Ok(ask::<Vec<VmInfo>>(first, &["vm", "ls"])?.len() == 1))
     }
 
-    /// Each VMM is in a control group of its own, which limits it.
+    /// Each VMM is in a control group of its own, which limits it; one is given half a processor while it runs, and the kernel keeps it to that.
     fn are_limited(&self, count: usize) -> Result<()> {
         // Guest memory, a sixteenth of it, 128 MiB.
         const LIMITS: [&str; 2] = ["152043520", "205520896"];
@@ -84,7 +88,15 @@ impl Short {
         let groups = self.lab.machines[ASKED].shell(look)?;
         let limited = groups.lines().filter_map(|line| line.split_once(' ')).filter(|(max, held)| LIMITS.contains(max) && *held != "0");
         ensure!(limited.count() == count, "the control groups of {count} VMs: {groups}");
-        Ok(())
+        let first = &self.lab.machines[ASKED];
+        rebec(first, &["vm", "set", "vm1", "--cpu-quota", "50%"], FILES_DEADLINE)?;
+        let group = format!("/sys/fs/cgroup/rebec/{}", pool::vm(first, "vm1")?.id);
+        let quota = first.shell(&format!("cat {group}/cpu.max"))?;
+        ensure!(quota.trim() == "50000 100000", "vm1 may have half a processor, and the kernel knows: {quota}");
+        eventually("the kernel has held vm1 back", SHOWS, || {
+            let counted = first.shell(&format!("cat {group}/cpu.stat"))?;
+            Ok(counted.lines().any(|line| line.strip_prefix("nr_throttled ").is_some_and(|times| times != "0")))
+        })
     }
 
     /// The far domain is cut off for a minute while `web` is on its way there.
@@ -141,28 +153,62 @@ impl Short {
         Ok(())
     }
 
-    /// New machines take the place of the one that died, one after the other. Nobody types: the first, whose battery is empty, finds its
-    /// ticket and a time server on its kernel's command line, the second a ticket on a USB stick.
+    /// New machines take the place of the one that died, one after the other. Nobody types: the first, whose battery is empty and whose link carries a
+    /// VLAN, finds its ticket and a time server on its kernel's command line, the second a ticket on a USB stick, and later a disk for its state.
     pub fn machines_join_by_themselves(&mut self) -> Result<()> {
         let first = &self.lab.machines[ASKED];
         let _server = first.start(&["/lab/start", "tell-time"])?;
         let ticket = pool::ticket(first, &["host", "invite"])?;
-        let words = format!(" rebec.join={ticket} rebec.ntp={}", address(ASKED));
+        let words = format!(" rebec.join={ticket} rebec.ntp={} rebec.vlan={VLAN}", address(ASKED));
+        // What has no tag it does not hear: the first host speaks to it on that VLAN alone.
+        let (near, far) = (address(ASKED), address(DIES));
+        first.shell(&format!(
+            "ip link add link eth0 name tagged type vlan id {VLAN} && ip addr add {near}/32 dev tagged && ip link set tagged up && \
+             ip route add {far}/32 dev tagged src {near}"
+        ))?;
         self.joins("c1", &words, &["-rtc", "base=2020-02-02"])?;
+        let links = self.lab.machines[DIES].shell("ip -o -4 addr")?;
+        let on_vlan = links.lines().any(|line| line.contains(&format!("eth0.{VLAN} ")) && line.contains(&format!("{far}/24")));
+        let probes = self.lab.machines[DIES].shell("cat /proc/sys/net/ipv4/tcp_mtu_probing")?;
+        ensure!(probes.trim() == "1", "TCP looks for what a path carries: {probes}");
+        ensure!(on_vlan && !links.contains(" eth0 "), "the address is the VLAN's alone: {links}");
         eventually("its clock is set", SHOWS, || Ok(self.lab.machines[DIES].clock_offset()?.0.unsigned_abs() < CLOCK_OFF_NS_MAX))?;
-        let ticket = pool::ticket(&self.lab.machines[ASKED], &["host", "invite"])?;
-        let seed = self.lab.evidence().join("seed.img");
+        self.lab.machines[ASKED].shell("ip link del tagged")?;
+        // Twice: with its state in RAM, and with its state on a disk it is another host.
+        let ticket = pool::ticket(&self.lab.machines[ASKED], &["host", "invite", "--uses", "2"])?;
+        let (seed, state) = (self.lab.evidence().join("seed.img"), self.lab.evidence().join("state.img"));
         write_seed(&seed, &ticket)?;
-        let drive = format!("file={},if=none,id=seed,format=raw,readonly=on", seed.display());
-        self.joins("d1", "", &["-device", "qemu-xhci", "-drive", &drive, "-device", "usb-storage,drive=seed"])?;
-        say("demo", "two machines joined by what they found when they booted; one came from 2020");
+        write_state(&state)?;
+        let drive = |name: &str, file: &Path, more: &str| format!("file={},if=none,id={name},format=raw{more}", file.display());
+        let (seed, state) = (drive("seed", &seed, ",readonly=on"), drive("state", &state, ""));
+        let devices = ["-device", "qemu-xhci", "-drive", &seed, "-device", "usb-storage,drive=seed", "-drive", &state];
+        self.joins("d1", " rebec.state=any", &devices)?;
+        say("demo", "two machines joined by what they found when they booted; one came from 2020, by a VLAN");
+        self.state_disk_comes()
+    }
+
+    /// A disk for the state of a machine that has begun in RAM is plugged in: it takes RAM's place, and the host there joins anew.
+    fn state_disk_comes(&self) -> Result<()> {
+        let machine = &self.lab.machines[DIES];
+        machine.wait_console("\nstate      in RAM", SHOWS)?;
+        machine.monitor("device_add usb-storage,drive=state")?;
+        machine.wait_console("\nstate      on /dev/sd", SHOWS)?;
+        eventually("the host is a member again, and keeps what it knows", SHOWS, || {
+            let hosts: Vec<HostInfo> = ask(machine, &["host", "ls"])?;
+            Ok(hosts.iter().any(|host| host.this && host.durable && host.state == HostState::Ready))
+        })?;
+        let mounted = machine.shell("grep ' /var/lib/rebec ' /proc/mounts | tail -n 1")?;
+        ensure!(mounted.contains(" ext4 "), "its state is on the disk: {mounted}");
+        say("demo", "a disk for state came late and took RAM's place");
         Ok(())
     }
 
     /// The power button of the last of them is pressed: the guest that runs there powers itself off, then the machine does.
     pub fn machine_is_switched_off(&mut self) -> Result<()> {
         let first = &self.lab.machines[ASKED];
-        let words = ["vm", "run", "last", "--image", "beats", "--memory", "16M", "--host", "d1", "--cmdline", "button=off"];
+        let hosts: Vec<HostInfo> = ask(&self.lab.machines[DIES], &["host", "ls"])?;
+        let host = hosts.into_iter().find(|host| host.this).context("the machine is no host")?.name;
+        let words = ["vm", "run", "last", "--image", "beats", "--memory", "16M", "--host", &host, "--cmdline", "button=off"];
         rebec(first, &words, FILES_DEADLINE)?;
         beat_after(first, "last", 0)?;
         let machine = &mut self.lab.machines[DIES];
@@ -191,6 +237,12 @@ fn write_seed(image: &Path, ticket: &str) -> Result<()> {
     fs::write(&file, format!("{ticket}\n")).with_context(|| format!("write {}", file.display()))?;
     Program::new("/usr/sbin/mkfs.vfat").args(["-n", "REBEC-SEED", "-C"]).arg(image).arg(KIB).quiet()?;
     Program::new("mcopy").arg("-i").arg(image).arg(&file).arg("::ticket").quiet()
+}
+
+/// A disk for state as people make them.
+fn write_state(image: &Path) -> Result<()> {
+    fs::File::create(image)?.set_len(STATE_BYTES)?;
+    Program::new("/usr/sbin/mkfs.ext4").args(["-q", "-F", "-L", "REBEC-STATE"]).arg(image).quiet()
 }
 
 fn state_of(machine: &Machine, host: &str) -> Result<HostState> {

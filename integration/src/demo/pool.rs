@@ -42,6 +42,8 @@ const AGENT_DEADLINE: Duration = Duration::from_secs(150);
 pub(super) const FILES_DEADLINE: Duration = Duration::from_secs(300);
 /// Of the short story's guest, whose silence nobody judges: machines that are busy enough never predict a short pause.
 const PAUSE_MS_MAX: &str = "10000";
+/// What a guest's clock may be off after a move: its pause, and what it is behind the look at it, on emulated machines that are busy.
+const CLOCK_OFF_MAX: Duration = Duration::from_secs(60);
 /// Longest pause that a move may ask for: the silence may last 3 s.
 const DOWNTIME_MS_MAX: &str = "1000";
 pub(super) const MOVE_DEADLINE: Duration = Duration::from_secs(600);
@@ -104,12 +106,14 @@ pub struct Short {
     pub(super) lab: Lab,
     /// Number of the last heartbeat that was seen.
     pub(super) beats: u64,
+    /// What the guest's clock counts in a millisecond.
+    tsc_khz: u64,
 }
 
 impl Short {
     /// Three machines that belong to no pool.
     pub fn boot(options: &Options) -> Result<Self> {
-        Ok(Self { lab: boot(options)?, beats: 0 })
+        Ok(Self { lab: boot(options)?, beats: 0, tsc_khz: 0 })
     }
 
     /// They become a pool, and `web` is started on the first host.
@@ -125,6 +129,9 @@ impl Short {
             FILES_DEADLINE,
         )?;
         self.beats = beat_after(first, "web", 0)?;
+        let said = rebec(first, &["vm", "logs", "web"], FILES_DEADLINE)?;
+        let khz = said.lines().find_map(|line| line.strip_prefix("rebec-bench 1 tsc_khz=")?.split(' ').next()?.parse().ok());
+        self.tsc_khz = khz.with_context(|| format!("web does not say how fast its clock is: {said}"))?;
         Ok(())
     }
 
@@ -137,15 +144,29 @@ impl Short {
     pub(super) fn go(&mut self, to: usize, words: &[&str]) -> Result<()> {
         let first = &self.lab.machines[0];
         let words = &[words, &["--downtime-max-ms", PAUSE_MS_MAX]].concat();
+        let (began, started) = (Instant::now(), last_beat(first, "web", self.beats)?);
         let (code, reported) = pool::begin_move(first, "web", words)?.finish(MOVE_DEADLINE)?;
         if code != 0 || reported.outcome != Outcome::Moved {
             bail!("vm move web {}: ended with code {code}: {:?} {:?}", words.join(" "), reported.outcome, reported.reason);
         }
         let there = pool::vm(first, "web")?;
         must_be_on(&there, to)?;
-        let now = beat_after(first, "web", self.beats)?;
+        // The last of the log that is read first may be what it said where it was.
+        let arrived = last_beat(first, "web", started.number)?.number;
+        let now = last_beat(first, "web", arrived)?;
+        // One of the machines is three days ahead of the others.
+        let (passed, by_guest) = (began.elapsed(), Duration::from_millis(now.clock.wrapping_sub(started.clock) / self.tsc_khz));
         let (host, pause, before) = (there.host, reported.downtime_ms, self.beats);
-        say("demo", format_args!("vm web is on host {host}; paused for {pause} ms, beat {now} follows {before}"));
+        let now = now.number;
+        say(
+            "demo",
+            format_args!(
+                "vm web is on host {host}; paused for {pause} ms, beat {now} follows {before}; {by_guest:.1?} of {passed:.1?} by its clock"
+            ),
+        );
+        if by_guest.abs_diff(passed) > CLOCK_OFF_MAX {
+            bail!("a move of {passed:?} took {by_guest:?} by the clock of web");
+        }
         self.beats = now;
         Ok(())
     }
@@ -161,13 +182,27 @@ impl Short {
     }
 }
 
+/// A heartbeat.
+struct Beat {
+    number: u64,
+    /// The guest's time stamp counter, which goes on with its clock.
+    clock: u64,
+}
+
 /// Waits for a heartbeat with a higher number: the guest that counts is the same one.
 pub(super) fn beat_after(machine: &Machine, vm: &str, last: u64) -> Result<u64> {
+    Ok(last_beat(machine, vm, last)?.number)
+}
+
+fn last_beat(machine: &Machine, vm: &str, last: u64) -> Result<Beat> {
     let deadline = Instant::now() + GUEST_BOOT_DEADLINE;
     loop {
         let text = rebec(machine, &["vm", "logs", vm, "--tail", "1K"], FILES_DEADLINE)?;
-        let beats = text.lines().rev().filter_map(|line| line.strip_prefix("hb ")?.split(' ').next()?.parse::<u64>().ok());
-        if let Some(beat) = beats.into_iter().find(|beat| *beat > last) {
+        let beat = |line: &str| {
+            let (number, clock) = line.strip_prefix("hb ")?.split_once(' ')?;
+            Some(Beat { number: number.parse().ok()?, clock: u64::from_str_radix(clock.trim(), 16).ok()? })
+        };
+        if let Some(beat) = text.lines().rev().filter_map(beat).find(|beat| beat.number > last) {
             return Ok(beat);
         }
         if Instant::now() > deadline {

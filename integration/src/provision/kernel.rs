@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use rebec_image_build::{
+    archive::MAIN,
     lock::Lock,
     package::{Store, Wanted},
 };
@@ -47,13 +48,13 @@ impl KernelRole {
     }
 
     /// The package that always depends on the newest kernel of its flavour.
-    fn wanted(self) -> Wanted {
+    fn wanted(self) -> Wanted<'static> {
         let (suite, package) = match self {
             Self::Lab => ("trixie", "linux-image-amd64"),
             Self::Guest => ("trixie", "linux-image-cloud-amd64"),
             Self::Guest12 => ("bookworm", "linux-image-cloud-amd64"),
         };
-        Wanted { suite, package, follow: Some("linux-image-") }
+        Wanted { suite, component: MAIN, package, follow: Some("linux-image-") }
     }
 }
 

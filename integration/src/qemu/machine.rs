@@ -134,6 +134,11 @@ impl Machine {
         self.send(MONITOR, "system_powerdown\n").with_context(|| format!("press the power button of machine {}", self.name))
     }
 
+    /// Tells QEMU something, as a person does at its monitor.
+    pub fn monitor(&self, command: &str) -> Result<()> {
+        self.send(MONITOR, &format!("{command}\n")).with_context(|| format!("{command} on machine {}", self.name))
+    }
+
     fn send(&self, socket: &str, text: &str) -> std::io::Result<()> {
         let mut stream = UnixStream::connect(self.sockets.path().join(socket))?;
         stream.set_read_timeout(Some(ORDER_DEADLINE))?;

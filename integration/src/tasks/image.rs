@@ -24,7 +24,7 @@ pub fn run() -> Result<ExitCode> {
 
 /// Writes the newest packages into the lock file.
 pub fn pin() -> Result<ExitCode> {
-    for locked in image::pin(&paths::cache(), &lock())? {
+    for locked in image::pin(&paths::cache(), &lock(), &[])? {
         println!("{} {} sha256 {}", locked.name, locked.version, locked.sha256);
     }
     Ok(ExitCode::SUCCESS)

@@ -116,7 +116,7 @@ impl Facts {
         let (disk_bytes, disk_free_bytes) = agent.host.disk_bytes();
         Self {
             cpus: facts::cpus(),
-            memory_bytes: facts::memory_bytes(),
+            memory_bytes: agent.host.memory_bytes(),
             disk_bytes,
             disk_free_bytes,
             no_kvm: facts::no_kvm(),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{Extension, State};
 use rebec_api::{
     ApiError, ErrorCode,
-    lan::{LanInfo, NewLan},
+    lan::{LanInfo, NarrowPath, NewLan},
 };
 use rebec_book::{
     Body,
@@ -24,6 +24,7 @@ use crate::{
     agent::Agent,
     chance::{now_s, random},
     names,
+    vm::paths,
 };
 
 /// `GET /v1/lans`
@@ -33,7 +34,12 @@ pub async fn list(State(agent): State<Arc<Agent>>) -> Answer<Vec<LanInfo>> {
 
 /// `GET /v1/lans/{name}`
 pub async fn show(State(agent): State<Arc<Agent>>, Extension(granted): Extension<Granted>) -> Answer<LanInfo> {
-    Ok(axum::Json(find(&agent, granted.about().ok_or_else(gone)?)?))
+    let id = granted.about().ok_or_else(gone)?;
+    let mut lan = find(&agent, id)?;
+    let narrow = paths::narrow(&agent.knowledge, &agent.peers, id).into_iter();
+    let path = |path: paths::Narrow| NarrowPath { host: agent.knowledge.name_of(&path.host), bytes: path.bytes, needs: path.needs };
+    lan.narrow = narrow.map(path).collect();
+    Ok(axum::Json(lan))
 }
 
 fn find(agent: &Agent, id: Id) -> Result<LanInfo, ApiError> {
@@ -62,7 +68,12 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewLan>) ->
     };
     let mtu = new.mtu.unwrap_or(lan::MTU);
     if !(lan::MTU_MIN..=lan::MTU_MAX).contains(&mtu) {
-        let message = format!("MTU {mtu}: expected {} to {}; a packet is {} bytes longer on the way", lan::MTU_MIN, lan::MTU_MAX, 96);
+        let message = format!(
+            "MTU {mtu}: expected {} to {}; a packet is {} bytes longer on the way",
+            lan::MTU_MIN,
+            lan::MTU_MAX,
+            lan::WAY_SEALED_BYTES
+        );
         return Err(ApiError::new(ErrorCode::BadRequest, message).into());
     }
     let domains = new.domains.iter().map(|name| names::domain(&agent.knowledge, name)).collect::<Result<Vec<_>, _>>()?;

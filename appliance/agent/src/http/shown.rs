@@ -208,6 +208,8 @@ pub fn lans(book: &Book) -> Vec<LanInfo> {
             parts: parts(book, &names, &lan),
             ports,
             domains: lan.body.domains.iter().map(|domain| book.domain_name(domain)).collect(),
+            // Told by who asks about one of them.
+            narrow: vec![],
             name: lan.name,
         }
     });

@@ -23,6 +23,7 @@ pub mod launch;
 pub mod lease;
 pub mod look;
 pub mod outcast;
+pub mod paths;
 pub mod ports;
 pub mod room;
 pub mod start;

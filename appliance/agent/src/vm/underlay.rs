@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! kernel: something changed ─┐
-//! pool: who the peers are ───┴── Host::look_around (rebec_host::underlay decides) ── VMM: frames leave from there
+//! pool: who the peers are ───┴── Host::look_around (rebec_host::underlay decides) ── mesh: old connections are doubted
+//!                                                                                ├── VMM: frames leave from there
 //!                                                                                └── records: the host is there, and its VMs' ports
 //! ```
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
     time::Duration,
@@ -38,10 +40,11 @@ pub async fn run(vms: Arc<Vms>, publish: impl Fn()) {
         }
     };
     let mut known = vms.knowledge.watch();
+    let mut own = BTreeSet::new();
     loop {
         known.mark_unchanged();
         let before = members(&vms);
-        look(&vms, &publish).await;
+        look(&vms, &mut own, &publish).await;
         let told = async {
             match &mut changes {
                 Some(changes) => changes.next().await,
@@ -73,8 +76,14 @@ fn members(vms: &Vms) -> Option<u64> {
     vms.knowledge.read(|book| book.authority())
 }
 
-async fn look(vms: &Vms, publish: &impl Fn()) {
-    if vms.host.look_around(&peers(vms)) {
+async fn look(vms: &Vms, own: &mut BTreeSet<IpAddr>, publish: &impl Fn()) {
+    let has_moved = vms.host.look_around(&peers(vms));
+    let before = std::mem::replace(own, vms.host.addresses().into_iter().collect());
+    // Before others are told: over roads that are gone they would hear of it late.
+    if has_moved || !own.is_superset(&before) {
+        vms.peers.mesh.addresses_changed(|address| address.is_loopback() || own.contains(&address)).await;
+    }
+    if has_moved {
         match vms.host.underlay() {
             Some(address) => log::info!("LANs of this host are reached at {address}"),
             None => log::warn!("LANs of this host are not reached: it has no IPv4 address"),

@@ -6,7 +6,7 @@ use rebec_api::{
     host::{HostInfo, HostRole, HostState, Processor, Protocols},
     image::{ImageInfo, Part},
     job::{Job, JobProgress, JobState},
-    lan::{LanInfo, PortInfo, RangeInfo},
+    lan::{LanInfo, NarrowPath, PortInfo, RangeInfo},
     pool::{DomainInfo, Invitation, PoolStatus},
     token::{Role, Token},
     vm::{NicInfo, OnHostLoss, VmDisk, VmInfo, VmLimits, VmState},
@@ -88,6 +88,7 @@ pub fn lan() -> LanInfo {
         domains: vec![],
         parts: vec![RangeInfo { host: "a1".into(), first: "10.5.0.8".parse().unwrap(), last: "10.5.0.11".parse().unwrap(), used: 1 }],
         ports: vec![port],
+        narrow: vec![],
     }
 }
 
@@ -281,6 +282,9 @@ fn images_and_lans() {
          ADDRESSES              OF HOST  USED\n10.5.0.8 to 10.5.0.11  a1       1 of 4\n\n\
          VM   ADDRESS   MAC                HOST  ENDPOINT\nweb  10.5.0.2  52:54:00:00:00:01  a1    -\n"
     );
+    let narrow = LanInfo { narrow: vec![NarrowPath { host: "b1".into(), bytes: 1300, needs: 1496 }], ..lan() };
+    let said = "the path from here to b1 carries packets of 1300 bytes: those of this LAN, of up to 1496, are cut in two on the way; if they are lost there, give the route to it an MTU\n";
+    assert_eq!(shows::lan(&narrow), format!("{}\n{said}", shows::lan(&lan())));
 }
 
 #[test]

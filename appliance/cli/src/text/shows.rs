@@ -4,7 +4,7 @@ use rebec_api::{
     host::HostInfo,
     image::{ImageInfo, Part},
     job::Job,
-    lan::LanInfo,
+    lan::{LanInfo, NarrowPath},
     pool::PoolStatus,
     vm::{LeaseState, OnHostLoss, VmInfo, VmLimits},
 };
@@ -160,6 +160,13 @@ pub fn lan(lan: &LanInfo) -> String {
     if !lan.ports.is_empty() {
         text.push('\n');
         text.push_str(&ports(&lan.ports));
+    }
+    for NarrowPath { host, bytes, needs } in &lan.narrow {
+        let path = format!(
+            "\nthe path from here to {host} carries packets of {bytes} bytes: those of this LAN, of up to {needs}, are cut in two on the way"
+        );
+        text.push_str(&path);
+        text.push_str("; if they are lost there, give the route to it an MTU\n");
     }
     text
 }

@@ -100,6 +100,34 @@ async fn both_ways_go_over_the_connection_of_whoever_dialled() {
     assert_eq!(b.mesh.request(&unreachable, request).await.unwrap().status(), 200);
 }
 
+/// Its own end is at an address that is gone: nothing would come over it any more, and nobody would say so.
+#[tokio::test]
+async fn a_connection_ends_with_the_address_that_it_begins_at() {
+    let (a, b) = (Host::open("a").await, Host::open("b").await);
+    b.knows(&a);
+    assert_eq!(a.post(&b, Body::empty()).await.unwrap().0, 200);
+    let before = a.mesh.connections_to(&b.key());
+    a.mesh.addresses_changed(|address| address.is_loopback()).await;
+    assert!(before.iter().all(|connection| connection.close_reason().is_none()) && before.len() == 1, "its address is there");
+    a.mesh.addresses_changed(|_| false).await;
+    assert!(before[0].close_reason().is_some() && a.mesh.connections_to(&b.key()).is_empty());
+    assert_eq!(a.post(&b, Body::empty()).await.unwrap().0, 200);
+    assert_eq!(a.mesh.connections_to(&b.key()).len(), 1);
+}
+
+#[tokio::test]
+async fn what_a_path_carries_is_found_out() {
+    let (a, b) = (Host::open("a").await, Host::open("b").await);
+    b.knows(&a);
+    assert_eq!((a.post(&b, Body::empty()).await.unwrap().0, a.mesh.path_bytes(&b.key()).is_none_or(|bytes| bytes == 1500)), (200, true));
+    let found = async {
+        while a.mesh.path_bytes(&b.key()) != Some(1500) {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.unwrap();
+}
+
 #[test]
 fn of_many_addresses_a_few_are_dialled() {
     let addresses: Vec<_> = (1..=8000).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))).collect();

@@ -21,7 +21,10 @@ use nix::{
     sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt, sockopt},
 };
 use rebec_overlay::Wire;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover},
+};
 
 /// What is asked for as receive buffer: about 60 bursts of 64 KiB, which a queue thread that waits for its turn on a busy host needs.
 const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
@@ -47,6 +50,9 @@ pub fn prepare(socket: UdpSocket) -> io::Result<UdpSocket> {
     if setsockopt(&socket, sockopt::SndBufForce, &SEND_BUFFER_BYTES).is_err() {
         setsockopt(&socket, sockopt::SndBuf, &SEND_BUFFER_BYTES)?;
     }
+    // Without DF. A router whose next link takes less than a datagram cuts it; with DF it would drop it, and what it says of that is often lost too.
+    // Where the kernel knows by its routes that the path takes less, it cuts here.
+    set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DONT)?;
     if let Err(error) = setsockopt(&socket, sockopt::UdpGroSegment, &true) {
         log::info!("UDP: this kernel does not join datagrams (UDP_GRO: {error}); the LAN works, slower");
     }
