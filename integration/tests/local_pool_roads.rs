@@ -180,6 +180,10 @@ fn lans_are_where_the_peers_are_and_follow_their_hosts() -> Result<()> {
             let found = path["bytes"].as_u64().with_context(|| format!("no narrow path: {lan}"))?;
             Ok(path["host"] == other && found <= u64::from(NARROW_BYTES) && found + 8 >= u64::from(NARROW_BYTES))
         })?;
+        // Asked of the other host, too: it alone knows.
+        let roads = agents.host("a2").must(&["host", "roads", host.name()])?;
+        let problem = roads[0]["problem"].as_str().unwrap_or_default();
+        ensure!(roads[0]["host"] == other && problem.starts_with("carries 1") && roads[0]["rtt_us"].as_u64() > Some(0), "{roads}");
         eventually("its log does too", SOON, || Ok(host.said().contains(&format!("the path to {other} carries packets of"))))?;
     }
     agents.succeeded();

@@ -58,6 +58,34 @@ pub struct HostInfo {
     pub this: bool,
 }
 
+/// `GET /v1/hosts/{name}/roads`: how a host reaches another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RoadInfo {
+    /// The other host; one of another domain with that before it.
+    pub host: String,
+    /// For how long it has not been heard, in seconds; 0 where it answers.
+    pub silent_s: u64,
+    /// The address here that the path begins at, if the system says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// The address and port that it ends at; none while no connection is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
+    /// There and back, in microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_us: Option<u64>,
+    /// Packets sent since the connection began.
+    pub sent_packets: u64,
+    /// Those of them that did not arrive.
+    pub lost_packets: u64,
+    /// The largest packet that comes through, of 1,500 bytes at most; none where that is not known (yet), or by IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packet_bytes: Option<u16>,
+    /// What is wrong with it, and what helps; none of what is well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
 /// What guests are given of a host's processor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Processor {

@@ -153,6 +153,7 @@ commands! {
     HostList Viewer Here "list hosts",
     HostInvite Admin Here "invite a host",
     HostShow Viewer Here "show a host",
+    HostRoads Viewer Domain "see how a host reaches others",
     HostDrain Operator Domain "drain a host",
     HostDeclareDead Admin Here "declare a host dead",
     HostSetRole Admin Here "give a host a role",

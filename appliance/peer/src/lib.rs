@@ -38,7 +38,7 @@ mod tests;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use self::{door::Door, line::Stream, mesh::Mesh, peer::Peer, question::read_answer};
+pub use self::{door::Door, line::Stream, mesh::Mesh, peer::Peer, question::read_answer, road::RoadLook};
 
 /// A lock whose holder cannot leave it in a half-changed state.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -28,7 +28,7 @@ use crate::{
     line::Line,
     lock,
     peer::CONNECT_TIME,
-    road::{self, Road},
+    road::{self, Road, RoadLook},
     versions::PROTOCOL,
     visitor::{Goodbye, STRANGER_STREAMS_MAX, STRANGER_WINDOW_BYTES, Visitor},
 };
@@ -152,6 +152,11 @@ impl Mesh {
     /// The largest IPv4 packet that comes through to a host, 1,500 bytes at most; none where that has not been found out.
     pub fn path_bytes(&self, key: &Key) -> Option<u16> {
         self.connections.newest(key)?.path_bytes()
+    }
+
+    /// How the path to a host is; none where no connection is open.
+    pub fn road(&self, key: &Key) -> Option<RoadLook> {
+        self.connections.newest(key)?.look()
     }
 
     /// Waits until nothing comes over a connection any more though its host answers. A newer one is kept then.

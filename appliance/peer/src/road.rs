@@ -4,7 +4,7 @@
 //! for LANs between the same two hosts. A search that is underway tells of less than there is.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -26,6 +26,23 @@ const DATAGRAM_BYTES_MIN: u16 = 1200;
 const SEARCH_ROUND_TRIPS: u32 = 100;
 const SEARCH_TIME: Duration = Duration::from_secs(5);
 
+/// How the path that a connection takes is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoadLook {
+    /// Where it begins, if the system says so.
+    pub from: Option<IpAddr>,
+    /// Where it ends.
+    pub to: SocketAddr,
+    /// There and back.
+    pub rtt: Duration,
+    /// Packets from here.
+    pub sent: u64,
+    /// Those of them that did not arrive.
+    pub lost: u64,
+    /// The largest packet that comes through, if it goes by IPv4 and that has been found out.
+    pub bytes: Option<u16>,
+}
+
 /// One connection.
 #[derive(Debug, Clone)]
 pub struct Road {
@@ -45,6 +62,19 @@ impl Road {
         let paths = self.connection.paths();
         let is_lost = |local: &LocalTransportAddr| matches!(local, LocalTransportAddr::Ip(Some(local)) if !is_own(local.to_canonical()));
         !paths.is_empty() && paths.iter().all(|path| is_lost(path.local_addr()))
+    }
+
+    /// How it is now; none before its first path is found.
+    pub fn look(&self) -> Option<RoadLook> {
+        let paths = self.connection.paths();
+        let path = paths.iter().find(|path| path.is_selected())?;
+        let TransportAddr::Ip(to) = path.remote_addr() else { return None };
+        let LocalTransportAddr::Ip(from) = path.local_addr() else { return None };
+        let stats = path.stats();
+        // What was sent to find out what comes through is meant to be lost.
+        let lost = stats.lost_packets.saturating_sub(stats.lost_plpmtud_probes);
+        let sent = stats.sent_packets.saturating_sub(stats.sent_plpmtud_probes);
+        Some(RoadLook { from: *from, to: *to, rtt: stats.rtt, sent, lost, bytes: self.path_bytes() })
     }
 
     /// The largest IPv4 packet that comes through, if it goes by IPv4 and that has been found out.

@@ -41,7 +41,7 @@ fn info(agent: &Agent, host: Key) -> Result<HostInfo, ApiError> {
 }
 
 /// The host that a granted command is about.
-fn key(agent: &Agent, granted: &Granted) -> Result<Key, ApiError> {
+pub(super) fn key(agent: &Agent, granted: &Granted) -> Result<Key, ApiError> {
     let id = granted.about().ok_or_else(gone)?;
     agent.knowledge.pool(|book| book.thing(Kind::MEMBER, id).map(|thing| thing.home))?.ok_or_else(gone)
 }

@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod openapi;
 pub mod pools;
 pub mod rights;
+pub mod roads;
 pub mod serve;
 mod set;
 pub mod shown;

@@ -2,7 +2,7 @@
 
 use rebec_api::{
     audit::{AuditRow, AuditVerdict},
-    host::{DeclareDead, DrainHost, HostInfo, SetRole},
+    host::{DeclareDead, DrainHost, HostInfo, RoadInfo, SetRole},
     image::{ImageInfo, NewImage, Part},
     job::Job,
     lan::{LanInfo, NewLan, VmTraffic},
@@ -21,7 +21,7 @@ use utoipa::openapi::{
 use super::{
     audit, bundle, disks, hosts, images, jobs, lans, metrics,
     openapi::{self, Row, row},
-    pools, set, streams, tokens, trade, traffic, users, vms,
+    pools, roads, set, streams, tokens, trade, traffic, users, vms,
 };
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -67,6 +67,9 @@ fn host_rows() -> Vec<Row> {
             .takes::<Invite>()
             .answers::<Invited>(),
         row(Command::HostShow, Get, "/v1/hosts/{name}", "One host", hosts::show).about(Kind::MEMBER).answers::<HostInfo>(),
+        row(Command::HostRoads, Get, "/v1/hosts/{name}/roads", "How a host reaches the others, asked of that host", roads::show)
+            .about(Kind::MEMBER)
+            .lists::<RoadInfo>(),
         row(Command::HostDrain, Post, "/v1/hosts/{name}/drain", "Let a host take no more VMs, or take them again", hosts::drain)
             .about(Kind::MEMBER)
             .takes::<DrainHost>()

@@ -103,6 +103,11 @@ pub enum HostCommand {
         #[arg(value_enum)]
         role: HostRoleName,
     },
+    /// Show how a host reaches the others: the way, how long it takes, what it loses, and what is wrong with it
+    Roads {
+        /// The host [default: the one that is asked]
+        name: Option<String>,
+    },
     /// Print what the asked host, its agent and its VMs count, as Prometheus reads it
     Metrics,
     /// Move all VMs away from a host, and give it no new ones

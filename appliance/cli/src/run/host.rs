@@ -2,7 +2,10 @@
 
 use std::io::{self, Write as _};
 
-use rebec_api::host::{DeclareDead, DrainHost, HostInfo, SetRole};
+use rebec_api::{
+    host::{DeclareDead, DrainHost, HostInfo, RoadInfo, SetRole},
+    pool::PoolStatus,
+};
 
 use super::{pool, session::Session};
 use crate::{
@@ -30,6 +33,14 @@ pub async fn run(session: &Session, command: HostCommand) -> Result<(), Failure>
             let wish = SetRole { role: role.into() };
             let done = format!("root at host {name} has the role {} in the domain", word(&wish.role));
             session.finish(client.post(&path(&["hosts", &name, "role"]), &wish).await?, &done).await
+        }
+        HostCommand::Roads { name } => {
+            let name = match name {
+                Some(name) => name,
+                None => client.get::<PoolStatus>(&path(&["pool"])).await?.host,
+            };
+            let roads: Vec<RoadInfo> = client.get(&path(&["hosts", &name, "roads"])).await?;
+            session.list(&roads, &format!("{name} knows no other host"), lists::roads)
         }
         HostCommand::Metrics => metrics(session).await,
         HostCommand::Drain { name, undo } => {

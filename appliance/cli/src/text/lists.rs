@@ -2,7 +2,7 @@
 
 use rebec_api::{
     audit::AuditRow,
-    host::{HostInfo, HostState},
+    host::{HostInfo, HostState, RoadInfo},
     image::ImageInfo,
     job::Job,
     lan::{LanInfo, PortInfo, RangeInfo},
@@ -37,6 +37,21 @@ pub fn hosts(hosts: &[HostInfo]) -> String {
         [name, host.domain.clone(), host_state(host), host.vms.to_string(), host.cpus.to_string(), memory, disk, host.version.clone()]
     };
     table(["NAME", "DOMAIN", "STATE", "VMS", "CPUS", "MEMORY USED", "DISK USED", "VERSION"], &rows(hosts, row))
+}
+
+/// `host roads`.
+pub fn roads(roads: &[RoadInfo]) -> String {
+    let dash = || "-".to_owned();
+    let row = |road: &RoadInfo| {
+        let state = if road.silent_s > 0 { format!("silent {}", span(road.silent_s)) } else { "answers".to_owned() };
+        let from = road.from.clone().map_or_else(String::new, |from| format!("{from} to "));
+        let way = road.to.as_ref().map_or_else(dash, |to| format!("{from}{to}"));
+        let rtt = road.rtt_us.map_or_else(dash, |us| format!("{:.1} ms", us as f64 / 1000.0));
+        let lost = format!("{} of {}", road.lost_packets, road.sent_packets);
+        let packet = road.packet_bytes.map_or_else(dash, |bytes| bytes.to_string());
+        [road.host.clone(), state, way, rtt, lost, packet, road.problem.clone().unwrap_or_default()]
+    };
+    table(["TO", "STATE", "WAY", "RTT", "LOST", "PACKET", "PROBLEM"], &rows(roads, row))
 }
 
 /// A host's state, with how long it has been silent or why it runs no VMs.

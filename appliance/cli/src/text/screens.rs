@@ -3,7 +3,7 @@
 use rebec_api::{
     ApiError, ErrorCode,
     audit::AuditRow,
-    host::{HostInfo, HostRole, HostState, Processor, Protocols},
+    host::{HostInfo, HostRole, HostState, Processor, Protocols, RoadInfo},
     image::{ImageInfo, Part},
     job::{Job, JobProgress, JobState},
     lan::{LanInfo, NarrowPath, PortInfo, RangeInfo},
@@ -135,6 +135,30 @@ fn vms() {
          id                     abababababababababababababababab\n"
     );
     assert_eq!(shows::whereabouts(&vm()), "vm web is running on a1: 10.5.0.2 on office");
+}
+
+#[test]
+fn roads_to_other_hosts() {
+    let road = RoadInfo {
+        host: "a2".into(),
+        silent_s: 0,
+        from: Some("10.0.0.1".into()),
+        to: Some("10.0.0.2:7117".into()),
+        rtt_us: Some(430),
+        sent_packets: 120,
+        lost_packets: 0,
+        packet_bytes: Some(1500),
+        problem: None,
+    };
+    let problem = Some("is it on? UDP must reach it at one of 10.0.0.3:7117".into());
+    let silent =
+        RoadInfo { host: "beta/b1".into(), silent_s: 70, from: None, to: None, rtt_us: None, packet_bytes: None, problem, ..road.clone() };
+    assert_eq!(
+        lists::roads(&[road, RoadInfo { sent_packets: 0, ..silent }]),
+        "TO       STATE      WAY                        RTT     LOST      PACKET  PROBLEM\n\
+         a2       answers    10.0.0.1 to 10.0.0.2:7117  0.4 ms  0 of 120  1500    -\n\
+         beta/b1  silent 1m  -                          -       0 of 0    -       is it on? UDP must reach it at one of 10.0.0.3:7117\n"
+    );
 }
 
 #[test]
