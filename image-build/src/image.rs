@@ -27,15 +27,17 @@ const SYSLINUX: &str = "syslinux";
 const SHIM: &str = "shim";
 const SHIM_HELPERS: &str = "shim-helpers";
 const GRUB: &str = "grub";
+const GRUB_IA32: &str = "grub-ia32";
 
 /// Roles and the packages that fill them.
-const PACKAGES: [(&str, Wanted); 6] = [
+const PACKAGES: [(&str, Wanted); 7] = [
     (KERNEL, Wanted { suite: SUITE, package: "linux-image-amd64", follow: Some("linux-image-") }),
     (ISOLINUX, wanted("isolinux")),
     (SYSLINUX, wanted("syslinux-common")),
     (SHIM, wanted("shim-signed")),
     (SHIM_HELPERS, wanted("shim-helpers-amd64-signed")),
     (GRUB, wanted("grub-efi-amd64-signed")),
+    (GRUB_IA32, wanted("grub-efi-ia32-unsigned")),
 ];
 
 const fn wanted(package: &'static str) -> Wanted {
@@ -91,6 +93,7 @@ pub fn build(order: &Order) -> Result<Manifest> {
         shim: unpacked(SHIM)?,
         shim_helpers: unpacked(SHIM_HELPERS)?,
         grub: unpacked(GRUB)?,
+        grub_ia32: unpacked(GRUB_IA32)?,
     };
     let id = sha256(&out("initrd.img"))?;
     iso::write(&out("rebec.iso"), &out("vmlinuz"), &out("initrd.img"), &boot, &id[..12], work.path())?;
