@@ -19,6 +19,8 @@ const ESP: [u8; 16] = [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4
 const LINUX: [u8; 16] = [0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4];
 const ESP_BYTES: u64 = 8 << 20;
 const BOOT_BYTES: u64 = 64 << 20;
+/// A log takes its part of it.
+const XFS_BOOT_BYTES: u64 = 144 << 20;
 /// Of the file system that a configuration names: the root, or a /boot of its own.
 pub const UUID: &str = "6f2d6c61-6265-4331-8000-72656265630a";
 /// Of the root, where /boot is apart.
@@ -98,7 +100,7 @@ pub fn fedora(image: &Path, kind: Boot, tree: Option<&Path>, root_bytes: u64, ke
             "ext4"
         }
         Boot::Xfs => {
-            xfs(&boot_file, &boot, UUID, BOOT_BYTES)?;
+            xfs(&boot_file, &boot, UUID, XFS_BOOT_BYTES)?;
             "xfs"
         }
     };
