@@ -50,7 +50,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let (zstd, lz4, xz) = (sized(&zstd, elf.len()), sized(&lz4, elf.len()), sized(XZ_OF_ZEROS, 64));
     let head = [&[1, 3, 7][..], b"quiet x"].concat();
     let lzo = sized(&lzop(&elf), elf.len());
-    [elf.clone(), bzimage(&zstd), bzimage(&lz4), bzimage(&elf), bzimage(&lzo), bzimage(&xz)].iter().map(|file| [&head, file.as_slice()].concat()).collect()
+    [elf.clone(), bzimage(&zstd), bzimage(&lz4), bzimage(&elf), bzimage(&lzo), bzimage(&xz)]
+        .iter()
+        .map(|file| [&head, file.as_slice()].concat())
+        .collect()
 }
 
 /// One block, as `lzop` writes it.
