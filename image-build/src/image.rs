@@ -28,15 +28,17 @@ const SYSLINUX: &str = "syslinux";
 const SHIM: &str = "shim";
 const SHIM_HELPERS: &str = "shim-helpers";
 const GRUB: &str = "grub";
+const GRUB_IA32: &str = "grub-ia32";
 
 /// Roles and the packages that fill them.
-const PACKAGES: [(&str, Wanted<'static>); 6] = [
+const PACKAGES: [(&str, Wanted<'static>); 7] = [
     (KERNEL, Wanted { follow: Some("linux-image-"), ..wanted("linux-image-amd64") }),
     (ISOLINUX, wanted("isolinux")),
     (SYSLINUX, wanted("syslinux-common")),
     (SHIM, wanted("shim-signed")),
     (SHIM_HELPERS, wanted("shim-helpers-amd64-signed")),
     (GRUB, wanted("grub-efi-amd64-signed")),
+    (GRUB_IA32, wanted("grub-efi-ia32-unsigned")),
 ];
 
 const fn wanted(package: &str) -> Wanted<'_> {
@@ -105,6 +107,7 @@ pub fn build(order: &Order) -> Result<Manifest> {
         shim: unpacked(SHIM)?,
         shim_helpers: unpacked(SHIM_HELPERS)?,
         grub: unpacked(GRUB)?,
+        grub_ia32: unpacked(GRUB_IA32)?,
     };
     let id = sha256(&out("initrd.img"))?;
     iso::write(&out("rebec.iso"), &out("vmlinuz"), &out("initrd.img"), &boot, &id[..12], work.path())?;

@@ -5,9 +5,11 @@
 //! BIOS, USB disk    the MBR that isohybrid makes       -> the same
 //! UEFI, CD          El Torito entry 2: /boot/efi.img   -> shim -> GRUB -> the ISO with our marker file -> /boot
 //! UEFI, USB disk    a GPT entry for the same efi.img   -> the same
+//! UEFI, a stick     /EFI/BOOT among the files, for who copies them onto a FAT file system -> the same
 //! ```
-//! shim and GRUB are Debian's signed ones; the kernel carries Debian's signature. xorriso and mtools do the packing, with every date and
-//! identifier fixed.
+//! shim and GRUB are Debian's signed ones; the kernel carries Debian's signature. Firmware of 32 bits, which some machines of 64 bits have, starts a GRUB that
+//! nobody has signed: Debian has no shim for it, and such machines seldom have Secure Boot. xorriso and mtools do the packing, with every date and identifier
+//! fixed.
 
 use std::{
     fs,
@@ -41,6 +43,20 @@ pub struct BootPrograms {
     pub shim_helpers: PathBuf,
     /// Package grub-efi-amd64-signed.
     pub grub: PathBuf,
+    /// Package grub-efi-ia32-unsigned.
+    pub grub_ia32: PathBuf,
+}
+
+impl BootPrograms {
+    /// What firmware of UEFI starts, and what that starts, by their names in /EFI/BOOT.
+    fn of_uefi(&self) -> [(PathBuf, &'static str); 4] {
+        [
+            (self.shim.join("usr/lib/shim/shimx64.efi.signed"), "EFI/BOOT/BOOTX64.EFI"),
+            (self.shim_helpers.join("usr/lib/shim/mmx64.efi.signed"), "EFI/BOOT/mmx64.efi"),
+            (self.grub.join("usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed"), "EFI/BOOT/grubx64.efi"),
+            (self.grub_ia32.join("usr/lib/grub/i386-efi/monolithic/grubia32.efi"), "EFI/BOOT/BOOTIA32.EFI"),
+        ]
+    }
 }
 
 /// Writes `out`. `id` names this image among others, for GRUB to find it; `work` is an empty folder.
@@ -55,9 +71,12 @@ pub fn write(out: &Path, kernel: &Path, initrd: &Path, programs: &BootPrograms, 
     put(isolinux_cfg().as_bytes(), &tree.join("isolinux/isolinux.cfg"))?;
     put(b"", &tree.join(marker))?;
     // GRUB looks in the file system that its firmware started it from: that is the ISO where El Torito was used, as OVMF does even
-    // for a USB disk, and the EFI system partition otherwise.
+    // for a USB disk, and the EFI system partition otherwise, or the stick onto which somebody copied the files.
     let config = grub_cfg(id);
     put(config.as_bytes(), &tree.join(GRUB_CONFIG))?;
+    for (from, to) in programs.of_uefi() {
+        copy(&from, to)?;
+    }
     efi_partition(&tree.join("boot/efi.img"), programs, &config, work)?;
     date(&tree)?;
     let mbr = programs.isolinux.join("usr/lib/ISOLINUX/isohdpfx.bin");
@@ -80,15 +99,11 @@ fn efi_partition(image: &Path, programs: &BootPrograms, config: &str, work: &Pat
     const SECTOR_BYTES: u64 = 512;
     const SLACK_BYTES: u64 = 256 << 10;
     let esp = work.join("esp");
-    let shim = programs.shim.join("usr/lib/shim/shimx64.efi.signed");
-    let grub = programs.grub.join("usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed");
-    copy(&shim, &esp.join("EFI/BOOT/BOOTX64.EFI"))?;
-    copy(&programs.shim_helpers.join("usr/lib/shim/mmx64.efi.signed"), &esp.join("EFI/BOOT/mmx64.efi"))?;
-    copy(&grub, &esp.join("EFI/BOOT/grubx64.efi"))?;
     put(config.as_bytes(), &esp.join(GRUB_CONFIG))?;
     let mut bytes = SLACK_BYTES;
-    for file in ["EFI/BOOT/BOOTX64.EFI", "EFI/BOOT/mmx64.efi", "EFI/BOOT/grubx64.efi"] {
-        bytes += fs::metadata(esp.join(file)).with_context(|| format!("size of {file}"))?.len();
+    for (from, to) in programs.of_uefi() {
+        copy(&from, &esp.join(to))?;
+        bytes += fs::metadata(esp.join(to)).with_context(|| format!("size of {to}"))?.len();
     }
     let sectors = bytes.div_ceil(SECTOR_BYTES).next_multiple_of(2048);
     let file = fs::File::create(image).with_context(|| format!("create {}", image.display()))?;

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// What an ISO may take.
-const ISO_BYTES_MAX: u64 = 80_000_000;
+const ISO_BYTES_MAX: u64 = 84_000_000;
 const BUSYBOX: &str = "/bin/busybox";
 /// The kernel unpacks an archive only from a multiple of this.
 const ALIGNMENT: usize = 4;

@@ -2,7 +2,7 @@
 //! system, which is busybox with an init, a shell on the serial port and a package with another kernel in it, not yet installed.
 //!
 //! ```text
-//! initial RAM disk   of the kernel it lies beside: virtio modules; root=UUID=... is looked for on the disks
+//! initial RAM disk   of the kernel it lies beside: modules for virtio and XFS; root=UUID=... is looked for on the disks
 //! root               busybox; /etc/inittab; says `up RELEASE ENTRY` when it runs, ENTRY by `rebec.entry=` of the command line
 //! /usr/share/kernel  what the other kernel's package brings into /boot, configuration of the boot loader included
 //! /sbin/upgrade      does what that package's postinst does, and says `upgraded`
@@ -28,8 +28,8 @@ use crate::{
 pub enum Layout {
     /// One file system; GRUB with a menu of its own and a saved default.
     Debian,
-    /// /boot apart, with entries of the Boot Loader Specification.
-    Fedora,
+    /// /boot apart, on XFS, with entries of the Boot Loader Specification.
+    Rocky,
 }
 
 /// Root file system: what an upgrade writes has to fit too.
@@ -81,7 +81,7 @@ pub fn write(image: &Path, layout: Layout, old: &Kernel, new: &Kernel) -> Result
     let (old_ram_disk, new_ram_disk) = (initramfs(&path("old"), old)?, initramfs(&path("new"), new)?);
     let root = match layout {
         Layout::Debian => standin::UUID,
-        Layout::Fedora => standin::ROOT_UUID,
+        Layout::Rocky => standin::ROOT_UUID,
     };
     let cmdline = |entry: &str| format!("root=UUID={root} ro {} rebec.entry={entry}", guest::cmdline());
     let cmdlines = [cmdline("first"), cmdline("saved"), cmdline("upgraded")];
@@ -98,12 +98,12 @@ pub fn write(image: &Path, layout: Layout, old: &Kernel, new: &Kernel) -> Result
         Layout::Debian => {
             format!("gnulinux-advanced-{0}>gnulinux-{1}-advanced-{0}", standin::UUID, kernel.version)
         }
-        Layout::Fedora => format!("0123-{}", kernel.version),
+        Layout::Rocky => format!("0123-{}", kernel.version),
     };
     let env = |kernel: &Installed<'_>| format!("saved_entry={}\n", entry(kernel));
     match layout {
         Layout::Debian => standin::debian_boot(&package, &all, &env(&upgraded))?,
-        Layout::Fedora => standin::fedora_boot(&package, &all, &env(&upgraded))?,
+        Layout::Rocky => standin::fedora_boot(&package, &all, &env(&upgraded))?,
     }
     // Those are installed already.
     for version in [&rescue, &old.release] {
@@ -114,7 +114,7 @@ pub fn write(image: &Path, layout: Layout, old: &Kernel, new: &Kernel) -> Result
     let installed = [first, saved];
     match layout {
         Layout::Debian => standin::debian(image, Some(&tree), ROOT_BYTES, &installed, &env(&saved)),
-        Layout::Fedora => standin::fedora(image, Some(&tree), ROOT_BYTES, &installed, &env(&saved)),
+        Layout::Rocky => standin::fedora(image, standin::Boot::Xfs, Some(&tree), ROOT_BYTES, &installed, &env(&saved)),
     }
 }
 
@@ -122,7 +122,7 @@ fn initramfs(path: &Path, kernel: &Kernel) -> Result<PathBuf> {
     let mut tree = Initramfs::with_busybox()?;
     tree.program("init", INITRAMFS_INIT);
     tree.folder("root");
-    tree.modules("modules", modules::closure(kernel, &["virtio_pci", "virtio_blk", "virtio_rng"])?);
+    tree.modules("modules", modules::closure(kernel, &["virtio_pci", "virtio_blk", "virtio_rng", "xfs"])?);
     tree.write(path)?;
     Ok(path.to_owned())
 }

@@ -1,5 +1,6 @@
-//! Disks laid out as distributions publish them for clouds, which cannot be fetched here: GPT, an EFI partition, ext4, a boot loader's configuration as its
-//! own tools write it. What is in them is the caller's: a stock kernel, or the bench guest. Made without root: mkfs.ext4 takes a folder, mtools write FAT.
+//! Disks laid out as distributions publish them for clouds, which cannot be fetched here: GPT, an EFI partition, ext4 or XFS, a boot loader's configuration as
+//! its own tools write it. What is in them is the caller's: a stock kernel, or the bench guest. Made without root: mkfs.ext4 takes a folder, mkfs.xfs a list of
+//! files, mtools write FAT.
 
 use std::{
     fs::{self, File},
@@ -17,6 +18,9 @@ const FIRST_SECTOR: u64 = 2048;
 const ESP: [u8; 16] = [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
 const LINUX: [u8; 16] = [0xaf, 0x3d, 0xc6, 0x0f, 0x83, 0x84, 0x72, 0x47, 0x8e, 0x79, 0x3d, 0x69, 0xd8, 0x47, 0x7d, 0xe4];
 const ESP_BYTES: u64 = 8 << 20;
+const BOOT_BYTES: u64 = 64 << 20;
+/// A log takes its part of it.
+const XFS_BOOT_BYTES: u64 = 144 << 20;
 /// Of the file system that a configuration names: the root, or a /boot of its own.
 pub const UUID: &str = "6f2d6c61-6265-4331-8000-72656265630a";
 /// Of the root, where /boot is apart.
@@ -69,8 +73,17 @@ pub fn debian_boot(boot: &Path, kernels: &[Installed<'_>], env: &str) -> Result<
     Ok(())
 }
 
-/// As Fedora's: EFI partition 1, /boot 2 with entries of the Boot Loader Specification, root 3, which holds `tree`.
-pub fn fedora(image: &Path, tree: Option<&Path>, root_bytes: u64, kernels: &[Installed<'_>], env: &str) -> Result<()> {
+/// What a /boot apart lies on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Boot {
+    /// Fedora's.
+    Ext4,
+    /// Rocky's and its kin's.
+    Xfs,
+}
+
+/// As Fedora's and Rocky's: EFI partition 1, /boot 2 with entries of the Boot Loader Specification, root 3, which holds `tree`.
+pub fn fedora(image: &Path, kind: Boot, tree: Option<&Path>, root_bytes: u64, kernels: &[Installed<'_>], env: &str) -> Result<()> {
     let work = tempfile::tempdir().context("make a folder for a disk's content")?;
     let path = |name: &str| work.path().join(name);
     let (boot, root) = (path("boot"), path("root"));
@@ -80,9 +93,18 @@ pub fn fedora(image: &Path, tree: Option<&Path>, root_bytes: u64, kernels: &[Ins
         None => fs::create_dir(&root)?,
     }
     fs::create_dir_all(root.join("etc"))?;
-    fs::write(root.join("etc/fstab"), format!("UUID={ROOT_UUID} / ext4 defaults 0 0\nUUID={UUID} /boot ext4 defaults 0 0\n"))?;
-    let (boot_file, root_file, esp) = (path("boot.ext4"), path("root.ext4"), path("esp"));
-    ext4(&boot_file, &boot, UUID, 64 << 20)?;
+    let (boot_file, root_file, esp) = (path("boot.fs"), path("root.ext4"), path("esp"));
+    let name = match kind {
+        Boot::Ext4 => {
+            ext4(&boot_file, &boot, UUID, BOOT_BYTES)?;
+            "ext4"
+        }
+        Boot::Xfs => {
+            xfs(&boot_file, &boot, UUID, XFS_BOOT_BYTES)?;
+            "xfs"
+        }
+    };
+    fs::write(root.join("etc/fstab"), format!("UUID={ROOT_UUID} / ext4 defaults 0 0\nUUID={UUID} /boot {name} defaults 0 0\n"))?;
     ext4(&root_file, &root, ROOT_UUID, root_bytes)?;
     efi(
         &esp,
@@ -177,6 +199,39 @@ fn ext4(file: &Path, tree: &Path, uuid: &str, bytes: u64) -> Result<()> {
         .env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin")
         .quiet()
         .with_context(|| format!("make the file system {}", file.display()))
+}
+
+/// Smaller than its own tools think it should be, which nothing that reads or mounts it minds.
+fn xfs(file: &Path, tree: &Path, uuid: &str, bytes: u64) -> Result<()> {
+    let prototype = file.with_extension("prototype");
+    let mut text = "/\n0 0\nd--755 0 0\n".to_owned();
+    list(tree, &mut text)?;
+    fs::write(&prototype, text + "$\n").with_context(|| format!("write {}", prototype.display()))?;
+    Program::new("mkfs.xfs")
+        .args(["--unsupported", "-q", "-L", "boot", "-m", &format!("uuid={uuid}"), "-p"])
+        .arg(&prototype)
+        .args(["-d", &format!("file,size={bytes},name={}", file.display())])
+        .env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin")
+        .quiet()
+        .with_context(|| format!("make the file system {}", file.display()))
+}
+
+/// A folder's files and folders, as a prototype of mkfs.xfs names them.
+fn list(folder: &Path, text: &mut String) -> Result<()> {
+    let entries = fs::read_dir(folder).with_context(|| format!("read {}", folder.display()))?;
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    for path in paths {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_dir() {
+            *text += &format!("{name} d--755 0 0\n");
+            list(&path, text)?;
+            *text += "$\n";
+        } else {
+            *text += &format!("{name} ---644 0 0 {}\n", path.display());
+        }
+    }
+    Ok(())
 }
 
 fn efi(file: &Path, files: &[(&str, &str)]) -> Result<()> {

@@ -1,6 +1,12 @@
 //! One VM on the local KVM: it boots, beats, is checked, paused, reset and ended.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::FileExt as _, process::Command, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use nix::{
@@ -10,12 +16,12 @@ use nix::{
 use rebec_lab::{
     command::Program,
     netlab::{
-        NetLab, Vmm, VmmConfig, examples, guest,
+        LoopDevice, NetLab, Vmm, VmmConfig, examples, guest,
         pattern::{self, BLOCK_MAGIC},
         vmm::{self, SHORT},
     },
     paths,
-    standin::{self, Installed},
+    standin::{self, Boot, Installed},
 };
 use rebec_vmm_api::control::VmState;
 
@@ -127,13 +133,51 @@ fn a_guest_starts_from_its_disk_and_from_what_was_installed_there_meanwhile() ->
     assert!(said.contains("it has neither partitions nor a file system that is known; give --kernel"), "{said}");
 
     // Entries of the Boot Loader Specification on a /boot of its own, one of them saved.
-    standin::fedora(&path("fedora.raw"), None, 8 << 20, &[new, old], "saved_entry=0123-6.12.6\n")?;
+    standin::fedora(&path("fedora.raw"), Boot::Ext4, None, 8 << 20, &[new, old], "saved_entry=0123-6.12.6\n")?;
     let disks = vec![path("fedora.raw").display().to_string()];
     let mut vmm = Vmm::run(machine, "fedora", &VmmConfig { disks, ..config })?;
     vmm.console.wait("hb 5 ", SHORT)?;
     assert!(vmm.console.last("rng ").is_none(), "the entry that is saved starts, not the newest");
     vmm.console.send(b"q")?;
     assert!(vmm.wait(SHORT)?.success());
+    lab.succeeded();
+    Ok(())
+}
+
+/// A fresh disk on an image starts what was read out of the image before, without reading it; one that has its own of anything that was read is read.
+#[test]
+fn what_an_image_starts_is_remembered_until_the_disk_has_its_own() -> Result<()> {
+    let mut lab = NetLab::start("local-disk-remembered", &["a"])?;
+    let (bench, path) = (guest::build()?, |name: &str| lab.machines[0].evidence().join(name));
+    let [base, layer, starts] = ["base.raw", "layer.qcow2", "base.starts"].map(path);
+    let installed = Installed { version: "6.12.6", kernel: &bench, initramfs: Some(&bench), cmdline: "quiet" };
+    standin::debian(&base, None, 16 << 20, &[installed], "")?;
+    let made = Command::new(vmm::program()?).args(["unpack", "--disk"]).arg(&base).stdout(fs::File::create(&starts)?).status()?;
+    assert!(made.success());
+    let judge = |disk: &std::path::Path, words: &[&str]| -> Result<String> {
+        let done = Command::new(vmm::program()?).arg("judge").arg("--disk").arg(disk).args(words).output()?;
+        Ok(String::from_utf8_lossy(if done.status.success() { &done.stdout } else { &done.stderr }).into_owned())
+    };
+    let make = || Program::new("qemu-img").args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&base).arg(&layer).arg("1G").run();
+    make()?;
+    let with = ["--unpacked-kernel", starts.to_str().context("a path")?];
+    let read = judge(&layer, &[])?;
+    assert!(read.contains("quiet") && read == judge(&layer, &with)?, "{read}");
+    // Nothing else can show that it is not read: what is read would be no kernel any more.
+    let whole = fs::read(&base)?;
+    let text = b"\x7fELF";
+    let spoilt: Vec<u64> = whole.windows(4).enumerate().filter(|(_, bytes)| bytes == text).map(|(at, _)| at as u64).collect();
+    assert!(!spoilt.is_empty());
+    let file = fs::OpenOptions::new().write(true).open(&base)?;
+    spoilt.iter().try_for_each(|at| file.write_all_at(b"gone", *at))?;
+    assert!(judge(&layer, &[])?.contains("neither a bzImage nor an ELF file"));
+    assert_eq!(judge(&layer, &with)?, read);
+    // Far from everything, and then into a boot sector.
+    for (at, is_remembered) in [("700M", true), ("1M", false)] {
+        Program::new("qemu-io").args(["-c", &format!("write -q -P 1 {at} 512")]).arg(&layer).run()?;
+        let said = judge(&layer, &with)?;
+        assert_eq!(said == read, is_remembered, "{at}: {said}");
+    }
     lab.succeeded();
     Ok(())
 }
@@ -269,6 +313,7 @@ fn lists_of_threads(mut process: u32) -> Result<BTreeMap<String, u32>> {
     Ok(lists)
 }
 
+/// A disk is a block device first, which nobody else has meanwhile, and then the file behind it.
 #[test]
 fn acknowledged_writes_are_on_the_disk_after_the_end() -> Result<()> {
     let mut lab = NetLab::start("local-disk", &["a"])?;
@@ -276,7 +321,13 @@ fn acknowledged_writes_are_on_the_disk_after_the_end() -> Result<()> {
     let disk = machine.evidence().join("disk.raw");
     fs::File::create(&disk)?.set_len(16 << 20)?;
     let mut config = guest::config("64M", "vm=3 blk0=load")?;
-    config.disks.push(disk.display().to_string());
+    let device = LoopDevice::of(&disk)?;
+    config.disks.push(device.node().to_owned());
+    // As who mounts it would have it.
+    let taken = fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_EXCL).open(device.node())?;
+    let said = format!("{:#}", Vmm::run(machine, "refused", &config).err().context("a device that is in use is taken")?);
+    assert!(said.contains("the device is mounted on this host, or part of another one; unmount it first"), "{said}");
+    drop(taken);
     let mut vmm = Vmm::run(machine, "first", &config)?;
     vmm.console.wait("hb 50 ", SHORT)?;
     vmm.console.send(b"c")?;
@@ -284,6 +335,8 @@ fn acknowledged_writes_are_on_the_disk_after_the_end() -> Result<()> {
     assert!(check.text.starts_with("blk 0 check 1 ok") && check.number("written")? > 256, "{}", check.text);
     vmm.console.send(b"q")?;
     assert!(vmm.wait(SHORT)?.success());
+    drop(device);
+    config.disks = vec![disk.display().to_string()];
 
     // What the guest wrote reads the same on the host ...
     let file = fs::File::open(&disk)?;

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use rebec_lab::{
     command::Program,
     netlab::{
+        LoopDevice,
         agents::{Agents, Beats, Host, SOON, Seat, eventually, plain, same},
         vmm,
     },
@@ -102,6 +103,11 @@ fn a_cloud_image_starts_by_itself_and_then_what_was_installed_in_it() -> Result<
     // Packed inside, it is unpacked on its way, and then the same part.
     a1.must(&["image", "import", "zstd", &text("zstd.qcow2")])?;
     same("what was packed", &a1.must(&["image", "show", "zstd"])?["disk"]["digest"], shown["disk"]["digest"].clone())?;
+    // From a block device too.
+    let device = LoopDevice::of(&path("debian.raw"))?;
+    a1.must(&["image", "import", "device", device.node()])?;
+    same("what was on a device", &a1.must(&["image", "show", "device"])?["disk"]["digest"], shown["disk"]["digest"].clone())?;
+    drop(device);
     let external = format!("data_file={}", text("external.raw"));
     Program::new("qemu-img").args(["create", "-q", "-f", "qcow2", "-o", &external, &text("external.qcow2"), "8M"]).quiet()?;
     for (file, words) in [

@@ -314,7 +314,7 @@ fn stock_kernels_boot_in_every_form_and_end_as_they_ask() -> Result<()> {
     let program = artifacts::build(Artifact::Vmm)?;
     let mut share = Share::default().with("bin/rebec-vmm", &program).with("facts.cpio", &initramfs);
     share = share.with("bin/rebec", &artifacts::build(Artifact::Rebec)?);
-    for (name, layout) in [("debian", Layout::Debian), ("fedora", Layout::Fedora)] {
+    for (name, layout) in [("debian", Layout::Debian), ("rocky", Layout::Rocky)] {
         let image = folder.path().join(name);
         cloud::write(&image, layout, &provisions.guest_12, &provisions.guest)?;
         share = share.with(&format!("images/{name}.raw"), &image);
@@ -340,7 +340,7 @@ fn stock_kernels_boot_in_every_form_and_end_as_they_ask() -> Result<()> {
         Story::Restarts(guest("13.elf", 2, "256M", "rebec.do=ask")),
         Story::Boots(guest("12.elf", 4, "256M", OFF), release_12),
         Story::Boots(guest("generic.bzimage", 2, "3584M", OFF), release_generic),
-        upgrade(Layout::Fedora, "/share/images/fedora.raw"),
+        upgrade(Layout::Rocky, "/share/images/rocky.raw"),
         upgrade(Layout::Debian, "/share/images/debian.raw"),
         // Last in the list is first to go: it takes the longest.
         Story::Boots(guest("13.elf", 16, "512M", OFF), release),

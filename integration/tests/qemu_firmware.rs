@@ -28,6 +28,8 @@ fn firmware_boots_the_image_from_every_medium() -> Result<()> {
         (Firmware::Bios, Medium::Usb),
         (Firmware::Uefi, Medium::Cd),
         (Firmware::Uefi, Medium::Usb),
+        // Firmware of 32 bits finds its loader on a stick as another would.
+        (Firmware::Uefi32, Medium::Copied),
         (Firmware::Bios, Medium::Network),
     ] {
         let began = Instant::now();

@@ -20,6 +20,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::{Figure, Peer, Target};
 use crate::{
     artifacts::{self, Artifact},
+    command::Program,
     guest,
     netlab::{self, agents::Agents},
     paths, provision,
@@ -28,6 +29,9 @@ use crate::{
 
 const READ_MS: f64 = 50.0;
 const READ_MIB: f64 = 16.0;
+/// What looking at the layer's tables may take.
+const REMEMBERED_MS: f64 = 5.0;
+const REMEMBERED_MIB: f64 = 1.0;
 /// Written for each byte of data.
 const WRITTEN: f64 = 1.05;
 /// Of what the disk takes without anything in between.
@@ -81,11 +85,23 @@ fn reading() -> Result<Vec<Figure>> {
         (0..RUNS).map(|_| timed_ms(judge(&vmm, "--disk", &image).arg("--unpacked-kernel").arg(&known))).collect::<Result<Vec<_>>>()?;
     times.sort_by(f64::total_cmp);
     let kept = times[RUNS / 2];
-    let (with_disk, with_kernel) = (peak_bytes(&vmm, "--disk", &image)?, peak_bytes(&vmm, "--kernel", &kernel.bzimage)?);
+    // A fresh disk on that image, beside a process that reads nothing: the kernel's ELF needs no unpacking either.
+    let layer = folder.path().join("fresh.qcow2");
+    Program::new("qemu-img").args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(&image).arg(&layer).arg("20G").run()?;
+    let fresh = || {
+        let mut command = judge(&vmm, "--disk", &layer);
+        command.arg("--unpacked-kernel").arg(&known);
+        command
+    };
+    let mut times = (0..RUNS).map(|_| timed_ms(&mut fresh())).collect::<Result<Vec<_>>>()?;
+    times.sort_by(f64::total_cmp);
+    let (remembered, nothing) = (times[RUNS / 2], median("--kernel", &kernel.elf)?);
+    let remembered_bytes = peak_bytes(fresh())?.saturating_sub(peak_bytes(judge(&vmm, "--kernel", &kernel.elf))?);
+    let (with_disk, with_kernel) = (peak_bytes(judge(&vmm, "--disk", &image))?, peak_bytes(judge(&vmm, "--kernel", &kernel.bzimage))?);
     let returned = fs::metadata(&files.initramfs)?.len();
     let beside = with_disk.saturating_sub(with_kernel).saturating_sub(returned);
     let how = "`rebec-vmm judge --disk` on a stand-in of 2 GiB (GPT, ext4, grub.cfg with three kernels, in the page cache), less `judge --kernel` on the same kernel, median of 9; \
-               the kernel itself is unpacked in both. It is read anew at each start";
+               the kernel itself is unpacked in both. It is read anew at each start of a disk that its guest has written to";
     Ok(vec![
         figure(
             "reading what starts out of a disk of 2 GiB",
@@ -111,6 +127,22 @@ fn reading() -> Result<Vec<Figure>> {
             vec![peer("all of judge", with_disk as f64 / MIB)],
             "peak resident memory of the two, less the initial RAM disk that the reading returns",
         ),
+        figure(
+            "the same on a fresh disk of an image that was read before",
+            "ms",
+            remembered - nothing,
+            Target::AtMost(REMEMBERED_MS),
+            vec![peer("all of judge", remembered)],
+            "`rebec-vmm judge --disk` on an empty layer of 20 GiB with `--unpacked-kernel`, less `judge --kernel` on the kernel's ELF, median of 9 each",
+        ),
+        figure(
+            "memory for that, where it was read before",
+            "MiB",
+            remembered_bytes as f64 / MIB,
+            Target::AtMost(REMEMBERED_MIB),
+            vec![],
+            "peak resident memory of those two",
+        ),
     ])
 }
 
@@ -132,12 +164,12 @@ fn timed_ms(judge: &mut Command) -> Result<f64> {
 }
 
 /// The most memory that it ever held: its answer finds a pipe that is full, so that it still stands when it is looked at.
-fn peak_bytes(vmm: &Path, option: &str, file: &Path) -> Result<u64> {
+fn peak_bytes(mut judge: Command) -> Result<u64> {
     let (read, write) = nix::unistd::pipe().context("make a pipe")?;
     nix::fcntl::fcntl(&write, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).context("make a small pipe")?;
     let mut full = File::from(write.try_clone()?);
     full.write_all(&[b' '; 4096])?;
-    let mut child = judge(vmm, option, file).stdout(write).stderr(Stdio::null()).spawn().context("start rebec-vmm judge")?;
+    let mut child = judge.stdout(write).stderr(Stdio::null()).spawn().context("start rebec-vmm judge")?;
     let (mut last, mut since) = (0, Instant::now());
     // It has come to its answer when its time no longer passes.
     while since.elapsed() < Duration::from_millis(500) {
@@ -155,7 +187,7 @@ fn peak_bytes(vmm: &Path, option: &str, file: &Path) -> Result<u64> {
 }
 
 /// A process and those that it started.
-fn family(process: u32) -> Result<Vec<u32>> {
+pub(super) fn family(process: u32) -> Result<Vec<u32>> {
     let mut all = vec![process];
     let mut at = 0;
     while let Some(&process) = all.get(at) {
@@ -175,7 +207,7 @@ fn ticks_of(process: u32) -> u64 {
     fields.filter_map(|field| field.parse::<u64>().ok()).sum()
 }
 
-fn peak_of(process: u32) -> Option<u64> {
+pub(super) fn peak_of(process: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let kib: u64 = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.trim().parse().ok())?;
     Some(kib << 10)

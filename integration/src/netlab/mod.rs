@@ -18,6 +18,7 @@ pub mod agents;
 pub mod console;
 pub mod debian;
 pub mod demo;
+pub mod device;
 pub mod examples;
 pub mod guest;
 pub mod hostile;
@@ -29,6 +30,7 @@ pub mod story;
 pub mod vmm;
 
 pub use console::Console;
+pub use device::LoopDevice;
 pub use lab::{Machine, NetLab, clean};
 pub use meddler::{Meddler, Order, Point};
 pub use vmm::{Ctl, Moved, Vmm, VmmConfig};

@@ -33,6 +33,8 @@ pub const PACKAGES: &[Package] = &[
     package("xz-utils", "unpacking kernel modules"),
     package("kmod", "modules.dep for kernels"),
     package("e2fsprogs", "root file systems of guests"),
+    package("xfsprogs", "/boot on XFS, as Rocky has it"),
+    package("btrfs-progs", "/boot on btrfs, as openSUSE has it"),
     package("iproute2", "the namespace lab"),
     package("iputils-ping", "`ping`, for the test of a LAN with a vxlan device of Linux"),
     package("tcpdump", "captures of the namespace lab"),
@@ -46,6 +48,7 @@ pub const PACKAGES: &[Package] = &[
     package("mtools", "the files in its EFI system partition"),
     package("dosfstools", "the file system of its EFI system partition"),
     package("ovmf", "UEFI firmware of lab machines"),
+    package("ovmf-ia32", "the same of 32 bits"),
 ];
 
 /// An installation takes out what does not go with it: a `qemu-utils` from backports went when `qemu-system-x86` came.

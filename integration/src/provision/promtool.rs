@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use rebec_image_build::{
+    archive::MAIN,
     lock::Lock,
     package::{Store, Wanted},
 };
@@ -13,7 +14,7 @@ use crate::paths;
 
 const ROLE: &str = "promtool";
 /// Of this machine's suite or an older one: the program uses its C library.
-const WANTED: Wanted = Wanted { suite: "bookworm", package: "prometheus", follow: None };
+const WANTED: Wanted<'_> = Wanted { suite: "bookworm", component: MAIN, package: "prometheus", follow: None };
 
 /// Finds or brings the program.
 pub fn ensure() -> Result<PathBuf> {

@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    os::unix::fs::symlink,
+    os::unix::fs::{FileExt as _, symlink},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -14,12 +14,18 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::Accel;
-use crate::{appliance::Appliance, provision::Provisions};
+use crate::{appliance::Appliance, command::Program, provision::Provisions};
 
 /// Debian's UEFI firmware, and its empty variables.
 const UEFI_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const UEFI_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+/// The same of 32 bits, which Debian has with Secure Boot alone: it wants a chipset that guards its variables, and without keys lets everything start.
+const UEFI_32_CODE: &str = "/usr/share/OVMF/OVMF32_CODE_4M.secboot.fd";
+const UEFI_32_VARIABLES: &str = "/usr/share/OVMF/OVMF32_VARS_4M.fd";
 const MEMORY_MIB: &str = "1024";
+const SECTOR_BYTES: u64 = 512;
+const STICK_SECTORS: u64 = (160 << 20) / SECTOR_BYTES;
+const FIRST_SECTOR: u32 = 2048;
 /// What QEMU's user network gives the first machine of each.
 const ADDRESS: &str = "10.0.2.15";
 /// What the network card's boot program asks for first.
@@ -33,6 +39,8 @@ pub enum Firmware {
     Bios,
     /// OVMF.
     Uefi,
+    /// OVMF of 32 bits, on a processor of 64.
+    Uefi32,
 }
 
 /// Where it finds the appliance.
@@ -42,6 +50,8 @@ pub enum Medium {
     Cd,
     /// The ISO as a USB disk.
     Usb,
+    /// The ISO's files, copied onto a FAT file system of a USB disk.
+    Copied,
     /// Kernel and initrd over TFTP.
     Network,
 }
@@ -62,19 +72,34 @@ impl Spare {
         // setpriv: should this program be killed, QEMU must not stay behind.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).args(&provisions.emulator.argv);
-        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", "q35", "-m", MEMORY_MIB]);
+        let chipset = if firmware == Firmware::Uefi32 { "q35,smm=on" } else { "q35" };
+        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-M", chipset, "-m", MEMORY_MIB]);
         command.args(accel.arguments()).arg("-serial").arg(format!("file:{}", console.display()));
-        if firmware == Firmware::Uefi {
+        let flashes = match firmware {
+            Firmware::Bios => None,
+            Firmware::Uefi => Some((UEFI_CODE, UEFI_VARIABLES)),
+            Firmware::Uefi32 => Some((UEFI_32_CODE, UEFI_32_VARIABLES)),
+        };
+        if let Some((code, empty)) = flashes {
             let variables = folder.join("variables");
-            fs::copy(UEFI_VARIABLES, &variables).with_context(|| format!("copy {UEFI_VARIABLES}"))?;
+            fs::copy(empty, &variables).with_context(|| format!("copy {empty}"))?;
             let flash = |options: &str, file: &Path| format!("if=pflash,format=raw,{options}file={}", file.display());
-            command.args(["-drive", &flash("readonly=on,", Path::new(UEFI_CODE)), "-drive", &flash("", &variables)]);
+            command.args(["-drive", &flash("readonly=on,", Path::new(code)), "-drive", &flash("", &variables)]);
+        }
+        if firmware == Firmware::Uefi32 {
+            command.args(["-global", "driver=cfi.pflash01,property=secure,value=on"]);
         }
         let mut network = "user,id=net,restrict=on".to_owned();
-        let drive = |kind: &str| format!("if=none,id=boot,format=raw,readonly=on,{kind}file={}", appliance.iso().display());
+        let image = match medium {
+            Medium::Copied => copied(appliance, folder).context("copy the ISO's files onto a stick")?,
+            _ => appliance.iso(),
+        };
+        let drive = |kind: &str| format!("if=none,id=boot,format=raw,readonly=on,{kind}file={}", image.display());
         match medium {
             Medium::Cd => command.args(["-drive", &drive("media=cdrom,"), "-device", "ide-cd,drive=boot,bootindex=0"]),
-            Medium::Usb => command.args(["-device", "qemu-xhci", "-drive", &drive(""), "-device", "usb-storage,drive=boot,bootindex=0"]),
+            Medium::Usb | Medium::Copied => {
+                command.args(["-device", "qemu-xhci", "-drive", &drive(""), "-device", "usb-storage,drive=boot,bootindex=0"])
+            }
             Medium::Network => {
                 let served = serve_files(appliance, folder).context("gather the files of the network boot")?;
                 network += &format!(",tftp={},bootfile={NETWORK_SCRIPT}", served.display());
@@ -106,6 +131,32 @@ impl Spare {
             std::thread::sleep(LOOK);
         }
     }
+}
+
+/// A stick as it is bought, with one FAT file system in a partition, and the ISO's files on it.
+fn copied(appliance: &Appliance, folder: &Path) -> Result<PathBuf> {
+    let (tree, stick) = (folder.join("files"), folder.join("stick.raw"));
+    let tool = |name: &str| Program::new(name).env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin");
+    tool("xorriso").args(["-osirrox", "on", "-indev"]).arg(appliance.iso()).args(["-extract", "/"]).arg(&tree).quiet()?;
+    let disk = fs::File::create(&stick)?;
+    disk.set_len(STICK_SECTORS * SECTOR_BYTES)?;
+    let mut table = [0; SECTOR_BYTES as usize];
+    // One entry, bootable, of FAT32 by sectors.
+    table[446] = 0x80;
+    table[446 + 4] = 0x0c;
+    table[446 + 8..446 + 12].copy_from_slice(&FIRST_SECTOR.to_le_bytes());
+    table[446 + 12..446 + 16].copy_from_slice(&(STICK_SECTORS as u32 - FIRST_SECTOR).to_le_bytes());
+    table[510..].copy_from_slice(&[0x55, 0xaa]);
+    disk.write_all_at(&table, 0)?;
+    let blocks = (STICK_SECTORS - u64::from(FIRST_SECTOR)) / 2;
+    tool("mkfs.vfat").args(["-F", "32", "--offset", &FIRST_SECTOR.to_string()]).arg(&stick).arg(blocks.to_string()).quiet()?;
+    let partition = format!("{}@@{}", stick.display(), u64::from(FIRST_SECTOR) * SECTOR_BYTES);
+    let mut copying = tool("mcopy").args(["-s", "-Q", "-i", &partition]);
+    for entry in fs::read_dir(&tree)? {
+        copying = copying.arg(entry?.path());
+    }
+    copying.arg("::/").quiet()?;
+    Ok(stick)
 }
 
 /// A folder with what the network serves.

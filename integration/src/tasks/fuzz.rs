@@ -54,8 +54,8 @@ const TARGETS: [Target; 10] = [
     target("frames", 4 << 10, 256),
     // A kernel may unpack to 512 MiB.
     target("kernel", 8 << 10, 1024),
-    // A small ext4 whole.
-    target("bootable", 80 << 10, 2048),
+    // A small ext4, XFS or btrfs whole.
+    target("bootable", 160 << 10, 2048),
     target("disk", 4 << 10, 512),
     target("pool", 8 << 10, 256),
     target("texts", 4 << 10, 256),

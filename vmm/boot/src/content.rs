@@ -6,6 +6,7 @@
 use std::{
     fs::File,
     io,
+    ops::Range,
     os::unix::fs::{FileExt, FileTypeExt},
 };
 
@@ -18,7 +19,7 @@ pub struct Content(Place);
 
 #[derive(Debug)]
 enum Place {
-    File { file: File, bytes: u64 },
+    File { file: File, start: u64, bytes: u64 },
     Memory(Vec<u8>),
 }
 
@@ -37,7 +38,20 @@ impl Content {
             };
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{kind}, not a regular file")));
         }
-        Ok(Self(Place::File { file: file.try_clone()?, bytes: metadata.len() }))
+        Ok(Self(Place::File { file: file.try_clone()?, start: 0, bytes: metadata.len() }))
+    }
+
+    /// A range of a regular file.
+    ///
+    /// # Errors
+    /// As [`Content::from_file`], or if the range is not inside.
+    pub fn from_range(file: &File, range: Range<u64>) -> io::Result<Self> {
+        let whole = Self::from_file(file)?;
+        let is_inside = range.start <= range.end && range.end <= whole.len();
+        match whole.0 {
+            Place::File { file, .. } if is_inside => Ok(Self(Place::File { file, start: range.start, bytes: range.end - range.start })),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
     }
 
     /// Bytes that this process holds already.
@@ -64,7 +78,11 @@ impl Content {
     /// Fills `buffer` from `offset`.
     pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         match &self.0 {
-            Place::File { file, .. } => file.read_exact_at(buffer, offset),
+            Place::File { file, start, bytes } => {
+                let end = offset.checked_add(buffer.len() as u64).filter(|end| end <= bytes);
+                end.ok_or(io::ErrorKind::UnexpectedEof)?;
+                file.read_exact_at(buffer, start + offset)
+            }
             Place::Memory(bytes) => {
                 let bytes = slice(bytes, offset, buffer.len() as u64)?;
                 buffer.copy_from_slice(bytes);
@@ -82,12 +100,15 @@ impl Content {
     ) -> Result<(), E> {
         match &self.0 {
             Place::Memory(held) => take(0, slice(held, offset, bytes)?),
-            Place::File { file, .. } => {
+            Place::File { file, start, bytes: length } => {
+                if offset.checked_add(bytes).is_none_or(|end| end > *length) {
+                    return Err(E::from(io::ErrorKind::UnexpectedEof.into()));
+                }
                 let mut buffer = vec![0; CHUNK_BYTES.min(bytes) as usize];
                 let mut done = 0;
                 while done < bytes {
                     let piece = &mut buffer[..CHUNK_BYTES.min(bytes - done) as usize];
-                    file.read_exact_at(piece, offset + done)?;
+                    file.read_exact_at(piece, start + offset + done)?;
                     take(done, piece)?;
                     done += piece.len() as u64;
                 }

@@ -1,6 +1,6 @@
 //! Asks what lies on a disk in the order in which a machine would: its own boot loader first, a kernel that merely lies there last.
 
-use std::{io, rc::Rc};
+use std::{io, ops::Range, rc::Rc};
 
 use crate::{
     Entry, Forget, INITRAMFS_BYTES_MAX, KERNEL_BYTES_MAX, ReadAt, TEXT_BYTES_MAX, absolute,
@@ -10,8 +10,15 @@ use crate::{
     volumes::{self, FileError, Volume},
 };
 
-/// Where grub.cfg lies; Debian's and its kin's first.
-const GRUB: [&str; 4] = ["/boot/grub/grub.cfg", "/grub/grub.cfg", "/boot/grub2/grub.cfg", "/grub2/grub.cfg"];
+/// Where grub.cfg lies; Debian's and its kin's first, last those in a subvolume of btrfs (Ubuntu's, Fedora's).
+const GRUB: [&str; 6] = [
+    "/boot/grub/grub.cfg",
+    "/grub/grub.cfg",
+    "/boot/grub2/grub.cfg",
+    "/grub2/grub.cfg",
+    "/@/boot/grub/grub.cfg",
+    "/root/boot/grub2/grub.cfg",
+];
 const SYSLINUX: [&str; 7] = [
     "/boot/extlinux.conf",
     "/extlinux.conf",
@@ -68,8 +75,21 @@ type Road = fn(&[Volume], &mut Vec<String>) -> Option<Start>;
 /// # Errors
 /// A [`Refusal`], where nothing does.
 pub fn find(source: Rc<dyn ReadAt>) -> Result<Start, Refusal> {
-    let disk = Rc::new(Disk::new(source));
-    let (volumes, mut notes) = volumes::open(&disk, partitions::find(&disk)?);
+    find_on(&Rc::new(Disk::new(source)))
+}
+
+/// What starts from a disk, and all that was read to know it: a disk that has the same bytes there, and is as long, starts the same.
+///
+/// # Errors
+/// As [`find`].
+pub fn find_traced(source: Rc<dyn ReadAt>) -> Result<(Start, Vec<Range<u64>>), Refusal> {
+    let disk = Rc::new(Disk::traced(source));
+    let start = find_on(&disk)?;
+    Ok((start, disk.trace()))
+}
+
+fn find_on(disk: &Rc<Disk>) -> Result<Start, Refusal> {
+    let (volumes, mut notes) = volumes::open(disk, partitions::find(disk)?);
     if volumes.is_empty() && notes.is_empty() {
         return Err(Refusal::Empty);
     }

@@ -17,7 +17,7 @@ const PIECE_BYTES: u64 = 16 << 10;
 /// ...of which so many are kept.
 const PIECES_MAX: usize = 32;
 
-/// Reads that are remembered while a file is looked for.
+/// The last so many reads are remembered while a file is looked for.
 const WATCHED_MAX: usize = 256;
 
 /// A disk, by position.
@@ -52,31 +52,56 @@ pub struct Disk {
     reads_left: Cell<u64>,
     pieces: RefCell<VecDeque<(u64, Vec<u8>)>>,
     /// What is read, while somebody wants to know.
-    watched: RefCell<Option<Vec<Range<u64>>>>,
+    watched: RefCell<Option<VecDeque<Range<u64>>>>,
+    /// All that is read, if it is kept.
+    trace: Option<RefCell<Vec<Range<u64>>>>,
 }
 
 impl Disk {
     pub fn new(source: Rc<dyn ReadAt>) -> Self {
         let (bytes_left, reads_left) = (Cell::new(BYTES_MAX), Cell::new(READS_MAX));
-        Self { source, bytes_left, reads_left, pieces: RefCell::default(), watched: RefCell::default() }
+        Self { source, bytes_left, reads_left, pieces: RefCell::default(), watched: RefCell::default(), trace: None }
+    }
+
+    /// One that keeps what is read of it.
+    pub fn traced(source: Rc<dyn ReadAt>) -> Self {
+        Self { trace: Some(RefCell::default()), ..Self::new(source) }
+    }
+
+    /// What was read, in order of place, neighbours joined.
+    pub fn trace(&self) -> Vec<Range<u64>> {
+        let mut all = self.trace.as_ref().map(|trace| trace.borrow().clone()).unwrap_or_default();
+        all.sort_unstable_by_key(|range| range.start);
+        let mut joined: Vec<Range<u64>> = vec![];
+        for range in all {
+            match joined.last_mut() {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => joined.push(range),
+            }
+        }
+        joined
     }
 
     pub fn bytes(&self) -> u64 {
         self.source.bytes()
     }
 
-    /// Does the work, and says what it read: a small file that was read lies in one of these.
-    pub fn watch<T>(&self, work: impl FnOnce() -> T) -> (T, Vec<Range<u64>>) {
-        self.watched.replace(Some(vec![]));
+    /// Does the work, and says what it read last: a small file that was read lies in one of these.
+    pub fn watch<T>(&self, work: impl FnOnce() -> T) -> (T, VecDeque<Range<u64>>) {
+        self.watched.replace(Some(VecDeque::new()));
         let done = work();
         (done, self.watched.take().unwrap_or_default())
     }
 
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        if let Some(watched) = &mut *self.watched.borrow_mut()
-            && watched.len() < WATCHED_MAX
-        {
-            watched.push(offset..offset.saturating_add(buffer.len() as u64));
+        if let Some(trace) = &self.trace {
+            trace.borrow_mut().push(offset..offset.saturating_add(buffer.len() as u64));
+        }
+        if let Some(watched) = &mut *self.watched.borrow_mut() {
+            if watched.len() == WATCHED_MAX {
+                watched.pop_front();
+            }
+            watched.push_back(offset..offset.saturating_add(buffer.len() as u64));
         }
         let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= self.bytes());
         let end = end.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "past the end of the disk"))?;
@@ -124,6 +149,10 @@ pub struct Window {
 impl Window {
     pub fn new(disk: &Rc<Disk>, start: u64, bytes: u64) -> Self {
         Self { disk: disk.clone(), start, bytes, at: 0 }
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {

@@ -24,7 +24,7 @@ mod choice;
 #[cfg(test)]
 mod tests;
 
-pub use choice::{Refusal, Start, find};
+pub use choice::{Refusal, Start, find, find_traced};
 pub use disk::ReadAt;
 
 /// Largest kernel: stock ones are at 8 to 16 MB.

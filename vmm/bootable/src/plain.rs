@@ -35,7 +35,7 @@ pub fn find(volumes: &[Volume]) -> Option<Entry> {
 
 /// The root file system is the one with an `/etc/fstab`, as nobody names it.
 fn cmdline(volumes: &[Volume], settings: &str) -> String {
-    let root = volumes.iter().find(|volume| volume.has("/etc/fstab")).map(|volume| format!("root=UUID={} ro", volume.uuid));
+    let root = volumes.iter().find(|volume| volume.has("/etc/fstab")).map(|volume| format!("root=UUID={} ro", volume.uuid()));
     let setting = |key: &str| {
         let value = settings.lines().rev().find_map(|line| line.trim().strip_prefix(key)?.strip_prefix('='))?;
         Some(value.trim().trim_matches(['"', '\'']).to_owned()).filter(|value| !value.is_empty())

@@ -1,14 +1,15 @@
 //! How a machine starts, and starts again after a guest reset: from a kernel that was handed over, or from what its own disk says then.
 
-use std::{io, rc::Rc, sync::Arc};
+use std::{io, ops::Range, rc::Rc, sync::Arc};
 
 use anyhow::{Context, Result, anyhow};
-use rebec_boot::{Content, KernelError, KernelImage};
-use rebec_bootable::{ReadAt, Start};
+use rebec_boot::{Content, KernelImage};
+use rebec_bootable::{Forget, ReadAt, Start};
 use rebec_devices::disk::Disk;
+use rebec_layout::DISK_BYTES_MAX;
 
 use crate::{
-    open::{BootFiles, BootGiven, KnownKernel, Named},
+    open::{BootFiles, BootGiven, KnownKernel, Named, Remembered},
     vm::Vm,
 };
 
@@ -50,12 +51,11 @@ impl BootPlan {
 
     fn boot_disk(&self, vm: &Vm) -> Result<()> {
         let disk = vm.disks().first().context("there is neither a kernel nor a disk to start from")?;
-        let Start { kernel, initramfs, cmdline, from, forget } = start_of(disk)?;
+        let DiskStart { image, initramfs, cmdline, from, forget } = DiskStart::of(disk, self.known.as_ref())?;
         let place = || format!("disk {}: the kernel of {from}", disk.name());
-        let image = unpacked(kernel, self.known.as_ref()).with_context(place)?;
         let cmdline = with_console(&cmdline, &self.cmdline);
         log::info!("disk {}: starts {from}: {cmdline}", disk.name());
-        vm.boot(&image, initramfs.map(Content::from_bytes).as_ref(), &cmdline).with_context(place)?;
+        vm.boot(&image, initramfs.as_ref(), &cmdline).with_context(place)?;
         if let Some(forget) = forget.filter(|_| !disk.read_only()) {
             let written = disk.write_at(forget.offset, &forget.bytes).and_then(|()| disk.flush());
             written.with_context(|| format!("disk {}: forget that {from} was to start once", disk.name()))?;
@@ -64,11 +64,34 @@ impl BootPlan {
     }
 }
 
-/// The kernel that a disk has; unpacked before, where it is known. What the guest put in its place is another.
-pub fn unpacked(packed: Vec<u8>, known: Option<&KnownKernel>) -> Result<KernelImage, KernelError> {
-    match known.filter(|known| known.is_of(&packed)) {
-        Some(known) => KernelImage::from_file(&known.file),
-        None => KernelImage::from_bytes(packed),
+/// What a disk starts, ready to be loaded.
+pub struct DiskStart {
+    pub image: KernelImage,
+    pub initramfs: Option<Content>,
+    pub cmdline: String,
+    /// Where that was found.
+    pub from: String,
+    forget: Option<Forget>,
+}
+
+impl DiskStart {
+    /// Remembered of the image on which the disk stands, where all that decides is the image's; read out of the disk otherwise, for what its guest changed is
+    /// what counts. Of that the kernel alone may be remembered.
+    pub fn of(disk: &Arc<Disk>, known: Option<&KnownKernel>) -> Result<Self> {
+        let remembered = known.map(|known| Ok((known, known.start_of(disk)?))).transpose();
+        let remembered =
+            remembered.map_err(|error: io::Error| anyhow!("disk {}: look for what is remembered of it: {error}", disk.name()))?;
+        if let Some((known, Some(Remembered { initramfs, cmdline, from }))) = remembered {
+            let image = KernelImage::from_file(&known.file).with_context(|| format!("disk {}: the kernel of {from}", disk.name()))?;
+            return Ok(Self { image, initramfs, cmdline, from, forget: None });
+        }
+        let Start { kernel, initramfs, cmdline, from, forget } = start_of(disk)?;
+        let image = match known.filter(|known| known.is_of(&kernel)) {
+            Some(known) => KernelImage::from_file(&known.file),
+            None => KernelImage::from_bytes(kernel),
+        };
+        let image = image.with_context(|| format!("disk {}: the kernel of {from}", disk.name()))?;
+        Ok(Self { image, initramfs: initramfs.map(Content::from_bytes), cmdline, from, forget })
     }
 }
 
@@ -76,6 +99,19 @@ pub fn unpacked(packed: Vec<u8>, known: Option<&KnownKernel>) -> Result<KernelIm
 pub fn start_of(disk: &Arc<Disk>) -> Result<Start> {
     let reader = Rc::new(OfDisk(disk.clone()));
     rebec_bootable::find(reader).map_err(|refusal| anyhow!("disk {}: {refusal}; give --kernel", disk.name()))
+}
+
+/// What a disk starts, and what was read for that; not the latter, where that is not all that decides: what counts once, or what comes out otherwise where
+/// the same bytes are followed by zeros.
+pub fn start_and_trace(disk: &Arc<Disk>) -> Result<(Start, Option<Vec<Range<u64>>>)> {
+    let traced = |longer| {
+        let found = rebec_bootable::find_traced(Rc::new(Longer { disk: disk.clone(), longer }));
+        found.map_err(|refusal| anyhow!("disk {}: {refusal}; give --kernel", disk.name()))
+    };
+    let (start, read) = traced(false)?;
+    let is_alike = || traced(true).is_ok_and(|longest| longest.0 == start && longest.1 == read);
+    let read = (start.forget.is_none() && is_alike()).then_some(read);
+    Ok((start, read))
 }
 
 /// A disk's own command line with what was added, and a console that is seen.
@@ -91,6 +127,25 @@ fn says_triple(cmdline: &str) -> bool {
     let words = cmdline.split_whitespace().filter_map(|word| word.strip_prefix("reboot="));
     let mut types = words.flat_map(|word| word.split(',')).filter_map(|word| word.chars().next()).filter(|first| "baktep".contains(*first));
     types.next_back() == Some('t')
+}
+
+/// A disk as it is, or as if it had been made as long as disks get.
+struct Longer {
+    disk: Arc<Disk>,
+    longer: bool,
+}
+
+impl ReadAt for Longer {
+    fn bytes(&self) -> u64 {
+        if self.longer { DISK_BYTES_MAX } else { self.disk.size_bytes() }
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let held = self.disk.size_bytes().saturating_sub(offset).min(buffer.len() as u64) as usize;
+        let (there, beyond) = buffer.split_at_mut(held);
+        beyond.fill(0);
+        if there.is_empty() { Ok(()) } else { self.disk.read_at(offset, there) }
+    }
 }
 
 struct OfDisk(Arc<Disk>);

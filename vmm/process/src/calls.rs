@@ -187,9 +187,10 @@ const STREAMS: &[Call] = &[
 /// Datagrams in runs; lines with descriptors.
 const MESSAGES: &[Call] = &[always(libc::SYS_recvmsg), always(libc::SYS_sendmsg), always(libc::SYS_poll), always(libc::SYS_ppoll)];
 
-/// Machines: their memory, their vCPUs' pages, KVM's requests, kicks.
+/// Machines: their memory, their vCPUs' pages, KVM's requests, how large a disk is that is a device, kicks.
 const MACHINES: &[Call] = &[
     one_of(libc::SYS_ioctl, 1, &MACHINE),
+    one_of(libc::SYS_ioctl, 1, &[BLKGETSIZE64]),
     all(libc::SYS_mmap, &[NOT_EXECUTABLE]),
     always(libc::SYS_memfd_create),
     one_of(libc::SYS_fcntl, 1, &[F_ADD_SEALS as u32]),
@@ -241,6 +242,9 @@ const RAISING: Call = one_of(libc::SYS_ioctl, 1, &[KVM_SIGNAL_MSI]);
 const EVENTFD: Call = always(libc::SYS_eventfd2);
 const DUPLICATE: Call = one_of(libc::SYS_fcntl, 1, &[F_DUPFD_CLOEXEC as u32]);
 const SOCKET_TYPE: Call = all(libc::SYS_getsockopt, &[Look::Is(1, SOL_SOCKET as u32), Look::Is(2, SO_TYPE as u32)]);
+
+/// `_IOR(0x12, 114, size_t)` of Linux's linux/fs.h.
+const BLKGETSIZE64: u32 = 0x8008_1272;
 
 /// The signal by which vCPUs are kicked: the first that libc leaves free.
 pub const KICK_SIGNAL: u32 = 34;

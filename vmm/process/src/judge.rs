@@ -14,7 +14,7 @@ use rebec_boot::KernelImage;
 use rebec_vmm_api::judgement::{DiskJudgement, Judgement, StartJudgement};
 
 use crate::{
-    boot_plan::{start_of, unpacked},
+    boot_plan::DiskStart,
     cli::JudgeOptions,
     open,
     seal::{SealOptions, seal},
@@ -67,10 +67,8 @@ pub fn run(options: &JudgeOptions) -> Result<ExitCode> {
         let disk = Arc::new(file.parse()?);
         judgement.disk = Some(DiskJudgement { format: disk.format().to_string(), bytes: disk.size_bytes() });
         if kernel.is_none() {
-            let start = start_of(&disk)?;
-            let image =
-                unpacked(start.kernel, known.as_ref()).with_context(|| format!("disk {}: the kernel of {}", disk.name(), start.from))?;
-            let (kernel, initramfs_bytes) = (image.format().to_string(), start.initramfs.map_or(0, |bytes| bytes.len() as u64));
+            let start = DiskStart::of(&disk, known.as_ref())?;
+            let (kernel, initramfs_bytes) = (start.image.format().to_string(), start.initramfs.map_or(0, |content| content.len()));
             judgement.start = Some(StartJudgement { from: start.from, kernel, initramfs_bytes, cmdline: start.cmdline });
         }
     }

@@ -78,9 +78,9 @@ fn what_does_not_fit_is_named() {
     let both = [kernel.as_fd(), socket.as_fd()];
     for (arguments, handed, names) in [
         (vec!["digests", "fd:1"], &both[..1], "fd:1: 1 descriptors came over standard input"),
-        (vec!["digests", "fd:0"], &both[1..], "not a regular file"),
+        (vec!["digests", "fd:0"], &both[1..], "neither a regular file nor a block device"),
         (vec!["run", "--kernel", "fd:0", "--net", net], &both, "is not bound to UDP 127.0.0.1:1"),
-        (vec!["run", "--kernel", "fd:0", "--disk", "fd:1"], &both, "not a regular file"),
+        (vec!["run", "--kernel", "fd:0", "--disk", "fd:1"], &both, "neither a regular file nor a block device"),
         (vec!["run", "--kernel", "fd:0", "--disk", "fd:0"], &both, "fd:0 is given twice"),
         (vec!["run", "--kernel", "fd:0", "--ledger", "fd:1"], &[kernel.as_fd(), kernel.as_fd()], "not open for reading and writing"),
     ] {

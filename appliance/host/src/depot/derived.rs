@@ -8,6 +8,7 @@ use std::{
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::Stdio,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
@@ -58,6 +59,14 @@ impl Derived {
         }
     }
 
+    /// How long it may take: what a part says must not hold up what is made of others. Digests take as long as a part is large.
+    fn time_max(self) -> Option<Duration> {
+        match self {
+            Self::Digests => None,
+            Self::Kernel | Self::OwnKernel => Some(super::judge::TIME_MAX),
+        }
+    }
+
     /// Where it is, or would be.
     fn path(self, depot: &Depot, part: &Digest) -> PathBuf {
         depot.path(part).with_extension(self.extension())
@@ -95,7 +104,11 @@ impl Derived {
         let mut command = tokio::process::Command::new(vmm);
         command.args(self.subcommand()).arg(handover.open(&depot.path(part))?);
         command.stdin(handover.send()?).stdout(new.reopen()?).stderr(Stdio::piped()).kill_on_drop(true);
-        let ended = command.spawn().context("start it")?.wait_with_output().await?;
+        let work = command.spawn().context("start it")?.wait_with_output();
+        let ended = match self.time_max() {
+            Some(time) => tokio::time::timeout(time, work).await.with_context(|| format!("no end within {} s", time.as_secs()))??,
+            None => work.await?,
+        };
         if !ended.status.success() {
             bail!("{}", String::from_utf8_lossy(&ended.stderr).trim().trim_start_matches("rebec-vmm: "));
         }

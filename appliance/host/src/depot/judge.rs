@@ -10,7 +10,7 @@ use super::Depot;
 use crate::handover::Handover;
 
 /// A kernel is unpacked in a second, a disk is read within a budget; a machine under load takes its time.
-const TIME_MAX: Duration = Duration::from_secs(60);
+pub(super) const TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Judges a kernel, a disk or both, which are here; a refusal says why, and what to do.
 pub async fn judge(vmm: &Path, depot: &Depot, kernel: Option<&Digest>, disk: Option<&Digest>) -> Result<Judgement, ApiError> {

@@ -10,6 +10,7 @@
 
 mod bzimage;
 mod elf;
+mod lzop;
 mod unpack;
 
 #[cfg(test)]
@@ -74,9 +75,9 @@ pub enum KernelError {
         /// Most that is accepted.
         max: u64,
     },
-    /// A compression that is known and not supported, or an unknown one.
-    #[error("the payload's compression ({0}) is not supported; use a kernel with gzip, bzip2, lzma, xz, lz4 or zstd, or its vmlinux")]
-    Compression(&'static str),
+    /// A compression that Linux does not have.
+    #[error("the payload's compression is unknown; use a kernel with gzip, bzip2, lzma, xz, lzo, lz4 or zstd, or its vmlinux")]
+    Compression,
     /// The payload does not unpack.
     #[error("the {compression} payload is damaged ({reason}); copy the file again")]
     Unpack {

@@ -148,3 +148,20 @@ pub(crate) fn lz4(bytes: &[u8]) -> Vec<u8> {
     }
     with_size(packed, bytes.len())
 }
+
+/// As `lzop -9` writes it: version 0x1030, a name, Adler-32 of what is unpacked; 256 KiB to a block, kept as it is where packing does not help.
+pub(crate) fn lzo(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = [super::lzop::MAGIC, &[0x10, 0x30, 0x20, 0xa0, 0x09, 0x40, 3, 9], &0x0300_0001_u32.to_be_bytes()].concat();
+    packed.extend_from_slice(&[0; 12]);
+    packed.extend_from_slice(b"\x07vmlinux\0\0\0\0");
+    for block in bytes.chunks(256 << 10) {
+        let small = lzokay::compress::compress(block).unwrap();
+        let content = if small.len() < block.len() { &small } else { block };
+        for word in [block.len(), content.len(), 0] {
+            packed.extend_from_slice(&(word as u32).to_be_bytes());
+        }
+        packed.extend_from_slice(content);
+    }
+    packed.extend_from_slice(&[0; 4]);
+    with_size(packed, bytes.len())
+}

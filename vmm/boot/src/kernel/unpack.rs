@@ -5,7 +5,7 @@ use std::{fmt, io::Read};
 
 use xz2::stream::{Action, Status, Stream};
 
-use super::KernelError;
+use super::{KernelError, lzop};
 
 /// Largest unpacked kernel. Debian's are at 53 to 66 MB, relocations included.
 const UNPACKED_BYTES_MAX: u64 = 512 << 20;
@@ -24,8 +24,6 @@ const ELF_MAGIC: &[u8] = b"\x7fELF";
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 const BZIP2_MAGIC: &[u8] = b"BZh";
 const LZMA_MAGIC: &[u8] = &[0x5d, 0, 0];
-/// The one compression that a kernel can be built with and that is refused by name.
-const LZO_MAGIC: &[u8] = &[0x89, b'L', b'Z', b'O'];
 
 /// How a payload is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +42,8 @@ pub enum Compression {
     Bzip2,
     /// CONFIG_KERNEL_LZMA.
     Lzma,
+    /// CONFIG_KERNEL_LZO.
+    Lzo,
 }
 
 impl fmt::Display for Compression {
@@ -56,6 +56,7 @@ impl fmt::Display for Compression {
             Self::Gzip => "gzip",
             Self::Bzip2 => "bzip2",
             Self::Lzma => "lzma",
+            Self::Lzo => "lzo",
         })
     }
 }
@@ -69,12 +70,13 @@ pub(super) fn unpack(payload: &[u8]) -> Result<(Compression, Vec<u8>), KernelErr
         bytes if bytes.starts_with(GZIP_MAGIC) => Compression::Gzip,
         bytes if bytes.starts_with(BZIP2_MAGIC) => Compression::Bzip2,
         bytes if bytes.starts_with(LZMA_MAGIC) => Compression::Lzma,
+        bytes if bytes.starts_with(lzop::MAGIC) => Compression::Lzo,
         // Nothing is packed, so there is no size at the end either.
         bytes if bytes.starts_with(ELF_MAGIC) => return Ok((Compression::None, bytes.to_vec())),
-        bytes => return Err(KernelError::Compression(if bytes.starts_with(LZO_MAGIC) { "lzo" } else { "unknown" })),
+        _ => return Err(KernelError::Compression),
     };
     let Some((packed, size)) = payload.split_last_chunk::<SIZE_BYTES>() else {
-        return Err(KernelError::Compression("unknown"));
+        return Err(KernelError::Compression);
     };
     let size = u64::from(u32::from_le_bytes(*size));
     if !(UNPACKED_BYTES_MIN..=UNPACKED_BYTES_MAX).contains(&size) {
@@ -91,6 +93,7 @@ pub(super) fn unpack(payload: &[u8]) -> Result<(Compression, Vec<u8>), KernelErr
         }
         Compression::Gzip => read(flate2::bufread::GzDecoder::new(packed), size),
         Compression::Bzip2 => read(bzip2::bufread::BzDecoder::new(packed), size),
+        Compression::Lzo => lzop::unpack(packed, size),
         Compression::Lz4 | Compression::None => lz4_legacy(&packed[LZ4_LEGACY_MAGIC.len()..], size),
     };
     let unpacked = unpacked.map_err(|reason| KernelError::Unpack { compression, reason })?;

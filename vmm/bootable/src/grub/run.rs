@@ -65,6 +65,9 @@ const FEATURES: [&str; 8] = [
     "feature_200_final",
 ];
 
+/// Where entries of the Boot Loader Specification lie for GRUB; the last where /boot is in a subvolume of Fedora's btrfs.
+const ENTRIES: [&str; 3] = ["/loader/entries", "/boot/loader/entries", "/root/boot/loader/entries"];
+
 /// An entry of a menu.
 #[derive(Debug, Clone)]
 pub struct Item {
@@ -404,8 +407,8 @@ impl<'a> Grub<'a> {
     fn found(&mut self, kind: &str, words: &[String]) -> bool {
         let Some(wanted) = words.first() else { return false };
         let fits = |volume: &&Volume| match kind {
-            "-u" => volume.uuid.eq_ignore_ascii_case(wanted),
-            "-l" => volume.label == *wanted,
+            "-u" => volume.uuid().eq_ignore_ascii_case(wanted),
+            "-l" => volume.label() == wanted,
             _ => volume.has(wanted),
         };
         let Some(name) = self.volumes.iter().find(fits).map(Volume::grub_name) else { return false };
@@ -416,7 +419,7 @@ impl<'a> Grub<'a> {
     /// Entries of the Boot Loader Specification, as Fedora's GRUB takes them into its menu.
     fn entries(&mut self) -> bool {
         let own = self.value("blsdir").to_owned();
-        for folder in [own.as_str(), "/loader/entries", "/boot/loader/entries"] {
+        for folder in [own.as_str()].into_iter().chain(ENTRIES) {
             let Some((volume, path)) = self.place(folder).filter(|(_, path)| !path.is_empty()) else { continue };
             let found = self.volumes.get(volume).map(|volume| entries::read(volume, &path)).unwrap_or_default();
             if found.is_empty() {

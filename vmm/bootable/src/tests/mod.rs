@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use proptest::prelude::*;
 
-use self::samples::{ESP, LINUX, Part, UUID, ext4, ext4_with, fat, gpt, grub_cfg, grubenv, mbr, unified};
-use super::{Start, find};
+use self::samples::{ESP, LINUX, Part, UUID, btrfs_with, ext4, ext4_with, fat, gpt, grub_cfg, grubenv, mbr, unified, xfs_with};
+use super::{Start, find, find_traced};
 
 mod samples;
 
@@ -72,8 +72,15 @@ fn a_kernel_that_was_installed_meanwhile_starts() {
     assert_eq!(start(debian("", &["6.12.9", "6.12.6"])).kernel, b"vmlinuz 6.12.9");
 }
 
+/// Makes a file system of a UUID and files.
+type Made = fn(&str, &[(&str, &[u8])]) -> Vec<u8>;
+
 /// As Fedora and its kin: ESP, /boot with entries, a root that is not read.
 fn fedora(env: &str) -> Vec<u8> {
+    fedora_on(ext4_with, env)
+}
+
+fn fedora_on(boot: Made, env: &str) -> Vec<u8> {
     let config = "set pager=1\nif [ -f ${config_directory}/grubenv ]; then\n  load_env -f ${config_directory}/grubenv\nelif [ -s $prefix/grubenv ]; then\n  load_env\nfi\n\
          if [ \"${next_entry}\" ] ; then\n   set default=\"${next_entry}\"\n   set next_entry=\n   save_env next_entry\n   set boot_once=true\nelse\n   set default=\"${saved_entry}\"\nfi\n\
          if [ \"$grub_platform\" = \"efi\" ]; then\n  set linux=linux\nfi\nsearch --no-floppy --fs-uuid --set=boot 6f2d6c61-6265-4331-8000-726562656302\n\
@@ -88,7 +95,7 @@ fn fedora(env: &str) -> Vec<u8> {
     };
     let (old, new, rescue) = (entry("6.11.4-301.fc41.x86_64"), entry("6.11.10-300.fc41.x86_64"), entry("0-rescue-77"));
     let env = grubenv(env);
-    let boot = ext4_with(
+    let boot = boot(
         "6f2d6c61-6265-4331-8000-726562656302",
         &[
             ("/grub2/grub.cfg", config.as_bytes()),
@@ -103,7 +110,7 @@ fn fedora(env: &str) -> Vec<u8> {
         ],
     );
     let mut root = vec![0; 1 << 20];
-    root[..4].copy_from_slice(b"XFSB");
+    root[0x400..0x404].copy_from_slice(b"\x10\x20\xf5\xf2");
     gpt(&[
         Part { number: 1, kind: ESP, content: fat(&[("/EFI/fedora/grub.cfg", b"configfile x")]) },
         Part { number: 2, kind: LINUX, content: boot },
@@ -120,6 +127,74 @@ fn entries_of_the_boot_loader_specification_start_newest_first_or_as_saved() {
     assert_eq!(start(fedora("saved_entry=77-6.11.4-301.fc41.x86_64\n")).kernel, b"old");
     // An entry whose kernel is gone is passed over.
     assert_eq!(start(fedora("saved_entry=77-0-rescue\n")).kernel, b"new");
+}
+
+/// As Rocky and its kin: the same, with /boot on XFS.
+#[test]
+fn entries_on_xfs_start_and_a_choice_for_one_start_is_forgotten_there_too() {
+    let newest = start(fedora_on(xfs_with, "kernelopts=quiet\n"));
+    assert_eq!((newest.kernel.as_slice(), newest.initramfs.as_deref()), (&b"new"[..], Some(&b"new initramfs"[..])));
+    assert_eq!(newest.from, "`Fedora Linux (6.11.10-300.fc41.x86_64) 41 (Cloud Edition)` of /grub2/grub.cfg on partition 2 (XFS)");
+    let mut disk = fedora_on(xfs_with, "next_entry=77-6.11.4-301.fc41.x86_64\n");
+    let once = start(disk.clone());
+    assert_eq!(once.kernel, b"old");
+    let forget = once.forget.unwrap();
+    disk[forget.offset as usize..][..forget.bytes.len()].copy_from_slice(&forget.bytes);
+    let after = start(disk);
+    assert_eq!((after.kernel.as_slice(), after.forget), (&b"new"[..], None));
+}
+
+/// As of who has everything in one file system, or in a subvolume of one (here a folder: nothing is mounted to make it).
+#[test]
+fn grub_starts_from_xfs_and_from_btrfs() {
+    let kernel = vec![7; 9 << 20];
+    for (made, kind, above) in [(xfs_with as Made, "XFS", ""), (btrfs_with, "btrfs", ""), (btrfs_with, "btrfs", "/@")] {
+        let config = grub_cfg(UUID, &format!("{above}/boot"), &["6.12.9"]);
+        let at = |path: &str| format!("{above}/boot/{path}");
+        let paths = ["grub/grub.cfg", "grub/grubenv", "vmlinuz-6.12.9", "images/initrd", "initrd.img-6.12.9", "loop"].map(at);
+        let env = grubenv("next_entry=0\n");
+        let contents = [config.as_bytes(), &env, &kernel, b"initrd", b"->../boot/./images/initrd", b"->loop"];
+        let files: Vec<(&str, &[u8])> = paths.iter().map(String::as_str).zip(contents).collect();
+        let found = start(gpt(&[Part { number: 1, kind: LINUX, content: made(UUID, &files) }]));
+        assert_eq!(found.from, format!("`Debian GNU/Linux` of {above}/boot/grub/grub.cfg on partition 1 ({kind})"));
+        assert_eq!((found.kernel.len(), found.initramfs.as_deref()), (kernel.len(), Some(&b"initrd"[..])), "{kind}");
+        assert!(found.kernel == kernel, "{kind}");
+        assert!(found.cmdline.starts_with(&format!("root=UUID={UUID} ro ")), "{}", found.cmdline);
+        // What has checksums is not written beside its file system.
+        assert_eq!(found.forget.is_some(), kind == "XFS");
+        // Links without an end, and what is no file.
+        for (path, why) in [
+            ("loop", "it has too many links, or one that is too long"),
+            ("images", "it is no regular file"),
+            ("images/initrd/x", "is not there"),
+        ] {
+            let looped = format!("linux {}\n", at(path));
+            let said = refusal(made(UUID, &[(&paths[0], looped.as_bytes()), (&paths[5], b"->loop"), (&paths[3], b"x")]));
+            assert!(said.contains(why), "{kind}: {said}");
+        }
+    }
+}
+
+/// Where a superblock says that its log begins, and how long it is.
+fn log_of(xfs: &[u8]) -> std::ops::Range<usize> {
+    let word = |at: usize| u32::from_be_bytes(xfs[at..at + 4].try_into().unwrap()) as usize;
+    let start = u64::from_be_bytes(xfs[48..56].try_into().unwrap()) as usize;
+    let (group, block) = (start >> xfs[124], start & ((1 << xfs[124]) - 1));
+    let at = (group * word(84) + block) * word(4);
+    at..at + word(96) * word(4)
+}
+
+#[test]
+fn a_log_that_is_not_replayed_is_named() {
+    let sound = xfs_with(UUID, &[("/boot/vmlinuz-1", b"kernel")]);
+    assert_eq!(start(sound.clone()).kernel, b"kernel");
+    let log = log_of(&sound);
+    assert_eq!(sound[log.start..log.start + 4], [0xfe, 0xed, 0xba, 0xbe]);
+    // Not the record of an unmount any more.
+    let mut dirty = sound;
+    dirty[log.start + 512 + 9] = 0;
+    let said = refusal(dirty);
+    assert!(said.contains("the disk holds XFS that cannot be read: its log holds changes that are not replayed here"), "{said}");
 }
 
 #[test]
@@ -201,7 +276,8 @@ fn what_is_not_read_is_named() {
     };
     assert_eq!(named(0, b"LUKS\xba\xbe"), "nothing on it says what starts: partition 3 holds a LUKS volume, which is not read");
     assert_eq!(named(512, b"LABELONE"), "nothing on it says what starts: partition 3 holds an LVM volume, which is not read");
-    assert!(named(0x1_0040, b"_BHRfS_M").contains("btrfs") && named(0, b"XFSB").contains("XFS"));
+    assert!(named(0x1_0040, b"_BHRfS_M").contains("partition 3 holds btrfs that cannot be read: "));
+    assert!(named(0, b"XFSB").contains("partition 3 holds XFS that cannot be read: "));
     assert_eq!(refusal(vec![0; 1 << 20]), "it has neither partitions nor a file system that is known");
     assert_eq!(refusal(vec![]), "it has neither partitions nor a file system that is known");
     assert_eq!(
@@ -292,14 +368,44 @@ fn a_folder_that_begins_before_the_first_cluster_leads_nowhere() {
     }
 }
 
+/// Whatever else changes, what was read decides: a disk that is zeros elsewhere starts the same, and one whose length alone is another reads no more.
+#[test]
+fn a_trace_is_all_that_a_start_depends_on() {
+    let alone = btrfs_with(UUID, &[("/boot/vmlinuz-1", b"kernel")]);
+    let btrfs = gpt(&[Part { number: 1, kind: LINUX, content: alone.clone() }]);
+    for disk in [debian("", &["6.12.9", "6.12.6"]), fedora(""), fedora_on(xfs_with, ""), btrfs] {
+        let (start, trace) = find_traced(Rc::new(disk.clone())).unwrap();
+        assert!(trace.windows(2).all(|pair| pair[0].end < pair[1].start));
+        let mut other = vec![0; disk.len()];
+        for range in &trace {
+            let range = range.start as usize..range.end as usize;
+            other[range.clone()].copy_from_slice(&disk[range]);
+        }
+        assert!(other != disk, "all of it was read");
+        assert_eq!(find_traced(Rc::new(other.clone())).unwrap(), (start.clone(), trace.clone()));
+        other.resize(disk.len() + (1 << 20), 0);
+        assert_eq!(find_traced(Rc::new(other)).unwrap(), (start, trace));
+    }
+    // Where no table is at its beginning, a disk is asked at its end.
+    let mut longer = alone.clone();
+    longer.resize(alone.len() + (1 << 20), 0);
+    assert_ne!(find_traced(Rc::new(longer)).unwrap().1, find_traced(Rc::new(alone)).unwrap().1);
+}
+
 #[test]
 fn changed_disks_never_panic() {
     // Where tables lie, in turn: a table of partitions, superblocks, group descriptors, inodes, folders.
-    let sound = debian("", &["6.12.6"]);
+    let files: [(&str, &[u8]); 2] = [("/boot/vmlinuz-1", b"kernel"), ("/vmlinuz", b"->boot/vmlinuz-1")];
+    for sound in [debian("", &["6.12.6"]), xfs_with(UUID, &files), btrfs_with(UUID, &files)] {
+        changed(&sound);
+    }
+}
+
+fn changed(sound: &[u8]) {
     let interesting: Vec<usize> = (0..sound.len()).filter(|at| sound[*at] != 0).collect();
     let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
     for _ in 0..100 {
-        let mut disk = sound.clone();
+        let mut disk = sound.to_vec();
         for _ in 0..4 {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let at = interesting[(seed >> 20) as usize % interesting.len()];

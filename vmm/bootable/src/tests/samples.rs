@@ -1,4 +1,4 @@
-//! Disks as distributions lay them out, small: GPT, ext4 by mke2fs, FAT by fatfs.
+//! Disks as distributions lay them out, small: GPT, ext4 by mke2fs, XFS and btrfs by their own tools, FAT by fatfs.
 
 use std::{
     fs,
@@ -82,6 +82,61 @@ pub fn ext4(files: &[(&str, &[u8])]) -> Vec<u8> {
 }
 
 pub fn ext4_with(uuid: &str, files: &[(&str, &[u8])]) -> Vec<u8> {
+    made(files, |tree, image| {
+        let mut mke2fs = tool("mke2fs");
+        mke2fs.args(["-q", "-F", "-t", "ext4", "-L", "root", "-U", uuid, "-E", "no_copy_xattrs", "-d"]).arg(tree).arg(image).arg("8M");
+        mke2fs
+    })
+}
+
+/// An XFS, likewise. Its prototype names files of a folder, so that nothing is mounted.
+pub fn xfs_with(uuid: &str, files: &[(&str, &[u8])]) -> Vec<u8> {
+    made(files, |tree, image| {
+        let proto = tree.with_extension("proto");
+        let mut text = "/\n0 0\nd--755 0 0\n".to_owned();
+        prototype(tree, &mut text);
+        fs::write(&proto, text + "$\n").unwrap();
+        let mut mkfs = tool("mkfs.xfs");
+        mkfs.args(["--unsupported", "-q", "-L", "boot", "-m", &format!("uuid={uuid}"), "-p"]).arg(proto);
+        mkfs.args(["-d", &format!("file,size=16m,name={}", image.display())]);
+        mkfs
+    })
+}
+
+fn prototype(folder: &Path, text: &mut String) {
+    let mut entries: Vec<_> = fs::read_dir(folder).unwrap().map(Result::unwrap).collect();
+    entries.sort_by_key(std::fs::DirEntry::file_name);
+    for entry in entries {
+        let (name, path, kind) = (entry.file_name().into_string().unwrap(), entry.path(), entry.file_type().unwrap());
+        if kind.is_dir() {
+            *text += &format!("{name} d--755 0 0\n");
+            prototype(&path, text);
+            *text += "$\n";
+        } else if kind.is_symlink() {
+            *text += &format!("{name} l--777 0 0 {}\n", fs::read_link(&path).unwrap().display());
+        } else {
+            *text += &format!("{name} ---644 0 0 {}\n", path.display());
+        }
+    }
+}
+
+/// A btrfs, likewise.
+pub fn btrfs_with(uuid: &str, files: &[(&str, &[u8])]) -> Vec<u8> {
+    made(files, |tree, image| {
+        fs::File::create(image).unwrap().set_len(32 << 20).unwrap();
+        let mut mkfs = tool("mkfs.btrfs");
+        mkfs.args(["-q", "-f", "-M", "-m", "single", "-d", "single", "-L", "root", "-U", uuid, "--rootdir"]).arg(tree).arg(image);
+        mkfs
+    })
+}
+
+fn tool(name: &str) -> Command {
+    let mut tool = Command::new(name);
+    tool.env("PATH", std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin");
+    tool
+}
+
+fn made(files: &[(&str, &[u8])], command: impl Fn(&Path, &Path) -> Command) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let (tree, image) = (folder.path().join("tree"), folder.path().join("image"));
     fs::create_dir(&tree).unwrap();
@@ -93,10 +148,7 @@ pub fn ext4_with(uuid: &str, files: &[(&str, &[u8])]) -> Vec<u8> {
             None => fs::write(path, content).unwrap(),
         }
     }
-    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    let mut mke2fs = Command::new("mke2fs");
-    mke2fs.env("PATH", path).args(["-q", "-F", "-t", "ext4", "-L", "root", "-U", uuid, "-E", "no_copy_xattrs", "-d"]);
-    let made = mke2fs.arg(&tree).arg(&image).arg("8M").output().expect("mke2fs, of e2fsprogs");
+    let made = command(&tree, &image).output().expect("the tools of e2fsprogs, xfsprogs and btrfs-progs");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     fs::read(image).unwrap()
 }

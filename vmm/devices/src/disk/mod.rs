@@ -17,6 +17,7 @@
 mod dirty;
 mod extent;
 mod header;
+mod lengths;
 mod tables;
 mod zeros;
 
@@ -39,9 +40,12 @@ use rebec_bits::BitSet;
 use dirty::DirtyMap;
 pub use extent::{Extent, ExtentKind};
 pub use header::{BackingName, ImageFormat};
+use lengths::Lengths;
 
 /// Sectors of the virtio block protocol.
 pub const SECTOR_BYTES: u64 = 512;
+/// Devices erase whole sectors only, and none has larger ones.
+const DEVICE_SECTOR_BYTES_MAX: u64 = 4096;
 /// Longest chain of backing images.
 pub const BACKING_MAX: usize = 16;
 
@@ -90,7 +94,9 @@ pub struct Disk {
     image: RwLock<Image>,
     /// The file once more: to be synced without the lock that imago holds meanwhile, and, of a raw image, to ask the host where its holes are.
     file: File,
-    /// What the format's tables tell apart: a cluster of qcow2, a byte of a raw disk.
+    /// How long the files were when they were opened.
+    lengths: Lengths,
+    /// What the format's tables tell apart: a cluster of qcow2, a byte of a raw disk, the largest sector of a device.
     cluster_bytes: u64,
     dirty: DirtyMap,
 }
@@ -109,6 +115,7 @@ impl Disk {
         let mut lower = None;
         let mut above = header.as_ref().and_then(|h| h.backing.clone());
         let chain = resolve_chain(name, &backing, &mut above)?;
+        let lengths = Lengths::of(&file, &backing).map_err(file_error("open"))?;
         for (file, format) in backing.into_iter().zip(chain).rev() {
             lower = Some(Arc::new(open_image(file, format, lower, true).map_err(file_error("open its backing image"))?));
         }
@@ -117,14 +124,14 @@ impl Disk {
                 tables::check(name, &file, &header.tables)?;
                 (ImageFormat::Qcow2, header.tables.cluster_bytes())
             }
-            None => (ImageFormat::Raw, 1),
+            None => (ImageFormat::Raw, if lengths::is_device(&file).map_err(file_error("open"))? { DEVICE_SECTOR_BYTES_MAX } else { 1 }),
         };
         let once_more = file.try_clone().map_err(file_error("open"))?;
         let image = open_image(file, format, lower, read_only).map_err(file_error("open"))?;
         let bytes = image.size();
         header::check_size(name, bytes)?;
         let (name, bytes, image, dirty) = (name.to_owned(), AtomicU64::new(bytes), RwLock::new(image), DirtyMap::default());
-        Ok(Self { name, bytes, read_only, format, image, file: once_more, cluster_bytes, dirty })
+        Ok(Self { name, bytes, read_only, format, image, file: once_more, lengths, cluster_bytes, dirty })
     }
 
     /// Makes an empty qcow2 image in an empty file that is open for reading and writing. Open it with [`Disk::open`] afterwards.
@@ -184,10 +191,11 @@ impl Disk {
         self.format
     }
 
-    /// Reads all of `buffer`; past the end is an error.
+    /// Reads all of `buffer`; past the end is an error, and so is a file that somebody has made shorter: what was there is no zeros.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.check_range(offset, buffer.len() as u64)?;
-        self.shared().read(buffer, offset)
+        self.shared().read(buffer, offset)?;
+        self.lengths.check()
     }
 
     /// Writes all of `data`; past the end is an error, and so is a full host disk.
@@ -234,6 +242,7 @@ impl Disk {
             return Ok(());
         }
         self.shared().flush()?;
+        self.lengths.check()?;
         // Reads and writes go on meanwhile, of this guest and of a move.
         self.file.sync_data()
     }

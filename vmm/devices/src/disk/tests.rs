@@ -71,6 +71,28 @@ fn extents(disk: &Disk) -> Vec<(std::ops::Range<u64>, ExtentKind)> {
     all
 }
 
+/// Beyond a file's end there would be zeros without a word.
+#[test]
+fn a_file_that_becomes_shorter_is_an_error_and_not_zeros() {
+    let (raw, base, layer) =
+        (raw_file(&vec![7; MIB as usize]), raw_file(&vec![8; MIB as usize]), qcow2_file(MIB, Some(("base", ImageFormat::Raw))));
+    let own = qcow2_file(MIB, None);
+    open(&own, &[]).write_at(0, &[9; 4096]).unwrap();
+    for (disk, shrinks) in [(open(&raw, &[]), &raw), (open(&layer, &[&base]), &base), (open(&own, &[]), &own)] {
+        let mut buffer = [0; 512];
+        disk.read_at(0, &mut buffer).unwrap();
+        disk.write_at(8192, &[1; 512]).unwrap();
+        disk.flush().unwrap();
+        let bytes = shrinks.metadata().unwrap().len();
+        shrinks.set_len(bytes / 2).unwrap();
+        for error in [disk.read_at(0, &mut buffer).unwrap_err(), disk.flush().unwrap_err()] {
+            assert!(error.to_string().contains("a file of it was made shorter while it was in use"), "{error}");
+        }
+        shrinks.set_len(bytes).unwrap();
+        disk.read_at(0, &mut buffer).unwrap();
+    }
+}
+
 #[test]
 fn both_formats_keep_what_is_written_across_a_reopen() {
     for file in [raw_file(&vec![0; MIB as usize]), qcow2_file(MIB, None)] {

@@ -3,6 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, ErrorKind},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -10,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use rebec_devices::disk::Disk;
 use rebec_vmm_api::{DiskConfig, Handle};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::{
     files::{self, Named, open_read, require_file, require_writable},
@@ -46,8 +47,7 @@ pub struct DiskFile {
 impl DiskFile {
     /// Whether the file is new and waits for an image of the size that comes with the VM.
     fn is_empty(&self) -> Result<bool> {
-        let length = self.file.metadata().with_context(|| format!("disk {}: inspect", self.name))?.len();
-        Ok(length == 0)
+        is_empty(&self.name, &self.file)
     }
 
     /// The virtual disk. Descriptors are duplicated, so that a machine can be built again after a guest reset.
@@ -77,14 +77,19 @@ impl DiskFile {
 /// Opens an image and what lies below it.
 pub fn open(config: &DiskConfig, missing: Missing, handed: &mut Handed) -> Result<DiskFile> {
     let create = missing == Missing::Create && !config.read_only;
-    let options = OpenOptions::new().read(true).write(!config.read_only).create(create).clone();
-    let Named { path, file } = files::open("disk", &config.image, handed, &options)?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(!config.read_only).create(create);
+    if !config.read_only && !create {
+        // A device that is mounted, or part of another, is not opened so; of a file it means nothing.
+        options.custom_flags(OFlags::EXCL.bits() as i32);
+    }
+    let Named { path, file } = files::open(files::DISK, &config.image, handed, &options)?;
     let name = path.display().to_string();
     if !config.read_only {
-        require_writable("disk", &name, &file)?;
+        require_writable(files::DISK, &name, &file)?;
     }
     lock(&name, &file, config.read_only)?;
-    let is_empty = file.metadata().with_context(|| format!("disk {name}: inspect"))?.len() == 0;
+    let is_empty = is_empty(&name, &file)?;
     if is_empty && missing == Missing::Refuse {
         bail!("disk {name}: the file is empty; make an image with qemu-img create, or give the right file");
     }
@@ -106,9 +111,15 @@ pub fn base(image: &Handle, handed: &mut Handed) -> Result<DiskFile> {
 }
 
 fn open_backing(handle: &Handle, handed: &mut Handed) -> Result<File> {
-    let Named { path, file } = open_read("backing image", handle, handed)?;
+    let Named { path, file } = open_read(files::BACKING, handle, handed)?;
     lock(&path.display().to_string(), &file, true)?;
     Ok(file)
+}
+
+/// A device has no length among its metadata, and always holds something.
+fn is_empty(name: &str, file: &File) -> Result<bool> {
+    let about = file.metadata().with_context(|| format!("disk {name}: inspect"))?;
+    Ok(about.is_file() && about.len() == 0)
 }
 
 fn open_digests(handle: &Handle, handed: &mut Handed) -> Result<Arc<BaseDigests>> {
@@ -138,7 +149,7 @@ fn open_chain(name: &str, path: &Path, file: &File) -> Result<Vec<File>> {
         let below = above.parent().unwrap_or(Path::new("")).join(&backing.name);
         let context = || format!("disk {name}: open its backing image {}", below.display());
         let file = File::open(&below).with_context(context)?;
-        require_file("backing image", &below, &file)?;
+        require_file(files::BACKING, &below, &file)?;
         lock(&below.display().to_string(), &file, true)?;
         next = Disk::backing_name(&below.display().to_string(), &file)?;
         chain.push(file);

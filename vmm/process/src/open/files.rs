@@ -2,15 +2,20 @@
 
 use std::{
     fs::{File, OpenOptions},
+    io,
     os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rebec_vmm_api::Handle;
 use rustix::fs::{FlockOperation, OFlags, fcntl_getfl, flock};
 
 use super::handed::{self, Handed};
+
+/// Roles of files that may be block devices.
+pub(super) const DISK: &str = "disk";
+pub(super) const BACKING: &str = "backing image";
 
 /// An open file and the name the user knows it by.
 pub struct Named {
@@ -18,16 +23,16 @@ pub struct Named {
     pub file: File,
 }
 
-/// Opens a regular file for reading.
+/// Opens a file for reading.
 pub fn open_read(role: &str, handle: &Handle, handed: &mut Handed) -> Result<Named> {
     open(role, handle, handed, OpenOptions::new().read(true))
 }
 
-/// Opens a regular file, or takes the one that was handed over. What `options` say beyond reading counts for paths.
+/// Opens a file, or takes the one that was handed over. What `options` say beyond reading counts for paths.
 pub fn open(role: &str, handle: &Handle, handed: &mut Handed, options: &OpenOptions) -> Result<Named> {
     let named = match handle {
         Handle::Path(path) => {
-            let file = options.open(path).with_context(|| format!("{role} {handle}: open"))?;
+            let file = options.open(path).map_err(named_if_busy).with_context(|| format!("{role} {handle}: open"))?;
             Named { path: path.clone(), file }
         }
         Handle::Descriptor(number) => {
@@ -37,6 +42,12 @@ pub fn open(role: &str, handle: &Handle, handed: &mut Handed, options: &OpenOpti
     };
     require_file(role, &named.path, &named.file)?;
     Ok(named)
+}
+
+/// A device that is in use says no more than that.
+fn named_if_busy(error: io::Error) -> io::Error {
+    let remedy = "the device is mounted on this host, or part of another one; unmount it first";
+    if error.kind() == io::ErrorKind::ResourceBusy { io::Error::new(error.kind(), remedy) } else { error }
 }
 
 /// Opens or creates the ledger, for this process alone: two VMMs must never share one.
@@ -55,17 +66,15 @@ pub fn open_ledger(handle: &Handle, handed: &mut Handed) -> Result<File> {
     Ok(file)
 }
 
+/// A disk may be a device too.
 pub(super) fn require_file(role: &str, path: &Path, file: &File) -> Result<()> {
     let kind = file.metadata().with_context(|| format!("{role} {}: inspect", path.display()))?.file_type();
-    if !kind.is_file() {
-        let remedy = match role {
-            "disk" if kind.is_block_device() => {
-                "; copy it into one with `qemu-img convert -O qcow2`, or have a pool do that by `rebec image import`"
-            }
-            _ => "",
-        };
-        bail!("{role} {}: not a regular file{remedy}", path.display());
+    if matches!(role, DISK | BACKING) {
+        let fits = kind.is_file() || kind.is_block_device();
+        ensure!(fits, "{role} {}: neither a regular file nor a block device", path.display());
+        return Ok(());
     }
+    ensure!(kind.is_file(), "{role} {}: not a regular file", path.display());
     Ok(())
 }
 

@@ -30,7 +30,7 @@ use crate::{
 pub use disks::DiskFile;
 pub use files::Named;
 use handed::Handed;
-pub use known::KnownKernel;
+pub use known::{KnownKernel, Remembered};
 
 /// What both `run` and `receive` hold.
 pub struct Opened {

@@ -1,12 +1,6 @@
-//! The file systems of a disk: ext2 to ext4 and FAT are read, by libraries; what else there is is known by its first bytes and named.
+//! The file systems of a disk: ext2 to ext4, FAT, XFS and btrfs are read, each by a library; what else there is is known by its first bytes and named.
 
-use std::{
-    io::{self, Read},
-    rc::Rc,
-};
-
-use ext4_view::{Ext4, Ext4Error};
-use fatfs::{FileSystem, FsOptions};
+use std::rc::Rc;
 
 use crate::{
     NAMES_MAX, TEXT_BYTES_MAX,
@@ -15,20 +9,24 @@ use crate::{
     text,
 };
 
+mod btrfs;
+mod ext4;
+mod fat;
+mod links;
+mod xfs;
+
 /// Partitions that are looked into.
 const VOLUMES_MAX: usize = 32;
 /// Longest path that is followed.
 const PATH_BYTES_MAX: usize = 4096;
-const CHUNK_BYTES: usize = 256 << 10;
-/// Of ext4.
+/// The smallest block of ext4 and of XFS as people make it.
 const SMALLEST_BLOCK_BYTES: usize = 1024;
 /// What is known and not read: place, first bytes, and what to call it.
-const NAMED: [(u64, &[u8], &str); 9] = [
-    (0, b"XFSB", "XFS"),
-    (0x1_0040, b"_BHRfS_M", "btrfs"),
+const NAMED: [(u64, &[u8], &str); 8] = [
     (0x1008, b"bcachefs", "bcachefs"),
     (512, b"LABELONE", "an LVM volume"),
     (0, b"LUKS\xba\xbe", "a LUKS volume"),
+    (0x1000, &[0xfc, 0x4e, 0x2b, 0xa9], "a part of a RAID"),
     (0x400, b"\x10\x20\xf5\xf2", "F2FS"),
     (3, b"NTFS    ", "NTFS"),
     (0x8001, b"CD001", "ISO 9660"),
@@ -38,17 +36,30 @@ const NAMED: [(u64, &[u8], &str); 9] = [
 /// A file system that can be read.
 pub struct Volume {
     pub partition: Partition,
-    kind: &'static str,
-    /// As `search --fs-uuid` of GRUB compares them.
-    pub uuid: String,
-    pub label: String,
     disk: Rc<Disk>,
-    files: Files,
+    known: Known,
 }
 
-enum Files {
-    Ext4(Ext4),
-    Fat(Box<FileSystem<Window>>),
+/// What opening a file system told of it.
+struct Known {
+    /// As people call it.
+    kind: &'static str,
+    /// As `search --fs-uuid` of GRUB compares them.
+    uuid: String,
+    label: String,
+    files: Box<dyn Files>,
+}
+
+/// The files of a file system, by absolute paths. Links are followed.
+trait Files {
+    /// A file, whole.
+    fn read(&self, path: &str, bytes_max: u64) -> Result<Vec<u8>, FileError>;
+
+    /// Whether there is a file that can be opened.
+    fn has(&self, path: &str) -> bool;
+
+    /// Up to [`NAMES_MAX`] names in a folder; none, where there is none.
+    fn list(&self, path: &str) -> Vec<String>;
 }
 
 /// Why a file cannot be had.
@@ -68,7 +79,7 @@ pub fn open(disk: &Rc<Disk>, partitions: Vec<Partition>) -> (Vec<Volume>, Vec<St
             Table::Mbr | Table::Gpt => format!("partition {}", partition.number),
         };
         match open_one(disk, partition) {
-            Ok(Some(volume)) => volumes.push(volume),
+            Ok(Some(known)) => volumes.push(Volume { partition, disk: disk.clone(), known }),
             Ok(None) => {}
             Err(what) => notes.push(format!("{place} {what}")),
         }
@@ -76,17 +87,22 @@ pub fn open(disk: &Rc<Disk>, partitions: Vec<Partition>) -> (Vec<Volume>, Vec<St
     (volumes, notes)
 }
 
-fn open_one(disk: &Rc<Disk>, partition: Partition) -> Result<Option<Volume>, String> {
+fn open_one(disk: &Rc<Disk>, partition: Partition) -> Result<Option<Known>, String> {
     let window = || Window::new(disk, partition.start, partition.bytes);
     let is_at = |at, magic: &[u8]| {
         let mut bytes = [0; 16];
         let bytes = &mut bytes[..magic.len()];
         window().read_at(at, bytes).is_ok() && bytes == magic
     };
+    let named = |kind: &str, error: String| format!("holds {kind} that cannot be read: {error}");
     if is_at(0x438, &[0x53, 0xef]) {
-        let fs = Ext4::load(Box::new(window())).map_err(|error| format!("holds ext4 that cannot be read: {error}"))?;
-        let (uuid, label) = (fs.uuid().to_string(), fs.label().display().to_string());
-        return Ok(Some(Volume { partition, kind: "ext4", uuid, label, disk: disk.clone(), files: Files::Ext4(fs) }));
+        return ext4::open(window()).map(Some).map_err(|error| named("ext4", error));
+    }
+    if is_at(0, b"XFSB") {
+        return xfs::open(window()).map(Some).map_err(|error| named("XFS", error));
+    }
+    if is_at(btrfs::MAGIC_AT, btrfs::MAGIC) {
+        return btrfs::open(&window).map(Some).map_err(|error| named("btrfs", error));
     }
     if let Some((_, _, name)) = NAMED.iter().find(|(at, magic, _)| is_at(*at, magic)) {
         return Err(format!("holds {name}, which is not read"));
@@ -94,18 +110,15 @@ fn open_one(disk: &Rc<Disk>, partition: Partition) -> Result<Option<Volume>, Str
     if !is_at(510, &[0x55, 0xaa]) || !(is_at(54, b"FAT") || is_at(82, b"FAT32")) {
         return Ok(None);
     }
-    let fs = FileSystem::new(window(), FsOptions::new()).map_err(|error| format!("holds FAT that cannot be read: {error}"))?;
-    let (id, label) = (fs.volume_id(), fs.volume_label());
-    let uuid = format!("{:04X}-{:04X}", id >> 16, id & 0xffff);
-    Ok(Some(Volume { partition, kind: "FAT", uuid, label, disk: disk.clone(), files: Files::Fat(Box::new(fs)) }))
+    fat::open(window()).map(Some).map_err(|error| named("FAT", error))
 }
 
 impl Volume {
     /// As people call it.
     pub fn name(&self) -> String {
         match self.partition.table {
-            Table::Whole => format!("the disk ({})", self.kind),
-            Table::Mbr | Table::Gpt => format!("partition {} ({})", self.partition.number, self.kind),
+            Table::Whole => format!("the disk ({})", self.known.kind),
+            Table::Mbr | Table::Gpt => format!("partition {} ({})", self.partition.number, self.known.kind),
         }
     }
 
@@ -118,28 +131,29 @@ impl Volume {
         }
     }
 
-    /// A file, whole.
-    pub fn read(&self, path: &str, bytes_max: u64) -> Result<Vec<u8>, FileError> {
-        let path = clean(path)?;
-        match &self.files {
-            Files::Ext4(fs) => {
-                let mut file = fs.open(path.as_str()).map_err(of_ext4)?;
-                let mut read = |buffer: &mut [u8]| file.read_bytes(buffer).map_err(of_ext4);
-                read_all(&path, bytes_max, &mut read)
-            }
-            Files::Fat(fs) => {
-                let mut file = fs.root_dir().open_file(path.trim_start_matches('/')).map_err(|error| of_io(&error))?;
-                let mut read = |buffer: &mut [u8]| file.read(buffer).map_err(|error| of_io(&error));
-                read_all(&path, bytes_max, &mut read)
-            }
-        }
+    /// As `search --fs-uuid` of GRUB compares it.
+    pub fn uuid(&self) -> &str {
+        &self.known.uuid
     }
 
-    /// A file that fits into a block, and where on the disk it lies, if that can be told.
+    pub fn label(&self) -> &str {
+        &self.known.label
+    }
+
+    /// A file, whole.
+    pub fn read(&self, path: &str, bytes_max: u64) -> Result<Vec<u8>, FileError> {
+        self.known.files.read(&clean(path)?, bytes_max)
+    }
+
+    /// A file that fits into a block, and where on the disk it lies, if that can be told and it may be written there.
     pub fn read_placed(&self, path: &str, bytes_max: u64) -> Result<(Vec<u8>, Option<u64>), FileError> {
+        if self.known.kind == btrfs::KIND {
+            // Its data has checksums: who writes it in place spoils it.
+            return Ok((self.read(path, bytes_max)?, None));
+        }
         // A file system that has read nothing yet: what it keeps of earlier reads would leave the file's own out.
         let (read, ranges) = self.disk.watch(|| match open_one(&self.disk, self.partition) {
-            Ok(Some(fresh)) => fresh.read(path, bytes_max),
+            Ok(Some(fresh)) => fresh.files.read(&clean(path)?, bytes_max),
             _ => self.read(path, bytes_max),
         });
         let bytes = read?;
@@ -171,49 +185,30 @@ impl Volume {
 
     /// Whether there is a file that can be opened.
     pub fn has(&self, path: &str) -> bool {
-        let Ok(path) = clean(path) else { return false };
-        match &self.files {
-            Files::Ext4(fs) => fs.open(path.as_str()).is_ok(),
-            Files::Fat(fs) => fs.root_dir().open_file(path.trim_start_matches('/')).is_ok(),
-        }
+        clean(path).is_ok_and(|path| self.known.files.has(&path))
     }
 
     /// The names in a folder, in an order that is the same each time; none, where there is none. A folder of too many is read in part.
     pub fn list(&self, path: &str) -> Vec<String> {
-        let Ok(path) = clean(path) else { return vec![] };
-        let mut names: Vec<String> = match &self.files {
-            Files::Ext4(fs) => {
-                let Ok(entries) = fs.read_dir(path.as_str()) else { return vec![] };
-                let entries = entries.take(NAMES_MAX).map_while(Result::ok);
-                entries.filter_map(|entry| entry.file_name().as_str().ok().map(str::to_owned)).collect()
-            }
-            Files::Fat(fs) => {
-                let root = fs.root_dir();
-                let folder = match path.trim_matches('/') {
-                    "" => root,
-                    inner => match root.open_dir(inner) {
-                        Ok(folder) => folder,
-                        Err(_) => return vec![],
-                    },
-                };
-                folder.iter().take(NAMES_MAX).map_while(Result::ok).map(|entry| entry.file_name()).collect()
-            }
-        };
+        let mut names = clean(path).map_or(vec![], |path| self.known.files.list(&path));
         names.retain(|name| !matches!(name.as_str(), "." | ".."));
         names.sort();
         names
     }
 }
 
-/// Reads to the end, in pieces: what a file says of its size is not believed.
-fn read_all(path: &str, bytes_max: u64, read: &mut dyn FnMut(&mut [u8]) -> Result<usize, FileError>) -> Result<Vec<u8>, FileError> {
+/// Fills a buffer from a place in a file, and says how far.
+type Reader<'a> = dyn FnMut(u64, &mut [u8]) -> Result<usize, FileError> + 'a;
+
+/// Reads to the end, in pieces of `chunk_bytes`: what a file says of its size is not believed.
+fn read_all(path: &str, bytes_max: u64, chunk_bytes: usize, read: &mut Reader<'_>) -> Result<Vec<u8>, FileError> {
     let mut all = vec![];
     let mut filled = 0;
     loop {
         if filled == all.len() {
-            all.resize(filled + CHUNK_BYTES, 0);
+            all.resize(filled + chunk_bytes, 0);
         }
-        let count = read(&mut all[filled..])?;
+        let count = read(filled as u64, &mut all[filled..])?;
         if count == 0 {
             all.truncate(filled);
             return Ok(all);
@@ -225,6 +220,12 @@ fn read_all(path: &str, bytes_max: u64, read: &mut dyn FnMut(&mut [u8]) -> Resul
     }
 }
 
+/// Bytes of a UUID as they are written down.
+fn uuid_of(bytes: [u8; 16]) -> String {
+    let hex = |range: std::ops::Range<usize>| bytes[range].iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+    [hex(0..4), hex(4..6), hex(6..8), hex(8..10), hex(10..16)].join("-")
+}
+
 /// An absolute path without doubled slashes.
 fn clean(path: &str) -> Result<String, FileError> {
     if path.len() > PATH_BYTES_MAX || path.contains('\0') {
@@ -232,18 +233,4 @@ fn clean(path: &str) -> Result<String, FileError> {
     }
     Ok(path.split('/').filter(|part| !part.is_empty()).fold(String::new(), |whole, part| whole + "/" + part))
         .map(|path| if path.is_empty() { "/".to_owned() } else { path })
-}
-
-fn of_ext4(error: Ext4Error) -> FileError {
-    match error {
-        Ext4Error::NotFound | Ext4Error::NotADirectory => FileError::Absent,
-        other => FileError::Unread(other.to_string()),
-    }
-}
-
-fn of_io(error: &io::Error) -> FileError {
-    match error.kind() {
-        io::ErrorKind::NotFound => FileError::Absent,
-        _ => FileError::Unread(error.to_string()),
-    }
 }
