@@ -105,7 +105,7 @@ fn devices(host: &Host) -> Result<Vec<Box<dyn VirtioDevice>>> {
     }
     for lan in &host.lans {
         let port = lan.port().with_context(|| format!("net {}: attach its port", lan.mac()))?;
-        devices.push(Box::new(NetDevice::new(lan.mac().0, lan.mtu(), Box::new(port)).limited(host.limits.net())));
+        devices.push(Box::new(NetDevice::new(lan.mac().0, lan.mtu(), Box::new(port)).limited([host.limits.net(), lan.rate()])));
     }
     devices.push(Box::new(RngDevice::new(HostEntropy)));
     Ok(devices)
