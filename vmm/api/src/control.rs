@@ -615,6 +615,7 @@ mod tests {
                         "peer-key-remove",
                         "underlay",
                         "near",
+                        "lan-rate",
                         "capture",
                         "migrate",
                         "lease"
