@@ -27,7 +27,7 @@ use rebec_devices::{
     rng::RngDevice,
     virtio::{VirtioDevice, pci::PciHost},
 };
-use rebec_offload::{Accepts, FRAME_BYTES_MAX, Offload};
+use rebec_offload::{Accepts, FRAME_BYTES_MAX, FrameBytes, Offload};
 use rustix::{
     event::{EventfdFlags, eventfd},
     fs::{MemfdFlags, memfd_create},
@@ -363,7 +363,7 @@ impl FramePort for Port {
             return Ok(None);
         };
         self.lent = frame;
-        Ok(Some(ReceivedFrame { offload, frame: &self.lent }))
+        Ok(Some(ReceivedFrame { offload, frame: FrameBytes::whole(&self.lent) }))
     }
 
     fn has_answer(&self) -> bool {

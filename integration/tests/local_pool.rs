@@ -224,7 +224,7 @@ fn spare_machines_become_a_pool_whose_vms_move_between_domains() -> Result<()> {
     ensure!(code == 1 && said.contains("domain alpha gave none to beta/root@b1"), "beta stops a VM of alpha: {code} {said}");
     let (web, client) = (Seat::take(a2, "web")?, Seat::take(a1, "client")?);
     let mut received = 0;
-    let mut parts_of_beta = vec![];
+    let (mut parts_of_beta, mut near) = (vec![], None);
     for (step, (asked, place, lands)) in
         [(a1, ["--to", "a2"], "a2"), (a2, ["--domain", "beta"], "b1"), (a2, ["--to", "a1"], "a1"), (a1, ["--to", "b1"], "b1")]
             .into_iter()
@@ -248,6 +248,14 @@ fn spare_machines_become_a_pool_whose_vms_move_between_domains() -> Result<()> {
         let net = client.net()?;
         let answered = net.number("ping_received")? - before.number("ping_received")?;
         ensure!(answered > 0 && net.number("ping_gap_us_max")? < 3_000_000, "pings: {}", net.text);
+        // Where both are, frames between them cross no network; the road ends with the VM's stay.
+        let client_id = host_id(b1, "client")?;
+        eventually("client's port has roads to the ports of its host", SOON, || {
+            let client = port(b1, &client_id)?;
+            Ok(client["roads"].as_u64().unwrap_or_default() == u64::from(lands == "b1")
+                && (lands != "b1" || client["near_frames"].as_u64() > near))
+        })?;
+        near = port(b1, &client_id)?["near_frames"].as_u64();
         match (lands, parts_of_beta.is_empty()) {
             ("b1", true) => parts_of_beta = depot(b1.state())?,
             ("b1", false) => ensure!(depot(b1.state())? == parts_of_beta, "a part was fetched twice"),
@@ -270,6 +278,17 @@ fn spare_machines_become_a_pool_whose_vms_move_between_domains() -> Result<()> {
         // 20 Mbit/s, and its acknowledgements.
         Ok(rate(client, web) > Some(500_000) && rate(web, client) > Some(0) && rate(web, client) < rate(client, web))
     })?;
+    capture(a1, agents.lab.evidence())?;
+    // The LAN's home says what its ports may pass: the VMs are at another domain's host, and go on.
+    a1.must(&["lan", "set", "office", "--rate", "2M"])?;
+    eventually("20 Mbit/s become 2", SOON, || {
+        let (before, began) = (stream(&web)?, std::time::Instant::now());
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        let rate = (stream(&web)? - before) as f64 * 8.0 / began.elapsed().as_secs_f64();
+        Ok(rate > 0.0 && rate < 4e6)
+    })?;
+    same("the rate", &a1.must(&["lan", "show", "office"])?["port_bits"], 2_000_000)?;
+    a1.must(&["lan", "set", "office", "--rate", "none"])?;
     // Nobody was taken for somebody else, on the way or at the old places.
     for vm in ["web", "client"] {
         let drops = drops(b1, &host_id(b1, vm)?)?;
@@ -299,10 +318,36 @@ fn host_id(host: &Host, vm: &str) -> Result<String> {
 
 /// What the port of a VM's first NIC dropped, by reason.
 fn drops(host: &Host, id: &str) -> Result<serde_json::Value> {
+    Ok(port(host, id)?["drops"].clone())
+}
+
+/// How the port of a VM's first NIC is.
+fn port(host: &Host, id: &str) -> Result<serde_json::Value> {
     let control = host.state().join("vms").join(id).join("control.sock").display().to_string();
     let status = Program::new(&vmm::program()?.display().to_string()).args(["ctl", &control, "status", "--json"]).output()?;
     let status: serde_json::Value = serde_json::from_str(&status)?;
-    Ok(status["nets"][0]["drops"].clone())
+    Ok(status["nets"][0].clone())
+}
+
+/// What passes the ports of a LAN, as a dissector sees it, and with a row of the audit log.
+fn capture(host: &Host, evidence: &Path) -> Result<()> {
+    let file = evidence.join("office.pcapng");
+    let name = file.display().to_string();
+    let asked = host.ask(&["lan", "capture", "office", "--out", &name, "--seconds", "2", "--filter", "tcp and host 10.7.0.8"])?;
+    ensure!(asked.is_done() && asked.stderr.contains("captures at 2 ports"), "{}", asked.stderr);
+    ensure!(asked.stderr.matches(" frames, 0 of them not in the file").count() == 2, "{}", asked.stderr);
+    let shown = Program::new("tcpdump").args(["-n", "-e", "-r", &name]).output().context("read the capture")?;
+    let (lines, of_stream) = (shown.lines().count(), shown.lines().filter(|line| line.contains(".5001: Flags")).count());
+    ensure!(
+        lines > 10 && of_stream > 5,
+        "{lines} frames, {of_stream} of the stream:\n{}",
+        shown.lines().take(5).collect::<Vec<_>>().join("\n")
+    );
+    let (code, said) = host.refused(&["lan", "capture", "office", "--out", &name, "--filter", "tcpp"])?;
+    ensure!(code == 1 && said.contains("expected words joined by `and`"), "{code} {said}");
+    let audit = host.must(&["audit", "--tail", "200"])?;
+    ensure!(audit.to_string().contains("VmCapture"), "the audit log has no capture: {audit}");
+    Ok(())
 }
 
 /// How much longer than before their agent was killed the silence of VMs may be: eleven share this machine's cores. A VM that stood still

@@ -25,6 +25,15 @@ pub struct NewLan {
     pub mtu: Option<u16>,
 }
 
+/// `POST /v1/lans/{name}/set`: what is not said stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetLan {
+    /// Bits that each of its ports may send a second, and receive; 0 is as many as go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_bits: Option<u64>,
+}
+
 /// A LAN with its ports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LanInfo {
@@ -41,6 +50,9 @@ pub struct LanInfo {
     /// Whether frames are sealed on their way between ports.
     #[serde(default)]
     pub sealed: bool,
+    /// Bits that each of its ports may send a second, and receive; as many as go where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_bits: Option<u64>,
     /// The host that allocates its addresses.
     pub home: String,
     /// Other domains whose VMs may be on it.

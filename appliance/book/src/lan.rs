@@ -46,6 +46,9 @@ pub struct LanBody {
     /// Whether frames are sealed on their way, for life; a LAN of a build that knew no seals says nothing.
     #[n(9)]
     pub sealed: Option<bool>,
+    /// Bits that each of its ports may send a second, and receive; as many as go where nothing is said.
+    #[n(10)]
+    pub port_bits: Option<u64>,
 }
 
 /// Part of a LAN's range in the hands of one host.
@@ -281,6 +284,7 @@ mod tests {
             created: 0,
             domains: vec![],
             sealed: None,
+            port_bits: None,
         }
     }
 

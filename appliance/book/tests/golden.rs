@@ -157,6 +157,7 @@ fn records() -> Vec<(&'static str, Signed)> {
         created: 1_800_000_002,
         domains: vec![],
         sealed: None,
+        port_bits: None,
     };
     let tagged = LanBody { leases: lan.leases.iter().map(|lease| RangeLease { tag: Some(7), ..lease.clone() }).collect(), ..lan.clone() };
     let vm_id = bound_id(&key(3), &Name([3; 16]));

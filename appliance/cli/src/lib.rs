@@ -9,6 +9,7 @@ mod chance;
 pub mod client;
 mod failure;
 mod key;
+mod pcapng;
 mod run;
 mod talk;
 pub mod text;

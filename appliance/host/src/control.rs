@@ -94,6 +94,11 @@ impl Control {
         self.ask(command, &[], |_| {}).map(|_| ())
     }
 
+    /// A command that comes with a descriptor.
+    pub fn give(&mut self, command: Command, descriptor: BorrowedFd<'_>) -> Result<()> {
+        self.ask(command, &[descriptor], |_| {}).map(|_| ())
+    }
+
     /// Moves the VM over connected streams; takes as long as it takes.
     pub fn migrate(&mut self, command: Command, streams: &[BorrowedFd<'_>], heard: impl FnMut(&Progress)) -> Result<MoveReport> {
         self.stream.set_read_timeout(None)?;

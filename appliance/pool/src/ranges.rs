@@ -214,6 +214,7 @@ mod tests {
             created: 0,
             domains: vec![],
             sealed: None,
+            port_bits: None,
         };
         let of = |tag| lan(vec![part(tag, false).lease]);
         let settled = |seq, body: Option<LanBody>| is_settled(&mark, &HOST, seq, body.as_ref());

@@ -183,6 +183,7 @@ fn lan(host: &mut Writer, number: usize, shared: Option<Key>, records: &mut Vec<
         created: CREATED,
         domains: shared.into_iter().collect(),
         sealed: None,
+        port_bits: None,
     };
     let id = bound_id(&host.key, &body.nonce);
     records.push(host.write(Kind::LAN, id, Some(&Body::Lan(body.into())))?);

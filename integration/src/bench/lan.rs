@@ -45,7 +45,7 @@ pub fn measure() -> Result<Vec<Figure>> {
     for number in 0..PAIRS {
         sender.must(a, &["pause"])?;
         receiver.must(b, &["pause"])?;
-        let kernel = kernel_stream(&lab)?;
+        let kernel = kernel_stream(&lab, kernel_address(2))?;
         receiver.must(b, &["resume"])?;
         sender.must(a, &["resume"])?;
         let guests = guest_stream(&sender)?;
@@ -83,7 +83,7 @@ pub fn measure() -> Result<Vec<Figure>> {
 }
 
 /// Gives both machines a kernel `vxlan` device that knows the other.
-fn kernel_lan(lab: &NetLab) -> Result<()> {
+pub(super) fn kernel_lan(lab: &NetLab) -> Result<()> {
     for (number, machine) in (1_u8..).zip(&lab.machines) {
         let mac = |number: u8| format!("52:54:00:00:08:0{number}").parse();
         kernel_vxlan(machine, 8, KERNEL_PORT, mac(number).context("invariant: a MAC")?, kernel_address(number))?;
@@ -94,7 +94,7 @@ fn kernel_lan(lab: &NetLab) -> Result<()> {
     Ok(())
 }
 
-fn kernel_address(number: u8) -> Ipv4Addr {
+pub(super) fn kernel_address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 8, 0, number)
 }
 
@@ -116,7 +116,7 @@ fn guests(lab: &NetLab) -> Result<(Vmm, Vmm)> {
 }
 
 /// One stream of the guests, in Gbit/s.
-fn guest_stream(sender: &Vmm) -> Result<f64> {
+pub(super) fn guest_stream(sender: &Vmm) -> Result<f64> {
     let (mark, start) = (sender.console.mark(), Instant::now());
     sender.console.send(b"g")?;
     let done = sender.console.wait_after(mark, "net 0 done", SHORT)?;
@@ -124,10 +124,10 @@ fn guest_stream(sender: &Vmm) -> Result<f64> {
     Ok(done.number("bytes")? as f64 * 8.0 / done.at.saturating_duration_since(start).as_secs_f64() / 1e9)
 }
 
-/// One stream of the kernel's, in Gbit/s.
-fn kernel_stream(lab: &NetLab) -> Result<f64> {
-    let [a, b] = &lab.machines[..] else { unreachable!("two machines were asked for") };
-    let to = SocketAddr::from((kernel_address(2), STREAM_PORT));
+/// One stream of the kernel's between two machines, to an address of the second, in Gbit/s.
+pub(super) fn kernel_stream(lab: &NetLab, to: Ipv4Addr) -> Result<f64> {
+    let [a, b, ..] = &lab.machines[..] else { unreachable!("two machines were asked for") };
+    let to = SocketAddr::from((to, STREAM_PORT));
     let listener = b.within(move || TcpListener::bind(to))?.with_context(|| format!("listen at {to}"))?;
     let receiving = b.thread(move || -> std::io::Result<f64> {
         let (mut socket, _) = listener.accept()?;
@@ -155,7 +155,7 @@ fn kernel_stream(lab: &NetLab) -> Result<f64> {
     receiving.join().map_err(ended("receiver"))??.context("receive through the kernel")
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }

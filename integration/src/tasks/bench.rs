@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    bench::{Figure, Target, arrived, base, boot, disks, donors, engine, lan, machines, memory, moves, pool, table, trade},
+    bench::{Figure, Target, arrived, base, boot, disks, donors, engine, lan, machines, memory, moves, net, pool, table, trade},
     progress::say,
     provision,
 };
@@ -24,6 +24,8 @@ pub enum Row {
     Base,
     /// Bulk from guest to guest beside the kernel's VXLAN.
     Lan,
+    /// Roads of a frame: sealed, unsealed, within one host; small frames and latency; the kernel, a user-space WireGuard and plain UDP beside them.
+    Net,
     /// What agents cost: joining, starting, carrying a move, doing nothing.
     Pool,
     /// How soon the index over a donor's memory stands.
@@ -87,6 +89,7 @@ fn measure(row: Row, options: &Options) -> Result<Vec<Figure>> {
         Row::Moves => moves::measure(),
         Row::Base => base::measure(),
         Row::Lan => lan::measure(),
+        Row::Net => net::measure(),
         Row::Pool => pool::measure(),
         Row::Donors => donors::measure(),
         Row::Disks => disks::measure(),

@@ -222,6 +222,22 @@ pub enum Command {
         /// That address.
         address: Ipv4Addr,
     },
+    /// Give a port of this VM a road to another port of this host that is no network: the connected socket (SOCK_SEQPACKET) that comes with the request.
+    Near {
+        /// The NIC whose port it is.
+        net: MacAddr,
+        /// The other port's endpoint; what comes by this road is heard as if it came from there.
+        endpoint: SocketAddrV4,
+    },
+    /// Say what the LAN of a port of this VM lets through, each way; another limit of the NIC counts beside it.
+    LanRate {
+        /// The NIC whose port it is.
+        net: MacAddr,
+        /// Bits a second; 0 is as much as goes.
+        bits: u64,
+    },
+    /// Write what passes a port of this VM, as pcapng, into the connected socket (SOCK_SEQPACKET) that comes with the request.
+    Capture(Capture),
     /// Answered with who talked to whom, by port and station.
     Talk,
     /// Answered with what was counted since the VMM started.
@@ -239,7 +255,7 @@ pub enum Command {
 
 impl Command {
     /// What each is called on a line.
-    const NAMES: [&str; 19] = [
+    const NAMES: [&str; 22] = [
         "status",
         "arrival",
         "pause",
@@ -254,12 +270,36 @@ impl Command {
         "peer-key",
         "peer-key-remove",
         "underlay",
+        "near",
+        "lan-rate",
+        "capture",
         "talk",
         "metrics",
         "migrate",
         "lease",
         "donate",
     ];
+}
+
+/// What passes a port, for a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capture {
+    /// The NIC whose port it is.
+    pub net: MacAddr,
+    /// What the interface is called in the file.
+    pub name: String,
+    /// Which frames are wanted, in words; all where nothing is said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub filter: String,
+    /// How long it lasts at most.
+    pub seconds: u32,
+    /// How long the file becomes at most.
+    pub bytes_max: u64,
+}
+
+impl Capture {
+    /// The longest: a day.
+    pub const SECONDS_MAX: u32 = 86_400;
 }
 
 /// What devices may do a second, each of them; 0 is as much as they can, and nothing is what it was.
@@ -454,6 +494,19 @@ pub struct NetStatus {
     /// The public key of its port, if that seals.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<PortKey>,
+    /// Ports of this host that are reached by no network.
+    #[serde(default, skip_serializing_if = "is_none_of")]
+    pub roads: u64,
+    /// Frames to and from those.
+    #[serde(default, skip_serializing_if = "is_none_of")]
+    pub near_frames: u64,
+    /// Copies of multicasts that were not sent, as nobody there had asked for the group.
+    #[serde(default, skip_serializing_if = "is_none_of")]
+    pub spared: u64,
+}
+
+fn is_none_of(count: &u64) -> bool {
+    *count == 0
 }
 
 /// What passed between one NIC and the stations of its LAN since the VMM started.
@@ -525,6 +578,12 @@ mod tests {
         assert_eq!(line(&serde_json::from_str(&text).unwrap()), text);
         let text = text.replace('}', r#","station":"52:54:00:00:00:02","trunk":true,"takes_partial":true}"#);
         assert_eq!(line(&serde_json::from_str(&text).unwrap()), text);
+        let text = r#"{"id":4,"do":"near","net":"52:54:00:00:00:01","endpoint":"10.0.0.2:4789"}"#;
+        assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
+        let text = r#"{"id":4,"do":"lan-rate","net":"52:54:00:00:00:01","bits":1000000}"#;
+        assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
+        let text = r#"{"id":4,"do":"capture","net":"52:54:00:00:00:01","name":"web","filter":"tcp","seconds":60,"bytes_max":1000000}"#;
+        assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
         let text = r#"{"id":5,"do":"resize-disk","disk":0,"bytes":1073741824}"#;
         assert_eq!(line(&serde_json::from_str(text).unwrap()), text);
         let text = r#"{"id":5,"do":"lease","until_ms":86400000}"#;
@@ -553,8 +612,20 @@ mod tests {
             let told = Request::read(format!(r#"{{"id":7,"do":"{name}"}}"#).as_bytes());
             assert!(
                 told.is_ok_and(|request| request.id == 7)
-                    || ["resize-disk", "fdb-add", "fdb-remove", "peer-key", "peer-key-remove", "underlay", "migrate", "lease"]
-                        .contains(&name),
+                    || [
+                        "resize-disk",
+                        "fdb-add",
+                        "fdb-remove",
+                        "peer-key",
+                        "peer-key-remove",
+                        "underlay",
+                        "near",
+                        "lan-rate",
+                        "capture",
+                        "migrate",
+                        "lease"
+                    ]
+                    .contains(&name),
                 "{name}"
             );
         }

@@ -2,6 +2,8 @@
 //!
 //! The device model reads and writes the bytes, the overlay does what was left undone or leaves it: neither knows the other.
 
+use std::ops::Range;
+
 /// Largest frame that a guest exchanges with its port, Ethernet header and one VLAN tag included: the length of an IP packet is said in 16
 /// bits, that of a large TCP frame too.
 pub const FRAME_BYTES_MAX: usize = 65_535 + 14 + 4;
@@ -67,4 +69,47 @@ pub struct Accepts {
     pub tcp6: bool,
     /// Such TCP frames with CWR set.
     pub ecn: bool,
+}
+
+/// A frame's bytes where they lie: headers that were written anew, and after them pieces of what arrived. Nothing is copied to put them side by side.
+#[derive(Debug, Clone, Copy)]
+pub struct FrameBytes<'a> {
+    head: &'a [u8],
+    arrived: &'a [u8],
+    pieces: &'a [Range<usize>],
+    bytes: usize,
+}
+
+impl<'a> FrameBytes<'a> {
+    /// A frame that lies in one place.
+    pub fn whole(frame: &'a [u8]) -> Self {
+        Self { head: frame, arrived: &[], pieces: &[], bytes: frame.len() }
+    }
+
+    /// `head`, and then these pieces of `arrived`. One that lies outside of it is empty.
+    pub fn scattered(head: &'a [u8], arrived: &'a [u8], pieces: &'a [Range<usize>]) -> Self {
+        let scattered = Self { head, arrived, pieces, bytes: 0 };
+        Self { bytes: scattered.iter().map(<[u8]>::len).sum(), ..scattered }
+    }
+
+    /// How many bytes there are.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// The pieces in order.
+    pub fn iter(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let arrived = self.arrived;
+        std::iter::once(self.head).chain(self.pieces.iter().map(move |piece| arrived.get(piece.clone()).unwrap_or_default()))
+    }
+
+    /// Side by side, for whoever is in no hurry.
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.iter().flatten().copied().collect()
+    }
 }

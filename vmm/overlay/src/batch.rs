@@ -18,6 +18,16 @@ pub trait Wire {
     /// Sends datagrams of `stride` bytes each, the last one perhaps shorter, and may seal them in place first. Counts what it loses by itself: a
     /// frame path has no one to tell.
     fn send(&mut self, to: SocketAddrV4, datagrams: &mut [u8], stride: usize);
+
+    /// Whether the port behind an endpoint is of this host, and there is a road to it that is no network. Without such roads there is nothing to say.
+    fn is_near(&mut self, _to: SocketAddrV4) -> bool {
+        false
+    }
+
+    /// Sends one record (`near.rs`) on that road; what it has no room for is lost, and counted. Whether there is such a road: if not, the network is.
+    fn send_near(&mut self, _to: SocketAddrV4, _head: &[u8], _frame: &[u8]) -> bool {
+        false
+    }
 }
 
 /// The run under way.

@@ -70,11 +70,13 @@ pub enum Reason {
     WireSource,
     /// From the network: with an address that another station has, or as a router.
     WireAddress,
+    /// From a port of this host: what it left undone does not fit the frame.
+    WireOffload,
 }
 
 impl Reason {
     /// All of them, in the order of [`Counters::dropped`].
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 34] = [
         Self::GuestShort,
         Self::GuestOversize,
         Self::GuestSource,
@@ -108,6 +110,7 @@ impl Reason {
         Self::StormUnknown,
         Self::WireSource,
         Self::WireAddress,
+        Self::WireOffload,
     ];
 
     /// One word for people and programs.
@@ -146,6 +149,7 @@ impl Reason {
             Self::StormUnknown => "storm_unknown",
             Self::WireSource => "wire_source",
             Self::WireAddress => "wire_address",
+            Self::WireOffload => "wire_offload",
         }
     }
 }
@@ -167,6 +171,10 @@ pub struct Counters {
     pub flooded: u64,
     /// Frames that ended here: DHCP, and ARP for what is known.
     pub answered: u64,
+    /// Frames to and from ports of this host that crossed no network.
+    pub near: u64,
+    /// Copies of multicasts that were not sent, as nobody there asked for the group.
+    pub spared: u64,
     /// Drops, indexed by [`Reason`].
     pub dropped: [u64; Reason::ALL.len()],
 }
@@ -174,7 +182,18 @@ pub struct Counters {
 impl Default for Counters {
     fn default() -> Self {
         let dropped = [0; Reason::ALL.len()];
-        Self { tx_frames: 0, tx_datagrams: 0, rx_frames: 0, rx_datagrams: 0, relayed: 0, flooded: 0, answered: 0, dropped }
+        Self {
+            tx_frames: 0,
+            tx_datagrams: 0,
+            rx_frames: 0,
+            rx_datagrams: 0,
+            relayed: 0,
+            flooded: 0,
+            answered: 0,
+            near: 0,
+            spared: 0,
+            dropped,
+        }
     }
 }
 

@@ -79,6 +79,8 @@ pub struct Fdb {
     machines: Vec<Ipv4Addr>,
     flood: Vec<SocketAddrV4>,
     flood_cut: usize,
+    /// Which stations are behind which endpoint, in order.
+    placed: Vec<(SocketAddrV4, [u8; 6])>,
 }
 
 impl Fdb {
@@ -218,6 +220,12 @@ impl Fdb {
         &self.flood
     }
 
+    /// The stations behind an endpoint.
+    pub fn stations_at(&self, endpoint: SocketAddrV4) -> impl Iterator<Item = [u8; 6]> {
+        let from = self.placed.partition_point(|(at, _)| *at < endpoint);
+        self.placed[from..].iter().take_while(move |(at, _)| *at == endpoint).map(|(_, station)| *station)
+    }
+
     /// Endpoints beyond the limit of [`Self::flood`].
     pub fn flood_cut(&self) -> usize {
         self.flood_cut
@@ -241,6 +249,8 @@ impl Fdb {
         self.flood_cut = flood.len().saturating_sub(FLOOD_MAX);
         flood.truncate(FLOOD_MAX);
         self.flood = flood;
+        self.placed = self.stations.iter().map(|(station, endpoint)| (*endpoint, *station)).collect();
+        self.placed.sort_unstable();
     }
 }
 

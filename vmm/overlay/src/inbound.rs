@@ -20,12 +20,25 @@ enum Datagrams {
     Plain { stride: usize, bytes: usize, next: usize },
     /// Where the payload of each lies that was opened.
     Opened { payloads: Vec<(Range<usize>, SocketAddrV4)>, next: usize },
+    /// One record of a port of this host, of so many bytes; none once it was looked at.
+    Near(Option<usize>),
 }
 
 impl Inbound {
     /// `bytes` bytes from `source`: datagrams of `stride` bytes, the last perhaps shorter.
     pub fn new(source: SocketAddrV4, bytes: usize, stride: usize) -> Self {
         Self { source, datagrams: Datagrams::Plain { stride: stride.max(1), bytes, next: 0 } }
+    }
+
+    /// One record of a port of this host, whose endpoint is `source`.
+    pub fn near(source: SocketAddrV4, bytes: usize) -> Self {
+        Self { source, datagrams: Datagrams::Near(Some(bytes)) }
+    }
+
+    /// Takes that record: how long it is, and the endpoint of who sent it.
+    pub fn take_near(&mut self) -> Option<(usize, SocketAddrV4)> {
+        let Datagrams::Near(record) = &mut self.datagrams else { return None };
+        Some((record.take()?, self.source))
     }
 
     /// Nothing.
@@ -37,7 +50,7 @@ impl Inbound {
     pub fn open(&mut self, seals: &mut Seals, run: &mut [u8], stride: usize, counters: &mut Counters) {
         let mut payloads = match std::mem::replace(self, Self::empty()).datagrams {
             Datagrams::Opened { payloads, .. } => payloads,
-            Datagrams::Plain { .. } => Vec::new(),
+            Datagrams::Plain { .. } | Datagrams::Near(_) => Vec::new(),
         };
         payloads.clear();
         let stride = stride.max(1);
@@ -58,6 +71,7 @@ impl Inbound {
         match &self.datagrams {
             Datagrams::Plain { stride, bytes, next } => (next < bytes).then(|| (*next..(next + stride).min(*bytes), self.source)),
             Datagrams::Opened { payloads, next } => payloads.get(*next).cloned(),
+            Datagrams::Near(_) => None,
         }
     }
 
@@ -66,6 +80,7 @@ impl Inbound {
         match &mut self.datagrams {
             Datagrams::Plain { stride, bytes, next } => *next = (*next + *stride).min(*bytes),
             Datagrams::Opened { payloads, next } => *next = (*next + 1).min(payloads.len()),
+            Datagrams::Near(record) => *record = None,
         }
     }
 }

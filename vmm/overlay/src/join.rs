@@ -5,8 +5,12 @@
 //!
 //! A checksum may arrive *partial*: a Linux vxlan device on the same machine (veth, network namespaces) leaves it to hardware that is not
 //! there, and the kernel gives a plain UDP socket the bytes as they are. Such a frame never crossed a wire; it is handed on as partial.
+//!
+//! Payloads stay where they arrived: the joined frame is headers that are written here, and a list of pieces.
 
-use rebec_offload::{Accepts, Checksum, FRAME_BYTES_MAX, Offload, SegmentKind, Segmentation};
+use std::ops::Range;
+
+use rebec_offload::{Accepts, Checksum, FRAME_BYTES_MAX, FrameBytes, Offload, SegmentKind, Segmentation};
 
 use crate::{
     checksum::Sum,
@@ -50,8 +54,11 @@ pub fn known_checksum(frame: &[u8], ip: &Ip, sealed: bool) -> Checksum {
 /// The large frame under construction.
 #[derive(Debug)]
 pub struct Joiner {
+    /// Headers of a frame whose payload lies elsewhere, or a frame that has to be changed.
     buffer: Box<[u8]>,
     used: usize,
+    /// Where the payload lies among what arrived.
+    pieces: Vec<Range<usize>>,
     head: Option<Head>,
     sealed: bool,
 }
@@ -63,6 +70,8 @@ struct Head {
     identification: u16,
     segment_bytes: usize,
     count: usize,
+    /// Bytes of the frame so far.
+    bytes: usize,
     /// The last one was short or said PSH or FIN: nothing may follow.
     closed: bool,
 }
@@ -70,7 +79,7 @@ struct Head {
 impl Joiner {
     /// Of a port that seals, or of one that does not.
     pub fn new(sealed: bool) -> Self {
-        Self { buffer: vec![0; FRAME_BYTES_MAX].into(), used: 0, head: None, sealed }
+        Self { buffer: vec![0; FRAME_BYTES_MAX].into(), used: 0, pieces: Vec::new(), head: None, sealed }
     }
 
     /// Begins with `frame`, whose checksum is known to be right or partial, if segments may follow it. It is not copied yet.
@@ -94,53 +103,59 @@ impl Joiner {
             Version::V4 => u16::from_be_bytes([frame[ip.network + 4], frame[ip.network + 5]]),
             Version::V6 => 0,
         };
-        self.head = Some(Head { ip: *ip, tcp, identification, segment_bytes: frame.len() - tcp.payload, count: 1, closed: false });
+        let (segment_bytes, bytes) = (frame.len() - tcp.payload, frame.len());
+        self.head = Some(Head { ip: *ip, tcp, identification, segment_bytes, count: 1, bytes, closed: false });
         true
     }
 
-    /// Takes the next segment if it follows. `first` is the frame that [`Self::begin`] got.
-    pub fn push(&mut self, first: &[u8], frame: &[u8]) -> bool {
+    /// Takes the next segment if it follows. `first` is the frame that [`Self::begin`] got; both lie at these places among what arrived.
+    pub fn push(&mut self, (first, first_at): (&[u8], usize), (frame, at): (&[u8], usize)) -> bool {
         let Some(head) = self.head else { return false };
-        let Some(flags) = follows(&head, first, frame, if head.count == 1 { first.len() } else { self.used }, self.sealed) else {
+        let Some(flags) = follows(&head, first, frame, self.sealed) else {
             return false;
         };
+        let payload = head.tcp.payload;
         if head.count == 1 {
-            self.buffer[..first.len()].copy_from_slice(first);
-            self.used = first.len();
+            self.pieces.clear();
+            self.pieces.push(first_at + payload..first_at + first.len());
+            self.buffer[..payload].copy_from_slice(&first[..payload]);
+            self.used = payload;
         }
-        let payload = &frame[head.tcp.payload..];
-        self.buffer[self.used..self.used + payload.len()].copy_from_slice(payload);
-        self.used += payload.len();
-        let closed = payload.len() < head.segment_bytes || flags & (Tcp::PSH | Tcp::FIN) != 0;
+        self.pieces.push(at + payload..at + frame.len());
+        let closed = frame.len() - payload < head.segment_bytes || flags & (Tcp::PSH | Tcp::FIN) != 0;
         self.buffer[head.ip.transport + 13] |= flags & (Tcp::PSH | Tcp::FIN);
-        self.head = Some(Head { count: head.count + 1, closed, ..head });
+        self.head = Some(Head { count: head.count + 1, bytes: head.bytes + frame.len() - payload, closed, ..head });
         true
     }
 
     /// Ends the frame: writes the lengths and the partial checksum. `None` if nothing followed the first segment.
-    pub fn finish(&mut self) -> Option<(usize, Offload)> {
+    pub fn finish(&mut self) -> Option<Offload> {
         let head = self.head.take().filter(|head| head.count > 1)?;
-        let frame = &mut self.buffer[..self.used];
-        let (checksum, kind) = write_large_headers(frame, &head.ip);
+        let (checksum, kind) = write_large_headers(&mut self.buffer[..self.used], &head.ip, head.bytes);
         let segmentation = Segmentation {
             kind,
             ecn: head.tcp.flags & Tcp::CWR != 0,
             header_bytes: head.tcp.payload as u16,
             segment_bytes: head.segment_bytes as u16,
         };
-        Some((self.used, Offload { checksum, segmentation: Some(segmentation) }))
+        Some(Offload { checksum, segmentation: Some(segmentation) })
     }
 
-    /// The frame as last ended or kept.
-    pub fn frame(&self, bytes: usize) -> &[u8] {
-        &self.buffer[..bytes]
+    /// The frame as last ended, taken apart or kept; `arrived` is where its pieces lie.
+    pub fn frame<'a>(&'a self, arrived: &'a [u8]) -> FrameBytes<'a> {
+        FrameBytes::scattered(&self.buffer[..self.used], arrived, &self.pieces)
+    }
+
+    /// Takes the headers of a large TCP frame out of it, which lies at `at` among what arrived, and corrects them. What is left undone.
+    pub fn take_apart(&mut self, frame: &[u8], at: usize, ip: &Ip, payload: usize) -> (Checksum, SegmentKind) {
+        self.space(payload).copy_from_slice(&frame[..payload]);
+        self.pieces.push(at + payload..at + frame.len());
+        write_large_headers(&mut self.buffer[..payload], ip, frame.len())
     }
 
     /// Keeps a frame that has to be changed before the guest sees it; at most [`FRAME_BYTES_MAX`] bytes.
     pub fn keep(&mut self, frame: &[u8]) -> &mut [u8] {
-        self.head = None;
-        self.used = frame.len();
-        let kept = &mut self.buffer[..frame.len()];
+        let kept = self.space(frame.len());
         kept.copy_from_slice(frame);
         kept
     }
@@ -148,18 +163,19 @@ impl Joiner {
     /// Space for a frame of `bytes` bytes.
     pub fn space(&mut self, bytes: usize) -> &mut [u8] {
         self.head = None;
+        self.pieces.clear();
         self.used = bytes;
         &mut self.buffer[..bytes]
     }
 }
 
-/// Sets the length fields, the IPv4 checksum and the pseudo header's sum of a large TCP frame to its actual length.
-pub fn write_large_headers(frame: &mut [u8], ip: &Ip) -> (Checksum, SegmentKind) {
-    let transport_bytes = frame.len() - ip.transport;
-    let sum = ip.pseudo_sum(frame, transport_bytes).partial();
-    frame[ip.transport + Tcp::CHECKSUM_AT..][..2].copy_from_slice(&sum);
-    let packet_bytes = frame.len() - ip.network;
-    let header = &mut frame[ip.network..ip.transport];
+/// Sets the length fields, the IPv4 checksum and the pseudo header's sum of a large TCP frame that begins with these headers to its actual length.
+pub fn write_large_headers(headers: &mut [u8], ip: &Ip, frame_bytes: usize) -> (Checksum, SegmentKind) {
+    let transport_bytes = frame_bytes - ip.transport;
+    let sum = ip.pseudo_sum(headers, transport_bytes).partial();
+    headers[ip.transport + Tcp::CHECKSUM_AT..][..2].copy_from_slice(&sum);
+    let packet_bytes = frame_bytes - ip.network;
+    let header = &mut headers[ip.network..ip.transport];
     let kind = match ip.version {
         Version::V4 => {
             header[2..4].copy_from_slice(&(packet_bytes as u16).to_be_bytes());
@@ -176,12 +192,12 @@ pub fn write_large_headers(frame: &mut [u8], ip: &Ip) -> (Checksum, SegmentKind)
     (Checksum::Partial { start: ip.transport as u16, offset: Tcp::CHECKSUM_AT as u16 }, kind)
 }
 
-/// Whether `frame` continues the flow; its TCP flags, if so. `used` is the length of the large frame so far.
-fn follows(head: &Head, first: &[u8], frame: &[u8], used: usize, sealed: bool) -> Option<u8> {
+/// Whether `frame` continues the flow; its TCP flags, if so.
+fn follows(head: &Head, first: &[u8], frame: &[u8], sealed: bool) -> Option<u8> {
     let (network, transport, payload) = (head.ip.network, head.ip.transport, head.tcp.payload);
     let payload_bytes = frame.len().checked_sub(payload)?;
     let same = |from: usize, to: usize| frame[from..to] == first[from..to];
-    if head.closed || payload_bytes == 0 || payload_bytes > head.segment_bytes || used - network + payload_bytes > PACKET_BYTES_MAX {
+    if head.closed || payload_bytes == 0 || payload_bytes > head.segment_bytes || head.bytes - network + payload_bytes > PACKET_BYTES_MAX {
         return None;
     }
     // All offsets below lie within `first` up to its payload, and `frame` is longer than that.
@@ -206,7 +222,7 @@ fn follows(head: &Head, first: &[u8], frame: &[u8], used: usize, sealed: bool) -
     }
     let sequence = u32::from_be_bytes([frame[transport + 4], frame[transport + 5], frame[transport + 6], frame[transport + 7]]);
     let flags = frame[transport + 13];
-    if sequence != head.tcp.sequence.wrapping_add((used - payload) as u32)
+    if sequence != head.tcp.sequence.wrapping_add((head.bytes - payload) as u32)
         || (flags ^ head.tcp.flags) & !(Tcp::PSH | Tcp::FIN | Tcp::CWR) != 0
         || flags & Tcp::CWR != 0
     {
@@ -238,8 +254,15 @@ mod tests {
         if !joiner.begin(&segments[0], &view(&segments[0]), accepts) {
             return (1, None);
         }
-        let taken = 1 + segments[1..].iter().take_while(|segment| joiner.push(&segments[0], segment)).count();
-        (taken, joiner.finish().map(|(bytes, offload)| (joiner.frame(bytes).to_vec(), offload)))
+        let arrived = segments.concat();
+        let mut at = segments[0].len();
+        let follows = |segment: &&Vec<u8>| {
+            let is_taken = joiner.push((&segments[0], 0), (segment, at));
+            at += segment.len();
+            is_taken
+        };
+        let taken = 1 + segments[1..].iter().take_while(follows).count();
+        (taken, joiner.finish().map(|offload| (joiner.frame(&arrived).to_vec(), offload)))
     }
 
     fn three() -> Vec<Vec<u8>> {
@@ -250,7 +273,8 @@ mod tests {
     fn forge(segment: &mut [u8], at: usize, byte: u8) {
         segment[at] = byte;
         let ip = view(segment);
-        let (checksum, _) = write_large_headers(segment, &ip);
+        let bytes = segment.len();
+        let (checksum, _) = write_large_headers(segment, &ip, bytes);
         complete(segment, checksum).unwrap();
     }
 
@@ -372,7 +396,8 @@ mod tests {
                 let _known = known_checksum(&segments[0], &ip, false);
                 let mut joiner = Joiner::new(false);
                 if joiner.begin(&segments[0], &ip, ALL) {
-                    let _taken = joiner.push(&segments[0], &segments[1]) && joiner.push(&segments[0], &segments[2]);
+                    let first = (&segments[0][..], 0);
+                    let _taken = joiner.push(first, (&segments[1], 2000)) && joiner.push(first, (&segments[2], 4000));
                     let _frame = joiner.finish();
                 }
             }

@@ -9,6 +9,7 @@
 //!           -> fdb (where to) -> storm (not too much to all) -> segment (cut, checksum) -> vxlan (header) -> batch (equal stride, one sendmsg a run) -> seal (in place) -> Wire
 //! receive   datagrams of one recvmsg -> seal (opened in place) -> inbound (whose) -> vxlan -> guard (has the sender this station?) -> port (switch, learn)
 //!           -> join (segments of one flow) -> guest frame + Offload
+//! near      guest frame + Offload -> near (one record, as it is) ~~ a socket pair of this host ~~ near -> guard -> guest frame + Offload
 //! moved     datagrams of one recvmsg -> relay -> Wire                       the old place, for some seconds
 //! ```
 //!
@@ -18,6 +19,7 @@
 pub mod addresses;
 pub mod announce;
 pub mod batch;
+pub mod capture;
 pub mod checksum;
 pub mod config;
 pub mod counters;
@@ -26,10 +28,12 @@ pub mod discovery;
 pub mod dns;
 pub mod fdb;
 pub mod frame;
+pub mod groups;
 pub mod guard;
 pub mod inbound;
 pub mod join;
 pub mod local;
+pub mod near;
 pub mod port;
 pub mod relay;
 pub mod reply;

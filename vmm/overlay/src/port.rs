@@ -1,7 +1,8 @@
 //! The switch of one port: decides what becomes of each frame of its guest and of each datagram of the others.
 //!
 //! ```text
-//! from the guest    may it? -> a question that is answered here? -> known station: its endpoint | group or unknown: every endpoint, if not too often -> cut, complete, batch
+//! from the guest    may it? -> a question that is answered here? -> known station: its endpoint | group: who asked for it | unknown: every endpoint, if not too often
+//!                   -> a port of this host: as it is | else: cut, complete, batch
 //! from the network  our LAN? may its sender? for the guest or for all? not our own voice? -> learn (physical machines and trunks only) -> join -> the guest
 //! ```
 //!
@@ -16,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rebec_offload::{Accepts, Checksum, FRAME_BYTES_MAX, Offload, SegmentKind, Segmentation};
+use rebec_offload::{Accepts, Checksum, FRAME_BYTES_MAX, FrameBytes, Offload, SegmentKind, Segmentation};
 use rebec_vmm_api::MacAddr;
 
 use crate::{
@@ -26,11 +27,13 @@ use crate::{
     config::PortConfig,
     counters::{Counters, Reason},
     fdb::{Fdb, Learned},
-    frame::{Ethernet, Ip, TCP, Tcp, UDP, UDP_CHECKSUM_AT},
+    frame::{Ethernet, Ip, Tcp, Version},
+    groups::{self, Groups},
     guard,
     inbound::Inbound,
-    join::{Joiner, known_checksum, write_large_headers},
+    join::{Joiner, known_checksum},
     local::{self, Local},
+    near::{self, is_usual},
     seal::Seals,
     segment::{Plan, complete},
     storm::{Flood, Storms},
@@ -55,7 +58,7 @@ pub struct Ready {
 #[derive(Debug, Clone)]
 enum Place {
     Datagram(Range<usize>),
-    Joiner(usize),
+    Joiner,
     Answer,
 }
 
@@ -82,6 +85,10 @@ pub struct Port {
     answers: VecDeque<Vec<u8>>,
     answer: Vec<u8>,
     storms: Storms,
+    groups: Groups,
+    /// Whom a frame for several goes to: those beyond a network, and those that asked.
+    far: Vec<SocketAddrV4>,
+    takers: Vec<SocketAddrV4>,
     /// When the guest came here from another place: that one still sends on what it gets.
     arrived: Option<Instant>,
     counters: Counters,
@@ -103,6 +110,9 @@ impl Port {
             answers: VecDeque::new(),
             answer: Vec::new(),
             storms: Storms::default(),
+            groups: Groups::default(),
+            far: Vec::new(),
+            takers: Vec::new(),
             arrived: None,
             counters: Counters::default(),
             talk,
@@ -146,30 +156,108 @@ impl Port {
             }
             Local::Malformed(reason) => return Err(reason),
         }
+        self.groups.begin(now);
         let known = fdb.endpoint(ethernet.destination).or_else(|| self.learned.endpoint(now, ethernet.destination));
-        let to = match &known {
-            Some(endpoint) => slice::from_ref(endpoint),
-            None => fdb.flood(),
-        };
-        if to.is_empty() {
+        match &known {
+            Some(endpoint) => self.send_to(&ethernet, offload, frame, slice::from_ref(endpoint), fdb.port(*endpoint).takes_partial, wire),
+            None => self.send_to_all(now, fdb, &ethernet, offload, frame, wire),
+        }
+    }
+
+    /// Sends what is for a group, or for a station that nobody knows, to whoever is to have it.
+    fn send_to_all(
+        &mut self,
+        now: Instant,
+        fdb: &Fdb,
+        ethernet: &Ethernet,
+        offload: &Offload,
+        frame: &[u8],
+        wire: &mut impl Wire,
+    ) -> Result<(), Reason> {
+        if fdb.flood().is_empty() {
             return Err(Reason::NoPeer);
         }
-        if known.is_none() {
-            let flood = match ethernet.destination {
-                MacAddr::BROADCAST => Flood::Broadcast,
-                group if group.is_multicast() => Flood::Multicast,
-                _ => Flood::Unknown,
-            };
-            self.storms.take(now, flood, to.len() * frame.len().div_ceil(self.config.mtu.into()))?;
+        let mut takers = std::mem::take(&mut self.takers);
+        takers.clear();
+        match groups::group_of(frame, ethernet) {
+            Some(group) => self.groups.takers(now, fdb, group, &mut takers),
+            None => takers.extend_from_slice(fdb.flood()),
         }
+        self.counters.spared += (fdb.flood().len() - takers.len()) as u64;
+        let flood = match ethernet.destination {
+            MacAddr::BROADCAST => Flood::Broadcast,
+            group if group.is_multicast() => Flood::Multicast,
+            _ => Flood::Unknown,
+        };
+        let sent = self
+            .storms
+            .take(now, flood, takers.len() * frame.len().div_ceil(self.config.mtu.into()))
+            .and_then(|()| self.send_to(ethernet, offload, frame, &takers, false, wire));
+        self.takers = takers;
+        sent?;
+        self.counters.flooded += 1;
+        self.counters.drop_many(Reason::FloodCut, fdb.flood_cut() as u64);
+        Ok(())
+    }
+
+    /// Sends a frame to ports of this host as it is, and to others as datagrams, once for all of them.
+    fn send_to(
+        &mut self,
+        ethernet: &Ethernet,
+        offload: &Offload,
+        frame: &[u8],
+        to: &[SocketAddrV4],
+        takes_partial: bool,
+        wire: &mut impl Wire,
+    ) -> Result<(), Reason> {
+        let mut far = std::mem::take(&mut self.far);
+        far.clear();
+        let mut near = 0;
+        if to.iter().any(|to| wire.is_near(*to))
+            && let Some(head) = near::head(self.config.vni, offload, frame, ethernet)
+        {
+            // The other end would ask the same.
+            let packets = near::plan(frame, ethernet, offload, self.config.mtu.into()).map(|plan| plan.map_or(1, |plan| plan.segments()));
+            let packets =
+                packets.map_err(|reason| if reason == Reason::WireOversize { Reason::GuestOversize } else { Reason::GuestOffload });
+            let Ok(packets) = packets else {
+                self.far = far;
+                return packets.map(drop);
+            };
+            for to in to {
+                let is_sent = wire.is_near(*to) && wire.send_near(*to, &head, frame);
+                if is_sent { near += 1 } else { far.push(*to) }
+            }
+            if near > 0 {
+                self.counters.near += near;
+                self.talk.sent(ethernet.destination, frame.len() as u64, packets as u64);
+            }
+        } else {
+            far.extend_from_slice(to);
+        }
+        let sent = if far.is_empty() { Ok(()) } else { self.send_far(ethernet, offload, frame, &far, takes_partial, near > 0, wire) };
+        self.far = far;
+        sent
+    }
+
+    /// Over the network; `counted` where who talks to whom is counted already.
+    #[expect(clippy::too_many_arguments, reason = "the frame, its views and its way out are one thing each")]
+    fn send_far(
+        &mut self,
+        ethernet: &Ethernet,
+        offload: &Offload,
+        frame: &[u8],
+        to: &[SocketAddrV4],
+        takes_partial: bool,
+        counted: bool,
+        wire: &mut impl Wire,
+    ) -> Result<(), Reason> {
         // Copies of a flood are one run for all.
-        let leaves_sums = self.config.sealed && known.is_some_and(|to| fdb.port(to).takes_partial);
+        let leaves_sums = self.config.sealed && takes_partial;
         let before = self.batch.sent();
-        self.put_on_wire(&ethernet, offload, frame, to, leaves_sums, wire)?;
-        self.talk.sent(ethernet.destination, frame.len() as u64, (self.batch.sent() - before) / to.len() as u64);
-        if known.is_none() {
-            self.counters.flooded += 1;
-            self.counters.drop_many(Reason::FloodCut, fdb.flood_cut() as u64);
+        self.put_on_wire(ethernet, offload, frame, to, leaves_sums, wire)?;
+        if !counted {
+            self.talk.sent(ethernet.destination, frame.len() as u64, (self.batch.sent() - before) / to.len() as u64);
         }
         Ok(())
     }
@@ -251,6 +339,13 @@ impl Port {
             if let Some(ready) = self.next_cut(datagrams) {
                 return Some(ready);
             }
+            if let Some((bytes, source)) = inbound.take_near() {
+                if let Some(ready) = self.next_near(now, fdb, source, datagrams, bytes) {
+                    self.counters.rx_frames += 1;
+                    return Some(ready);
+                }
+                continue;
+            }
             let (range, source) = inbound.peek()?;
             inbound.skip();
             match self.admit(now, fdb, source, datagrams, range) {
@@ -266,11 +361,11 @@ impl Port {
     }
 
     /// The bytes of a frame.
-    pub fn frame<'a>(&'a self, ready: &Ready, datagrams: &'a [u8]) -> &'a [u8] {
+    pub fn frame<'a>(&'a self, ready: &Ready, datagrams: &'a [u8]) -> FrameBytes<'a> {
         match &ready.place {
-            Place::Datagram(range) => &datagrams[range.clone()],
-            Place::Joiner(bytes) => self.joiner.frame(*bytes),
-            Place::Answer => &self.answer,
+            Place::Datagram(range) => FrameBytes::whole(&datagrams[range.clone()]),
+            Place::Joiner => self.joiner.frame(datagrams),
+            Place::Answer => FrameBytes::whole(&self.answer),
         }
     }
 
@@ -308,8 +403,71 @@ impl Port {
         if !for_this && (!self.config.trunk || fdb.endpoint(ethernet.destination).is_some()) {
             return Err(Reason::WireOtherStation);
         }
+        self.groups.heard(now, source, frame, &ethernet);
         self.talk.received(ethernet.source, frame.len() as u64, 1);
         Ok((range.start + HEADER_BYTES..range.end, ethernet))
+    }
+
+    /// One record of a port of this host: judged as a datagram is, and handed on as it is where the guest takes that.
+    fn next_near(&mut self, now: Instant, fdb: &Fdb, source: SocketAddrV4, records: &[u8], bytes: usize) -> Option<Ready> {
+        let undone = near::undone(&records[..bytes]).ok_or(Reason::WireShort);
+        let admitted = undone.and_then(|undone| Ok((undone, self.admit(now, fdb, source, records, near::UNDONE_BYTES..bytes)?)));
+        let planned = admitted.and_then(|(undone, (range, ethernet))| {
+            let frame = &records[range.clone()];
+            if frame.len() > FRAME_BYTES_MAX {
+                return Err(Reason::WireOversize);
+            }
+            Ok((undone, near::plan(frame, &ethernet, &undone, self.config.mtu.into())?, range, ethernet))
+        });
+        let (undone, plan, range, ethernet) = match planned {
+            Ok(planned) => planned,
+            Err(reason) => {
+                self.counters.drop(reason);
+                return None;
+            }
+        };
+        self.counters.near += 1;
+        let frame = &records[range.clone()];
+        match plan {
+            None if self.accepts.checksum || undone.checksum == Checksum::InFrame => {
+                Some(Ready { offload: undone, place: Place::Datagram(range) })
+            }
+            None => self.completed(frame, Ip::parse(frame, &ethernet)?.end.min(frame.len()), undone.checksum),
+            Some(plan) => {
+                // As many as the network would have brought; one is counted.
+                self.talk.received(ethernet.source, 0, plan.segments() as u64 - 1);
+                self.large_ready(frame, range, &undone, plan)
+            }
+        }
+    }
+
+    /// A large frame with a plan to cut it: whole, if the guest takes it so.
+    fn large_ready(&mut self, frame: &[u8], range: Range<usize>, undone: &Offload, plan: Plan) -> Option<Ready> {
+        let takes = match undone.segmentation.map(|segmentation| segmentation.kind) {
+            Some(SegmentKind::Tcp4) => self.accepts.tcp4,
+            Some(SegmentKind::Tcp6) => self.accepts.tcp6,
+            Some(SegmentKind::Udp) | None => false,
+        };
+        let Some((ip, tcp)) = plan.tcp().filter(|(_, tcp)| takes && (tcp.flags & Tcp::CWR == 0 || self.accepts.ecn)) else {
+            self.cutting = Some((range, plan));
+            return None;
+        };
+        let (checksum, kind) = self.joiner.take_apart(frame, range.start, &ip, tcp.payload);
+        let ecn = tcp.flags & Tcp::CWR != 0;
+        let segment_bytes = undone.segmentation.map_or(0, |segmentation| segmentation.segment_bytes);
+        let segmentation = Segmentation { kind, ecn, header_bytes: tcp.payload as u16, segment_bytes };
+        Some(Ready { offload: Offload { checksum, segmentation: Some(segmentation) }, place: Place::Joiner })
+    }
+
+    /// A frame whose sum is completed here, as its guest would not.
+    fn completed(&mut self, frame: &[u8], end: usize, checksum: Checksum) -> Option<Ready> {
+        // The sum covers the packet and not what pads a short frame.
+        let kept = self.joiner.keep(&frame[..end]);
+        if complete(kept, checksum).is_err() {
+            self.counters.drop(Reason::WireShort);
+            return None;
+        }
+        Some(Ready { offload: Offload::default(), place: Place::Joiner })
     }
 
     /// The endpoint behind which stations live that frames from `source` teach.
@@ -337,33 +495,29 @@ impl Port {
         };
         let checksum = known_checksum(frame, &ip, self.config.sealed);
         if checksum != Checksum::InFrame && self.joiner.begin(frame, &ip, self.accepts) {
-            self.join_following(inbound, datagrams, frame, sender, ethernet.source);
-            if let Some((bytes, offload)) = self.joiner.finish() {
-                return Some(Ready { offload, place: Place::Joiner(bytes) });
+            self.join_following(inbound, datagrams, range.clone(), sender, ethernet.source);
+            if let Some(offload) = self.joiner.finish() {
+                return Some(Ready { offload, place: Place::Joiner });
             }
         }
         if self.accepts.checksum {
             return Some(Ready { offload: Offload { checksum, segmentation: None }, place: Place::Datagram(range) });
         }
         if matches!(checksum, Checksum::Partial { .. }) {
-            // The sum covers the packet and not what pads a short frame.
-            let kept = self.joiner.keep(&frame[..ip.end]);
-            if complete(kept, checksum).is_err() {
-                self.counters.drop(Reason::WireShort);
-                return None;
-            }
-            return Some(Ready { offload: Offload::default(), place: Place::Joiner(ip.end) });
+            return self.completed(frame, ip.end, checksum);
         }
         Some(Ready { offload: Offload::default(), place: Place::Datagram(range) })
     }
 
-    fn join_following(&mut self, inbound: &mut Inbound, datagrams: &[u8], first: &[u8], sender: SocketAddrV4, station: MacAddr) {
+    fn join_following(&mut self, inbound: &mut Inbound, datagrams: &[u8], first_at: Range<usize>, sender: SocketAddrV4, station: MacAddr) {
+        let first = (&datagrams[first_at.clone()], first_at.start);
         // The VXLAN header stands right before the frame: the same header, sender and addresses need not be judged again.
         let header = self.config.vni.header();
         let (mut bytes, mut packets) = (0, 0);
         while let Some((next, source)) = inbound.peek() {
+            let at = next.start + HEADER_BYTES;
             let Some((found, frame)) = datagrams[next].split_first_chunk::<HEADER_BYTES>() else { break };
-            if *found != header || source != sender || !self.joiner.push(first, frame) {
+            if *found != header || source != sender || !self.joiner.push(first, (frame, at)) {
                 break;
             }
             inbound.skip();
@@ -378,28 +532,18 @@ impl Port {
     fn make_large_ready(&mut self, datagrams: &[u8], range: Range<usize>, ip: Option<Ip>) -> Option<Ready> {
         let frame = &datagrams[range.clone()];
         let offload = ip.filter(|ip| ip.plain && ip.end == frame.len()).and_then(|ip| self.large_tcp(frame, &ip));
-        let Some((ip, tcp, segmentation)) = offload else {
+        let planned = offload.and_then(|segmentation| {
+            let undone = Offload { checksum: Checksum::InFrame, segmentation: Some(segmentation) };
+            Some((undone, Plan::new(frame, &segmentation, usize::from(self.config.mtu)).ok()?))
+        });
+        let Some((undone, plan)) = planned else {
             self.counters.drop(Reason::WireOversize);
             return None;
         };
-        let taken = match segmentation.kind {
-            SegmentKind::Tcp4 => self.accepts.tcp4,
-            _ => self.accepts.tcp6,
-        };
-        if taken && (tcp.flags & Tcp::CWR == 0 || self.accepts.ecn) {
-            let kept = self.joiner.keep(frame);
-            let (checksum, _) = write_large_headers(kept, &ip);
-            let offload = Offload { checksum, segmentation: Some(segmentation) };
-            return Some(Ready { offload, place: Place::Joiner(range.len()) });
-        }
-        match Plan::new(frame, &segmentation, usize::from(self.config.mtu)) {
-            Ok(plan) => self.cutting = Some((range, plan)),
-            Err(_) => self.counters.drop(Reason::WireOversize),
-        }
-        None
+        self.large_ready(frame, range, &undone, plan)
     }
 
-    fn large_tcp(&self, frame: &[u8], ip: &Ip) -> Option<(Ip, Tcp, Segmentation)> {
+    fn large_tcp(&self, frame: &[u8], ip: &Ip) -> Option<Segmentation> {
         let tcp = Tcp::parse(frame, ip).filter(|_| frame.len() <= FRAME_BYTES_MAX)?;
         // A wrong checksum must not become right by being computed again.
         if known_checksum(frame, ip, self.config.sealed) == Checksum::InFrame {
@@ -407,12 +551,11 @@ impl Port {
         }
         let segment_bytes = usize::from(self.config.mtu).checked_sub(tcp.payload - ip.network).filter(|bytes| *bytes > 0)?;
         let kind = match ip.version {
-            crate::frame::Version::V4 => SegmentKind::Tcp4,
-            crate::frame::Version::V6 => SegmentKind::Tcp6,
+            Version::V4 => SegmentKind::Tcp4,
+            Version::V6 => SegmentKind::Tcp6,
         };
         let ecn = tcp.flags & Tcp::CWR != 0;
-        let segmentation = Segmentation { kind, ecn, header_bytes: tcp.payload as u16, segment_bytes: segment_bytes as u16 };
-        Some((*ip, tcp, segmentation))
+        Some(Segmentation { kind, ecn, header_bytes: tcp.payload as u16, segment_bytes: segment_bytes as u16 })
     }
 
     /// The next piece of the large frame being cut.
@@ -425,7 +568,7 @@ impl Port {
         plan.write_next(&datagrams[range.clone()], self.joiner.space(bytes));
         self.counters.rx_frames += 1;
         let checksum = if self.accepts.checksum { Checksum::Valid } else { Checksum::InFrame };
-        Some(Ready { offload: Offload { checksum, segmentation: None }, place: Place::Joiner(bytes) })
+        Some(Ready { offload: Offload { checksum, segmentation: None }, place: Place::Joiner })
     }
 
     // ---- after a move ----
@@ -433,17 +576,33 @@ impl Port {
     /// The guest has arrived: announcements are due from now on.
     pub fn announce(&mut self, now: Instant) {
         self.arrived = Some(now);
+        self.groups.arrive(now);
         self.announcing = Some(Announcing { arrived: now, round: 0 });
     }
 
     /// When [`Self::tick`] has something to do.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.announcing.map(|announcing| announcing.arrived + announce::SCHEDULE[announcing.round])
+        let announcing = self.announcing.map(|announcing| announcing.arrived + announce::SCHEDULE[announcing.round]);
+        announcing.into_iter().chain(self.groups.next_query()).min()
     }
 
     /// Does what is due.
     pub fn tick(&mut self, now: Instant, fdb: &Fdb, wire: &mut impl Wire) {
-        let Some(announcing) = self.announcing.filter(|_| self.next_deadline().is_some_and(|due| due <= now)) else {
+        if self.groups.is_due(now) {
+            // One that finds no room is asked again in its time.
+            let questions = groups::questions().into_iter().take(ANSWERS_MAX - self.answers.len());
+            self.answers.extend(questions);
+            for report in groups::reports(self.config.mac) {
+                self.transmit(now, fdb, &Offload::default(), &report, wire);
+            }
+            self.flush(wire);
+        }
+        self.announce_due(now, fdb, wire);
+    }
+
+    fn announce_due(&mut self, now: Instant, fdb: &Fdb, wire: &mut impl Wire) {
+        let due = |announcing: &Announcing| announcing.arrived + announce::SCHEDULE[announcing.round] <= now;
+        let Some(announcing) = self.announcing.filter(due) else {
             return;
         };
         for frame in announce::frames(self.config.mac, &self.guest) {
@@ -470,16 +629,5 @@ impl Port {
     /// The guest's addresses.
     pub fn guest(&self) -> &GuestAddresses {
         &self.guest
-    }
-}
-
-/// Whether what is left to be completed is what a receiver sees from the frame itself: TCP or UDP behind a plain IP header.
-fn is_usual(frame: &[u8], ethernet: &Ethernet, checksum: Checksum) -> bool {
-    let Checksum::Partial { start, offset } = checksum else { return false };
-    let ip = Ip::parse(frame, ethernet).filter(|ip| ip.plain && ip.end <= frame.len() && ip.transport == usize::from(start));
-    match ip.map(|ip| ip.protocol) {
-        Some(TCP) => usize::from(offset) == Tcp::CHECKSUM_AT,
-        Some(UDP) => usize::from(offset) == UDP_CHECKSUM_AT,
-        _ => false,
     }
 }

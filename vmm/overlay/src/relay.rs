@@ -7,6 +7,8 @@
 
 use std::{net::SocketAddrV4, time::Instant};
 
+use rebec_offload::FRAME_BYTES_MAX;
+
 use crate::{
     batch::{Batch, RUN_BYTES_MAX, Wire},
     config::PortConfig,
@@ -15,7 +17,9 @@ use crate::{
     frame::Ethernet,
     guard,
     inbound::Inbound,
+    near,
     seal::{Seals, layout::OVERHEAD_BYTES_MAX},
+    segment::complete,
     vxlan::{self, NotVxlan},
 };
 
@@ -42,11 +46,20 @@ impl Relay {
 
     /// Takes the datagrams of one receive call, which are what `inbound` was made of. They are on the wire when this returns.
     pub fn handle(&mut self, now: Instant, fdb: &Fdb, inbound: &mut Inbound, datagrams: &[u8], wire: &mut impl Wire) {
+        if let Some((bytes, source)) = inbound.take_near() {
+            self.counters.rx_datagrams += 1;
+            match self.relay_near(now, fdb, source, &datagrams[..bytes], wire) {
+                Ok(()) => self.counters.relayed += 1,
+                Err(reason) => self.counters.drop(reason),
+            }
+        }
         while let Some((range, source)) = inbound.peek() {
             inbound.skip();
             let datagram = &datagrams[range];
             self.counters.rx_datagrams += 1;
-            match self.admit(now, fdb, source, datagram) {
+            let fits = datagram.len() + OVERHEAD_BYTES_MAX <= RUN_BYTES_MAX;
+            let admitted = self.admit(now, fdb, source, datagram).and(if fits { Ok(()) } else { Err(Reason::WireOversize) });
+            match admitted {
                 Ok(()) => {
                     self.batch.payload(&[self.to], datagram.len(), wire).copy_from_slice(datagram);
                     self.counters.relayed += 1;
@@ -58,13 +71,34 @@ impl Relay {
         self.counters.tx_datagrams = self.batch.sent();
     }
 
+    /// A record of a port of this host goes on over the network: cut and summed, as that wants it.
+    fn relay_near(&mut self, now: Instant, fdb: &Fdb, source: SocketAddrV4, record: &[u8], wire: &mut impl Wire) -> Result<(), Reason> {
+        let undone = near::undone(record).ok_or(Reason::WireShort)?;
+        let datagram = &record[near::UNDONE_BYTES..];
+        self.admit(now, fdb, source, datagram)?;
+        let frame = datagram.get(vxlan::HEADER_BYTES..).ok_or(Reason::WireShort)?;
+        let ethernet = Ethernet::parse(frame).ok_or(Reason::WireShort)?;
+        if frame.len() > FRAME_BYTES_MAX {
+            return Err(Reason::WireOversize);
+        }
+        let header = self.config.vni.header();
+        let Some(mut plan) = near::plan(frame, &ethernet, &undone, self.config.mtu.into())? else {
+            let payload = self.batch.payload(&[self.to], datagram.len(), wire);
+            payload.copy_from_slice(datagram);
+            return complete(&mut payload[vxlan::HEADER_BYTES..], undone.checksum);
+        };
+        while let Some(bytes) = plan.next_bytes() {
+            let payload = self.batch.payload(&[self.to], vxlan::HEADER_BYTES + bytes, wire);
+            payload[..vxlan::HEADER_BYTES].copy_from_slice(&header);
+            plan.write_next(frame, &mut payload[vxlan::HEADER_BYTES..]);
+        }
+        Ok(())
+    }
+
     fn admit(&self, now: Instant, fdb: &Fdb, source: SocketAddrV4, datagram: &[u8]) -> Result<(), Reason> {
         let (vni, frame) = vxlan::open(datagram).map_err(Reason::from)?;
         if vni != self.config.vni {
             return Err(Reason::WireOtherLan);
-        }
-        if datagram.len() + OVERHEAD_BYTES_MAX > RUN_BYTES_MAX {
-            return Err(Reason::WireOversize);
         }
         let ethernet = Ethernet::parse(frame).ok_or(Reason::WireShort)?;
         if ethernet.destination != self.config.mac && !ethernet.destination.is_multicast() {

@@ -99,6 +99,16 @@ impl Plan {
         (left > 0).then(|| self.payload + left.min(self.segment_bytes))
     }
 
+    /// How many segments there are.
+    pub fn segments(&self) -> usize {
+        (self.frame_bytes - self.payload).div_ceil(self.segment_bytes)
+    }
+
+    /// The headers of what is cut, if that is TCP.
+    pub fn tcp(&self) -> Option<(Ip, Tcp)> {
+        self.tcp.map(|tcp| (self.ip, tcp))
+    }
+
     /// Bytes of every segment's frame but the last, which may be shorter.
     pub fn stride(&self) -> usize {
         self.payload + self.segment_bytes

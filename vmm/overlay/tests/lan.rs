@@ -352,7 +352,8 @@ fn moves(sealed: bool) {
     let mut there_fdb = Fdb::default();
     there_fdb.add(endpoint(9), station(1), endpoint(1)).unwrap();
     let (mut rounds, mut now) = (0, start);
-    while let Some(due) = there.next_deadline() {
+    // What it asks its guest about groups comes later.
+    while let Some(due) = there.next_deadline().filter(|due| *due < start + Duration::from_secs(5)) {
         now = now.max(due);
         let mut outbox = Outbox::of(&mut seals_there);
         there.tick(now, &there_fdb, &mut outbox);
@@ -401,4 +402,167 @@ fn only_physical_machines_teach_and_never_against_the_control_plane() {
     assert_eq!(goes_to(&mut port, &fdb, start, station(2)), [endpoint(7), endpoint(3)]);
     fdb.add(endpoint(1), station(70), endpoint(3)).unwrap();
     assert_eq!(goes_to(&mut port, &fdb, start, station(70)), [endpoint(3)]);
+}
+
+/// A wire whose every endpoint is of this host.
+#[derive(Default)]
+struct Host {
+    near: Vec<(SocketAddrV4, Vec<u8>)>,
+    far: usize,
+    is_cut: bool,
+}
+
+impl Wire for Host {
+    fn send(&mut self, _to: SocketAddrV4, datagrams: &mut [u8], stride: usize) {
+        self.far += datagrams.len().div_ceil(stride);
+    }
+
+    fn is_near(&mut self, _to: SocketAddrV4) -> bool {
+        true
+    }
+
+    fn send_near(&mut self, to: SocketAddrV4, head: &[u8], frame: &[u8]) -> bool {
+        if !self.is_cut {
+            self.near.push((to, [head, frame].concat()));
+        }
+        !self.is_cut
+    }
+}
+
+fn taken(port: &mut Port, fdb: &Fdb, now: Instant, from: SocketAddrV4, record: &[u8]) -> Vec<(Offload, Vec<u8>)> {
+    let mut inbound = Inbound::near(from, record.len());
+    let mut frames = vec![];
+    while let Some(ready) = port.next_frame(now, fdb, &mut inbound, record) {
+        frames.push((ready.offload, port.frame(&ready, record).to_vec()));
+    }
+    frames
+}
+
+#[test]
+fn ports_of_one_host_pass_frames_as_they_are_and_judge_them_all_the_same() {
+    let now = Instant::now();
+    let sender = || Port::new(config(1, true), Arc::default());
+    let (mut here, mut there) = (sender(), Port::new(config(2, true), Arc::default()));
+    let mut fdb = Fdb::default();
+    fdb.add(endpoint(1), station(2), endpoint(2)).unwrap();
+    let mut there_fdb = Fdb::default();
+    there_fdb.add(endpoint(2), station(1), endpoint(1)).unwrap();
+    there_fdb.add_port(endpoint(1), FarPort { station: Some(station(1)), trunk: false, takes_partial: true }).unwrap();
+    let (offload, frame) = large_frame(station(2), station(1), 5000);
+    let mut host = Host::default();
+    here.transmit(now, &fdb, &offload, &frame, &mut host);
+    here.flush(&mut host);
+    assert_eq!((host.near.len(), host.near[0].0, host.far), (1, endpoint(2), 0));
+    let record = host.near.remove(0).1;
+
+    // Whole for a guest that takes it so, and cut for one that does not.
+    there.set_accepts(Accepts { checksum: true, tcp4: true, tcp6: true, ecn: true });
+    assert_eq!(taken(&mut there, &there_fdb, now, endpoint(1), &record), [(offload, frame.clone())]);
+    there.set_accepts(Accepts::default());
+    let pieces = taken(&mut there, &there_fdb, now, endpoint(1), &record);
+    assert!(
+        pieces.len() == 4 && pieces.iter().all(|(offload, piece)| *offload == Offload::default() && piece.len() <= 1414),
+        "{}",
+        pieces.len()
+    );
+
+    // Who speaks is known by the road: not as another station, not of another LAN, and not what does not fit.
+    assert_eq!(taken(&mut there, &there_fdb, now, endpoint(3), &record), []);
+    assert_eq!(there.counters().of(Reason::WireSource), 1);
+    let changed = |at: usize, byte: u8| {
+        let mut record = record.clone();
+        record[at] = byte;
+        record
+    };
+    for (wrong, reason) in [
+        (changed(16, 9), Reason::WireOtherLan),
+        (changed(0, 9), Reason::WireShort),
+        (changed(3, 1), Reason::WireOffload),
+        (changed(9, 0xff), Reason::WireOffload),
+        (record[..12].to_vec(), Reason::WireShort),
+    ] {
+        let before = there.counters().of(reason);
+        assert_eq!(taken(&mut there, &there_fdb, now, endpoint(1), &wrong), []);
+        assert_eq!(there.counters().of(reason), before + 1, "{reason:?}");
+    }
+
+    // Where the road has ended the network is taken, at once.
+    host.is_cut = true;
+    here.transmit(now, &fdb, &offload, &frame, &mut host);
+    here.flush(&mut host);
+    assert_eq!(host.far, 4);
+
+    // The old place of a guest that moved cuts what it sends on.
+    let mut relay = Relay::new(&config(2, true), endpoint(9), now + Duration::from_secs(5));
+    let mut wire = Host::default();
+    relay.handle(now, &there_fdb, &mut Inbound::near(endpoint(1), record.len()), &record, &mut wire);
+    assert_eq!((wire.far, relay.counters().relayed), (4, 1));
+}
+
+#[test]
+fn a_multicast_is_sent_to_whoever_asked_for_its_group() {
+    let start = Instant::now();
+    let mut fdb = Fdb::default();
+    (2..=3).for_each(|number| fdb.add(endpoint(1), station(number), endpoint(number)).unwrap());
+    let mut port = Port::new(config(1, false), Arc::default());
+    let mut others: Vec<_> = (2..=3_u8).map(|number| Port::new(config(number, false), Arc::default())).collect();
+    let packet = [0x45, 0, 0, 28, 0, 0, 0, 0, 8, 17, 0, 0, 10, 0, 0, 1, 239, 1, 2, 3, 0, 9, 0, 9, 0, 8, 0, 0];
+    let group = [&[1, 0, 0x5e, 1, 2, 3][..], &station(1).0, &[8, 0], &packet].concat();
+    let mut now = start;
+    // Each port speaks for its guest, and the guest of the third asks for the group.
+    for _ in 0..3 {
+        let mut outbox = Outbox { runs: Vec::new(), seals: None };
+        port.transmit(now, &fdb, &Offload::default(), &group, &mut outbox);
+        port.flush(&mut outbox);
+        assert_eq!(outbox.runs.iter().map(|(to, ..)| *to).collect::<Vec<_>>(), [endpoint(2), endpoint(3)], "{:?}", now - start);
+        for (number, other) in (2..).zip(&mut others) {
+            let mut others_fdb = Fdb::default();
+            others_fdb.add(endpoint(number), station(1), endpoint(1)).unwrap();
+            let mut outbox = Outbox { runs: Vec::new(), seals: None };
+            let hello = datagram_frame(station(1), station(number), 1, 50);
+            other.transmit(now, &others_fdb, &Offload::default(), &hello, &mut outbox);
+            other.tick(other.next_deadline().unwrap(), &others_fdb, &mut outbox);
+            if number == 3 {
+                let report = [
+                    &[1, 0, 0x5e, 0, 0, 22][..],
+                    &station(3).0,
+                    &[8, 0, 0x45, 0, 0, 36, 0, 0, 0x40, 0, 1, 2, 0, 0, 10, 0, 0, 3, 224, 0, 0, 22],
+                ]
+                .concat();
+                let report = [&report[..], &[0x22, 0, 0, 0, 0, 0, 0, 1, 4, 0, 0, 0, 239, 1, 2, 3]].concat();
+                other.transmit(now, &others_fdb, &Offload::default(), &report, &mut outbox);
+            }
+            other.flush(&mut outbox);
+            assert!(other.has_answer(), "its guest is asked");
+            while other.has_answer() {
+                assert!(other.next_frame(now, &others_fdb, &mut Inbound::empty(), &[]).is_some());
+            }
+            for (_, stride, bytes) in outbox.runs {
+                frames_of(&mut port, &mut None, now, &fdb, &Run { due: 0, from: endpoint(number), to: endpoint(1), stride, bytes });
+            }
+        }
+        now += Duration::from_secs(125);
+    }
+    let mut outbox = Outbox { runs: Vec::new(), seals: None };
+    port.transmit(now, &fdb, &Offload::default(), &group, &mut outbox);
+    port.flush(&mut outbox);
+    assert_eq!(outbox.runs.iter().map(|(to, ..)| *to).collect::<Vec<_>>(), [endpoint(3)]);
+    assert_eq!(port.counters().spared, 1);
+}
+
+/// A TSO frame, with the sum of its pseudo header.
+fn large_frame(to: MacAddr, from: MacAddr, payload: usize) -> (Offload, Vec<u8>) {
+    let total = (40 + payload) as u16;
+    let mut frame =
+        [&to.0[..], &from.0, &[8, 0, 0x45, 0], &total.to_be_bytes(), &[0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, from.0[5], 10, 0, 0, to.0[5]]]
+            .concat();
+    let sum = Sum::default().bytes(&frame[14..]).finish();
+    frame[24..26].copy_from_slice(&sum);
+    let pseudo = Sum::default().bytes(&frame[26..34]).word(6).word(20 + payload as u16).partial();
+    frame.extend([0x80, 1, 0x1f, 0x90, 0, 0, 0, 1, 0, 0, 0, 9, 0x50, 0x10, 1, 2]);
+    frame.extend(pseudo);
+    frame.extend([0; 2]);
+    frame.extend((0..payload).map(|at| at as u8));
+    let segmentation = Segmentation { kind: SegmentKind::Tcp4, ecn: false, header_bytes: 54, segment_bytes: 1360 };
+    (Offload { checksum: Checksum::Partial { start: 34, offset: 16 }, segmentation: Some(segmentation) }, frame)
 }

@@ -1,6 +1,7 @@
 //! Measures a LAN without guests: large TCP frames from one `LanPort` to another, each on its own thread in its own network namespace.
 //!
-//! Arguments: seconds, then for each side a network namespace (`-` for this one) and an address of it, then `seal` if frames are to be sealed, or `seal-sums` if their checksums are to be made all the same. A receiver acknowledges every few
+//! Arguments: seconds, then for each side a network namespace (`-` for this one) and an address of it, then `seal` if frames are to be sealed, `seal-sums` if their checksums are to be made all the same, or `near` for
+//! ports of one host with a road between them that is no network. A receiver acknowledges every few
 //! frames and a sender keeps 1 MiB under way, as a TCP connection would; nothing is lost on the way, and lost frames would end the run.
 
 #[expect(dead_code, reason = "the program uses all of it")]
@@ -9,24 +10,30 @@ mod lan;
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     sync::{Arc, Barrier, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use rebec_devices::net::FramePort;
+use rebec_devices::net::{FramePort, ReceivedFrame};
 use rebec_offload::{Accepts, Checksum, Offload, SegmentKind, Segmentation};
 use rebec_overlay::{FarPort, checksum::Sum};
 use rebec_vmm_api::{MacAddr, NetConfig, Peer, PortKey};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    net::{AddressFamily, SocketFlags, SocketType, socketpair, sockopt},
+};
 
-/// What becomes of the checksums of what is sealed.
+/// How frames travel, if not as they are.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Sums {
-    Left,
-    Made,
+enum How {
+    Sealed,
+    /// With their checksums.
+    SealedWithSums,
+    /// By the road of one host.
+    Near,
 }
 
 const SEGMENT_BYTES: usize = 1348;
@@ -40,27 +47,32 @@ const PORT: u16 = 4709;
 fn main() -> Result<()> {
     env_logger::init();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (ends_of, sealed) = match &arguments[..] {
-        [ends @ .., word] if word == "seal" => (ends, Some(Sums::Left)),
-        [ends @ .., word] if word == "seal-sums" => (ends, Some(Sums::Made)),
+    let (ends_of, how) = match &arguments[..] {
+        [ends @ .., word] if word == "seal" => (ends, Some(How::Sealed)),
+        [ends @ .., word] if word == "seal-sums" => (ends, Some(How::SealedWithSums)),
+        [ends @ .., word] if word == "near" => (ends, Some(How::Near)),
         ends => (ends, None),
     };
     let [seconds, from_space, from, to_space, to] = ends_of else {
-        bail!("arguments: SECONDS NAMESPACE ADDRESS NAMESPACE ADDRESS [seal|seal-sums]")
+        bail!("arguments: SECONDS NAMESPACE ADDRESS NAMESPACE ADDRESS [seal|seal-sums|near]")
     };
     let time = Duration::from_secs_f64(seconds.parse().context("seconds")?);
     let ends = [SocketAddrV4::new(from.parse().context("address")?, PORT), SocketAddrV4::new(to.parse().context("address")?, PORT + 1)];
     let ready = Arc::new(Barrier::new(2));
+    let (road, other_road) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    for end in [&road, &other_road] {
+        sockopt::set_socket_send_buffer_size(end, 1 << 20)?;
+    }
     let ((tell_sender, of_receiver), (tell_receiver, of_sender)) = (mpsc::channel(), mpsc::channel());
     let receiver = {
         let (space, ready) = (to_space.clone(), ready.clone());
         thread::spawn(move || -> Result<f64> {
-            let port = attach(&space, ends, 1, sealed, &tell_sender, &of_sender)?;
+            let port = attach(&space, ends, 1, how, other_road, &tell_sender, &of_sender)?;
             ready.wait();
             receive(port, time)
         })
     };
-    let sender = attach(from_space, ends, 0, sealed, &tell_receiver, &of_receiver)?;
+    let sender = attach(from_space, ends, 0, how, road, &tell_receiver, &of_receiver)?;
     ready.wait();
     let sent = send(sender, time)?;
     let received = receiver.join().map_err(|_panic| anyhow::anyhow!("the receiver panicked"))??;
@@ -72,7 +84,8 @@ fn attach(
     space: &str,
     ends: [SocketAddrV4; 2],
     own: usize,
-    sealed: Option<Sums>,
+    how: Option<How>,
+    road: OwnedFd,
     tell: &mpsc::Sender<PortKey>,
     other: &mpsc::Receiver<PortKey>,
 ) -> Result<lan::LanPort> {
@@ -88,7 +101,7 @@ fn attach(
         socket: None,
         lease: None,
         peers,
-        sealed: sealed.is_some(),
+        sealed: how.is_some(),
         mtu: None,
         trunk: false,
         domain: None,
@@ -101,8 +114,11 @@ fn attach(
         lan.peer_key_add(
             ends[1 - own],
             other.recv()?,
-            FarPort { station: Some(MACS[1 - own]), trunk: false, takes_partial: sealed == Some(Sums::Left) },
+            FarPort { station: Some(MACS[1 - own]), trunk: false, takes_partial: how != Some(How::SealedWithSums) },
         )?;
+    }
+    if how == Some(How::Near) {
+        lan.road_add(ends[1 - own], road)?;
     }
     let mut port = lan.port()?;
     port.set_accepts(Accepts { checksum: true, tcp4: true, tcp6: true, ecn: true });
@@ -131,7 +147,7 @@ fn send(mut port: lan::LanPort, time: Duration) -> Result<f64> {
         port.flush()?;
         wait(&port, time.saturating_sub(start.elapsed()) + Duration::from_millis(1))?;
         while let Some(received) = port.receive()? {
-            let sequence = u32::from_be_bytes(received.frame[42..46].try_into()?);
+            let sequence = u32::from_be_bytes(head(&received)[42..46].try_into()?);
             acknowledged += sequence.wrapping_sub(acknowledged as u32) as usize;
         }
     }
@@ -145,7 +161,7 @@ fn receive(mut port: lan::LanPort, time: Duration) -> Result<f64> {
     while start.elapsed() < time {
         wait(&port, time.saturating_sub(start.elapsed()) + Duration::from_millis(1))?;
         while let Some(received) = port.receive()? {
-            let sequence = u32::from_be_bytes(received.frame[38..42].try_into()?);
+            let sequence = u32::from_be_bytes(head(&received)[38..42].try_into()?);
             if sequence != got as u32 {
                 bail!("a frame was lost: sequence {sequence}, expected {}", got as u32);
             }
@@ -162,6 +178,11 @@ fn receive(mut port: lan::LanPort, time: Duration) -> Result<f64> {
     }
     eprintln!("{} bytes a received frame", got / frames.max(1));
     Ok(gbit_s(got, start.elapsed()))
+}
+
+/// The headers of a frame always lie together.
+fn head<'a>(received: &ReceivedFrame<'a>) -> &'a [u8] {
+    received.frame.iter().find(|piece| !piece.is_empty()).unwrap_or_default()
 }
 
 fn wait(port: &lan::LanPort, longest: Duration) -> Result<()> {

@@ -57,7 +57,7 @@ fn main() -> Result<()> {
             idle = false;
             out.clear();
             out.extend_from_slice(&header::to_bytes(&received.offload, 1));
-            out.extend_from_slice(received.frame);
+            received.frame.iter().for_each(|piece| out.extend_from_slice(piece));
             if let Err(error) = tap.write(&out) {
                 eprintln!("to the tap: {} bytes, {:?}: {error}", received.frame.len(), received.offload);
             }

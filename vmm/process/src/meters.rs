@@ -94,6 +94,9 @@ fn of_ports(lans: &[Lan]) -> Vec<Family> {
     let mut datagrams = Family::counter("rebec_vm_port_datagrams_total", "Datagrams of a port on the network of its host.");
     let mut answered = Family::counter("rebec_vm_port_answers_total", "Questions (ARP, ND, DHCP, DNS) that a port answered itself.");
     let mut flooded = Family::counter("rebec_vm_port_flooded_frames_total", "Frames that a port sent to all stations of its LAN.");
+    let mut near = Family::counter("rebec_vm_port_near_frames_total", "Frames to and from ports of the same host that crossed no network.");
+    let help = "Copies of multicasts that were not sent, as nobody there asked for the group.";
+    let mut spared = Family::counter("rebec_vm_port_spared_copies_total", help);
     let mut relayed = Family::counter("rebec_vm_port_relayed_frames_total", "Late frames passed on to where the VM has moved.");
     let mut dropped =
         Family::counter("rebec_vm_port_dropped_frames_total", "Frames that a port dropped, by why; a reason not listed had none.");
@@ -107,6 +110,8 @@ fn of_ports(lans: &[Lan]) -> Vec<Family> {
         }
         answered.add(&of, counters.answered as f64);
         flooded.add(&of, counters.flooded as f64);
+        near.add(&of, counters.near as f64);
+        spared.add(&of, counters.spared as f64);
         relayed.add(&of, counters.relayed as f64);
         // Whoever answers has a line for all, and many NICs may lose frames in all ways.
         let mut others = 0;
@@ -121,5 +126,5 @@ fn of_ports(lans: &[Lan]) -> Vec<Family> {
             dropped.add(&[("nic", &nic), ("reason", "others")], others as f64);
         }
     }
-    vec![frames, datagrams, answered, flooded, relayed, dropped]
+    vec![frames, datagrams, answered, flooded, near, spared, relayed, dropped]
 }

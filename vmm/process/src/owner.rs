@@ -17,6 +17,7 @@ use std::{
         Arc,
         mpsc::{Receiver, SendError, SyncSender},
     },
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -25,7 +26,7 @@ use rebec_migrate::Record;
 use rebec_overlay::{FarPort, FdbError};
 use rebec_vmm_api::{
     MacAddr, Peer,
-    control::{Answer, Command, ControlError, CpuStatus, ErrorCode, MigrateOptions, ResponseBody, Status, VmState},
+    control::{Answer, Capture, Command, ControlError, CpuStatus, ErrorCode, MigrateOptions, ResponseBody, Status, VmState},
     dns_name,
     metrics::Family,
     report::Outcome,
@@ -37,7 +38,7 @@ use crate::{
     departure::{self, Departed, Departure},
     event::Event,
     held::Held,
-    lan::{Lan, PeerKeyError, told},
+    lan::{Lan, PeerKeyError, Tap, told},
     lease::Lease,
     lending::Lending,
     limits::Limits,
@@ -344,6 +345,16 @@ impl Owner {
             Command::PeerKey { net, endpoint, key, station, trunk, takes_partial } => {
                 self.edit_keys(net, |lan| lan.peer_key_add(endpoint, key, FarPort { station, trunk, takes_partial }))
             }
+            Command::Near { net, endpoint } => self.edit_port(net, descriptors, |lan, socket| Ok(lan.road_add(endpoint, socket)?)),
+            Command::LanRate { net, bits } => self.edit_fdb(Some(net), |lan| {
+                lan.limit(bits);
+                Ok(())
+            }),
+            Command::Capture(capture) => self.edit_port(capture.net, descriptors, |lan, socket| {
+                let until = Instant::now() + Duration::from_secs(capture.seconds.min(Capture::SECONDS_MAX).into());
+                lan.tap(Tap::begin(socket, &capture.name, &capture.filter, capture.bytes_max, until)?)?;
+                Ok(())
+            }),
             Command::Talk => Ok(Answer::Talk(told::net_talk(&self.lans))),
             Command::Metrics => Ok(Answer::Metrics(self.metrics())),
             Command::PeerKeyRemove { net, endpoint } => self.edit_keys(net, |lan| lan.peer_key_remove(endpoint)),
@@ -395,6 +406,18 @@ impl Owner {
     fn edit_keys(&self, net: MacAddr, edit: impl FnOnce(&Lan) -> Result<(), PeerKeyError>) -> Result<Answer, ControlError> {
         let lan = self.lans.iter().find(|lan| lan.mac() == net).ok_or_else(|| failed(format!("net {net}: this VM has none")))?;
         edit(lan).map(|()| Answer::Done).map_err(|error| failed(format!("net {net}: {error}")))
+    }
+
+    /// Gives a port what came with a request.
+    fn edit_port(
+        &self,
+        net: MacAddr,
+        descriptors: Vec<OwnedFd>,
+        edit: impl FnOnce(&Lan, OwnedFd) -> Result<()>,
+    ) -> Result<Answer, ControlError> {
+        let lan = self.lans.iter().find(|lan| lan.mac() == net).ok_or_else(|| failed(format!("net {net}: this VM has none")))?;
+        let socket = descriptors.into_iter().next().ok_or_else(|| failed(format!("net {net}: no socket came with the request")))?;
+        edit(lan, socket).map(|()| Answer::Done).map_err(|error| failed(format!("net {net}: {error:#}")))
     }
 
     fn pause(&mut self) -> Result<Answer, ControlError> {

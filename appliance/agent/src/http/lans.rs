@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::{Extension, State};
 use rebec_api::{
     ApiError, ErrorCode,
-    lan::{LanInfo, NarrowPath, NewLan},
+    lan::{LanInfo, NarrowPath, NewLan, SetLan},
 };
 use rebec_book::{
     Body,
@@ -24,6 +24,7 @@ use crate::{
     agent::Agent,
     chance::{now_s, random},
     names,
+    orders::addresses,
     vm::paths,
 };
 
@@ -91,10 +92,27 @@ pub async fn create(State(agent): State<Arc<Agent>>, Json(new): Json<NewLan>) ->
         created: now_s(),
         domains,
         sealed: Some(!new.unsealed),
+        port_bits: None,
     };
     body.leases.extend(lan::next_lease(&body, agent.knowledge.key(), u64::from_be_bytes(random())));
     let id = bound_id(&agent.knowledge.key(), &nonce);
     agent.knowledge.publish(Kind::LAN, id, Some(Body::Lan(body.into())))?;
+    Ok(axum::Json(find(&agent, id)?))
+}
+
+/// `POST /v1/lans/{name}/set`
+pub async fn set(State(agent): State<Arc<Agent>>, Extension(granted): Extension<Granted>, Json(wish): Json<SetLan>) -> Answer<LanInfo> {
+    let id = granted.about().ok_or_else(gone)?;
+    let home = agent.knowledge.pool(|book| book.thing(Kind::LAN, id).map(|thing| thing.home))?.ok_or_else(gone)?;
+    if home != agent.knowledge.key() {
+        let host = agent.knowledge.name_of(&home);
+        return Err(ApiError::new(ErrorCode::Forbidden, format!("this LAN was created on host {host}; change it there")).into());
+    }
+    addresses::edit(&agent.orders, id, |body| {
+        if let Some(bits) = wish.port_bits {
+            body.port_bits = Some(bits).filter(|bits| *bits > 0);
+        }
+    })?;
     Ok(axum::Json(find(&agent, id)?))
 }
 

@@ -4,6 +4,7 @@
 pub mod answer;
 pub mod audit;
 pub mod bundle;
+pub mod capture;
 pub mod disks;
 pub mod forward;
 pub mod hosts;

@@ -204,6 +204,7 @@ pub fn lans(book: &Book) -> Vec<LanInfo> {
             range: format!("{}/{}", lan.body.network, lan.body.prefix),
             mtu: lan.body.mtu,
             sealed: lan.body.sealed == Some(true),
+            port_bits: lan.body.port_bits,
             home: names.host(&lan.home),
             parts: parts(book, &names, &lan),
             ports,

@@ -5,7 +5,7 @@ use rebec_api::{
     host::{DeclareDead, DrainHost, HostInfo, RoadInfo, SetRole},
     image::{ImageInfo, NewImage, Part},
     job::Job,
-    lan::{LanInfo, NewLan, VmTraffic},
+    lan::{LanInfo, NewLan, SetLan, VmTraffic},
     pool::{DomainInfo, DomainKey, InitPool, Invitation, Invite, Invited, JoinPool, PoolStatus},
     token::{CreatedToken, NewToken, Token},
     trade::{AccountLine, ContractInfo, Demand, NewContract, PlanInfo, PolicyInfo, Proposed, RecallContract, SetPolicy, VmWhy},
@@ -19,12 +19,13 @@ use utoipa::openapi::{
 };
 
 use super::{
-    audit, bundle, disks, hosts, images, jobs, lans, metrics,
+    audit, bundle, capture, disks, hosts, images, jobs, lans, metrics,
     openapi::{self, Row, row},
     pools, roads, set, streams, tokens, trade, traffic, users, vms,
 };
 
 const TEXT: &str = "text/plain; charset=utf-8";
+const PCAPNG: &str = "application/x-pcapng";
 const TAR: &str = "application/x-tar";
 const EVENTS: &str = "text/event-stream";
 
@@ -100,6 +101,10 @@ fn thing_rows() -> Vec<Row> {
         row(Command::LanList, Get, "/v1/lans", "LANs of the pool", lans::list).lists::<LanInfo>(),
         row(Command::LanCreate, Post, "/v1/lans", "Make a LAN", lans::create).takes::<NewLan>().answers::<LanInfo>(),
         row(Command::LanShow, Get, "/v1/lans/{name}", "One LAN and its ports", lans::show).about(Kind::LAN).answers::<LanInfo>(),
+        row(Command::LanSet, Post, "/v1/lans/{name}/set", "Change what a LAN's ports may pass", lans::set)
+            .about(Kind::LAN)
+            .takes::<SetLan>()
+            .answers::<LanInfo>(),
         row(Command::LanRemove, Delete, "/v1/lans/{name}", "Remove a LAN that no VM is on", lans::remove).about(Kind::LAN),
     ]
 }
@@ -149,6 +154,13 @@ fn vm_rows() -> Vec<Row> {
         row(Command::VmTraffic, Get, "/v1/vms/{name}/traffic", "Whom a VM talks to on its LANs, lately", traffic::show)
             .about(Kind::VM)
             .answers::<VmTraffic>(),
+        row(Command::VmCapture, Get, "/v1/vms/{name}/capture", "What passes a port of a VM from now on, as pcapng", capture::show)
+            .about(Kind::VM)
+            .query("net", "The NIC, by its MAC; the first where none is said", Type::String)
+            .query("filter", "Which frames, as in `tcp and port 80`; all where nothing is said", Type::String)
+            .query("seconds", "For how long; 60 where nothing is said", Type::Integer)
+            .query("max_bytes", "How much at most; 64 MiB where nothing is said", Type::Integer)
+            .streams(PCAPNG),
         row(Command::VmLogs, Get, "/v1/vms/{name}/logs", "The console's text", streams::logs)
             .about(Kind::VM)
             .query("tail", "Only the last bytes, this many", Type::Integer)

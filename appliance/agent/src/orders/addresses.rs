@@ -78,6 +78,15 @@ pub fn grant(orders: &Orders, granted: Granted) -> Result<(), ApiError> {
     }
 }
 
+/// Changes the record of a LAN that is at home here; parts of its range are handed out and taken back meanwhile.
+pub fn edit(orders: &Orders, id: Id, change: impl FnOnce(&mut LanBody)) -> Result<(), ApiError> {
+    let _alone = lock(&orders.grants);
+    let body = orders.knowledge.pool(|book| lan_body(book.get(Kind::LAN, id, orders.knowledge.key())))?;
+    let mut body = body.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("LAN {} is not at home here", id.short())))?;
+    change(&mut body);
+    orders.knowledge.publish(Kind::LAN, id, Some(Body::Lan(body.into())))
+}
+
 fn hand_out(orders: &Orders, id: Id, host: Key) -> Result<(), ApiError> {
     let _alone = lock(&orders.grants);
     let body = orders.knowledge.pool(|book| lan_body(book.get(Kind::LAN, id, orders.knowledge.key())))?;

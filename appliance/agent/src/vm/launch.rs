@@ -1,6 +1,7 @@
 //! Starts the VMM of a VM of this host with what the pool knows of its neighbours and its lease: from its kernel, or to wait for what arrives.
 
 use std::{
+    collections::BTreeMap,
     net::{SocketAddrV4, UdpSocket},
     os::unix::net::UnixStream,
     sync::Arc,
@@ -42,6 +43,7 @@ pub async fn start(vms: &Vms, vm: &LocalVm, how: Beginning, ports: Ports) -> Res
     vm.console.started();
     vm.fdb(|fdb| *fdb = stations.into_iter().take(STATIONS_MAX).collect());
     vm.keys_told(ports::Told::clear);
+    vm.rates_told(BTreeMap::clear);
     if kept.body.nics.iter().any(NicBody::is_sealed) {
         vm.ports_have(&vm.talk(|control| control.status()).await?);
         ports::tell(vm).await?;

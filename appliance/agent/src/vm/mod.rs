@@ -25,6 +25,7 @@ pub mod look;
 pub mod outcast;
 pub mod paths;
 pub mod ports;
+mod roads;
 pub mod room;
 pub mod start;
 pub mod stop;
@@ -53,7 +54,10 @@ use rebec_host::{
     traffic::Traffic,
 };
 pub use rebec_host::{kept::Kept, life::Want};
-use rebec_vmm_api::control::{Command, Status};
+use rebec_vmm_api::{
+    MacAddr,
+    control::{Command, Status},
+};
 use tokio::sync::{Notify, watch as changes};
 
 use self::control::Control;
@@ -137,6 +141,8 @@ struct Inner {
     port_keys: Vec<Option<Key>>,
     /// Whose keys its ports were told.
     keys_told: ports::Told,
+    /// What its ports were told that their LANs let through.
+    rates_told: BTreeMap<MacAddr, u64>,
     /// Why its ports do not leave from where this host is reached, if so.
     stranded: Option<String>,
     /// Whom it talks to.
@@ -175,14 +181,26 @@ impl LocalVm {
             keys: None,
             ahead: None,
         };
-        let (fdb, port_keys, keys_told, stranded, traffic, work) = Default::default();
+        let (fdb, port_keys, keys_told, rates_told, stranded, traffic, work) = Default::default();
         Self {
             knowledge,
             folder,
             console,
             living: Mutex::default(),
             keeping: Mutex::default(),
-            inner: Mutex::new(Inner { kept, seen, fdb, port_keys, keys_told, stranded, traffic, lease_ends: Duration::ZERO, life, work }),
+            inner: Mutex::new(Inner {
+                kept,
+                seen,
+                fdb,
+                port_keys,
+                keys_told,
+                rates_told,
+                stranded,
+                traffic,
+                lease_ends: Duration::ZERO,
+                life,
+                work,
+            }),
             woken: Notify::new(),
             changed: changes::Sender::new(()),
         }
@@ -454,6 +472,11 @@ impl LocalVm {
     /// Whose keys its ports were told.
     pub fn keys_told<T>(&self, change: impl FnOnce(&mut ports::Told) -> T) -> T {
         change(&mut lock(&self.inner).keys_told)
+    }
+
+    /// What its ports were told that their LANs let through.
+    pub fn rates_told<T>(&self, change: impl FnOnce(&mut BTreeMap<MacAddr, u64>) -> T) -> T {
+        change(&mut lock(&self.inner).rates_told)
     }
 
     /// Whom it talks to.

@@ -17,7 +17,7 @@ use rebec_host::life::Life;
 pub use rebec_host::process::{Place, Stations};
 use rebec_vmm_api::{MacAddr, PortKey, control::Command, dns_name};
 
-use super::{LocalVm, Vms};
+use super::{LocalVm, Vms, roads::Roads};
 use crate::knowledge::Knowledge;
 
 /// Changes of the book that come this close together are carried out as one.
@@ -115,7 +115,7 @@ fn keys(ports: &[Port<'_>], own_endpoints: &[SocketAddrV4], own_keys: &[Option<K
 
 /// Keeps every VMM of this host informed.
 pub async fn run(vms: Arc<Vms>) {
-    let mut changed = vms.knowledge.watch();
+    let (mut changed, mut roads) = (vms.knowledge.watch(), Roads::default());
     loop {
         tokio::time::sleep(SETTLE).await;
         changed.mark_unchanged();
@@ -130,6 +130,7 @@ pub async fn run(vms: Arc<Vms>) {
                 log::debug!("vm {}: forwarding entries: {error:#}", vm.name());
             }
         }
+        all_told &= roads.make(&vms).await;
         if all_told {
             if changed.changed().await.is_err() {
                 return;
@@ -152,6 +153,7 @@ pub async fn tell(vm: &LocalVm) -> Result<()> {
     });
     let (wanted, keys) = wanted.unwrap_or_default();
     tell_keys(vm, keys).await?;
+    tell_rates(vm, &kept.body).await;
     let told = vm.fdb(|fdb| fdb.clone());
     let news = wanted.iter().filter(|(mac, place)| told.get(mac) != Some(place));
     let news = news.map(|((net, mac), place)| {
@@ -166,6 +168,26 @@ pub async fn tell(vm: &LocalVm) -> Result<()> {
     vm.talk(move |control| commands.into_iter().try_for_each(|command| control.tell(command))).await?;
     vm.fdb(|fdb| *fdb = wanted);
     Ok(())
+}
+
+/// What each LAN lets through. A VMM of an earlier version lets everything through, and is not asked again.
+async fn tell_rates(vm: &LocalVm, body: &VmBody) {
+    let wanted = vm.knowledge.read(|book| {
+        let bits = |lan| {
+            let home = book.thing(Kind::LAN, lan)?.home;
+            if let Some(Body::Lan(body)) = book.get(Kind::LAN, lan, home) { body.port_bits } else { None }
+        };
+        body.nics.iter().map(|nic| (MacAddr(nic.mac), bits(nic.lan).unwrap_or_default())).collect::<Vec<_>>()
+    });
+    for (net, bits) in wanted.unwrap_or_default() {
+        if vm.rates_told(|told| told.get(&net).copied()) == Some(bits) {
+            continue;
+        }
+        if let Err(error) = vm.talk(move |control| control.tell(Command::LanRate { net, bits })).await {
+            log::debug!("vm {}: what its LAN lets through: {error:#}", vm.name());
+        }
+        vm.rates_told(|told| told.insert(net, bits));
+    }
 }
 
 /// Keys go before the entries that need them, and stay for a while after: late frames come from where a VM was.

@@ -121,6 +121,7 @@ fn book_of(role: Role) -> Book {
         created: 0,
         domains: vec![],
         sealed: None,
+        port_bits: None,
     };
     writer.write(Kind::LAN, bound_id(&key(ASKED), &nonce(1)), ASKED, Body::Lan(lan.into()));
     writer.1

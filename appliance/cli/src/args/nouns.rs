@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use rebec_api::{audit::AuditMark, host::HostRole, token::Role};
+use rebec_vmm_api::{DiskSize, PerSecond};
 
 use super::values::{HostKey, Span, TextFrom};
 
@@ -226,11 +227,40 @@ pub enum LanCommand {
         #[arg(long, value_name = "FILE", requires = "matrix")]
         svg: Option<PathBuf>,
     },
+    /// Change a LAN, at the host that created it
+    Set {
+        /// The LAN
+        name: String,
+        /// Most bits a second of each of its ports, each way, as in 200M, or none
+        #[arg(long, value_name = "RATE")]
+        rate: PerSecond,
+    },
+    /// Write what passes the ports of a LAN, or of one VM, into a file for packet dissectors, before it is sealed and after it was opened
+    Capture(CaptureOptions),
     /// Remove a LAN
     Rm {
         /// The LAN
         name: String,
     },
+}
+
+/// `rebec lan capture`
+#[derive(Args, Debug)]
+pub struct CaptureOptions {
+    /// The LAN, or a VM
+    pub name: String,
+    /// The file; `-` for standard output
+    #[arg(long, value_name = "FILE.pcapng")]
+    pub out: PathBuf,
+    /// Which frames, as in `tcp and port 80 and not host 10.5.0.9` [default: all]
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    pub filter: String,
+    /// For how long, a day at most
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub seconds: u32,
+    /// How long the file becomes at most, as in 100M
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    pub max_bytes: DiskSize,
 }
 
 /// `rebec token ...`

@@ -1,8 +1,11 @@
 //! `rebec lan`.
 
-use rebec_api::lan::{LanInfo, NewLan, VmTraffic};
+use rebec_api::lan::{LanInfo, NewLan, SetLan, VmTraffic};
 
-use super::session::{Session, parse};
+use super::{
+    capture,
+    session::{Session, parse},
+};
 use crate::{
     args::LanCommand,
     client::path,
@@ -37,6 +40,15 @@ pub async fn run(session: &Session, command: LanCommand) -> Result<(), Failure> 
             session.show(&matrix, matrix::text)
         }
         LanCommand::Show { name, .. } => session.show(&client.get::<LanInfo>(&path(&["lans", &name])).await?, shows::lan),
+        LanCommand::Set { name, rate } => {
+            let wish = SetLan { port_bits: Some(rate.0) };
+            let lan: LanInfo = parse(session.settle(client.post(&path(&["lans", &name, "set"]), &wish).await?).await?)?;
+            session.tell(&lan, |lan| match lan.port_bits {
+                Some(bits) => format!("lan {}: each port passes at most {} kbit/s each way", lan.name, bits / 1000),
+                None => format!("lan {}: its ports pass as much as goes", lan.name),
+            })
+        }
+        LanCommand::Capture(options) => capture::run(session, options).await,
         LanCommand::Rm { name } => session.finish(client.delete(&path(&["lans", &name])).await?, &format!("lan {name} is removed")).await,
     }
 }

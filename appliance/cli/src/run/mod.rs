@@ -1,6 +1,7 @@
 //! Carries out command lines: one file per noun. Each asks the agent, and prints what it answered.
 
 mod audit;
+mod capture;
 mod console;
 mod forward;
 mod host;

@@ -84,6 +84,7 @@ pub fn lan() -> LanInfo {
         range: "10.5.0.0/24".into(),
         mtu: 1400,
         sealed: true,
+        port_bits: None,
         home: "a1".into(),
         domains: vec![],
         parts: vec![RangeInfo { host: "a1".into(), first: "10.5.0.8".parse().unwrap(), last: "10.5.0.11".parse().unwrap(), used: 1 }],

@@ -143,7 +143,8 @@ pub fn pool(status: &PoolStatus) -> String {
 
 /// `lan show`: the LAN, and as tables whose its addresses are and its ports.
 pub fn lan(lan: &LanInfo) -> String {
-    let mut text = pairs(&[
+    let rate = lan.port_bits.map(|bits| ("rate", format!("{} kbit/s a port and way", bits / 1000)));
+    let mut lines = vec![
         ("name", lan.name.clone()),
         ("range", lan.range.clone()),
         ("vni", lan.vni.to_string()),
@@ -152,7 +153,9 @@ pub fn lan(lan: &LanInfo) -> String {
         ("home", lan.home.clone()),
         ("id", lan.id.clone()),
         ("ports", count(lan.ports.len().try_into().unwrap_or(u64::MAX), "port")),
-    ]);
+    ];
+    lines.extend(rate);
+    let mut text = pairs(&lines);
     if !lan.parts.is_empty() {
         text.push('\n');
         text.push_str(&parts(&lan.parts));

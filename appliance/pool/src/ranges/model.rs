@@ -86,6 +86,7 @@ fn body(leases: &[Lease]) -> LanBody {
         created: 0,
         domains: vec![],
         sealed: None,
+        port_bits: None,
     }
 }
 

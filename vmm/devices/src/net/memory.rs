@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rebec_offload::{Accepts, Offload};
+use rebec_offload::{Accepts, FrameBytes, Offload};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::{FramePort, ReceivedFrame};
@@ -99,7 +99,7 @@ impl FramePort for MemoryPort {
             return Ok(None);
         };
         self.lent = frame;
-        Ok(Some(ReceivedFrame { offload, frame: &self.lent }))
+        Ok(Some(ReceivedFrame { offload, frame: FrameBytes::whole(&self.lent) }))
     }
 
     fn has_answer(&self) -> bool {

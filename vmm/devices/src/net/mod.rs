@@ -31,11 +31,11 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
 };
 
-use crate::limit::{Limit, Rate};
+use crate::limit::Rate;
 use crate::virtio::{DeviceKind, QueueEnvironment, QueueSetup, QueueState, StartError, VirtioDevice, worker::Worker};
 pub use counters::NetCounters;
 pub use header::HEADER_BYTES;
-use pair::{EachWay, Pair, Station};
+use pair::{EachWay, Limits, Pair, Station};
 pub use port::{FramePort, ReceivedFrame};
 use saved::SavedNet;
 
@@ -96,10 +96,10 @@ impl NetDevice {
         Self { mac, mtu, config, counters, state }
     }
 
-    /// The same card that lets no more than this through a second, each way. Before its queues are started.
-    pub fn limited(mut self, rate: &Arc<Rate>) -> Self {
+    /// The same card that lets no more through a second than each of these rates, each way: its VM's and its LAN's. Before its queues are started.
+    pub fn limited(mut self, rates: [&Arc<Rate>; 2]) -> Self {
         if let State::Stopped(station) = &mut self.state {
-            *station.limits = EachWay { rx: Limit::new(Arc::clone(rate)), tx: Limit::new(Arc::clone(rate)) };
+            *station.limits = EachWay { rx: Limits::new(rates), tx: Limits::new(rates) };
         }
         self
     }

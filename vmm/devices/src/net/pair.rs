@@ -15,7 +15,7 @@ use super::{
     rx::{Held, RxProgress, RxQueue},
     tx::{TxProgress, TxQueue},
 };
-use crate::limit::Limit;
+use crate::limit::{Limit, Rate};
 use crate::virtio::{
     QueueEnvironment, QueueSetup, QueueState, Signals, StartError,
     ring::{Broken, Ring},
@@ -40,8 +40,29 @@ pub(super) struct Station {
 /// What may pass a second.
 #[derive(Debug, Default)]
 pub(super) struct EachWay {
-    pub(super) rx: Limit,
-    pub(super) tx: Limit,
+    pub(super) rx: Limits,
+    pub(super) tx: Limits,
+}
+
+/// Of the VM and of the LAN: what both let through.
+#[derive(Debug, Default)]
+pub(super) struct Limits([Limit; 2]);
+
+impl Limits {
+    pub(super) fn new(rates: [&Arc<Rate>; 2]) -> Self {
+        Self(rates.map(|rate| Limit::new(Arc::clone(rate))))
+    }
+
+    /// When to ask again; none, when something may pass now.
+    pub(super) fn not_before(&mut self) -> Option<Instant> {
+        let [one, other] = &mut self.0;
+        one.not_before().max(other.not_before())
+    }
+
+    /// Something has passed.
+    pub(super) fn took(&mut self, bytes: u64) {
+        self.0.iter_mut().for_each(|limit| limit.took(bytes));
+    }
 }
 
 /// What the thread works with.
@@ -185,5 +206,26 @@ impl Pair {
             self.station.flush();
         }
         self.station.port.next_deadline()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limit::PerSecond;
+
+    #[test]
+    fn the_slower_of_vm_and_lan_counts() {
+        let rates = [0, 1].map(|_| Arc::new(Rate::default()));
+        let mut limits = Limits::new([&rates[0], &rates[1]]);
+        limits.took(1 << 20);
+        assert_eq!(limits.not_before(), None);
+        for slow in [0, 1] {
+            rates[slow].set(PerSecond { requests: 0, bytes: 1000 });
+            limits.took(1 << 20);
+            assert!(limits.not_before().is_some(), "rate {slow}");
+            rates[slow].set(PerSecond::default());
+            assert_eq!(limits.not_before(), None);
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{io, os::fd::BorrowedFd, time::Instant};
 
-use rebec_offload::{Accepts, Offload};
+use rebec_offload::{Accepts, FrameBytes, Offload};
 
 /// A frame for the guest, lent by the port until the next call.
 #[derive(Debug)]
@@ -13,7 +13,7 @@ pub struct ReceivedFrame<'a> {
     /// What is left undone in it.
     pub offload: Offload,
     /// From the Ethernet header on, at most [`rebec_offload::FRAME_BYTES_MAX`] bytes; longer ones are dropped and counted.
-    pub frame: &'a [u8],
+    pub frame: FrameBytes<'a>,
 }
 
 /// Carries a card's frames.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use rebec_offload::{FRAME_BYTES_MAX, Offload};
+use rebec_offload::{FRAME_BYTES_MAX, FrameBytes, Offload};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
@@ -109,7 +109,7 @@ impl RxQueue {
         }
         let Station { port, held, counters, limits, .. } = station;
         if held.full {
-            let placed = self.place(&held.offload, &held.frame)?;
+            let placed = self.place(&held.offload, FrameBytes::whole(&held.frame))?;
             held.full = matches!(placed, Placed::Wait);
             return Ok(settle(&placed, counters, held.frame.len()));
         }
@@ -127,7 +127,7 @@ impl RxQueue {
         if matches!(placed, Placed::Wait) {
             held.offload = received.offload;
             held.frame.clear();
-            held.frame.extend_from_slice(received.frame);
+            received.frame.iter().for_each(|piece| held.frame.extend_from_slice(piece));
             held.full = true;
             add(&counters.rx_waits, 1);
         }
@@ -135,12 +135,12 @@ impl RxQueue {
     }
 
     /// Copies a frame into buffers and returns them, all at once.
-    fn place(&mut self, offload: &Offload, frame: &[u8]) -> Result<Placed, Broken> {
+    fn place(&mut self, offload: &Offload, frame: FrameBytes<'_>) -> Result<Placed, Broken> {
         if frame.len() > FRAME_BYTES_MAX {
             return Ok(Placed::Never);
         }
         self.used.clear();
-        let mut rest = frame;
+        let (mut left, mut pieces, mut piece) = (frame.len(), frame.iter(), &[][..]);
         loop {
             let first = self.used.is_empty();
             let chain = if first { &mut self.first } else { &mut self.next };
@@ -155,10 +155,21 @@ impl RxQueue {
             if first && writer.skip(HEADER_BYTES as u64) < HEADER_BYTES as u64 {
                 return Err(Broken::Request("a receive buffer smaller than its header"));
             }
-            let written = writer.write(rest);
-            rest = &rest[written..];
+            let mut written = 0;
+            while left > 0 {
+                if piece.is_empty() {
+                    let Some(next) = pieces.next() else { break };
+                    piece = next;
+                }
+                let count = writer.write(piece);
+                (piece, left, written) = (&piece[count..], left - count, written + count);
+                // The buffer is full, or this piece is done.
+                if !piece.is_empty() {
+                    break;
+                }
+            }
             self.used.push((chain.head(), (written + if first { HEADER_BYTES } else { 0 }) as u32));
-            if rest.is_empty() {
+            if left == 0 {
                 break;
             }
             if !self.mergeable {

@@ -6,7 +6,10 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use rebec_vmm_api::{CPU_WEIGHT_MAX, CpuQuota, DiskSize, MacAddr, PerSecond, PortKey, control::MigrateOptions};
+use rebec_vmm_api::{
+    CPU_WEIGHT_MAX, CpuQuota, DiskSize, MacAddr, PerSecond, PortKey,
+    control::{Capture, MigrateOptions},
+};
 
 /// Options of `ctl`.
 #[derive(Args, Debug)]
@@ -123,6 +126,42 @@ pub enum CtlRequest {
         /// The other port's endpoint
         #[arg(value_name = "IP:PORT")]
         endpoint: SocketAddrV4,
+    },
+    /// Give two ports of this host a road that is no network: frames between them are neither cut nor sealed
+    Near {
+        /// The NIC whose port it is
+        #[arg(value_name = "NET-MAC")]
+        net: MacAddr,
+        /// Its endpoint, as the other port knows it
+        #[arg(value_name = "IP:PORT")]
+        endpoint: SocketAddrV4,
+        /// The control socket of the other port's VM
+        #[arg(value_name = "OTHER-SOCKET")]
+        other: PathBuf,
+        /// The NIC whose port that is
+        #[arg(value_name = "OTHER-NET-MAC")]
+        other_net: MacAddr,
+        /// Its endpoint, as this port knows it
+        #[arg(value_name = "OTHER-IP:PORT")]
+        other_endpoint: SocketAddrV4,
+    },
+    /// Write what passes a port as pcapng, before it is sealed and after it was opened
+    Capture {
+        /// The NIC whose port it is
+        #[arg(value_name = "NET-MAC")]
+        net: MacAddr,
+        /// The file; `-` for standard output
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Which frames, as in `tcp and port 80` [default: all]
+        #[arg(long, value_name = "WORDS", default_value = "")]
+        filter: String,
+        /// For how long
+        #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=i64::from(Capture::SECONDS_MAX)))]
+        seconds: u32,
+        /// How long the file becomes at most, as in 100M
+        #[arg(long, value_name = "SIZE", default_value = "64M")]
+        max_bytes: DiskSize,
     },
     /// Move the VM, memory and disks, to a waiting `rebec-vmm receive`
     #[command(after_help = "\

@@ -104,6 +104,10 @@ fn carry_out<E: From<ControlRequest>>(
 fn check(command: &Command, descriptors: &[OwnedFd], reader: &LineReader) -> Result<(), String> {
     match command {
         Command::Migrate(options) => check_move(options, descriptors),
+        Command::Near { .. } | Command::Capture(_) => match descriptors {
+            [socket] if socket_type(socket) == Ok(SocketType::SEQPACKET) => Ok(()),
+            _ => Err("one connected socket comes with this request, of type SOCK_SEQPACKET".into()),
+        },
         _ if !descriptors.is_empty() => Err(format!("{} descriptors came with a request that takes none", descriptors.len())),
         Command::Donate if !reader.is_empty() => Err("donate must be the last line until its answer".into()),
         _ => Ok(()),

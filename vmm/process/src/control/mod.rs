@@ -45,7 +45,7 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 pub struct ControlRequest {
     /// What to do. A [`Command::Migrate`] has been checked to come with one descriptor for each of its connections.
     pub command: Command,
-    /// Connected stream sockets: the control connection, then the streams. Empty for everything but a move.
+    /// Of a move, connected stream sockets: the control connection, then the streams. Of a road or a capture the one connected socket. Else none.
     pub descriptors: Vec<OwnedFd>,
     /// How to answer. Dropping it answers with an error.
     pub reply: Reply,

@@ -3,6 +3,7 @@
 
 mod client;
 mod migrate;
+mod ports;
 mod set;
 mod show;
 
@@ -15,7 +16,7 @@ use std::{
 };
 
 use rebec_vmm_api::{
-    control::{Answer, Command, ControlError, OtherVersion, Status},
+    control::{Answer, Capture, Command, ControlError, OtherVersion, Status},
     metrics,
 };
 
@@ -111,6 +112,20 @@ pub fn run(options: &CtlOptions) -> Result<ExitCode, CtlError> {
                 Answer::Metrics(families) => write!(io::stdout(), "{}", metrics::text(&families))?,
                 _ => return Err(CtlError::Unexpected { what: "metrics" }),
             }
+            return Ok(ExitCode::SUCCESS);
+        }
+        CtlRequest::Near { net, endpoint, other, other_net, other_endpoint } => {
+            let mut there = Client::connect(other)?;
+            let command = |net, endpoint| Command::Near { net, endpoint };
+            ports::near([
+                ports::Port { client: &mut client, command: command(*net, *other_endpoint) },
+                ports::Port { client: &mut there, command: command(*other_net, *endpoint) },
+            ])?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        CtlRequest::Capture { net, out, filter, seconds, max_bytes } => {
+            let (filter, bytes_max) = (filter.clone(), max_bytes.bytes());
+            ports::capture(&mut client, Capture { net: *net, name: net.to_string(), filter, seconds: *seconds, bytes_max }, out)?;
             return Ok(ExitCode::SUCCESS);
         }
         CtlRequest::Pause => ("pause", Command::Pause),

@@ -44,11 +44,13 @@ fn model(model: &str) -> &str {
 }
 
 fn counters(net: &NetStatus) -> String {
-    let NetStatus { mac, vni, tx_frames, rx_frames, dropped, drops, key } = net;
+    let NetStatus { mac, vni, tx_frames, rx_frames, dropped, drops, key, roads, near_frames, spared } = net;
     let key = key.map_or_else(String::new, |key| format!(", key {key}"));
     let reasons: Vec<_> = drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
     let reasons = if reasons.is_empty() { String::new() } else { format!(" ({})", reasons.join(", ")) };
-    format!("{mac} on LAN {vni}: {tx_frames} frames out, {rx_frames} in, {dropped} dropped{reasons}{key}")
+    let near = if *roads > 0 || *near_frames > 0 { format!(", {near_frames} by {roads} roads within this host") } else { String::new() };
+    let spared = if *spared > 0 { format!(", {spared} copies of multicasts spared") } else { String::new() };
+    format!("{mac} on LAN {vni}: {tx_frames} frames out, {rx_frames} in, {dropped} dropped{reasons}{near}{spared}{key}")
 }
 
 /// Who talked to whom, a line for each pair, the busiest first.
@@ -127,6 +129,9 @@ mod tests {
             dropped: 2,
             drops: [("no_peer".to_owned(), 2)].into(),
             key: None,
+            roads: 0,
+            near_frames: 0,
+            spared: 0,
         };
         let status = Status {
             state: VmState::Running,

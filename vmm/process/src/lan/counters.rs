@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rebec_overlay::{Counters, Reason};
 
-const PLAIN: usize = 7;
+const PLAIN: usize = 9;
 
 /// Each value is right by itself; two may stem from different bursts.
 #[derive(Debug)]
@@ -22,8 +22,8 @@ impl Default for SharedCounters {
 impl SharedCounters {
     /// Publishes.
     pub fn store(&self, counters: &Counters) {
-        let Counters { tx_frames, tx_datagrams, rx_frames, rx_datagrams, relayed, flooded, answered, dropped } = *counters;
-        let plain = [tx_frames, tx_datagrams, rx_frames, rx_datagrams, relayed, flooded, answered];
+        let Counters { tx_frames, tx_datagrams, rx_frames, rx_datagrams, relayed, flooded, answered, near, spared, dropped } = *counters;
+        let plain = [tx_frames, tx_datagrams, rx_frames, rx_datagrams, relayed, flooded, answered, near, spared];
         for (shared, value) in self.plain.iter().zip(plain).chain(self.dropped.iter().zip(dropped)) {
             shared.store(value, Ordering::Relaxed);
         }
@@ -31,7 +31,7 @@ impl SharedCounters {
 
     /// Reads.
     pub fn load(&self) -> Counters {
-        let [tx_frames, tx_datagrams, rx_frames, rx_datagrams, relayed, flooded, answered] = self.plain.each_ref().map(value);
+        let [tx_frames, tx_datagrams, rx_frames, rx_datagrams, relayed, flooded, answered, near, spared] = self.plain.each_ref().map(value);
         Counters {
             tx_frames,
             tx_datagrams,
@@ -40,6 +40,8 @@ impl SharedCounters {
             relayed,
             flooded,
             answered,
+            near,
+            spared,
             dropped: self.dropped.each_ref().map(value),
         }
     }

@@ -7,6 +7,7 @@ use rebec_overlay::{Counters, Fdb, Inbound, Reason, Relay};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
+    roads::{Arrived, Exits, Intake, Roads},
     sealing::{Outlet, Sealing},
     socket::{RECEIVE_BYTES_MAX, Receiver, Sender, Source},
 };
@@ -14,9 +15,9 @@ use super::{
 /// Forwards on the thread that runs it.
 pub struct Forwarder {
     relay: Relay,
-    socket: Arc<UdpSocket>,
+    roads: Arc<Roads>,
     fdb: Arc<ArcSwap<Fdb>>,
-    receiver: Receiver,
+    intake: Intake,
     outlet: Outlet,
     inbound: Inbound,
     buffer: Box<[u8]>,
@@ -26,6 +27,7 @@ impl Forwarder {
     pub(super) fn new(
         relay: Relay,
         socket: Arc<UdpSocket>,
+        roads: Arc<Roads>,
         source: Arc<Source>,
         fdb: Arc<ArcSwap<Fdb>>,
         sealing: Option<Arc<Sealing>>,
@@ -33,11 +35,11 @@ impl Forwarder {
         Self {
             relay,
             fdb,
-            receiver: Receiver::new(socket.clone()),
-            outlet: Outlet::new(Sender::new(socket.clone(), source), sealing),
+            intake: Intake::new(Receiver::new(socket.clone()), roads.clone()),
+            outlet: Outlet::new(Sender::new(socket, source), Exits::new(roads.clone()), sealing),
             inbound: Inbound::empty(),
             buffer: vec![0; RECEIVE_BYTES_MAX].into(),
-            socket,
+            roads,
         }
     }
 
@@ -45,12 +47,24 @@ impl Forwarder {
     pub fn run(mut self) -> io::Result<Counters> {
         loop {
             let now = Instant::now();
-            while let Some(received) = self.receiver.receive(&mut self.buffer)? {
-                let run = &mut self.buffer[..received.bytes];
-                match self.outlet.seals() {
-                    Some(mut seals) => self.relay.open(&mut seals, run, received.stride, &mut self.inbound),
-                    None => self.inbound = Inbound::new(received.source, received.bytes, received.stride),
-                }
+            while let Some(arrived) = self.intake.receive(&mut self.buffer)? {
+                let bytes = match arrived {
+                    Arrived::Datagrams(received) => {
+                        let run = &mut self.buffer[..received.bytes];
+                        match self.outlet.seals() {
+                            Some(mut seals) => self.relay.open(&mut seals, run, received.stride, &mut self.inbound),
+                            None => self.inbound = Inbound::new(received.source, received.bytes, received.stride),
+                        }
+                        received.bytes
+                    }
+                    Arrived::Record(source, bytes) => {
+                        self.inbound = Inbound::near(source, bytes);
+                        bytes
+                    }
+                    // What is wanted of a port is wanted no more.
+                    Arrived::Knock => continue,
+                };
+                let run = &self.buffer[..bytes];
                 self.outlet.tell(now);
                 self.relay.handle(now, &self.fdb.load(), &mut self.inbound, run, &mut self.outlet);
                 if Instant::now() >= self.relay.until() {
@@ -64,7 +78,7 @@ impl Forwarder {
                 return Ok(counters);
             }
             let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
-            match poll(&mut [PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::IN)], Some(&timeout)) {
+            match poll(&mut [PollFd::from_borrowed_fd(self.roads.as_fd(), PollFlags::IN)], Some(&timeout)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }

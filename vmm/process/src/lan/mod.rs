@@ -6,6 +6,7 @@
 //! ```text
 //! control thread   Lan  --- Fdb snapshot (swapped) --->  LanPort   the NIC's queue thread: send, flush, receive
 //!                       <-- counters (atomics) --------
+//!                       --- roads, captures --->
 //!                  Forwarder   after a move, on a thread of its own: the queues stand still by then, so the socket has one reader
 //! ```
 //!
@@ -14,25 +15,31 @@
 mod counters;
 mod forwarder;
 mod port;
+mod roads;
 mod sealing;
 mod socket;
+mod tap;
 pub mod told;
 
 use std::{
     io,
     net::{Ipv4Addr, SocketAddrV4, UdpSocket},
-    sync::Arc,
+    os::fd::OwnedFd,
+    sync::{Arc, PoisonError},
     time::Instant,
 };
 
 use arc_swap::ArcSwap;
 pub use forwarder::Forwarder;
 pub use port::LanPort;
+use rebec_devices::limit::{PerSecond, Rate};
 use rebec_overlay::{Counters, FarPort, Fdb, FdbError, Port, PortConfig, Relay, Talk, Traffic, Zone, vxlan::Vni};
 use rebec_vmm_api::{MacAddr, NetConfig, Peer, PortKey};
+pub use roads::RoadError;
 pub use sealing::PeerKeyError;
+pub use tap::Tap;
 
-use self::{counters::SharedCounters, sealing::Sealing, socket::Source};
+use self::{counters::SharedCounters, port::NextTap, roads::Roads, sealing::Sealing, socket::Source};
 
 /// Why a NIC could not be attached to its LAN.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +78,14 @@ pub enum LanError {
         /// What the system said.
         source: io::Error,
     },
+    /// Nothing can be waited for.
+    #[error("net {mac}: make what its thread waits for")]
+    Wait {
+        /// The NIC.
+        mac: MacAddr,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Its host's address has changed, and its socket is bound to the old one.
     #[error("net {mac}: its socket is bound to {local} and cannot leave from another address; start the VM anew, or move it")]
     Bound {
@@ -99,11 +114,14 @@ pub struct Lan {
     config: PortConfig,
     vni: u32,
     socket: Arc<UdpSocket>,
+    roads: Arc<Roads>,
     source: Arc<Source>,
     fdb: Arc<ArcSwap<Fdb>>,
     sealing: Option<Arc<Sealing>>,
+    next_tap: NextTap,
     counters: Arc<SharedCounters>,
     talk: Arc<Talk>,
+    rate: Arc<Rate>,
 }
 
 impl Lan {
@@ -131,12 +149,15 @@ impl Lan {
                 prefix6: config.prefix6,
             },
             vni: config.vni,
+            roads: Arc::new(Roads::new(&socket).map_err(|source| LanError::Wait { mac, source })?),
+            next_tap: NextTap::default(),
             socket: Arc::new(socket),
             source: Arc::new(source),
             fdb: Arc::new(ArcSwap::from_pointee(fdb)),
             sealing: config.sealed.then(|| Sealing::new(vni).map(Arc::new)).transpose().map_err(|source| LanError::Key { mac, source })?,
             counters: Arc::default(),
             talk: Arc::default(),
+            rate: Arc::default(),
         })
     }
 
@@ -155,6 +176,17 @@ impl Lan {
         self.vni
     }
 
+    /// What the LAN lets through a second, each way.
+    pub fn rate(&self) -> &Arc<Rate> {
+        &self.rate
+    }
+
+    /// From now on it is this; 0 is as much as goes.
+    pub fn limit(&self, bits: u64) {
+        const BITS: u64 = 8;
+        self.rate.set(PerSecond { requests: 0, bytes: bits.div_ceil(BITS) });
+    }
+
     /// Where others reach it.
     pub fn local(&self) -> SocketAddrV4 {
         self.source.endpoint()
@@ -169,8 +201,7 @@ impl Lan {
     /// The frame port of the NIC's device. One at a time: two would share the socket's datagrams out between them.
     pub fn port(&self) -> io::Result<LanPort> {
         let port = Port::new(self.config.clone(), self.talk.clone());
-        let (socket, source) = (self.socket.clone(), self.source.clone());
-        Ok(LanPort::new(port, socket, source, self.fdb.clone(), self.sealing.clone(), self.counters.clone()))
+        Ok(LanPort::new(port, self))
     }
 
     /// Says where a station lives, from the next frame on. An entry for the NIC itself is accepted and has no effect: `fdb-add` tells every
@@ -180,6 +211,22 @@ impl Lan {
             return Ok(());
         }
         self.edit_fdb(|fdb| add_to(fdb, self.local(), peer))
+    }
+
+    /// A road to the port of this host that is behind an endpoint: frames to there take it instead of the network, for as long as that port lives.
+    pub fn road_add(&self, endpoint: SocketAddrV4, socket: OwnedFd) -> Result<(), RoadError> {
+        self.roads.add(endpoint, socket)
+    }
+
+    /// How many of those there are.
+    pub fn roads(&self) -> usize {
+        self.roads.count()
+    }
+
+    /// Begins a capture, in place of the one that there was.
+    pub fn tap(&self, tap: Tap) -> io::Result<()> {
+        *self.next_tap.lock().unwrap_or_else(PoisonError::into_inner) = Some(tap);
+        self.roads.knock()
     }
 
     /// The public key of this port, if it seals.
@@ -226,6 +273,7 @@ impl Lan {
         Forwarder::new(
             Relay::new(&self.config, to, until),
             self.socket.clone(),
+            self.roads.clone(),
             self.source.clone(),
             self.fdb.clone(),
             self.sealing.clone(),

@@ -2,56 +2,60 @@
 
 use std::{
     io,
-    net::UdpSocket,
     os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
 use arc_swap::{ArcSwap, Cache};
 use rebec_devices::net::{FramePort, ReceivedFrame};
-use rebec_offload::{Accepts, Offload};
-use rebec_overlay::{Fdb, Inbound, Port, Reason};
+use rebec_offload::{Accepts, FrameBytes, Offload};
+use rebec_overlay::{Fdb, Inbound, Port, Reason, capture::Way};
 
 use super::{
+    Lan,
     counters::SharedCounters,
-    sealing::{Outlet, Sealing},
-    socket::{RECEIVE_BYTES_MAX, Receiver, Sender, Source},
+    roads::{Arrived, Exits, Intake, Roads},
+    sealing::Outlet,
+    socket::{RECEIVE_BYTES_MAX, Receiver, Sender},
+    tap::Tap,
 };
+
+/// A capture that is to begin, for the queue thread to find when the control thread knocks.
+pub type NextTap = Arc<Mutex<Option<Tap>>>;
 
 /// One NIC's frame port.
 pub struct LanPort {
-    socket: Arc<UdpSocket>,
+    roads: Arc<Roads>,
     fdb: Cache<Arc<ArcSwap<Fdb>>, Arc<Fdb>>,
     port: Port,
     outlet: Outlet,
-    receiver: Receiver,
+    intake: Intake,
     buffer: Box<[u8]>,
     inbound: Inbound,
     /// Time of the burst under way: entries age in minutes, so not every frame asks the clock.
     now: Instant,
     counters: Arc<SharedCounters>,
+    next_tap: NextTap,
+    tap: Option<Tap>,
 }
 
 impl LanPort {
-    pub(super) fn new(
-        port: Port,
-        socket: Arc<UdpSocket>,
-        source: Arc<Source>,
-        fdb: Arc<ArcSwap<Fdb>>,
-        sealing: Option<Arc<Sealing>>,
-        counters: Arc<SharedCounters>,
-    ) -> Self {
+    pub(super) fn new(port: Port, lan: &Lan) -> Self {
+        let (socket, roads) = (lan.socket.clone(), lan.roads.clone());
+        let sender = Sender::new(socket.clone(), lan.source.clone());
         Self {
-            fdb: Cache::new(fdb),
+            fdb: Cache::new(lan.fdb.clone()),
             port,
-            outlet: Outlet::new(Sender::new(socket.clone(), source), sealing),
-            receiver: Receiver::new(socket.clone()),
+            outlet: Outlet::new(sender, Exits::new(roads.clone()), lan.sealing.clone()),
+            intake: Intake::new(Receiver::new(socket), roads.clone()),
             buffer: vec![0; RECEIVE_BYTES_MAX].into(),
             inbound: Inbound::empty(),
             now: Instant::now(),
-            counters,
-            socket,
+            counters: lan.counters.clone(),
+            roads,
+            next_tap: lan.next_tap.clone(),
+            tap: None,
         }
     }
 
@@ -62,16 +66,23 @@ impl LanPort {
                 return Ok(Some(ready));
             }
             self.publish();
-            let Some(received) = self.receiver.receive(&mut self.buffer)? else {
+            let Some(arrived) = self.intake.receive(&mut self.buffer)? else {
                 return Ok(None);
             };
             self.now = Instant::now();
-            match self.outlet.seals() {
-                Some(mut seals) => {
-                    let run = &mut self.buffer[..received.bytes];
-                    self.port.open(&mut seals, run, received.stride, &mut self.inbound);
+            match arrived {
+                Arrived::Datagrams(received) => match self.outlet.seals() {
+                    Some(mut seals) => {
+                        let run = &mut self.buffer[..received.bytes];
+                        self.port.open(&mut seals, run, received.stride, &mut self.inbound);
+                    }
+                    None => self.inbound = Inbound::new(received.source, received.bytes, received.stride),
+                },
+                Arrived::Record(source, bytes) => self.inbound = Inbound::near(source, bytes),
+                Arrived::Knock => {
+                    let next = self.next_tap.lock().unwrap_or_else(PoisonError::into_inner).take();
+                    self.tap = next.or(self.tap.take());
                 }
-                None => self.inbound = Inbound::new(received.source, received.bytes, received.stride),
             }
         }
     }
@@ -90,6 +101,9 @@ impl FramePort for LanPort {
     }
 
     fn send(&mut self, offload: &Offload, frame: &[u8]) -> io::Result<()> {
+        if let Some(tap) = &mut self.tap {
+            tap.take(Way::Out, &FrameBytes::whole(frame));
+        }
         self.port.transmit(self.now, self.fdb.load(), offload, frame, &mut self.outlet);
         Ok(())
     }
@@ -105,6 +119,9 @@ impl FramePort for LanPort {
     fn receive(&mut self) -> io::Result<Option<ReceivedFrame<'_>>> {
         let Some(ready) = self.next_ready()? else { return Ok(None) };
         let frame = self.port.frame(&ready, &self.buffer);
+        if let Some(tap) = &mut self.tap {
+            tap.take(Way::In, &frame);
+        }
         Ok(Some(ReceivedFrame { offload: ready.offload, frame }))
     }
 
@@ -113,7 +130,7 @@ impl FramePort for LanPort {
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.roads.as_fd()
     }
 
     fn announce(&mut self) {
@@ -124,11 +141,16 @@ impl FramePort for LanPort {
         self.now = now;
         self.outlet.tell(now);
         self.port.tick(now, self.fdb.load(), &mut self.outlet);
+        if let Some(tap) = &mut self.tap {
+            tap.tick(now);
+        }
+        self.tap.take_if(|tap| tap.is_over());
         self.publish();
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        self.port.next_deadline()
+        let tap = self.tap.as_ref().and_then(|tap| tap.next_deadline(self.now));
+        self.port.next_deadline().into_iter().chain(tap).min()
     }
 
     fn saved(&self) -> Vec<u8> {

@@ -15,7 +15,7 @@ use rebec_overlay::{
 use rebec_vmm_api::PortKey;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use super::socket::Sender;
+use super::{roads::Exits, socket::Sender};
 
 /// Why a peer's key was not taken in.
 #[derive(Debug, thiserror::Error)]
@@ -80,15 +80,16 @@ impl Sealing {
 #[derive(Debug)]
 pub struct Outlet {
     sender: Sender,
+    exits: Exits,
     sealing: Option<Arc<Sealing>>,
     now: Instant,
     without_key: u64,
 }
 
 impl Outlet {
-    /// To the network.
-    pub fn new(sender: Sender, sealing: Option<Arc<Sealing>>) -> Self {
-        Self { sender, sealing, now: Instant::now(), without_key: 0 }
+    /// To the network, and to ports of this host.
+    pub fn new(sender: Sender, exits: Exits, sealing: Option<Arc<Sealing>>) -> Self {
+        Self { sender, exits, sealing, now: Instant::now(), without_key: 0 }
     }
 
     /// The associations, where the port seals.
@@ -101,9 +102,9 @@ impl Outlet {
         self.now = now;
     }
 
-    /// Datagrams that the kernel did not take.
+    /// Datagrams and records that the kernel did not take.
     pub fn lost(&self) -> u64 {
-        self.sender.lost()
+        self.sender.lost() + self.exits.lost()
     }
 
     /// Datagrams for whom no key is known.
@@ -121,5 +122,13 @@ impl Wire for Outlet {
             return;
         }
         self.sender.send(to, datagrams, stride);
+    }
+
+    fn is_near(&mut self, to: SocketAddrV4) -> bool {
+        self.exits.has(to)
+    }
+
+    fn send_near(&mut self, to: SocketAddrV4, head: &[u8], frame: &[u8]) -> bool {
+        self.exits.send(to, head, frame)
     }
 }

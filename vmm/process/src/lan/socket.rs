@@ -37,8 +37,8 @@ const SEND_WAIT: Duration = Duration::from_millis(10);
 const UNCUT_TIME: Duration = Duration::from_secs(60);
 /// Endpoints of which that is remembered.
 const UNCUT_MAX: usize = 128;
-/// Largest receive: one datagram, or the sum of what the kernel joined.
-pub const RECEIVE_BYTES_MAX: usize = 65_536;
+/// Largest receive: one datagram, the sum of what the kernel joined, or a record of a port of this host.
+pub const RECEIVE_BYTES_MAX: usize = 66 << 10;
 
 /// Asks for what makes the socket of a port fast. Older kernels that refuse GRO still work, one datagram a call.
 pub fn prepare(socket: UdpSocket) -> io::Result<UdpSocket> {

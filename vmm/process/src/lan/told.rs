@@ -26,6 +26,9 @@ pub fn net_status(lans: &[Lan]) -> Vec<NetStatus> {
                 .filter(|(_, count)| *count > 0)
                 .collect(),
             key: lan.key(),
+            roads: lan.roads() as u64,
+            near_frames: counters.near,
+            spared: counters.spared,
         }
     };
     lans.iter().map(one).collect()

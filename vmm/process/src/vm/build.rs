@@ -107,7 +107,7 @@ fn devices(host: &Host, cards: &mut Vec<Arc<NetCounters>>) -> Result<Vec<Box<dyn
     }
     for lan in &host.lans {
         let port = lan.port().with_context(|| format!("net {}: attach its port", lan.mac()))?;
-        let card = NetDevice::new(lan.mac().0, lan.mtu(), Box::new(port)).limited(host.limits.net());
+        let card = NetDevice::new(lan.mac().0, lan.mtu(), Box::new(port)).limited([host.limits.net(), lan.rate()]);
         cards.push(card.counters());
         devices.push(Box::new(card));
     }

@@ -86,6 +86,7 @@ impl World {
             created: 0,
             domains: domains.iter().map(|domain| key(*domain)).collect(),
             sealed: None,
+            port_bits: None,
         };
         self.write(home, Kind::LAN, id(home, nonce), Some(Body::Lan(body.into())));
         id(home, nonce)
