@@ -84,7 +84,7 @@ impl Vm {
     /// Puts a kernel into empty RAM and the first vCPU at its entry.
     pub fn boot(&self, kernel: &KernelImage, initramfs: Option<&Content>, cmdline: &str) -> Result<()> {
         let config = BootConfig { kernel, initramfs, cmdline, vcpus: self.size.vcpus };
-        let entry = rebec_boot::load(self.ram.memory(), self.ram.bytes(), &config)?;
+        let entry = rebec_boot::load(self.ram.memory(), self.ram.boot_bytes(), &config)?;
         Ok(self.vcpus.enter_pvh(entry.rip, entry.start_info)?)
     }
 
