@@ -175,8 +175,9 @@ impl Options {
     fn word(&mut self, word: &str) -> Option<()> {
         let (key, value) = word.split_once('=')?;
         match key {
-            // The VMM says so to whatever starts from a disk, and looks how its guest resets; this guest has one console and resets as it is told.
-            "console" | "reboot" => {}
+            // The VMM says so to whatever starts from a disk or may take in memory, and looks how its guest resets; this guest has one console and
+            // resets as it is told.
+            "console" | "reboot" | "memhp_default_state" | "memory_hotplug.online_policy" => {}
             "vm" => self.vm = value.parse().ok()?,
             "tsc_khz" => self.tsc_khz = value.parse().ok()?,
             "heartbeat_ms" => self.heartbeat_ms = value.parse().ok()?,

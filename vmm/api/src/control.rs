@@ -162,6 +162,11 @@ pub enum Command {
     },
     /// Change what the VM's devices may do; what is not said stays.
     Limits(DeviceLimits),
+    /// Have the guest make do with so much memory, or take in more, up to what it was started for; what it has done of that says its status.
+    Memory {
+        /// In bytes.
+        bytes: u64,
+    },
     /// Press the power button: the guest turns itself off, if it listens to that; refused if it does not.
     PowerButton,
     /// End the VM, as if its power were cut.
@@ -237,13 +242,14 @@ pub enum Command {
 
 impl Command {
     /// What each is called on a line.
-    const NAMES: [&str; 18] = [
+    const NAMES: [&str; 19] = [
         "status",
         "arrival",
         "pause",
         "resume",
         "resize-disk",
         "limits",
+        "memory",
         "power-button",
         "stop",
         "cancel",
@@ -396,7 +402,7 @@ pub struct Status {
     pub epoch: u64,
     /// Identity of the VM, 32 hexadecimal digits.
     pub vm: String,
-    /// Guest memory.
+    /// Guest memory; of one whose memory changes while it runs, what it begins with.
     pub memory_bytes: u64,
     /// Virtual processors.
     pub vcpus: u8,
@@ -419,6 +425,34 @@ pub struct Status {
     /// The control group that it entered, which limits its processors and memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<String>,
+    /// Of a VM whose memory changes while it runs: how that stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Box<MemoryStatus>>,
+}
+
+/// How the memory of a VM stands that changes while it runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryStatus {
+    /// Most that its guest may have.
+    pub max_bytes: u64,
+    /// What it was asked to have.
+    pub asked_bytes: u64,
+    /// What it has taken. Below what it began with this is the guest's word alone.
+    pub taken_bytes: u64,
+    /// What the host holds for it.
+    pub held_bytes: u64,
+    /// What it reported as free since it began here, counted each time.
+    #[serde(default)]
+    pub reported_bytes: u64,
+    /// Requests and pages of its that made no sense, or wanted more than it was asked to have.
+    #[serde(default)]
+    pub refused: u64,
+    /// What it says is free of its memory, if it says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_free_bytes: Option<u64>,
+    /// What it says could be had of it without swapping.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_available_bytes: Option<u64>,
 }
 
 /// What a guest is shown of a processor.
@@ -548,7 +582,7 @@ mod tests {
             let told = Request::read(format!(r#"{{"id":7,"do":"{name}"}}"#).as_bytes());
             assert!(
                 told.is_ok_and(|request| request.id == 7)
-                    || ["resize-disk", "fdb-add", "fdb-remove", "peer-key", "peer-key-remove", "underlay", "migrate", "lease"]
+                    || ["resize-disk", "memory", "fdb-add", "fdb-remove", "peer-key", "peer-key-remove", "underlay", "migrate", "lease"]
                         .contains(&name),
                 "{name}"
             );

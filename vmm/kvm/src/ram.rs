@@ -138,6 +138,13 @@ impl Ram {
         Some(offset / PAGE_BYTES).filter(|n| *n < self.shared.boot_pages)
     }
 
+    /// The pages at these addresses, if they are all RAM and there are some.
+    pub fn pages_at(&self, addresses: &Range<u64>) -> Option<Range<u64>> {
+        let first = self.page_of(GuestAddress(addresses.start))?;
+        let end = self.page_of(GuestAddress(addresses.end.checked_sub(PAGE_BYTES)?))? + 1;
+        (end.checked_sub(first)? == addresses.end.checked_sub(addresses.start)? / PAGE_BYTES).then_some(first..end)
+    }
+
     /// Copies a page out. Marks nothing dirty; populates the page if it was not.
     pub fn read_page(&self, n: u64, into: &mut [u8; PAGE_BYTES as usize]) -> Result<()> {
         let address = self.checked_address(n)?;

@@ -15,6 +15,10 @@ use crate::{
 /// The machine's only console that shows anything: whoever starts from a disk that names another still sees what its kernel says.
 const CONSOLE: &str = "console=ttyS0";
 
+/// Memory that comes is used at once, as memory that can go again while that is less than three times what the guest began with
+/// (Documentation/admin-guide/mm/memory-hotplug.rst).
+const TAKING: &str = "memhp_default_state=online memory_hotplug.online_policy=auto-movable";
+
 /// Open files, or the VM's disk, and a command line.
 pub struct BootPlan {
     /// None: the disk's own word counts, as it is at each start.
@@ -37,7 +41,7 @@ impl BootPlan {
         let image = KernelImage::from_file(&kernel.file).with_context(|| format!("kernel {}", kernel.path.display()))?;
         let open = |named: &Named| Content::from_file(&named.file).with_context(|| format!("initramfs {}", named.path.display()));
         let initramfs = initramfs.as_ref().map(open).transpose()?;
-        vm.boot(&image, initramfs.as_ref(), &self.cmdline).with_context(|| format!("boot {}", kernel.path.display()))
+        vm.boot(&image, initramfs.as_ref(), &with_taking(vm, &self.cmdline)).with_context(|| format!("boot {}", kernel.path.display()))
     }
 
     /// Whether the kernel was told to reset by a triple fault. Where the disk has the command line, the one that it has now counts.
@@ -53,7 +57,7 @@ impl BootPlan {
         let Start { kernel, initramfs, cmdline, from, forget } = start_of(disk)?;
         let place = || format!("disk {}: the kernel of {from}", disk.name());
         let image = unpacked(kernel, self.known.as_ref()).with_context(place)?;
-        let cmdline = with_console(&cmdline, &self.cmdline);
+        let cmdline = with_taking(vm, &with_console(&cmdline, &self.cmdline));
         log::info!("disk {}: starts {from}: {cmdline}", disk.name());
         vm.boot(&image, initramfs.map(Content::from_bytes).as_ref(), &cmdline).with_context(place)?;
         if let Some(forget) = forget.filter(|_| !disk.read_only()) {
@@ -84,6 +88,18 @@ fn with_console(own: &str, added: &str) -> String {
     let is_there = own.split_whitespace().chain(added.split_whitespace()).any(is_console);
     let words = [own, if is_there { "" } else { CONSOLE }, added];
     words.into_iter().map(str::trim).filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+/// In a machine with room for more memory, Linux is told to use what it takes in: few distributions do so by themselves. Whoever says how is heard.
+fn with_taking(vm: &Vm, cmdline: &str) -> String {
+    if vm.ram().room().is_empty() { cmdline.to_owned() } else { taking(cmdline) }
+}
+
+fn taking(cmdline: &str) -> String {
+    if cmdline.split_whitespace().any(|word| word.starts_with("memhp_default_state=")) {
+        return cmdline.to_owned();
+    }
+    format!("{cmdline} {TAKING}").trim_start().to_owned()
 }
 
 /// Linux's `reboot=[mode,]type[,force]` (Documentation/admin-guide/kernel-parameters.txt): the last word about a type counts, by its first letter.
@@ -122,6 +138,13 @@ mod tests {
         ] {
             assert_eq!(says_triple(cmdline), expected, "{cmdline}");
         }
+    }
+
+    #[test]
+    fn a_kernel_is_told_to_use_what_it_takes_in_unless_it_was_told_how() {
+        assert_eq!(taking("quiet"), format!("quiet {TAKING}"));
+        assert_eq!(taking(""), TAKING);
+        assert_eq!(taking("memhp_default_state=offline"), "memhp_default_state=offline");
     }
 
     #[test]

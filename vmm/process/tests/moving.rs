@@ -131,7 +131,16 @@ impl Guest {
 
     fn shape(&self) -> Shape {
         let disks = vec![DiskShape { bytes: DISK_BYTES, read_only: false, base: self.bases[0].as_ref().map(|base| base.name()) }];
-        Shape { vm: VmId([1; 16]), epoch: 3, memory_bytes: MEMORY_BYTES, vcpus: 1, nets: vec![], disks, cpu_model: vec![] }
+        Shape {
+            vm: VmId([1; 16]),
+            epoch: 3,
+            memory_bytes: MEMORY_BYTES,
+            vcpus: 1,
+            nets: vec![],
+            disks,
+            cpu_model: vec![],
+            memory_max_bytes: None,
+        }
     }
 
     fn rights(&self) -> Vec<Right> {

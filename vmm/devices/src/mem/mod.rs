@@ -57,10 +57,10 @@ impl Room {
         Self { blocks, asked: AtomicU64::new(0), refused: AtomicU64::new(0), host }
     }
 
-    /// Asks the guest to have so much of the room, at most all of it; its device is to be told by `reconfigure`.
+    /// Asks the guest to have so much of the room, in whole blocks and at most all of it; its device is to be told by `reconfigure`.
     pub fn ask(&self, bytes: u64) {
         let all = self.blocks.count() * ROOM_BLOCK_BYTES;
-        self.asked.store(bytes.next_multiple_of(ROOM_BLOCK_BYTES).min(all), Ordering::Release);
+        self.asked.store((bytes / ROOM_BLOCK_BYTES * ROOM_BLOCK_BYTES).min(all), Ordering::Release);
     }
 
     /// How much it was asked to have.
