@@ -138,7 +138,7 @@ impl Ram {
         Some(offset / PAGE_BYTES).filter(|n| *n < self.shared.boot_pages)
     }
 
-    /// The pages at these addresses, if they are all RAM and there are some.
+    /// The pages at these addresses, if they are all RAM.
     pub fn pages_at(&self, addresses: &Range<u64>) -> Option<Range<u64>> {
         let first = self.page_of(GuestAddress(addresses.start))?;
         let end = self.page_of(GuestAddress(addresses.end.checked_sub(PAGE_BYTES)?))? + 1;

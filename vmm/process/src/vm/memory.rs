@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(ram.held_bytes().unwrap(), 4096);
         host.discard(0x3000..0x4000).unwrap();
         assert_eq!(ram.held_bytes().unwrap(), 0);
-        for wrong in [0x3000..0x3000, (64 << 20) - 4096..(64 << 20) + 4096, room.end..room.end + 4096] {
+        for wrong in [(64 << 20) - 4096..(64 << 20) + 4096, room.end..room.end + 4096] {
             assert!(host.discard(wrong.clone()).is_err(), "{wrong:?}");
         }
     }
