@@ -19,7 +19,7 @@ const BITS: u64 = u64::BITS as u64;
 
 /// What devices that take memory from a guest do with the host's. Addresses are the guest's, in whole pages.
 pub trait HostMemory: Send + Sync + Debug {
-    /// From now on the guest reaches a part of the room; it is zero.
+    /// From now on the guest reaches a part of the room, as it is.
     fn open(&self, addresses: Range<u64>) -> io::Result<()>;
     /// The guest reaches a part of the room no more, and what was held for it is the host's again.
     fn close(&self, addresses: Range<u64>) -> io::Result<()>;

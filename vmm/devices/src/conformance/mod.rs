@@ -190,6 +190,17 @@ fn what_a_driver_has_taken_is_in_the_configuration_at_once() {
     assert_eq!(plugged(&driver), 0);
     serve(&subject, &mut driver, 0..6);
     assert_eq!((plugged(&driver), driver.get(registers::CONFIG_GENERATION)), (3 * rebec_layout::ROOM_BLOCK_BYTES, 0));
+    // What is asked comes along too, for a device that begins with nothing asked.
+    let asked = |driver: &Driver| {
+        let mut data = [0; 8];
+        driver.transport().read(0x2000 + 48, &mut data);
+        u64::from_le_bytes(data)
+    };
+    let (before, part) = (asked(&driver), driver.transport().save(0));
+    driver.move_to(subject.idle());
+    assert_eq!(asked(&driver), 0);
+    driver.transport().restore(&part).unwrap();
+    assert_eq!((asked(&driver), plugged(&driver)), (before, 3 * rebec_layout::ROOM_BLOCK_BYTES));
 }
 
 fn finds_and_negotiates<S: Subject>() {

@@ -257,6 +257,13 @@ pub(super) struct MemSubject {
 
 const ROOM: Range<u64> = 8 << 30..24 << 30;
 
+impl MemSubject {
+    /// A device of which nothing is asked.
+    pub(super) fn idle(&self) -> Box<dyn VirtioDevice> {
+        Box::new(MemDevice::new(Arc::new(Room::new(ROOM, Arc::new(Willing)))))
+    }
+}
+
 impl Subject for MemSubject {
     const KIND: DeviceKind = DeviceKind::Mem;
     const QUEUE: u16 = 0;

@@ -103,7 +103,9 @@ impl Room {
         if self.blocks.taken_bytes() + u64::from(blocks) * ROOM_BLOCK_BYTES > self.asked_bytes() {
             return Outcome::Refused;
         }
-        if let Err(error) = self.host.open(self.addresses(&range)) {
+        // A device of the guest's may have written there while the blocks went.
+        let opened = self.host.discard(self.addresses(&range)).and_then(|()| self.host.open(self.addresses(&range)));
+        if let Err(error) = opened {
             log::warn!("memory: let the guest take in {blocks} blocks: {error}");
             return Outcome::Busy;
         }

@@ -81,7 +81,16 @@ fn a_guest_takes_what_it_was_asked_to_have_and_no_block_more() {
     );
     assert_eq!(room.answer(Request::UnplugAll), Outcome::Done);
     assert_eq!(room.blocks().taken_bytes(), 0);
-    let expected = [("open", 4..10), ("open", 20..22), ("close", 5..7), ("close", 4..5), ("close", 7..10), ("close", 20..22)];
+    let expected = [
+        ("discard", 4..10),
+        ("open", 4..10),
+        ("discard", 20..22),
+        ("open", 20..22),
+        ("close", 5..7),
+        ("close", 4..5),
+        ("close", 7..10),
+        ("close", 20..22),
+    ];
     assert_eq!(host.take(), expected);
     room.ask(u64::MAX - BLOCK);
     assert_eq!(room.asked_bytes(), BLOCKS * BLOCK);

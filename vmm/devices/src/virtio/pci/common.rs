@@ -166,6 +166,11 @@ impl Common {
         }
     }
 
+    /// The configuration space of a device that was restored: it says what came along, and its driver knows it so.
+    pub(super) fn restored(&self, device: &dyn VirtioDevice) {
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = device.config();
+    }
+
     /// Stops the queues; no request is in flight when it returns.
     pub(super) fn pause(&self) {
         let mut inner = self.lock();

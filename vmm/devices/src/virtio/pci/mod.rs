@@ -194,6 +194,7 @@ impl PciTransport {
         let (mut space, mut inner) = (self.config(), self.common.lock());
         let restored = saved::restore(part, &self.common, &inner, &space)?;
         inner.device.restore(&restored.device).map_err(|what| part.invalid(what))?;
+        self.common.restored(&*inner.device);
         inner.registers = restored.registers;
         inner.arrived = true;
         self.common.signals.set(restored.isr, restored.needs_reset);
