@@ -16,6 +16,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::memory::MemoryStatus;
 use crate::{mac::MacAddr, port_key::PortKey, report::MoveReport, versions::Versions};
 
 /// What this program speaks, at either end.
@@ -428,31 +429,6 @@ pub struct Status {
     /// Of a VM whose memory changes while it runs: how that stands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Box<MemoryStatus>>,
-}
-
-/// How the memory of a VM stands that changes while it runs.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MemoryStatus {
-    /// Most that its guest may have.
-    pub max_bytes: u64,
-    /// What it was asked to have.
-    pub asked_bytes: u64,
-    /// What it has taken. Below what it began with this is the guest's word alone.
-    pub taken_bytes: u64,
-    /// What the host holds for it.
-    pub held_bytes: u64,
-    /// What it reported as free since it began here, counted each time.
-    #[serde(default)]
-    pub reported_bytes: u64,
-    /// Requests and pages of its that made no sense, or wanted more than it was asked to have.
-    #[serde(default)]
-    pub refused: u64,
-    /// What it says is free of its memory, if it says so.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub guest_free_bytes: Option<u64>,
-    /// What it says could be had of it without swapping.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub guest_available_bytes: Option<u64>,
 }
 
 /// What a guest is shown of a processor.

@@ -13,7 +13,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, error::ErrorKind};
 use rebec_cpu::{Features, Model};
-use rebec_layout::{SLOTS, VCPUS_MAX, room_bytes};
+use rebec_layout::{SLOTS, VCPUS_MAX};
 use rebec_migrate::VmId;
 use rebec_vmm_api::{DiskConfig, Handle, MemorySize, NetConfig, PerSecond, SerialConfig, control::DeviceLimits};
 
@@ -21,11 +21,10 @@ pub use self::ctl::{CtlOptions, CtlRequest, MigrateTo, SetTo};
 use crate::{cgroup, limits::Limits};
 
 mod ctl;
+mod memory;
 
 /// Device slots of the machine; one of them is the random number generator.
 const DISKS_AND_NETS_MAX: usize = SLOTS - 1;
-/// Slots of the devices by which memory comes and goes.
-const MEMORY_DEVICES: usize = 2;
 /// Donors one `receive` asks; each costs a connection and a question per unknown page.
 const DONORS_MAX: usize = 16;
 
@@ -329,26 +328,10 @@ impl RunOptions {
         }
         if let Some(max) = self.memory_max {
             let devices = self.shared.disks.len() + self.shared.nets.len();
-            check_memory_max(self.memory, max, devices)?;
+            memory::check(self.memory, max, devices, DISKS_AND_NETS_MAX)?;
         }
         self.shared.check()
     }
-}
-
-/// A VM whose memory changes while it runs.
-fn check_memory_max(memory: MemorySize, max: MemorySize, devices: usize) -> Result<(), String> {
-    let (memory, max) = (memory.bytes(), max.bytes());
-    if max < memory {
-        return Err(format!("--memory-max of {} MiB is less than --memory of {} MiB", max >> 20, memory >> 20));
-    }
-    if memory + room_bytes(memory, max) > MemorySize::MAX_BYTES {
-        return Err(format!("--memory-max of {} MiB: in pieces of 128 MiB beyond --memory this is more than 1T", max >> 20));
-    }
-    if devices > DISKS_AND_NETS_MAX - MEMORY_DEVICES {
-        let room = DISKS_AND_NETS_MAX - MEMORY_DEVICES;
-        return Err(format!("{devices} disks and nets: a machine with --memory-max has room for {room}; leave some out"));
-    }
-    Ok(())
 }
 
 impl Shared {

@@ -430,11 +430,9 @@ fn programs_of_neighbouring_versions_move_vms_both_ways_and_others_say_which_is_
 
 #[test]
 fn a_vm_whose_memory_changes_goes_where_that_is_known_and_a_side_that_is_older_is_named() {
-    let (report, _) = between("3-4", "3-4", Some(MEMORY_BYTES)).unwrap();
-    assert_eq!(report.outcome, Outcome::Moved, "{report:?}");
+    assert_eq!(between("3-4", "3-4", Some(MEMORY_BYTES)).unwrap().0.outcome, Outcome::Moved);
     let refused = between("3-4", "3", Some(MEMORY_BYTES)).unwrap_err();
-    let expected = "speaks version 3 of the move protocol, and a VM whose memory changes while it runs needs 4: upgrade the other host";
-    assert!(refused.contains(expected), "{refused}");
+    assert!(refused.contains("memory changes while it runs needs 4: upgrade the other host"), "{refused}");
 }
 
 /// The link breaks when one side writes `right`; both wait, connect again, and the VM has moved.

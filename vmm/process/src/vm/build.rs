@@ -66,7 +66,7 @@ pub struct Host {
 
 /// Builds a machine that stands still, with empty RAM; its guest is shown this CPU model.
 pub fn build(size: MachineSize, cpu: &Model, host: &Host) -> Result<Vm> {
-    let ram = memory::ram(size)?;
+    let ram = memory::ram(size.memory, size.memory_max)?;
     let kvm = host.kvm.try_clone().context("duplicate the KVM descriptor")?;
     let mut machine = Machine::create(kvm, &ram, size.vcpus, cpu)?;
     let threads: Arc<dyn Threads> = Arc::new(RequestedThreads::start().context("start the thread that makes devices' threads")?);

@@ -19,12 +19,10 @@ use rebec_kvm::Ram;
 use rebec_layout::room_bytes;
 use rebec_vmm_api::{MemorySize, control::MemoryStatus};
 
-use super::MachineSize;
-
 /// RAM of a machine, with the room that it may need.
-pub fn ram(size: MachineSize) -> Result<Ram> {
-    let bytes = size.memory.bytes();
-    Ok(Ram::with_room(bytes, size.memory_max.map_or(0, |max| room_bytes(bytes, max.bytes())))?)
+pub fn ram(begins: MemorySize, max: Option<MemorySize>) -> Result<Ram> {
+    let bytes = begins.bytes();
+    Ok(Ram::with_room(bytes, max.map_or(0, |max| room_bytes(bytes, max.bytes())))?)
 }
 
 /// What the guest's memory is to become and is.
