@@ -1,11 +1,11 @@
-//! What a VM's devices may do, changed while it runs: on the local KVM, with a guest that does all it can.
+//! What a VM's devices may do and how much memory it has, changed while it runs: on the local KVM, with a guest that does all it can.
 
 use std::{
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rebec_lab::netlab::{
     Machine, NetLab, Vmm, VmmConfig, guest,
     story::ask,
@@ -94,6 +94,74 @@ fn a_nic_is_as_fast_as_it_may_be_either_way() -> Result<()> {
         let mbit = STREAM_BYTES * 8 / began.elapsed().as_micros().max(1) as u64;
         ensure!((MBIT / 5..=MBIT * 13 / 10).contains(&mbit), "{mbit} Mbit/s with {MBIT} allowed");
     }
+    lab.succeeded();
+    Ok(())
+}
+
+/// Of memory that a guest took in, what the host holds may be so much less, and of what it gave back so much more: a twentieth.
+fn follows(held: u64, taken: u64) -> bool {
+    (taken - taken / 20..=taken + taken / 20).contains(&held)
+}
+
+#[test]
+fn memory_is_taken_in_and_given_back_and_goes_with_the_vm() -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let mut lab = NetLab::start("local-limits-memory", &["a", "b"])?;
+    let [a, b] = &lab.machines[..] else { unreachable!("two machines were asked for") };
+    let config = VmmConfig { memory_max: Some("576M".into()), ..guest::config("64M", "fill=text:1 mem=lie stats_ms=0")? };
+    let vm = Vmm::run(a, "vm", &config)?;
+    ensure!(vm.console.wait("mem lies", SHORT)?.text == "mem lies=12 refused=12");
+    vm.console.wait("hb ", SHORT)?;
+    let memory = |vm: &Vmm, machine: &Machine| -> Result<_> { vm.status(machine)?.memory.context("its memory changes") };
+    let is = memory(&vm, a)?;
+    ensure!((is.max_bytes, is.asked_bytes, is.taken_bytes, is.refused) == (576 * MIB, 64 * MIB, 64 * MIB, 12), "{is:?}");
+
+    let ask = |vm: &Vmm, machine: &Machine, mib: u64| -> Result<_> {
+        let mark = vm.console.mark();
+        vm.must(machine, &["set", "--memory", &format!("{mib}M")])?;
+        let done = vm.console.wait_after(mark, &format!("mem done asked={} ", (mib - 64) * MIB), SHORT)?;
+        ensure!(done.number("taken")? == (mib - 64) * MIB && done.number("bad")? == 0, "{}", done.text);
+        let is = memory(vm, machine)?;
+        ensure!(is.taken_bytes == mib * MIB && is.asked_bytes == mib * MIB && follows(is.held_bytes, is.taken_bytes), "{is:?}");
+        Ok(())
+    };
+    ask(&vm, a, 576)?;
+    let refused = vm.ctl(a, &["set", "--memory", "1G"])?;
+    ensure!(
+        refused.code == Some(1) && refused.stderr.contains("1024 MiB: the VM was started with --memory-max of 576 MiB"),
+        "{}",
+        refused.stderr
+    );
+    ask(&vm, a, 192)?;
+
+    let mut there = Vmm::receive(b, "there", 7000, &config)?;
+    let moved = vm.migrate(a, b, 7000, &[])?;
+    let pages = moved.check()?.pages;
+    let sent = pages.zero + pages.digest + pages.compressed + pages.raw;
+    ensure!(sent < 2 * 192 * MIB / 4096, "{sent} pages were sent of a VM that has 192 MiB: {pages:?}");
+    there.console.wait("hb ", SHORT)?;
+    let check = |pages: u64| -> Result<()> {
+        let mark = there.console.mark();
+        there.console.send(b"m")?;
+        let said = there.console.wait_after(mark, "mem check", SHORT)?;
+        ensure!(said.text == format!("mem check ok pages={pages} bad=0"), "{}", said.text);
+        Ok(())
+    };
+    check(128 * MIB / 4096)?;
+    let is = memory(&there, b)?;
+    ensure!(is.taken_bytes == 192 * MIB && follows(is.held_bytes, 192 * MIB), "{is:?}");
+    ask(&there, b, 320)?;
+    check(256 * MIB / 4096)?;
+    ask(&there, b, 128)?;
+
+    // A machine that starts again is asked for the same.
+    let mark = there.console.mark();
+    there.console.send(b"r")?;
+    there.console.wait_after(mark, &format!("mem done asked={}", 64 * MIB), SHORT)?;
+    // What was not taken in is nobody's to reach.
+    there.console.send(b"u")?;
+    let ended = there.wait(SHORT)?;
+    ensure!(ended.code() == Some(1) && there.said().contains("memory that it has not taken in"), "{ended}: {}", there.said());
     lab.succeeded();
     Ok(())
 }

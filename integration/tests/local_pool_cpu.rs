@@ -38,8 +38,20 @@ fn a_vm_of_the_pools_model_goes_everywhere_and_one_of_its_hosts_own_does_not() -
         "{theirs}"
     );
 
-    let vm = agents.run("web", "a1", "64M", &["--cpu", "pool"], "fill=text:1")?;
-    ensure!(vm["cpu"] == "pool", "{vm}");
+    let vm = agents.run("web", "a1", "64M", &["--cpu", "pool", "--memory-max", "64G"], "fill=text:1 mem=take")?;
+    ensure!(vm["cpu"] == "pool" && vm["limits"]["memory_max_bytes"] == 64_u64 << 30, "{vm}");
+    let id = vm["id"].as_str().unwrap_or_default().to_owned();
+    let has = |host: &Host, mib: u64| -> Result<()> {
+        eventually("its guest has what it was asked to", SOON, || Ok(status(host, &id)?["memory"]["taken_bytes"] == mib << 20))
+    };
+    // More than any of these hosts has: none of it was promised, and it is not promised now.
+    let refused = a1.ask(&["vm", "set", "web", "--memory", "63G"])?;
+    ensure!(!refused.is_done() && said(&refused).contains("host a1: memory: "), "{}", said(&refused));
+    ensure!(a1.must(&["vm", "show", "web"])?["limits"]["memory_bytes"].is_null(), "what was refused stays in the record");
+    a1.must(&["vm", "set", "web", "--memory", "256M"])?;
+    has(a1, 256)?;
+    let refused = a1.ask(&["vm", "set", "web", "--memory", "32M"])?;
+    ensure!(!refused.is_done() && said(&refused).contains("created with 64"), "{}", said(&refused));
     let limited = a1.must(&["vm", "set", "web", "--net", "50M", "--disk-iops", "500"])?;
     ensure!(limited["limits"]["net_bits"] == 50_000_000 && limited["limits"]["disk_requests"] == 500, "{limited}");
     for (to, host) in [("a2", a2), ("a1", a1)] {
@@ -47,11 +59,16 @@ fn a_vm_of_the_pools_model_goes_everywhere_and_one_of_its_hosts_own_does_not() -
         eventually("it is there", SOON, || Ok(a1.must(&["vm", "show", "web"])?["host"] == to))?;
         let limits = status(host, vm["id"].as_str().unwrap_or_default())?["limits"].clone();
         ensure!(limits["net_bits"] == 50_000_000 && limits["disk_requests"] == 500, "at {to}: {limits}");
+        has(host, 256)?;
     }
     // Changed while it is away from its home's word, and lifted.
     a2.must(&["vm", "set", "web", "--net", "none", "--disk-iops", "none"])?;
     ensure!(status(a1, vm["id"].as_str().unwrap_or_default())?["limits"].is_null(), "limits that were lifted are there");
+    a2.must(&["vm", "set", "web", "--memory", "64M"])?;
+    has(a1, 64)?;
     agents.run("own", "a1", "64M", &[], "fill=text:2")?;
+    let refused = a1.ask(&["vm", "set", "own", "--memory", "128M"])?;
+    ensure!(!refused.is_done() && said(&refused).contains("created without --memory-max"), "{}", said(&refused));
     let refused = a1.ask(&["vm", "move", "own", "--to", "a2"])?;
     ensure!(!refused.is_done() && said(&refused).contains("a2: its processor lacks CPU feature "), "{}", said(&refused));
     // Drained, it stays for the same reason, and the other one goes.

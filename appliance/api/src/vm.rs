@@ -25,6 +25,9 @@ pub struct NewVm {
     /// Guest memory, in whole MiB.
     #[serde(default = "NewVm::default_memory_bytes")]
     pub memory_bytes: u64,
+    /// Most memory that it may come to have while it runs, in whole MiB; left out, it stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_max_bytes: Option<u64>,
     /// Virtual processors, 1 to 16.
     #[serde(default = "NewVm::default_vcpus")]
     pub vcpus: u8,
@@ -113,6 +116,9 @@ pub struct SetVm {
     /// Bytes a second of each disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_bytes: Option<u64>,
+    /// Memory, in whole MiB, from what it was created with to the most that it may come to have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
 }
 
 /// What a VM may take of its host at most; what is left out has no limit.
@@ -133,6 +139,12 @@ pub struct VmLimits {
     /// Bytes a second of each disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk_bytes: Option<u64>,
+    /// Memory that it may have now, where that is more than it was created with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Most that this may become.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_max_bytes: Option<u64>,
 }
 
 /// `POST /v1/vms/{name}/stop`.

@@ -117,7 +117,7 @@ pub fn may_take(book: &Book, host: &Key, home: &Key, vm: Option<Id>, body: &VmBo
     }
     let bodies = there.iter().filter_map(|other| view::vm_body(book, *other)).chain([body]);
     let (memory, vcpus) =
-        bodies.fold((0u64, 0u32), |(memory, vcpus), vm| (memory.saturating_add(vm.memory_bytes), vcpus.saturating_add(vm.vcpus.into())));
+        bodies.fold((0u64, 0u32), |(memory, vcpus), vm| (memory.saturating_add(vm.granted_bytes()), vcpus.saturating_add(vm.vcpus.into())));
     if memory > terms.memory_bytes {
         return refuse(format!("{} MiB of memory with this VM, of {} MiB that it gives", memory >> 20, terms.memory_bytes >> 20));
     }

@@ -82,6 +82,12 @@ impl Limits {
         Ok(Some(group))
     }
 
+    /// Changes how much memory the guest of a VM that runs may have: before it is given more, after it has given some back.
+    pub fn hold_memory(&self, id: &Id, guest_bytes: u64, disks: InMemory) -> Result<()> {
+        let Some(all) = &self.group else { return Ok(()) };
+        write(&all.join(id.to_string()).join("memory.max"), &memory_bytes(guest_bytes).saturating_add(disks.0).to_string())
+    }
+
     /// Changes what a VM that runs may have of the processors.
     pub fn change(&self, id: &Id, vcpus: u8, limits: &LimitsBody) -> Result<()> {
         match &self.group {
@@ -186,6 +192,9 @@ mod tests {
         limits.make(&rebec_book::key::Name([1; 16]), 64 << 20, 1, InMemory(17 << 20), &LimitsBody::default()).unwrap();
         let set: u64 = fs::read_to_string(group.join("memory.max")).unwrap().parse().unwrap();
         assert_eq!(set, memory_bytes(64 << 20) + (17 << 20));
+        limits.hold_memory(&rebec_book::key::Name([1; 16]), 128 << 20, InMemory(17 << 20)).unwrap();
+        let set: u64 = fs::read_to_string(group.join("memory.max")).unwrap().parse().unwrap();
+        assert_eq!(set, memory_bytes(128 << 20) + (17 << 20));
     }
 
     #[test]

@@ -161,17 +161,20 @@ fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Resul
     let at_least = |bytes: u64| if boots { format!(",size={bytes}") } else { String::new() };
     match how {
         Beginning::Boot => {
-            command.arg("run").arg("--memory").arg(format!("{}M", body.memory_bytes >> 20));
-            command.arg("--vcpus").arg(body.vcpus.to_string());
+            command.arg("run");
         }
         Beginning::Arrive { at, donors } => {
             command.arg("receive").arg("--listen").arg(handover.give(at));
             donors.into_iter().for_each(|donor| {
                 command.arg("--donor").arg(handover.give(donor));
             });
-            command.arg("--vm").arg(id.to_string()).arg("--memory").arg(format!("{}M", body.memory_bytes >> 20));
-            command.arg("--vcpus").arg(body.vcpus.to_string());
+            command.arg("--vm").arg(id.to_string());
         }
+    }
+    let size = |bytes: u64| format!("{}M", bytes >> 20);
+    command.arg("--memory").arg(size(body.memory_bytes)).arg("--vcpus").arg(body.vcpus.to_string());
+    if let Some(max) = body.memory_max_bytes() {
+        command.arg("--memory-max").arg(size(max));
     }
     let image = &body.image;
     // Without a kernel the VMM reads what starts out of the VM's disk, sealed, at each start.
@@ -241,7 +244,7 @@ fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Resul
     if body.keeper.is_some() {
         command.arg("--lease");
     }
-    if let Some(group) = limits.make(&id, body.memory_bytes, body.vcpus, InMemory::of(folder, disks_bytes(body)), &devices)? {
+    if let Some(group) = limits.make(&id, body.granted_bytes(), body.vcpus, in_memory(folder, body), &devices)? {
         command.arg("--cgroup").arg(group);
     }
     command.arg("--serial").arg(format!("unix:{}", folder.join("console.sock").display()));
@@ -249,6 +252,11 @@ fn spawn(programs: &Programs<'_>, machine: Machine<'_>, how: Beginning) -> Resul
     // Its own process group: a signal to the agent's does not reach it, and it outlives the agent.
     command.process_group(0).stdin(handover.send()?).stdout(log.try_clone()?).stderr(log);
     command.spawn().with_context(|| format!("start {}", vmm.display()))
+}
+
+/// What of a VM's disks may lie in memory, and counts for its VMM then.
+pub fn in_memory(folder: &Path, body: &VmBody) -> InMemory {
+    InMemory::of(folder, disks_bytes(body))
 }
 
 /// All sizes of a VM's disks together; the base of the first is a part of the depot, which no VMM writes.

@@ -16,6 +16,7 @@ mod net;
 mod nonsense;
 mod options;
 mod pattern;
+mod plug;
 mod start;
 mod tcp;
 mod virtio;
@@ -31,7 +32,8 @@ use entropy::Entropy;
 use memory::{Load, Memory};
 use net::Port;
 use nonsense::Nonsense;
-use options::{Button, DISKS_MAX, NETS_MAX, Options};
+use options::{Button, DISKS_MAX, NETS_MAX, Options, Taking};
+use plug::Plug;
 use virtio::{Device, DeviceKind};
 
 global_asm!(include_str!("boot.s"));
@@ -74,7 +76,7 @@ extern "C" fn guest_main(start_info: u64, declared_khz: u64, pvclock: u64) -> ! 
                 say!(&mut console, "cpuid {leaf:x}.{subleaf:x} {eax:x} {ebx:x} {ecx:x} {edx:x}");
             }
         }
-        let devices = Devices::new(&options, Memory::new(start.areas))?;
+        let devices = Devices::new(&options, Memory::new(start.areas), &mut console)?;
         Ok(Guest { options, clock, devices, beats: 0, due: Due::default(), last_turn_us: 0, stall_us_max: 0 })
     });
     match outcome {
@@ -94,11 +96,12 @@ struct Devices {
     bridge: Option<Bridge>,
     disks: [Option<Disk>; DISKS_MAX],
     entropy: Option<Entropy>,
+    plug: Option<Plug>,
     nonsense: Option<Nonsense>,
 }
 
 impl Devices {
-    fn new(options: &Options, mut memory: Memory) -> Result<Self, &'static str> {
+    fn new(options: &Options, mut memory: Memory, console: &mut Console) -> Result<Self, &'static str> {
         let mut ports = [const { None }; NETS_MAX];
         if options.nets.iter().any(|net| net.ip != 0) {
             let stream = net::stream_bytes(&mut memory)?;
@@ -124,8 +127,13 @@ impl Devices {
             None if options.rng => return Err("an entropy device is absent"),
             None => None,
         };
+        let plug = match Device::all(DeviceKind::Mem).next().filter(|_| options.taking != Taking::Nothing) {
+            Some(device) => Some(Plug::new(device, options.taking, options.vm, &mut memory, console)?),
+            None if options.taking != Taking::Nothing => return Err("a device for memory is absent"),
+            None => None,
+        };
         let nonsense = if options.nonsense == 0 { None } else { Some(Nonsense::new(options.nonsense, &mut memory)?) };
-        Ok(Self { load: Load::new(memory, options)?, ports, bridge, disks, entropy, nonsense })
+        Ok(Self { load: Load::new(memory, options)?, ports, bridge, disks, entropy, plug, nonsense })
     }
 
     fn turn(&mut self, now_us: u64, console: &mut Console) {
@@ -135,6 +143,7 @@ impl Devices {
         self.bridge.iter_mut().for_each(Bridge::turn);
         self.disks.iter_mut().flatten().for_each(|disk| disk.turn(now_us, console));
         self.entropy.iter_mut().for_each(|entropy| entropy.turn(console));
+        self.plug.iter_mut().for_each(|plug| plug.turn(console));
         self.nonsense.iter_mut().for_each(Nonsense::turn);
     }
 
@@ -221,6 +230,8 @@ impl Guest {
     fn command(&mut self, byte: u8, now_us: u64, console: &mut Console) {
         match byte {
             b'c' => self.devices.begin_check(now_us),
+            b'm' => self.devices.plug.iter_mut().for_each(|plug| plug.check(console)),
+            b'u' => self.devices.plug.iter().for_each(Plug::trespass),
             b's' => self.stats(now_us, console),
             b'z' => {
                 self.stall_us_max = 0;

@@ -112,6 +112,17 @@ pub enum Button {
     Ignored,
 }
 
+/// What the guest does with the room for more memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Taking {
+    /// Nothing.
+    Nothing,
+    /// It takes in and gives back what it is asked to.
+    Willing,
+    /// The same, after it has asked for what it may not have.
+    Lies,
+}
+
 /// All that the command line says.
 pub struct Options {
     /// Tells the content of this VM from that of others.
@@ -134,6 +145,8 @@ pub struct Options {
     pub cpuid: bool,
     /// Hand frames on between the first two network ports.
     pub bridge: bool,
+    /// What comes of a room for more memory.
+    pub taking: Taking,
     /// Seed of nonsense for every register; 0 is none.
     pub nonsense: u64,
     /// Memory.
@@ -158,6 +171,7 @@ impl Options {
             rng: false,
             cpuid: false,
             bridge: false,
+            taking: Taking::Nothing,
             nonsense: 0,
             regions: [None; REGIONS_MAX],
             nets: [NetOptions::default(); NETS_MAX],
@@ -178,8 +192,9 @@ impl Options {
     fn word(&mut self, word: &str) -> Option<()> {
         let (key, value) = word.split_once('=')?;
         match key {
-            // The VMM says so to whatever starts from a disk, and looks how its guest resets; this guest has one console and resets as it is told.
-            "console" | "reboot" => {}
+            // The VMM says so to whatever starts from a disk or may take in memory, and looks how its guest resets; this guest has one console and
+            // resets as it is told.
+            "console" | "reboot" | "memhp_default_state" | "memory_hotplug.online_policy" => {}
             "vm" => self.vm = value.parse().ok()?,
             "tsc_khz" => self.tsc_khz = value.parse().ok()?,
             "heartbeat_ms" => self.heartbeat_ms = value.parse().ok()?,
@@ -196,6 +211,13 @@ impl Options {
             "rng" => self.rng = value == "1",
             "cpuid" => self.cpuid = value == "1",
             "bridge" => self.bridge = value == "1",
+            "mem" => {
+                self.taking = match value {
+                    "take" => Taking::Willing,
+                    "lie" => Taking::Lies,
+                    _ => return None,
+                }
+            }
             "nonsense" => self.nonsense = value.parse().ok()?,
             "fill" => {}
             "dirty" => value.split(',').try_for_each(|item| self.dirty(item))?,
@@ -345,9 +367,17 @@ mod tests {
 
     #[test]
     fn the_word_at_fault_is_named() {
-        for line in
-            ["fill=velvet", "dirty=0:words:1", "net9=ip=1.2.3.4", "colour=blue", "blk0=size=1T", "net0=ip=1.2.3", "button=loud", "quiet"]
-        {
+        for line in [
+            "fill=velvet",
+            "dirty=0:words:1",
+            "net9=ip=1.2.3.4",
+            "colour=blue",
+            "blk0=size=1T",
+            "net0=ip=1.2.3",
+            "button=loud",
+            "mem=all",
+            "quiet",
+        ] {
             assert_eq!(Options::parse(line).err(), Some(line), "{line}");
         }
     }

@@ -56,6 +56,8 @@ pub enum DeviceKind {
     Block = 2,
     /// Entropy source.
     Entropy = 4,
+    /// Memory that comes and goes.
+    Mem = 24,
 }
 
 /// One device's registers.
@@ -76,7 +78,7 @@ impl Device {
     pub fn present() -> impl Iterator<Item = Self> {
         (1..=SLOTS)
             .map(|number| ECAM + number * ECAM_STRIDE)
-            .filter(|space| cpu::register_read(*space) & 0xfff0_ffff == ID)
+            .filter(|space| cpu::register_read(*space) & 0xffc0_ffff == ID)
             .map(|space| Self { space, base: u64::from(cpu::register_read(space + BAR)) })
     }
 

@@ -38,7 +38,7 @@ pub fn body(body: &Body, bytes: Vec<u8>) -> Vec<u8> {
 
 /// What is saved of a machine for a target of this version of the move protocol.
 pub fn saved(version: u16, mut saved: Vec<u8>) -> Vec<u8> {
-    let more: &[&[u8]] = if version > 3 { &[OPTIONAL, NEEDED] } else { &[OPTIONAL] };
+    let more: &[&[u8]] = if version > 4 { &[OPTIONAL, NEEDED] } else { &[OPTIONAL] };
     // "RBS1", then how many parts there are.
     if let Some(count) = saved.get_mut(4) {
         *count += more.len() as u8;
@@ -68,8 +68,8 @@ mod tests {
     #[test]
     fn what_was_put_in_is_taken_out() {
         let machine = b"RBS1\x02\0\0\0whatever".to_vec();
-        assert_eq!(saved(3, machine.clone()).len(), machine.len() + OPTIONAL.len());
-        for version in [3, 4] {
+        assert_eq!(saved(4, machine.clone()).len(), machine.len() + OPTIONAL.len());
+        for version in [4, 5] {
             assert_eq!(understood(&saved(version, machine.clone())), machine);
         }
         assert_eq!(understood(&machine), machine);

@@ -6,7 +6,7 @@
 //! | every body of a record | fields at the end; to a VM whose name begins with `needs`, a word that who runs it must know |
 //! | the book | a record of kind 900 |
 //! | questions between hosts | `/internal/later`; speaks 1-2 |
-//! | saved state | a part that may be left out; from version 4 of moves on, one that may not |
+//! | saved state | a part that may be left out; from version 5 of moves on, one that may not |
 //! | the control socket | speaks 1-2 |
 
 mod grow;
@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         rebec_vmm::play(rebec_vmm::Later {
             rebec: REBEC,
             control: Versions::new(1, 2),
-            moves: Versions::new(3, 4),
+            moves: Versions::new(4, 5),
             save: grow::saved,
             restore: grow::understood,
         });
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     let later = Later {
         rebec: REBEC,
         peer: Versions::new(1, 2),
-        moves: Versions::new(3, 4),
+        moves: Versions::new(4, 5),
         body: grow::body,
         kind: (Kind(900), SAYING),
         question: "/internal/later",

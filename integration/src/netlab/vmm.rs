@@ -33,6 +33,8 @@ pub struct VmmConfig {
     pub cmdline: String,
     /// As in `256M`.
     pub memory: String,
+    /// Value of `--memory-max`; without one, its memory stays as it is.
+    pub memory_max: Option<String>,
     /// Values of `--disk`.
     pub disks: Vec<String>,
     /// Values of `--net`.
@@ -96,6 +98,9 @@ impl Vmm {
         command.args(["run", "--cmdline", &config.cmdline, "--memory", &config.memory]);
         if !config.kernel.as_os_str().is_empty() {
             command.arg("--kernel").arg(&config.kernel);
+        }
+        if let Some(max) = &config.memory_max {
+            command.args(["--memory-max", max]);
         }
         Self::start(machine, name, command, config)
     }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    bench::{Figure, Target, arrived, base, boot, disks, donors, engine, lan, machines, memory, moves, net, pool, table, trade},
+    bench::{Figure, Target, arrived, base, boot, disks, donors, engine, lan, machines, memory, moves, net, pool, resize, table, trade},
     progress::say,
     provision,
 };
@@ -16,6 +16,8 @@ use crate::{
 pub enum Row {
     /// Resident memory beside guest memory.
     Memory,
+    /// Memory that a guest takes in and gives back.
+    Resize,
     /// What a move leaves behind in the VMM where it ended.
     Arrived,
     /// Bytes and gap of two moves, the second with a donor.
@@ -85,6 +87,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
 fn measure(row: Row, options: &Options) -> Result<Vec<Figure>> {
     match row {
         Row::Memory => memory::measure(),
+        Row::Resize => resize::measure(),
         Row::Arrived => arrived::measure(),
         Row::Moves => moves::measure(),
         Row::Base => base::measure(),

@@ -16,6 +16,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::memory::MemoryStatus;
 use crate::{mac::MacAddr, metrics::Family, port_key::PortKey, report::MoveReport, versions::Versions};
 
 /// What this program speaks, at either end.
@@ -162,6 +163,11 @@ pub enum Command {
     },
     /// Change what the VM's devices may do; what is not said stays.
     Limits(DeviceLimits),
+    /// Have the guest make do with so much memory, or take in more, up to what it was started for; what it has done of that says its status.
+    Memory {
+        /// In bytes.
+        bytes: u64,
+    },
     /// Press the power button: the guest turns itself off, if it listens to that; refused if it does not.
     PowerButton,
     /// End the VM, as if its power were cut.
@@ -255,13 +261,14 @@ pub enum Command {
 
 impl Command {
     /// What each is called on a line.
-    const NAMES: [&str; 22] = [
+    const NAMES: [&str; 23] = [
         "status",
         "arrival",
         "pause",
         "resume",
         "resize-disk",
         "limits",
+        "memory",
         "power-button",
         "stop",
         "cancel",
@@ -441,7 +448,7 @@ pub struct Status {
     pub epoch: u64,
     /// Identity of the VM, 32 hexadecimal digits.
     pub vm: String,
-    /// Guest memory.
+    /// Guest memory; of one whose memory changes while it runs, what it begins with.
     pub memory_bytes: u64,
     /// Virtual processors.
     pub vcpus: u8,
@@ -464,6 +471,9 @@ pub struct Status {
     /// The control group that it entered, which limits its processors and memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<String>,
+    /// Of a VM whose memory changes while it runs: how that stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Box<MemoryStatus>>,
 }
 
 /// What a guest is shown of a processor.
@@ -614,6 +624,7 @@ mod tests {
                 told.is_ok_and(|request| request.id == 7)
                     || [
                         "resize-disk",
+                        "memory",
                         "fdb-add",
                         "fdb-remove",
                         "peer-key",

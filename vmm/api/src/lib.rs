@@ -12,6 +12,7 @@ pub mod dhcp_lease;
 pub mod handle;
 pub mod judgement;
 pub mod mac;
+mod memory;
 pub mod metrics;
 pub mod port_key;
 pub mod report;

@@ -10,9 +10,12 @@
 pub mod virtio;
 
 pub mod disk;
+pub mod room;
 
+pub mod balloon;
 pub mod block;
 pub mod limit;
+pub mod mem;
 pub mod net;
 pub mod rng;
 

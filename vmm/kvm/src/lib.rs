@@ -8,6 +8,7 @@
 //!                  fork_single_threaded() -> ForkOutcome                 refuses if there are more threads
 //! RAM              Ram::new(bytes); clones share it; memory() for devices, memfd(), pages(), page_address(n), page_of(address),
 //!                  read_page, write_page, populated(), walk(), discard(range), take_device_dirty(&mut BitSet)
+//!                  Ram::with_room(bytes, room): room(), reach(addresses, allowed), held_bytes()
 //! machine          Machine::create(kvm, &ram, vcpus, &model)             after the last fork
 //!                  irq, wires, take_vcpus, cpu_model() -> &CpuModel
 //!                  dirty_log_start, dirty_log_take(&mut BitSet), dirty_log_stop
@@ -42,6 +43,7 @@ mod run_page;
 mod saved;
 mod system;
 mod vcpu;
+mod view;
 mod wires;
 mod xsave;
 

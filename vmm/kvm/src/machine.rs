@@ -146,12 +146,13 @@ fn memory_slots(ram: &Ram) -> Vec<Slot> {
     let slot = |(number, region): (usize, &vm_memory::GuestRegionMmap<_>)| {
         let start = region.start_addr();
         let first_page = ram.page_of(start).expect("invariant: regions begin inside RAM");
+        let own_view = ram.room_pointer().filter(|_| first_page == ram.boot_pages());
         let region = kvm_userspace_memory_region {
             slot: number as u32,
             flags: 0,
             guest_phys_addr: start.raw_value(),
             memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
+            userspace_addr: own_view.unwrap_or(region.as_ptr() as u64),
         };
         Slot { number: number as u32, first_page, pages: region.memory_size / PAGE_BYTES, region }
     };

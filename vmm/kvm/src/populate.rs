@@ -25,15 +25,15 @@ pub enum Populated {
 }
 
 impl Vcpu {
-    /// Maps pages of RAM into the tables by which the guest will reach them. Pages that nobody populated become so: ask only for those
-    /// that are. A kick ends it early.
+    /// Maps pages of RAM into the tables by which the guest will reach them; of its room nothing, for what it may reach of that is not known before the
+    /// machine is restored. Pages that nobody populated become so: ask only for those that are. A kick ends it early.
     pub fn populate(&mut self, pages: Range<u64>) -> Result<Populated> {
         if !self.host.pre_faults {
             return Ok(Populated::Unsupported);
         }
         let kicks = self.kicks.clone();
         let _entered = kicks.enter();
-        let end = pages.end.min(self.host.ram.pages());
+        let end = pages.end.min(self.host.ram.boot_pages());
         let mut at = pages.start;
         while at < end {
             let hole = LOW_RAM_BYTES_MAX / PAGE_BYTES;

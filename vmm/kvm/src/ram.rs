@@ -1,19 +1,25 @@
-//! Guest RAM: one memfd, mapped as one or two regions around the hole below 4 GiB. It knows pages by dense numbers and what
-//! devices wrote; it knows nothing of what the guest's CPUs wrote (that is the dirty log's).
+//! Guest RAM: one memfd, mapped as one or two regions around the hole below 4 GiB, and one more for memory that comes and goes. It knows pages by dense
+//! numbers and what devices wrote; it knows nothing of what the guest's CPUs wrote (that is the dirty log's).
 //!
 //! ```text
-//! memfd         0 ............. 3 GiB ................ size      page n lies at n * 4096 of the memfd
-//! guest         [0 ........ 3 GiB)   hole   [4 GiB ........)     page number != frame number above the hole
+//! memfd         0 ............. 3 GiB ................ size ......... size + room     page n lies at n * 4096 of the memfd
+//! guest         [0 ........ 3 GiB)   hole   [4 GiB ........)    [room_start ....)     page number != frame number above the hole
 //! ```
+//!
+//! The room is mapped twice. Devices and moves see it through a mapping that is always whole, so that no access of theirs can fail. The guest's CPUs
+//! reach it through a second one, which KVM is told of: in that, what the guest has not taken in cannot be reached at all ([`Ram::reach`]).
 
 use std::{fs::File, io, ops::Range, sync::Arc};
 
 use rebec_bits::BitSet;
-use rebec_layout::{HIGH_RAM_START, LOW_RAM_BYTES_MAX, PAGE_BYTES, RAM_BYTES_MAX, high_ram_bytes, low_ram_bytes};
+use rebec_layout::{HIGH_RAM_START, LOW_RAM_BYTES_MAX, PAGE_BYTES, RAM_BYTES_MAX, high_ram_bytes, low_ram_bytes, room_start};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
 use vm_memory::{Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, bitmap::AtomicBitmap};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    view::View,
+};
 
 /// The type through which every device sees guest RAM. Writes through it are marked in its bitmap.
 pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
@@ -28,23 +34,39 @@ pub struct Ram {
 struct Shared {
     memory: GuestRam,
     memfd: Arc<File>,
+    /// Those that the guest has from its start.
+    boot_pages: u64,
+    /// All.
     pages: u64,
+    /// What KVM is told of the room, if there is one.
+    view: Option<View>,
 }
 
 impl Ram {
     /// Makes `bytes` of RAM, all zero and not yet populated.
     pub fn new(bytes: u64) -> Result<Self> {
-        if bytes == 0 || !bytes.is_multiple_of(PAGE_BYTES) || bytes > RAM_BYTES_MAX {
-            return Err(Error::RamSize { bytes, max: RAM_BYTES_MAX });
+        Self::with_room(bytes, 0)
+    }
+
+    /// Makes RAM with so much room behind it, of which the guest reaches nothing yet.
+    pub fn with_room(bytes: u64, room: u64) -> Result<Self> {
+        let fits = |bytes: u64| bytes.is_multiple_of(PAGE_BYTES) && bytes <= RAM_BYTES_MAX;
+        if bytes == 0 || !fits(bytes) || !fits(room) || !fits(bytes + room) {
+            return Err(Error::RamSize { bytes: bytes.saturating_add(room), max: RAM_BYTES_MAX });
         }
-        let memfd = Arc::new(sealed_memfd(bytes)?);
+        let memfd = Arc::new(sealed_memfd(bytes + room)?);
         let (low, high) = (low_ram_bytes(bytes), high_ram_bytes(bytes));
         let mut ranges = vec![(GuestAddress(0), low as usize, Some(FileOffset::from_arc(memfd.clone(), 0)))];
         if high > 0 {
             ranges.push((GuestAddress(HIGH_RAM_START), high as usize, Some(FileOffset::from_arc(memfd.clone(), low))));
         }
+        if room > 0 {
+            ranges.push((GuestAddress(room_start(bytes)), room as usize, Some(FileOffset::from_arc(memfd.clone(), bytes))));
+        }
         let memory = GuestRam::from_ranges_with_files(ranges).map_err(Error::Map)?;
-        Ok(Self { shared: Arc::new(Shared { memory, memfd, pages: bytes / PAGE_BYTES }) })
+        let view = (room > 0).then(|| View::map(&memfd, bytes, room)).transpose().map_err(ram("map the room for more"))?;
+        let (boot_pages, pages) = (bytes / PAGE_BYTES, (bytes + room) / PAGE_BYTES);
+        Ok(Self { shared: Arc::new(Shared { memory, memfd, boot_pages, pages, view }) })
     }
 
     /// The view that devices and loaders use. What is written through it counts as a device's write.
@@ -57,29 +79,70 @@ impl Ram {
         &self.shared.memfd
     }
 
-    /// How many pages there are.
+    /// How many pages there are, the room's among them.
     pub fn pages(&self) -> u64 {
         self.shared.pages
     }
 
-    /// How many bytes there are.
-    pub fn bytes(&self) -> u64 {
-        self.shared.pages * PAGE_BYTES
+    /// How many bytes the guest has from its start.
+    pub fn boot_bytes(&self) -> u64 {
+        self.shared.boot_pages * PAGE_BYTES
+    }
+
+    /// How many pages that is: they are the first.
+    pub fn boot_pages(&self) -> u64 {
+        self.shared.boot_pages
+    }
+
+    /// Where the guest sees the room; empty, where there is none.
+    pub fn room(&self) -> Range<u64> {
+        let start = room_start(self.boot_bytes());
+        start..start + (self.shared.pages - self.shared.boot_pages) * PAGE_BYTES
+    }
+
+    /// Lets the guest's CPUs reach a part of the room, given by its addresses in whole pages, or no more.
+    pub fn reach(&self, addresses: Range<u64>, allowed: bool) -> Result<()> {
+        let room = self.room();
+        let Some(view) = self.shared.view.as_ref().filter(|_| room.start <= addresses.start && addresses.end <= room.end) else {
+            return Err(Error::Ram { operation: "reach what is not in its room", source: io::ErrorKind::InvalidInput.into() });
+        };
+        view.allow(addresses.start - room.start..addresses.end - room.start, allowed).map_err(ram("change what its guest reaches"))
+    }
+
+    /// What the host holds for it, in bytes.
+    pub fn held_bytes(&self) -> Result<u64> {
+        const BLOCK_BYTES: u64 = 512;
+        rustix::fs::fstat(self.memfd()).map(|stat| stat.st_blocks as u64 * BLOCK_BYTES).map_err(ram("ask what is held for it"))
     }
 
     /// Where the guest sees page `n`. Meaningful for `n < pages()`.
     pub fn page_address(&self, n: u64) -> GuestAddress {
         let offset = n * PAGE_BYTES;
-        GuestAddress(if offset < LOW_RAM_BYTES_MAX { offset } else { HIGH_RAM_START + (offset - LOW_RAM_BYTES_MAX) })
+        GuestAddress(match offset.checked_sub(self.boot_bytes()) {
+            Some(in_room) => self.room().start + in_room,
+            None if offset < LOW_RAM_BYTES_MAX => offset,
+            None => HIGH_RAM_START + (offset - LOW_RAM_BYTES_MAX),
+        })
     }
 
     /// The number of the page that holds an address; `None` outside of RAM.
     pub fn page_of(&self, address: GuestAddress) -> Option<u64> {
-        let offset = match address.raw_value() {
+        let address = address.raw_value();
+        if self.room().contains(&address) {
+            return Some(self.shared.boot_pages + (address - self.room().start) / PAGE_BYTES);
+        }
+        let offset = match address {
             low if low < LOW_RAM_BYTES_MAX => low,
             high => LOW_RAM_BYTES_MAX + high.checked_sub(HIGH_RAM_START)?,
         };
-        Some(offset / PAGE_BYTES).filter(|n| *n < self.shared.pages)
+        Some(offset / PAGE_BYTES).filter(|n| *n < self.shared.boot_pages)
+    }
+
+    /// The pages at these addresses, if they are all RAM.
+    pub fn pages_at(&self, addresses: &Range<u64>) -> Option<Range<u64>> {
+        let first = self.page_of(GuestAddress(addresses.start))?;
+        let end = self.page_of(GuestAddress(addresses.end.checked_sub(PAGE_BYTES)?))? + 1;
+        (end.checked_sub(first)? == addresses.end.checked_sub(addresses.start)? / PAGE_BYTES).then_some(first..end)
     }
 
     /// Copies a page out. Marks nothing dirty; populates the page if it was not.
@@ -99,7 +162,7 @@ impl Ram {
         let mut ranges = Vec::new();
         let mut at = 0;
         while let Some(start) = self.seek(SeekFrom::Data(at))? {
-            let end = self.seek(SeekFrom::Hole(start))?.unwrap_or(self.bytes());
+            let end = self.seek(SeekFrom::Hole(start))?.unwrap_or(self.pages() * PAGE_BYTES);
             ranges.push(start / PAGE_BYTES..end.div_ceil(PAGE_BYTES));
             at = end;
         }
@@ -109,6 +172,23 @@ impl Ram {
     /// A walk over the populated pages. How far a piece of them reaches is found out once, however many steps it takes to walk it.
     pub fn walk(&self) -> PopulatedWalk {
         PopulatedWalk { ram: self.clone(), hole_from: 0, piece: 0..0 }
+    }
+
+    /// Marks pages as if a device had written them.
+    pub fn mark_written(&self, range: Range<u64>) {
+        for region in self.shared.memory.iter() {
+            let first = self.page_of(region.start_addr()).expect("invariant: regions begin inside RAM");
+            let piece = range.start.max(first)..range.end.min(first + region.len() / PAGE_BYTES);
+            if !piece.is_empty() {
+                let bytes = (piece.end - piece.start) * PAGE_BYTES;
+                region.get_mmap().bitmap().set_addr_range(((piece.start - first) * PAGE_BYTES) as usize, bytes as usize);
+            }
+        }
+    }
+
+    /// What KVM is told of the room: where this process sees it.
+    pub(crate) fn room_pointer(&self) -> Option<u64> {
+        self.shared.view.as_ref().map(View::pointer)
     }
 
     /// Makes pages zero and gives their memory back to the host.
@@ -192,7 +272,7 @@ impl PopulatedWalk {
         self.piece = match self.ram.seek(SeekFrom::Data(at * PAGE_BYTES))? {
             None => end..end,
             Some(start) => {
-                let stop = self.ram.seek(SeekFrom::Hole(start))?.unwrap_or(self.ram.bytes());
+                let stop = self.ram.seek(SeekFrom::Hole(start))?.unwrap_or(end * PAGE_BYTES);
                 start / PAGE_BYTES..stop.div_ceil(PAGE_BYTES)
             }
         };
@@ -298,6 +378,44 @@ mod tests {
         dirty.clear();
         ram.take_device_dirty(&mut dirty);
         assert!(dirty.is_empty());
+    }
+
+    #[test]
+    fn the_room_has_numbers_behind_ram_and_its_own_addresses() {
+        let (boot, room) = (HIGH_BYTES, 256 << 20);
+        let ram = Ram::with_room(boot, room).unwrap();
+        assert_eq!((ram.boot_bytes(), ram.pages()), (boot, (boot + room) / PAGE_BYTES));
+        assert_eq!(ram.room(), 6 << 30..(6 << 30) + room);
+        let first = ram.boot_pages();
+        assert_eq!(ram.page_address(first), GuestAddress(6 << 30));
+        for n in [0, first - 1, first, ram.pages() - 1] {
+            assert_eq!(ram.page_of(ram.page_address(n).unchecked_add(4095)), Some(n));
+        }
+        assert_eq!(ram.page_of(GuestAddress(HIGH_RAM_START + (16 << 20))), None, "between RAM and room");
+        assert_eq!(ram.page_of(GuestAddress(ram.room().end)), None);
+        assert_eq!(Ram::new(boot).unwrap().room().clone().count(), 0);
+        ram.write_page(first + 3, &[1; 4096]).unwrap();
+        assert_eq!(ram.populated().unwrap().into_iter().flatten().collect::<Vec<_>>(), [first + 3]);
+        assert_eq!(ram.held_bytes().unwrap(), 4096);
+        let mut dirty = BitSet::new(ram.pages());
+        ram.mark_written(first - 1..first + 2);
+        ram.take_device_dirty(&mut dirty);
+        assert_eq!(dirty.iter().collect::<Vec<_>>(), [first - 1, first, first + 1, first + 3]);
+        ram.discard(first..ram.pages()).unwrap();
+        assert_eq!((ram.populated().unwrap().len(), ram.held_bytes().unwrap()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_reached_of_the_room_is_in_the_room() {
+        let ram = Ram::with_room(16 << 20, 128 << 20).unwrap();
+        let room = ram.room();
+        ram.reach(room.clone(), true).unwrap();
+        ram.reach(room.start + (2 << 20)..room.start + (4 << 20), false).unwrap();
+        for wrong in [0..4096, room.start - 4096..room.end, room.start..room.end + 4096] {
+            assert!(ram.reach(wrong.clone(), true).is_err(), "{wrong:?}");
+        }
+        assert!(Ram::new(16 << 20).unwrap().reach(room.start..room.start + 4096, true).is_err());
+        assert!(Ram::with_room(RAM_BYTES_MAX, PAGE_BYTES).is_err() && Ram::with_room(PAGE_BYTES, u64::MAX).is_err());
     }
 
     #[test]

@@ -156,6 +156,9 @@ impl Vcpu {
                         return Ok(VcpuExit::Interrupted);
                     }
                 }
+                Err(errno) if errno.errno() == libc::EFAULT && !self.host.ram.room().is_empty() => {
+                    return Err(self.stopped("its guest went to memory that it has not taken in, or KVM cannot reach its RAM".into()));
+                }
                 Err(source) => return Err(Error::Vcpu { index: self.index, operation: "run", source }),
             }
         }

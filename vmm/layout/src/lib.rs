@@ -13,6 +13,7 @@
 //! 0xe000_0000  PCI: configuration spaces of bus 0 (ECAM), one function a slot, from device 1 on
 //! 0xfec0_0000  IOAPIC   0xfee0_0000 local APIC   0xfffb_c000 KVM's own four pages
 //! 0x1_0000_0000  RAM beyond 3 GiB
+//! behind it, at the next multiple of 2 GiB: room for memory that a guest takes in while it runs
 //! ```
 
 use std::ops::Range;
@@ -30,6 +31,13 @@ pub const PAGE_BYTES: u64 = 4096;
 pub const LOW_RAM_BYTES_MAX: u64 = 3 << 30;
 /// RAM that does not fit below continues here.
 pub const HIGH_RAM_START: u64 = 1 << 32;
+
+/// Memory that a guest takes in or gives back while it runs does so in blocks of this size.
+pub const ROOM_BLOCK_BYTES: u64 = 2 << 20;
+/// The room for such memory ends at a multiple of this: Linux takes in nothing of a piece that is not whole.
+pub const ROOM_PIECE_BYTES: u64 = 128 << 20;
+/// It begins at a multiple of this, the largest piece that Linux thinks in.
+const ROOM_ALIGN: u64 = 2 << 30;
 
 /// `hvm_start_info`.
 pub const START_INFO: u64 = 0x6000;
@@ -123,9 +131,30 @@ pub const fn high_ram_bytes(ram_bytes: u64) -> u64 {
     ram_bytes - low_ram_bytes(ram_bytes)
 }
 
+/// Where the room for memory that comes and goes begins, in a machine that boots with `ram_bytes`.
+#[must_use]
+pub const fn room_start(ram_bytes: u64) -> u64 {
+    (HIGH_RAM_START + high_ram_bytes(ram_bytes)).next_multiple_of(ROOM_ALIGN)
+}
+
+/// How large the room is in a machine that boots with `ram_bytes` and may have `max_bytes`.
+#[must_use]
+pub const fn room_bytes(ram_bytes: u64, max_bytes: u64) -> u64 {
+    max_bytes.saturating_sub(ram_bytes).next_multiple_of(ROOM_PIECE_BYTES)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn room_lies_behind_ram_in_whole_pieces() {
+        let gib = 1 << 30;
+        for (ram, start) in [(gib, 4 * gib), (3 * gib, 4 * gib), (4 * gib, 6 * gib), (5 * gib, 6 * gib), (6 * gib, 8 * gib)] {
+            assert_eq!(room_start(ram), start, "{ram:#x}");
+        }
+        assert_eq!((room_bytes(gib, gib), room_bytes(2 * gib, gib), room_bytes(gib, gib + 1)), (0, 0, ROOM_PIECE_BYTES));
+    }
 
     #[test]
     fn slots_have_a_bar_and_a_configuration_space_of_their_own() {

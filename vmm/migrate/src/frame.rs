@@ -20,7 +20,9 @@ use crate::{
 };
 
 /// What this program speaks of the protocol of a move: preamble, messages, frames, saved state, all under one number.
-pub const VERSIONS: Versions = Versions::only(3);
+pub const VERSIONS: Versions = Versions::new(3, 4);
+/// The first of them in which a machine may have more memory than it begins with.
+pub const ROOM_SINCE: u16 = 4;
 /// Bytes of a preamble.
 pub const PREAMBLE_BYTES: usize = 24;
 /// Bytes of a frame's head.

@@ -7,14 +7,14 @@
 
 use std::net::SocketAddrV4;
 
-use rebec_layout::{DISK_BYTES_MAX, PAGE_BYTES, RAM_BYTES_MAX, SLOTS, VCPUS_MAX};
+use rebec_layout::{DISK_BYTES_MAX, PAGE_BYTES, RAM_BYTES_MAX, SLOTS, VCPUS_MAX, room_bytes};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     base::BaseName,
     bytes::array,
     ledger::{MoveId, Record, VmId},
-    unit::{DISKS_MAX, STREAMS_MAX},
+    unit::{DISKS_MAX, STREAMS_MAX, units_of},
 };
 
 /// Longest message: a saved machine of sixteen vCPUs is below 1 MiB.
@@ -69,6 +69,9 @@ pub struct Shape {
     pub disks: Vec<DiskShape>,
     /// What the guest may use of the CPU; read by `rebec_kvm`.
     pub cpu_model: Vec<u8>,
+    /// Most that the guest's memory may become while it runs; none, where it stays as it is. It travels in an offer of its own.
+    #[serde(skip)]
+    pub memory_max_bytes: Option<u64>,
 }
 
 /// What the source says.
@@ -111,6 +114,15 @@ pub enum FromSource {
     Resume {
         /// Its last record.
         record: Record,
+    },
+    /// An offer of a machine whose memory changes while it runs. From version 4 on.
+    OfferWithRoom {
+        /// What it is.
+        shape: Shape,
+        /// Key of the wire digests.
+        key: [u8; 32],
+        /// Most that its memory may become.
+        memory_max_bytes: u64,
     },
 }
 
@@ -247,11 +259,26 @@ impl MessageHead {
     }
 }
 
+impl FromSource {
+    /// The offer of a machine, as it has to travel.
+    pub fn offer(shape: Shape, key: [u8; 32]) -> Self {
+        match shape.memory_max_bytes {
+            None => Self::Offer { shape, key },
+            Some(memory_max_bytes) => Self::OfferWithRoom { shape, key, memory_max_bytes },
+        }
+    }
+}
+
 fn limit(within: bool, what: &'static str) -> Result<(), MessageError> {
     if within { Ok(()) } else { Err(MessageError::Refused(what)) }
 }
 
 impl Shape {
+    /// Units of its memory, with the room for what may come.
+    pub fn memory_units(&self) -> u64 {
+        units_of(self.memory_bytes + self.memory_max_bytes.map_or(0, |max| room_bytes(self.memory_bytes, max)))
+    }
+
     fn check(&self) -> Result<(), MessageError> {
         limit(self.epoch < u64::MAX - 2, "epoch out of range")?;
         limit(
@@ -270,6 +297,11 @@ impl Message for FromSource {
     fn check(&self) -> Result<(), MessageError> {
         match self {
             Self::Offer { shape, .. } => shape.check(),
+            Self::OfferWithRoom { shape, memory_max_bytes: max, .. } => {
+                shape.check()?;
+                let fits = max.is_multiple_of(PAGE_BYTES) && (shape.memory_bytes..=RAM_BYTES_MAX).contains(max);
+                limit(fits && shape.memory_bytes + room_bytes(shape.memory_bytes, *max) <= RAM_BYTES_MAX, "memory may become too large")
+            }
             Self::Blank { ranges, .. } => limit(ranges.len() <= BLANK_RANGES_MAX, "too many ranges"),
             Self::Final { frames, .. } => limit(frames.len() <= STREAMS_MAX, "too many streams"),
             Self::Abort { reason } => limit(reason.len() <= REASON_BYTES_MAX, "reason too long"),

@@ -34,6 +34,7 @@ fn shape() -> Shape {
         nets: vec![NetShape { mac: [4; 6], vni: 5 }],
         disks: vec![DiskShape { bytes: 512, read_only: true, base: Some(BaseName([6; 32])) }],
         cpu_model: vec![6],
+        memory_max_bytes: None,
     }
 }
 
@@ -54,6 +55,12 @@ fn golden_messages_of_the_source() {
     golden(FromSource::Granted { epoch: 4, move_id: MoveId([8; 16]) }, &[&[3, 4][..], &[8; 16]].concat());
     golden(FromSource::Abort { reason: "no".into() }, &[4, 2, b'n', b'o']);
     let record = Record { right: Right::Granted, vm: VmId([2; 16]), epoch: 4, move_id: MoveId([8; 16]) };
+    let with_room = [&[6][..], &offer[1..], &[128, 128, 128, 2]].concat();
+    golden(FromSource::OfferWithRoom { shape: shape(), key: [7; 32], memory_max_bytes: 4 << 20 }, &with_room);
+    assert!(matches!(
+        FromSource::offer(Shape { memory_max_bytes: Some(1), ..shape() }, [0; 32]),
+        FromSource::OfferWithRoom { memory_max_bytes: 1, .. }
+    ));
     golden(FromSource::Resume { record }, &[&[5, 1][..], &[2; 16], &[4], &[8; 16]].concat());
 }
 
@@ -145,6 +152,11 @@ fn limits_come_before_allocation() {
     assert_eq!(read::<FromSource>(&bytes), Err(MessageError::Refused("too many disks")));
     let huge = Shape { memory_bytes: 1 << 50, ..shape() };
     assert!(read::<FromSource>(&FromSource::Offer { shape: huge, key: [0; 32] }.to_frame()).is_err());
+    // Memory of 1 MiB that may become less, a part of a page more, or more than there may be with the last piece of its room.
+    for memory_max_bytes in [4096, (1 << 20) + 1, (1 << 40) - 4096, 1 << 50, u64::MAX] {
+        let offer = FromSource::OfferWithRoom { shape: shape(), key: [0; 32], memory_max_bytes };
+        assert!(read::<FromSource>(&offer.to_frame()).is_err(), "{memory_max_bytes}");
+    }
 }
 
 /// Packs units and takes them apart again, as the two workers do.

@@ -16,19 +16,21 @@ use rebec_migrate::{
 use rebec_vmm_api::Versions;
 
 const KEPT: &str = include_str!("golden/v3.txt");
+/// What version 4 says beside that.
+const KEPT_4: &str = include_str!("golden/v4.txt");
 const KEY: Key = Key([1; 32]);
 
 fn digits(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn kept() -> BTreeMap<&'static str, Vec<u8>> {
+fn kept(text: &'static str) -> BTreeMap<&'static str, Vec<u8>> {
     let bytes = |digits: &str| (0..digits.len() / 2).map(|at| u8::from_str_radix(&digits[2 * at..2 * at + 2], 16).unwrap()).collect();
-    KEPT.lines().filter_map(|line| line.split_once(' ')).map(|(name, digits)| (name, bytes(digits))).collect()
+    text.lines().filter_map(|line| line.split_once(' ')).map(|(name, digits)| (name, bytes(digits))).collect()
 }
 
-fn source() -> Vec<(&'static str, FromSource)> {
-    let shape = Shape {
+fn shape() -> Shape {
+    Shape {
         vm: VmId([2; 16]),
         epoch: 3,
         memory_bytes: 1 << 30,
@@ -39,10 +41,14 @@ fn source() -> Vec<(&'static str, FromSource)> {
             DiskShape { bytes: 512, read_only: true, base: None },
         ],
         cpu_model: vec![6, 7],
-    };
+        memory_max_bytes: None,
+    }
+}
+
+fn source() -> Vec<(&'static str, FromSource)> {
     let record = |right| Record { right, vm: VmId([2; 16]), epoch: 4, move_id: MoveId([8; 16]) };
     vec![
-        ("offer", FromSource::Offer { shape, key: [7; 32] }),
+        ("offer", FromSource::Offer { shape: shape(), key: [7; 32] }),
         ("blank", FromSource::Blank { disk: 1, ranges: vec![(2, 300), (400, 1)] }),
         ("final", FromSource::Final { frames: vec![4, 500], saved: b"RBS1\0\0\0\0".to_vec() }),
         ("granted", FromSource::Granted { epoch: 4, move_id: MoveId([8; 16]) }),
@@ -102,8 +108,16 @@ fn message<M: Message + PartialEq + Debug>(kept: &BTreeMap<&str, Vec<u8>>, name:
 }
 
 #[test]
+fn what_version_4_says_beside_it_is_kept_too() {
+    let offer = FromSource::OfferWithRoom { shape: shape(), key: [7; 32], memory_max_bytes: 4 << 30 };
+    assert_eq!(message(&kept(KEPT_4), "offer-with-room", &offer) + "\n", KEPT_4);
+    let preamble = Preamble { speaks: Versions::new(3, 4), role: Role::Control, streams: 2, move_id: MoveId([8; 16]) };
+    assert_eq!(preamble.to_bytes()[4..6], [4, 3]);
+}
+
+#[test]
 fn what_was_kept_is_sent_and_understood_as_it_was() {
-    let kept = kept();
+    let kept = kept(KEPT);
     let mut lines = vec![];
     for (name, preamble) in preambles() {
         if let Some(bytes) = kept.get(name) {

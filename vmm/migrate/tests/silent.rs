@@ -14,7 +14,16 @@ use rebec_migrate::{
 const S: fn(u64) -> Duration = Duration::from_secs;
 
 fn offer() -> FromSource {
-    let shape = Shape { vm: VmId([1; 16]), epoch: 1, memory_bytes: 1 << 20, vcpus: 1, nets: vec![], disks: vec![], cpu_model: vec![] };
+    let shape = Shape {
+        vm: VmId([1; 16]),
+        epoch: 1,
+        memory_bytes: 1 << 20,
+        vcpus: 1,
+        nets: vec![],
+        disks: vec![],
+        cpu_model: vec![],
+        memory_max_bytes: None,
+    };
     FromSource::Offer { shape, key: [2; 32] }
 }
 

@@ -89,7 +89,16 @@ fn index_all(ram: &Ram) -> Result<Duration> {
     let lending = std::thread::spawn(move || donor::serve(&lent, &Judges::start(&PlainThreads, &lent)?, near));
     let asker = DonorHandle::start(&PlainThreads, far)?;
     let mut target = Target::new(MoveId([1; 16]), 1);
-    let shape = Shape { vm: VmId([1; 16]), epoch: 1, memory_bytes: 1 << 20, vcpus: 1, nets: vec![], disks: vec![], cpu_model: vec![] };
+    let shape = Shape {
+        vm: VmId([1; 16]),
+        epoch: 1,
+        memory_bytes: 1 << 20,
+        vcpus: 1,
+        nets: vec![],
+        disks: vec![],
+        cpu_model: vec![],
+        memory_max_bytes: None,
+    };
     target.handle(Duration::ZERO, TargetInput::Control(FromSource::Offer { shape, key: KEY.0 }));
     let start = Instant::now();
     target.handle(Duration::ZERO, TargetInput::Built { holders: vec![Holder::Donor(0)], ports: vec![], bases: vec![] });

@@ -91,8 +91,16 @@ fn main() -> Result<()> {
     let incoming = Incoming::new(listener, vec![], Arc::new(PlainThreads));
     let build = |shape: &Shape| Ram::new(shape.memory_bytes).map(Still).map_err(|error| error.to_string());
     let receiving = std::thread::spawn(move || incoming.run(build, |_| {}).map(drop));
-    let shape =
-        Shape { vm: VmId([1; 16]), epoch: 1, memory_bytes: mebibytes << 20, vcpus: 1, nets: vec![], disks: vec![], cpu_model: vec![] };
+    let shape = Shape {
+        vm: VmId([1; 16]),
+        epoch: 1,
+        memory_bytes: mebibytes << 20,
+        vcpus: 1,
+        nets: vec![],
+        disks: vec![],
+        cpu_model: vec![],
+        memory_max_bytes: None,
+    };
     let config = SourceConfig {
         move_id: MoveId([1; 16]),
         key: Key([1; 32]),

@@ -16,6 +16,10 @@ use crate::{
 /// The machine's only console that shows anything: whoever starts from a disk that names another still sees what its kernel says.
 const CONSOLE: &str = "console=ttyS0";
 
+/// Memory that comes is used at once, as memory that can go again while that is less than three times what the guest began with
+/// (Documentation/admin-guide/mm/memory-hotplug.rst).
+const TAKING: &str = "memhp_default_state=online memory_hotplug.online_policy=auto-movable";
+
 /// Open files, or the VM's disk, and a command line.
 pub struct BootPlan {
     /// None: the disk's own word counts, as it is at each start.
@@ -38,7 +42,7 @@ impl BootPlan {
         let image = KernelImage::from_file(&kernel.file).with_context(|| format!("kernel {}", kernel.path.display()))?;
         let open = |named: &Named| Content::from_file(&named.file).with_context(|| format!("initramfs {}", named.path.display()));
         let initramfs = initramfs.as_ref().map(open).transpose()?;
-        vm.boot(&image, initramfs.as_ref(), &self.cmdline).with_context(|| format!("boot {}", kernel.path.display()))
+        vm.boot(&image, initramfs.as_ref(), &with_taking(vm, &self.cmdline)).with_context(|| format!("boot {}", kernel.path.display()))
     }
 
     /// Whether the kernel was told to reset by a triple fault. Where the disk has the command line, the one that it has now counts.
@@ -53,7 +57,7 @@ impl BootPlan {
         let disk = vm.disks().first().context("there is neither a kernel nor a disk to start from")?;
         let DiskStart { image, initramfs, cmdline, from, forget } = DiskStart::of(disk, self.known.as_ref())?;
         let place = || format!("disk {}: the kernel of {from}", disk.name());
-        let cmdline = with_console(&cmdline, &self.cmdline);
+        let cmdline = with_taking(vm, &with_console(&cmdline, &self.cmdline));
         log::info!("disk {}: starts {from}: {cmdline}", disk.name());
         vm.boot(&image, initramfs.as_ref(), &cmdline).with_context(place)?;
         if let Some(forget) = forget.filter(|_| !disk.read_only()) {
@@ -122,6 +126,18 @@ fn with_console(own: &str, added: &str) -> String {
     words.into_iter().map(str::trim).filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
+/// In a machine with room for more memory, Linux is told to use what it takes in: few distributions do so by themselves. Whoever says how is heard.
+fn with_taking(vm: &Vm, cmdline: &str) -> String {
+    if vm.ram().room().is_empty() { cmdline.to_owned() } else { taking(cmdline) }
+}
+
+fn taking(cmdline: &str) -> String {
+    if cmdline.split_whitespace().any(|word| word.starts_with("memhp_default_state=")) {
+        return cmdline.to_owned();
+    }
+    format!("{cmdline} {TAKING}").trim_start().to_owned()
+}
+
 /// Linux's `reboot=[mode,]type[,force]` (Documentation/admin-guide/kernel-parameters.txt): the last word about a type counts, by its first letter.
 fn says_triple(cmdline: &str) -> bool {
     let words = cmdline.split_whitespace().filter_map(|word| word.strip_prefix("reboot="));
@@ -177,6 +193,13 @@ mod tests {
         ] {
             assert_eq!(says_triple(cmdline), expected, "{cmdline}");
         }
+    }
+
+    #[test]
+    fn a_kernel_is_told_to_use_what_it_takes_in_unless_it_was_told_how() {
+        assert_eq!(taking("quiet"), format!("quiet {TAKING}"));
+        assert_eq!(taking(""), TAKING);
+        assert_eq!(taking("memhp_default_state=offline"), "memhp_default_state=offline");
     }
 
     #[test]

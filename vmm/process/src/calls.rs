@@ -46,6 +46,8 @@ pub enum Role {
     Net,
     /// Serves a disk or the source of randomness.
     Disk,
+    /// Serves the devices by which memory comes and goes.
+    Memory,
     /// Reads or writes a connection of a move, or serves the disks behind it.
     Stream,
     /// Talks to a client of the control socket.
@@ -53,7 +55,7 @@ pub enum Role {
 }
 
 impl Role {
-    pub const ALL: [Self; 5] = [Self::Vcpu, Self::Net, Self::Disk, Self::Stream, Self::Client];
+    pub const ALL: [Self; 6] = [Self::Vcpu, Self::Net, Self::Disk, Self::Memory, Self::Stream, Self::Client];
 
     /// By the name of the thread. The others make threads or machines, kick vCPUs (`move-ahead`: only where KVM can map memory ahead), or do
     /// nothing that could be made less.
@@ -63,6 +65,7 @@ impl Role {
             "vcpu" => Some(Self::Vcpu),
             "virtio-net" | "forward" => Some(Self::Net),
             "virtio-blk" | "virtio-rng" => Some(Self::Disk),
+            "virtio-mem" | "virtio-balloon" => Some(Self::Memory),
             "move-" | "move-control" | "move-flush" | "move-donor" | "lender" => Some(Self::Stream),
             "control-client" => Some(Self::Client),
             _ => None,
@@ -75,6 +78,8 @@ impl Role {
             Self::Vcpu => &[ABSENT, LIVING, OWN_MEMORY, &[VCPU_REQUESTS, EVENTFD, DUPLICATE]],
             Self::Net => &[ABSENT, LIVING, OWN_MEMORY, WAITING, MESSAGES, &[RAISING]],
             Self::Disk => &[ABSENT, LIVING, OWN_MEMORY, WAITING, FILES, &[RAISING]],
+            // What goes is cut out of the memory file; what may be reached is a matter of mprotect.
+            Self::Memory => &[ABSENT, LIVING, OWN_MEMORY, WAITING, &[RAISING, CUTTING]],
             Self::Stream => &[ABSENT, LIVING, OWN_MEMORY, FILES, STREAMS],
             Self::Client => &[ABSENT, LIVING, OWN_MEMORY, STREAMS, MESSAGES, &[DUPLICATE, SOCKET_TYPE]],
         }
@@ -164,7 +169,7 @@ const FILES: &[Call] = &[
     always(libc::SYS_preadv),
     always(libc::SYS_pwritev),
     always(libc::SYS_lseek),
-    always(libc::SYS_fallocate),
+    CUTTING,
     always(libc::SYS_ftruncate),
     always(libc::SYS_fsync),
     always(libc::SYS_fdatasync),
@@ -239,6 +244,8 @@ const VCPU_THREAD: [u32; 3 + VCPU.len()] = {
 };
 /// An interrupt of a queue.
 const RAISING: Call = one_of(libc::SYS_ioctl, 1, &[KVM_SIGNAL_MSI]);
+/// Holes in files that are open.
+const CUTTING: Call = always(libc::SYS_fallocate);
 const EVENTFD: Call = always(libc::SYS_eventfd2);
 const DUPLICATE: Call = one_of(libc::SYS_fcntl, 1, &[F_DUPFD_CLOEXEC as u32]);
 const SOCKET_TYPE: Call = all(libc::SYS_getsockopt, &[Look::Is(1, SOL_SOCKET as u32), Look::Is(2, SO_TYPE as u32)]);

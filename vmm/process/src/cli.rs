@@ -21,6 +21,7 @@ pub use self::ctl::{CtlOptions, CtlRequest, MigrateTo, SetTo};
 use crate::{cgroup, limits::Limits};
 
 mod ctl;
+mod memory;
 
 /// Device slots of the machine; one of them is the random number generator.
 const DISKS_AND_NETS_MAX: usize = SLOTS - 1;
@@ -99,6 +100,9 @@ pub struct RunOptions {
     /// Guest memory, in whole MiB, from 16M to 1T
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub memory: MemorySize,
+    /// Most memory that the guest may have, in whole MiB: `ctl set --memory` changes how much that is while it runs
+    #[arg(long, value_name = "SIZE")]
+    pub memory_max: Option<MemorySize>,
     /// Virtual CPUs, from 1 to 16
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(VCPUS_MAX)))]
     pub vcpus: u8,
@@ -195,6 +199,9 @@ pub struct ReceiveOptions {
     /// Take in a VM of so much memory and no other
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<MemorySize>,
+    /// Take in a VM whose memory may become so much and no other; without this and with --memory, one whose memory stays as it is
+    #[arg(long, value_name = "SIZE")]
+    pub memory_max: Option<MemorySize>,
     /// Take in a VM of so many virtual CPUs and no other
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(VCPUS_MAX)))]
     pub vcpus: Option<u8>,
@@ -318,6 +325,10 @@ impl RunOptions {
     fn check(&self) -> Result<(), String> {
         if self.kernel.is_none() && self.shared.disks.is_empty() {
             return Err("nothing to start from: give --kernel, or a --disk whose boot loader says what starts; see --help".into());
+        }
+        if let Some(max) = self.memory_max {
+            let devices = self.shared.disks.len() + self.shared.nets.len();
+            memory::check(self.memory, max, devices, DISKS_AND_NETS_MAX)?;
         }
         self.shared.check()
     }
@@ -480,6 +491,7 @@ mod tests {
             "pause",
             "resume",
             "resize-disk 0 30G",
+            "set --memory 2G",
             "set --net 200M --disk-iops 5000 --disk-bytes none --cpu-quota 150% --cpu-weight 200",
             "stop",
             "cancel",
@@ -508,6 +520,9 @@ mod tests {
             ("rebec-vmm run --kernel k --vcpus 17", "17"),
             ("rebec-vmm run --kernel k --vcpus -1", "-1"),
             ("rebec-vmm run --kernel k --memory 15M", "15M"),
+            ("rebec-vmm run --kernel k --memory 1G --memory-max 512M", "--memory-max of 512 MiB is less than --memory of 1024 MiB"),
+            ("rebec-vmm run --kernel k --memory 500M --memory-max 1T", "more than 1T"),
+            ("rebec-vmm ctl /c set --memory 15M", "15M"),
             ("rebec-vmm run --kernel k --disk d,rw", "d,rw"),
             ("rebec-vmm run --kernel k --serial tcp:1", "tcp:1"),
             ("rebec-vmm run --kernel k --net vni=1", "mac is missing"),
@@ -556,6 +571,8 @@ mod tests {
         let disks = |count: usize| (0..count).map(|n| format!("--disk d{n}")).collect::<Vec<_>>().join(" ");
         assert!(parse_words(&format!("rebec-vmm run --kernel k {}", disks(15))).is_ok());
         assert!(refused(&format!("rebec-vmm run --kernel k {}", disks(16))).contains("16 disks"));
+        assert!(parse_words(&format!("rebec-vmm run --kernel k --memory-max 1G {}", disks(13))).is_ok());
+        assert!(refused(&format!("rebec-vmm run --kernel k --memory-max 1G {}", disks(14))).contains("has room for 13"));
     }
 
     #[test]

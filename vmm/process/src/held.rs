@@ -18,6 +18,7 @@ use rebec_migrate::{
     Record, VmId,
     message::{DiskShape, NetShape, Shape},
 };
+use rebec_vmm_api::MemorySize;
 use rebec_vmm_saved::SavedMachine;
 
 use crate::{
@@ -61,7 +62,11 @@ impl Held {
     /// After a guest reset: the same machine, new, booted by the same plan.
     pub fn start_again(&mut self, plan: &BootPlan) -> Result<()> {
         self.vm.pause()?;
+        let memory = self.vm.memory_asked();
         self.vm = vm::build(self.vm.size(), &self.vm.cpu(), &self.host)?;
+        if let Some(memory) = memory {
+            self.vm.ask_memory(memory)?;
+        }
         plan.boot(&self.vm)?;
         self.vm.resume()
     }
@@ -77,6 +82,7 @@ impl Held {
             nets: self.vm.lans().iter().map(|lan| NetShape { mac: lan.mac().0, vni: lan.vni() }).collect(),
             disks: self.vm.disks().iter().zip(&self.bases).map(disk_shape).collect(),
             cpu_model: self.vm.machine().cpu_model().to_bytes(),
+            memory_max_bytes: size.memory_max.map(MemorySize::bytes),
         }
     }
 }
@@ -128,6 +134,7 @@ impl MovingMachine for Held {
     fn dirty_log_take(&self, pages: &mut BitSet) -> Result<()> {
         self.vm.machine().dirty_log_take(pages)?;
         self.vm.ram().take_device_dirty(pages);
+        self.vm.leave_out_absent(pages);
         Ok(())
     }
 

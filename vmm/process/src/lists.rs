@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn roles_are_narrow() {
         let machine = [Role::Vcpu].as_slice();
-        let interrupts = [Role::Vcpu, Role::Net, Role::Disk].as_slice();
+        let interrupts = [Role::Vcpu, Role::Net, Role::Disk, Role::Memory].as_slice();
         let anonymous = (MAP_PRIVATE | MAP_ANONYMOUS) as u64;
         for (number, arguments, allowed) in [
             (SYS_clone, &[0x3d_0f00][..], &[][..]),
@@ -240,6 +240,7 @@ mod tests {
             (SYS_recvmsg, &[], &[Role::Net, Role::Client]),
             (SYS_sendto, &[], &[Role::Stream, Role::Client]),
             (SYS_pwrite64, &[], &[Role::Disk, Role::Stream]),
+            (SYS_fallocate, &[], &[Role::Disk, Role::Memory, Role::Stream]),
             (SYS_ioctl, &[0, KVM_RUN.into()], machine),
             (SYS_ioctl, &[0, KVM_SIGNAL_MSI.into()], interrupts),
         ] {
@@ -289,6 +290,8 @@ mod tests {
             ("forward", Some(Role::Net)),
             ("virtio-blk", Some(Role::Disk)),
             ("virtio-rng", Some(Role::Disk)),
+            ("virtio-mem", Some(Role::Memory)),
+            ("virtio-balloon", Some(Role::Memory)),
             ("move-0", Some(Role::Stream)),
             ("move-control", Some(Role::Stream)),
             ("control-client", Some(Role::Client)),

@@ -148,6 +148,7 @@ impl Owner {
             cpu: None,
             limits: None,
             cgroup: None,
+            memory: None,
         };
         let (lending, lease, expecting) = (Lending::default(), Lease::new(false), vec![]);
         let (limits, cgroup) = (Limits::default(), None);
@@ -366,6 +367,7 @@ impl Owner {
                 self.limits.change(limits);
                 Ok(Answer::Done)
             }
+            Command::Memory { bytes } => self.ask_memory(bytes),
             Command::PowerButton => self.press_power_button(),
             Command::Cancel => self.cancel(),
             Command::Lease { until_ms } => self.extend(until_ms),
@@ -448,6 +450,15 @@ impl Owner {
                 held.vm.grow_disk(disk.into(), bytes).map(|()| Answer::Done).map_err(|error| failed(format!("resize-disk: {error:#}")))
             }
             _ => Err(self.wrong_state("resize-disk", "a disk grows while its VM is here and does not move")),
+        }
+    }
+
+    fn ask_memory(&self, bytes: u64) -> Result<Answer, ControlError> {
+        match &self.place {
+            Place::Here(held, Stand::Running | Stand::Paused) => {
+                held.vm.ask_memory(bytes).map(|()| Answer::Done).map_err(|error| failed(format!("memory: {error:#}")))
+            }
+            _ => Err(self.wrong_state("memory", "it changes while its VM is here and does not move")),
         }
     }
 
@@ -593,6 +604,7 @@ fn status_of(held: &Held, state: VmState, lans: &[Lan]) -> Status {
         lease_ms: None,
         limits: None,
         cgroup: None,
+        memory: held.vm.memory_status().map(Box::new),
         cpu: Some(CpuStatus { model: held.vm.cpu().to_string(), features: held.vm.machine().cpu_model().features().to_string() }),
     }
 }

@@ -55,7 +55,9 @@ pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
     let lease = Lease::new(options.shared.lease);
     let Opened { kvm, disks, lans, .. } = opened;
     let (console, report) = (services.console.clone(), event::machine_report(sender.clone()));
-    let order = Order { vm: options.vm, memory_bytes: options.memory.map(|memory| memory.bytes()), vcpus: options.vcpus };
+    let bytes = |size: Option<MemorySize>| size.map(MemorySize::bytes);
+    let order =
+        Order { vm: options.vm, memory_bytes: bytes(options.memory), memory_max_bytes: bytes(options.memory_max), vcpus: options.vcpus };
     let cpu = options.shared.cpu.clone();
     let limits = options.shared.limits();
     let reception = Reception { order, cpu, kvm, disks, lans, limits: limits.clone(), console, lease: lease.clone(), report };
@@ -78,6 +80,8 @@ pub fn run(options: &ReceiveOptions) -> Result<ExitCode> {
 struct Order {
     vm: Option<VmId>,
     memory_bytes: Option<u64>,
+    /// Where memory was ordered and this was not: it stays as it is.
+    memory_max_bytes: Option<u64>,
     vcpus: Option<u8>,
 }
 
@@ -87,6 +91,12 @@ impl Order {
         ensure!(self.vm.is_none_or(|ordered| ordered == *vm), "VM {vm} comes, and this side waits for {}", self.vm.unwrap_or(*vm));
         let ordered = self.memory_bytes.unwrap_or(*memory_bytes);
         ensure!(ordered == *memory_bytes, "the VM has {memory_bytes} bytes of memory, this side was told --memory of {ordered} bytes");
+        let (ordered, brought) = (self.memory_max_bytes, shape.memory_max_bytes);
+        if ordered.is_some() || self.memory_bytes.is_some() {
+            let in_words = |max: Option<u64>| max.map_or_else(|| "what it begins with".to_owned(), |max| format!("{max} bytes"));
+            let (brought, ordered) = (in_words(brought), in_words(ordered));
+            ensure!(brought == ordered, "the VM's memory may become {brought}, this side was told --memory-max of {ordered}");
+        }
         let ordered = self.vcpus.unwrap_or(*vcpus);
         ensure!(ordered == *vcpus, "the VM has {vcpus} vCPUs, this side was told --vcpus {ordered}");
         Ok(())
@@ -131,7 +141,8 @@ impl Reception {
         let bases = self.disks.iter().map(|file| file.base.clone()).collect();
         let host = Host { kvm, disks, lans: self.lans.clone(), limits: self.limits.clone(), console, lease, report };
         let memory = MemorySize::from_bytes(shape.memory_bytes)?;
-        let vm = vm::build(vm::MachineSize { memory, vcpus: shape.vcpus }, &self.cpu, &host)?;
+        let memory_max = shape.memory_max_bytes.map(MemorySize::from_bytes).transpose()?;
+        let vm = vm::build(vm::MachineSize { memory, memory_max, vcpus: shape.vcpus }, &self.cpu, &host)?;
         let theirs = CpuModel::from_bytes(&shape.cpu_model)?;
         let missing = theirs.missing_on(vm.machine().cpu_model());
         ensure!(missing.is_empty(), "this host's CPU lacks what the VM may use: {}", missing.join(", "));
@@ -178,14 +189,23 @@ mod tests {
     #[test]
     fn what_was_ordered_comes_and_nothing_else() {
         let (vm, memory_bytes, vcpus) = (VmId([1; 16]), 64 << 20, 2);
-        let shape = || Shape { vm, epoch: 1, memory_bytes, vcpus, nets: vec![], disks: vec![], cpu_model: vec![] };
-        let order = Order { vm: Some(vm), memory_bytes: Some(memory_bytes), vcpus: Some(vcpus) };
+        let shape = || Shape { vm, epoch: 1, memory_bytes, vcpus, nets: vec![], disks: vec![], cpu_model: vec![], memory_max_bytes: None };
+        let order = Order { vm: Some(vm), memory_bytes: Some(memory_bytes), memory_max_bytes: None, vcpus: Some(vcpus) };
         order.check(&shape()).unwrap();
-        Order { vm: None, memory_bytes: None, vcpus: None }.check(&Shape { memory_bytes: 1 << 40, ..shape() }).unwrap();
+        let anything = Order { vm: None, memory_bytes: None, memory_max_bytes: None, vcpus: None };
+        anything.check(&Shape { memory_bytes: 1 << 40, memory_max_bytes: Some(1 << 40), ..shape() }).unwrap();
+        let growing = Order { memory_max_bytes: Some(128 << 20), ..anything };
+        growing.check(&Shape { memory_max_bytes: Some(128 << 20), ..shape() }).unwrap();
+        let refused = growing.check(&shape()).unwrap_err().to_string();
+        assert!(refused.contains("may become what it begins with, this side was told --memory-max of 134217728 bytes"), "{refused}");
         for (shape, names) in [
             (Shape { vm: VmId([2; 16]), ..shape() }, "waits for 0101"),
             (Shape { memory_bytes: 1 << 40, ..shape() }, "--memory of 67108864 bytes"),
             (Shape { vcpus: 16, ..shape() }, "--vcpus 2"),
+            (
+                Shape { memory_max_bytes: Some(1 << 40), ..shape() },
+                "may become 1099511627776 bytes, this side was told --memory-max of what it begins with",
+            ),
         ] {
             let refused = order.check(&shape).unwrap_err().to_string();
             assert!(refused.contains(names), "{refused}");

@@ -41,7 +41,7 @@ pub fn run(options: &RunOptions) -> Result<ExitCode> {
     let host = Host { kvm: opened.kvm, disks, lans: lans.clone(), limits: limits.clone(), console, lease: lease.clone(), report };
     let plan = BootPlan::new(given, &options.boot.cmdline);
     let cold = ColdStart {
-        size: MachineSize { memory: options.memory, vcpus: options.vcpus },
+        size: MachineSize { memory: options.memory, memory_max: options.memory_max, vcpus: options.vcpus },
         cpu: options.shared.cpu.clone(),
         host,
         bases,

@@ -65,6 +65,7 @@ struct Guest {
     /// The version of the move protocol that it was last saved for.
     saved_for: AtomicU64,
     period: Duration,
+    memory_max_bytes: Option<u64>,
     /// Connections that break when a record is written.
     breaks: Mutex<Option<(Right, Vec<TcpStream>)>>,
 }
@@ -84,6 +85,7 @@ impl Guest {
             restored: Mutex::default(),
             saved_for: AtomicU64::default(),
             period,
+            memory_max_bytes: None,
             breaks: Mutex::default(),
         }
     }
@@ -131,7 +133,16 @@ impl Guest {
 
     fn shape(&self) -> Shape {
         let disks = vec![DiskShape { bytes: DISK_BYTES, read_only: false, base: self.bases[0].as_ref().map(|base| base.name()) }];
-        Shape { vm: VmId([1; 16]), epoch: 3, memory_bytes: MEMORY_BYTES, vcpus: 1, nets: vec![], disks, cpu_model: vec![] }
+        Shape {
+            vm: VmId([1; 16]),
+            epoch: 3,
+            memory_bytes: MEMORY_BYTES,
+            vcpus: 1,
+            nets: vec![],
+            disks,
+            cpu_model: vec![],
+            memory_max_bytes: self.memory_max_bytes,
+        }
     }
 
     fn rights(&self) -> Vec<Right> {
@@ -386,8 +397,8 @@ fn what_does_not_speak_the_protocol_is_dropped() {
 }
 
 /// Moves a guest that stands still between programs that speak these; what came of it, and what the source was asked to save for.
-fn between(source_speaks: &str, target_speaks: &str) -> Result<(MoveReport, u16), String> {
-    let source = Guest::filled(Duration::from_micros(200));
+fn between(source_speaks: &str, target_speaks: &str, memory_max_bytes: Option<u64>) -> Result<(MoveReport, u16), String> {
+    let source = Guest { memory_max_bytes, ..Guest::filled(Duration::from_micros(200)) };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let passed = connections(&listener, 1);
     let stop = listener.try_clone().unwrap();
@@ -408,13 +419,20 @@ fn between(source_speaks: &str, target_speaks: &str) -> Result<(MoveReport, u16)
 #[test]
 fn programs_of_neighbouring_versions_move_vms_both_ways_and_others_say_which_is_behind() {
     for (source, target, spoken) in [("3", "3-4", 3), ("3-4", "3", 3), ("3-4", "3-4", 4), ("3-4", "4-5", 4)] {
-        let (report, saved_for) = between(source, target).unwrap();
+        let (report, saved_for) = between(source, target, None).unwrap();
         assert_eq!((report.outcome, saved_for), (Outcome::Moved, spoken), "{source} to {target}: {report:?}");
     }
-    let refused = between("3", "4-5").unwrap_err();
+    let refused = between("3", "4-5", None).unwrap_err();
     assert!(refused.contains("speaks version 4-5 of the move protocol, this one 3: upgrade this host"), "{refused}");
-    let refused = between("4-5", "3").unwrap_err();
+    let refused = between("4-5", "3", None).unwrap_err();
     assert!(refused.contains("speaks version 3 of the move protocol, this one 4-5: upgrade the other host"), "{refused}");
+}
+
+#[test]
+fn a_vm_whose_memory_changes_goes_where_that_is_known_and_a_side_that_is_older_is_named() {
+    assert_eq!(between("3-4", "3-4", Some(MEMORY_BYTES)).unwrap().0.outcome, Outcome::Moved);
+    let refused = between("3-4", "3", Some(MEMORY_BYTES)).unwrap_err();
+    assert!(refused.contains("memory changes while it runs needs 4: upgrade the other host"), "{refused}");
 }
 
 /// The link breaks when one side writes `right`; both wait, connect again, and the VM has moved.

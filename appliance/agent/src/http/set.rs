@@ -6,14 +6,14 @@ use axum::{
     body::Body,
     extract::{Extension, FromRequest, State},
     http::Request,
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use rebec_api::{ApiError, ErrorCode, vm::SetVm};
 use rebec_book::authority::Granted;
 
 use super::{
     answer::{Failure, Json},
-    disks,
+    disks, vms,
 };
 use crate::{agent::Agent, orders::limits};
 
@@ -29,9 +29,6 @@ pub async fn set(
     };
     let Json(wish) = Json::<SetVm>::from_request(request, &()).await?;
     limits::check(&wish).map_err(|what| ApiError::new(ErrorCode::BadRequest, what))?;
-    disks::changed(&agent, &found, |body| {
-        limits::changed(body, &wish);
-        Ok(())
-    })
-    .await
+    limits::set(&agent.orders, found.id, &wish).await?;
+    Ok(axum::Json(vms::info(&agent, found.id)?).into_response())
 }

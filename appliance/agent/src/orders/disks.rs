@@ -105,18 +105,34 @@ pub fn removed(body: &mut VmBody, name: &str) -> Result<(), ApiError> {
 
 /// As its home, changes the record of a VM, and has the host that holds it take it over.
 pub async fn change(orders: &Arc<Orders>, id: Id, change: impl FnOnce(&mut VmBody) -> Result<(), ApiError>) -> Result<(), ApiError> {
-    let name = {
-        // Whoever assigns it writes the same record.
-        let _alone = lock(&orders.grants);
-        let (_, mut body) = orders.knowledge.desired(id)?;
-        let old = body.clone();
-        change(&mut body)?;
-        let name = body.name.clone();
-        if body != old {
-            orders.knowledge.publish(Kind::VM, id, Some(Body::Vm(body.into())))?;
-        }
-        name
-    };
+    let name = write(orders, id, change)?;
+    tell(orders, id, |error| later(&name, error)).await
+}
+
+/// As its home, changes the record of a VM; its name.
+pub fn write(orders: &Arc<Orders>, id: Id, change: impl FnOnce(&mut VmBody) -> Result<(), ApiError>) -> Result<String, ApiError> {
+    // Whoever assigns it writes the same record.
+    let _alone = lock(&orders.grants);
+    let (_, mut body) = orders.knowledge.desired(id)?;
+    let old = body.clone();
+    change(&mut body)?;
+    let name = body.name.clone();
+    if body != old {
+        orders.knowledge.publish(Kind::VM, id, Some(Body::Vm(body.into())))?;
+    }
+    Ok(name)
+}
+
+/// Its host, if it is another, does not take over now what its record says.
+pub fn later(name: &str, error: ApiError) -> ApiError {
+    ApiError {
+        message: format!("VM {name}: its record has it; its host takes it over at the VM's next start, now not: {}", error.message),
+        ..error
+    }
+}
+
+/// Has the host that holds a VM take over what its record says; `later` says what it means that another host does not.
+pub async fn tell(orders: &Arc<Orders>, id: Id, later: impl Fn(ApiError) -> ApiError) -> Result<(), ApiError> {
     // One that has left may still be about here.
     let holder = orders.knowledge.pool(|book| view::seen(book, id).map(|seen| seen.holder))?;
     let Some(holder) = holder.filter(|holder| *holder != orders.knowledge.key()) else {
@@ -125,14 +141,10 @@ pub async fn change(orders: &Arc<Orders>, id: Id, change: impl FnOnce(&mut VmBod
             None => Ok(()),
         };
     };
-    let later = |error: ApiError| ApiError {
-        message: format!("VM {name}: its record has it; its host takes it over at the VM's next start, now not: {}", error.message),
-        ..error
-    };
     let unknown = || later(ApiError::new(ErrorCode::Unreachable, format!("host {} is not known here", holder.short())));
     let peer = orders.knowledge.peer(&holder).ok_or_else(unknown)?;
     let order = DisksOrder { vm: id, records: orders.knowledge.records_of(id)? };
-    orders.peers.mesh.ask::<_, ()>(&peer, "/internal/disks", &order).await.map_err(later)
+    orders.peers.mesh.ask::<_, ()>(&peer, "/internal/disks", &order).await.map_err(&later)
 }
 
 #[cfg(test)]

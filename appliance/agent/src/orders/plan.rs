@@ -51,7 +51,7 @@ pub fn place(
         (hosts, book.domain_of(&own), donors)
     })?;
     let want = Want {
-        memory_bytes: body.memory_bytes,
+        memory_bytes: body.granted_bytes(),
         disk_bytes: disks::promised_bytes(body),
         lans: !body.nics.is_empty(),
         host,

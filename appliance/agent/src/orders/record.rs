@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Orders,
     addresses::nic,
-    cpu, disks,
+    cpu, disks, limits,
     plan::{candidates, place},
 };
 use crate::{
@@ -53,6 +53,7 @@ pub async fn record(orders: &Arc<Orders>, new: &NewVm) -> Result<(Id, Choice), A
     if MemorySize::from_bytes(new.memory_bytes).is_err() {
         return bad(format!("memory of {} bytes: expected whole MiB from 16 MiB to 1 TiB", new.memory_bytes));
     }
+    let limits = limits::memory_max(new.memory_max_bytes, new.memory_bytes).map_err(|what| ApiError::new(ErrorCode::BadRequest, what))?;
     if !(1..=VCPUS_MAX).contains(&new.vcpus) {
         return bad(format!("{} vCPUs: expected 1 to {VCPUS_MAX}", new.vcpus));
     }
@@ -109,7 +110,7 @@ pub async fn record(orders: &Arc<Orders>, new: &NewVm) -> Result<(Id, Choice), A
         must: (!must.is_empty()).then_some(must),
         disks: None,
         cpu: None,
-        limits: None,
+        limits,
     };
     if let Some(cpu) = new.cpu.as_deref().map(|asked| cpu::model(orders, asked)).transpose()?.flatten() {
         body.set_cpu(cpu);

@@ -11,7 +11,7 @@ use rebec_book::record::VmBody;
 use rebec_host::{disks, life::Life};
 use rebec_vmm_api::control::{Command, DeviceLimits};
 
-use super::{LocalVm, Vms, failed, launch, room};
+use super::{LocalVm, Vms, failed, launch, memory, room};
 
 /// Has the VM that runs take no more of this host than its record says.
 async fn limit(vms: &Vms, vm: &LocalVm, body: &VmBody) -> Result<(), ApiError> {
@@ -37,12 +37,20 @@ async fn limit(vms: &Vms, vm: &LocalVm, body: &VmBody) -> Result<(), ApiError> {
 pub async fn take_over(vms: &Vms, vm: &LocalVm) -> Result<(), ApiError> {
     let (_, body) = vms.knowledge.desired(vm.id())?;
     room::require_disks(vms, &body)?;
-    launch::refresh(vms, vm).map_err(|error| failed(&error))?;
+    {
+        let _admission = vms.admission.lock().await;
+        room::require_more(vms, vm, &body)?;
+        launch::refresh(vms, vm).map_err(|error| failed(&error))?;
+    }
     if vm.life(Life::vmm).is_none() {
         return disks::sweep(&vm.folder, &vm.kept().body).map_err(|error| failed(&error));
     }
     let body = vm.kept().body;
     limit(vms, vm, &body).await?;
+    memory::ask(vms, vm).await.map_err(|error| {
+        let message = format!("VM {}: {error:#}; its record has its memory: say it again, or start it anew", vm.name());
+        ApiError::new(ErrorCode::Failed, message)
+    })?;
     let has_seed = vm.kept().private.seed.is_some();
     let root = body.root_bytes().map(|bytes| (0, bytes));
     let first = usize::from(root.is_some()) + usize::from(has_seed);

@@ -17,7 +17,7 @@ use rebec_host::{
     process::{self, Beginning, Machine, Process, STATIONS_MAX},
 };
 
-use super::{Kept, LocalVm, Vms, Want, control::Control, lease, ledger, ports, sockets};
+use super::{Kept, LocalVm, Vms, Want, control::Control, lease, ledger, memory, ports, sockets};
 use crate::facts;
 
 /// VMs of this host that are asked for content.
@@ -75,7 +75,12 @@ pub async fn boot(vms: &Arc<Vms>, vm: &Arc<LocalVm>) -> Result<Process> {
         kept.endpoints = endpoints(&ports);
     })?;
     ledger::begin(&vm.folder, &kept.id, kept.epoch)?;
-    start(vms, vm, Beginning::Boot, ports).await
+    let process = start(vms, vm, Beginning::Boot, ports).await?;
+    // It begins with less; what its record says comes on top. A guest that is asked again by the next change of its record is no reason to end it.
+    if let Err(error) = memory::ask(vms, vm).await {
+        log::warn!("vm {}: {error:#}", vm.name());
+    }
+    Ok(process)
 }
 
 /// Starts a VMM that waits for the VM; one whose ledger says that it was prepared before tells the source that it is released.

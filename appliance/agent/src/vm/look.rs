@@ -4,18 +4,20 @@ use std::sync::Arc;
 
 use rebec_book::{Key, view};
 use rebec_host::life::{Input, Life, Said};
-use rebec_vmm_api::control::VmState;
+use rebec_vmm_api::control::{MemoryStatus, VmState};
 
 use super::{LocalVm, Want};
 
-/// Asks the VMM how its VM is, and the book what others say, and tells its life.
-pub async fn at(vm: &Arc<LocalVm>) {
-    let Some(number) = vm.life(Life::vmm) else { return };
+/// Asks the VMM how its VM is, and the book what others say, and tells its life. What the VMM says of memory that changes, `vm::memory` takes in.
+pub async fn at(vm: &Arc<LocalVm>) -> Option<Box<MemoryStatus>> {
+    let number = vm.life(Life::vmm)?;
+    let mut memory = None;
     match vm.talk(|control| Ok((control.status()?, control.pid()?))).await {
         Ok((status, pid)) => {
             let kept = vm.kept();
             // An agent that came after its VMM's start hears of them here.
             let news = vm.ports_have(&status);
+            memory = status.memory;
             let has_lease = status.state != VmState::Running || status.lease_ms != Some(0);
             let unleased = kept.body.keeper.filter(|_| !has_lease).map(|keeper| vm.knowledge.name_of(&keeper));
             let said = Said { vmm: number, state: status.state, epoch: status.epoch, pid, unleased };
@@ -27,6 +29,7 @@ pub async fn at(vm: &Arc<LocalVm>) {
         Err(error) => log::debug!("vm {}: {error:#}", vm.name()),
     }
     hear_others(vm);
+    memory
 }
 
 /// What the book says about those that the VM is sent by, or to.

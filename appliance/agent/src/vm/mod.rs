@@ -22,6 +22,7 @@ pub mod grants;
 pub mod launch;
 pub mod lease;
 pub mod look;
+mod memory;
 pub mod outcast;
 pub mod paths;
 pub mod ports;
@@ -174,7 +175,7 @@ impl LocalVm {
             state: SeenState::Stopped,
             reason: None,
             endpoints: vec![],
-            memory_bytes: kept.body.memory_bytes,
+            memory_bytes: kept.body.granted_bytes(),
             pid: 0,
             grants: kept.grants.clone(),
             to: life.word().to,
@@ -340,6 +341,11 @@ impl LocalVm {
     /// How it is.
     pub fn seen(&self) -> SeenBody {
         lock(&self.inner).seen.clone()
+    }
+
+    /// What its host counts as its memory from now on; whether that is something new.
+    fn counts(&self, memory_bytes: u64) -> bool {
+        std::mem::replace(&mut lock(&self.inner).seen.memory_bytes, memory_bytes) != memory_bytes
     }
 
     /// Changes what is kept, on the disk first. Who asks meanwhile hears what was kept before, and does not wait for the disk.

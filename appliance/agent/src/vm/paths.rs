@@ -102,6 +102,7 @@ mod tests {
             created: 0,
             domains: vec![],
             sealed: Some(sealed),
+            port_bits: None,
         }
     }
 

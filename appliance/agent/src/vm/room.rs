@@ -7,7 +7,7 @@ use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{key::Nonce, record::VmBody};
 use rebec_host::{disks, kept};
 
-use super::{Kept, LocalVm, Vms, Want, failed, watch};
+use super::{Kept, LocalVm, Vms, Want, failed, memory, watch};
 use crate::facts;
 
 /// What the disks of other VMs of this host are promised beyond what they take already.
@@ -23,7 +23,19 @@ fn growing_bytes(vms: &Vms, but: &Nonce) -> u64 {
 /// Memory that VMs of this host have been promised.
 pub fn promised_bytes(vms: &Vms) -> u64 {
     let promised = vms.all().into_iter().filter(|vm| vm.want() != Want::Stopped || vm.seen().pid != 0);
-    promised.map(|vm| vm.kept().body.memory_bytes).fold(0, u64::saturating_add)
+    promised.map(|vm| memory::counted_bytes(&vm)).fold(0, u64::saturating_add)
+}
+
+/// Refuses more memory for a VM of this host, if there is no room for it. Under the admission lock.
+pub fn require_more(vms: &Vms, vm: &LocalVm, body: &VmBody) -> Result<(), ApiError> {
+    let is_promised = vm.want() != Want::Stopped || vm.seen().pid != 0;
+    let more = if is_promised { body.granted_bytes().saturating_sub(memory::counted_bytes(vm)) } else { 0 };
+    let free = vms.host.memory_bytes().saturating_sub(promised_bytes(vms));
+    if free < more {
+        let what = format!("host {}: memory: {} MiB free, {} MiB more wanted", vms.knowledge.own_name(), free >> 20, more >> 20);
+        return Err(ApiError::new(ErrorCode::Refused, what));
+    }
+    Ok(())
 }
 
 /// Refuses what this host has no room for, with the figures. Under the admission lock.
@@ -33,8 +45,9 @@ pub fn require(vms: &Vms, body: &VmBody) -> Result<(), ApiError> {
         return refuse(format!("cannot run VMs: {why}"));
     }
     let free = vms.host.memory_bytes().saturating_sub(promised_bytes(vms));
-    if free < body.memory_bytes {
-        return refuse(format!("memory: {} MiB free, {} MiB wanted", free >> 20, body.memory_bytes >> 20));
+    let wanted = body.granted_bytes();
+    if free < wanted {
+        return refuse(format!("memory: {} MiB free, {} MiB wanted", free >> 20, wanted >> 20));
     }
     require_disks(vms, body)
 }

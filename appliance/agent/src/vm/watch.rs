@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::{
     LocalVm, Vms, Want,
     control::Control,
-    depart, grants, launch, lease, ledger, look,
+    depart, grants, launch, lease, ledger, look, memory,
     process::{self, Process},
 };
 use crate::{facts, jobs::Reporter};
@@ -73,11 +73,13 @@ impl Hands {
     }
 
     fn watch(&self, process: Process) -> Watched {
-        let vm = self.vm.clone();
+        let (vms, vm) = (self.vms.clone(), self.vm.clone());
         let looks = tokio::spawn(async move {
             let mut has_come = false;
             loop {
-                look::at(&vm).await;
+                if let Some(memory) = look::at(&vm).await {
+                    memory::seen(&vms, &vm, &memory);
+                }
                 until_look(&vm, &mut has_come).await;
             }
         });

@@ -38,6 +38,12 @@ pub struct LimitsBody {
     /// Bytes a second of each disk.
     #[n(4)]
     pub disk_bytes: Option<u64>,
+    /// Memory that it may have now; none is what it begins with ([`VmBody::memory_bytes`]).
+    #[n(5)]
+    pub memory_bytes: Option<u64>,
+    /// Most that this may become while it runs; without it, it stays as it is. For life. It is promised to nobody before it is asked for.
+    #[n(6)]
+    pub memory_max_bytes: Option<u64>,
 }
 
 impl VmBody {
@@ -45,6 +51,16 @@ impl VmBody {
     pub fn set_cpu(&mut self, cpu: CpuBody) {
         self.must.get_or_insert_default().push(CPU_MODEL.to_owned());
         self.cpu = Some(cpu.into());
+    }
+
+    /// Memory that it may have now, which its host has promised it.
+    pub fn granted_bytes(&self) -> u64 {
+        self.memory_bytes.max(self.limits.as_ref().and_then(|limits| limits.memory_bytes).unwrap_or_default())
+    }
+
+    /// Most memory that it may come to have, where that changes while it runs.
+    pub fn memory_max_bytes(&self) -> Option<u64> {
+        self.limits.as_ref().and_then(|limits| limits.memory_max_bytes)
     }
 
     pub(super) fn has_sound_machine(&self) -> bool {

@@ -119,6 +119,9 @@ pub struct LimitOptions {
     /// Most bytes a second of each disk, as in 100M, or none
     #[arg(long, value_name = "RATE")]
     pub disk_bytes: Option<PerSecond>,
+    /// Memory, in whole MiB, as in 2G, of a VM that was created with --memory-max
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<MemorySize>,
 }
 
 /// `rebec vm disk ...`
@@ -168,6 +171,9 @@ pub struct RunOptions {
     /// Guest memory, in whole MiB, as in 512M or 4G
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     pub memory: MemorySize,
+    /// Most memory that it may come to have while it runs (`vm set --memory`); none of it is promised before that [default: it stays as it is]
+    #[arg(long, value_name = "SIZE")]
+    pub memory_max: Option<MemorySize>,
     /// Virtual CPUs, from 1 to 16
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub vcpus: u8,

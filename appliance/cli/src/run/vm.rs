@@ -1,7 +1,7 @@
 //! `rebec vm run|ls|show|stop|start|rm`.
 
 use rebec_api::vm::{NewVm, ResizeDisk, SetVm, StopVm, VmDisk, VmInfo, VmState};
-use rebec_vmm_api::{DiskSize, PerSecond};
+use rebec_vmm_api::{DiskSize, MemorySize, PerSecond};
 use serde_json::Value;
 
 use super::session::{Session, now, parse};
@@ -57,6 +57,7 @@ pub async fn run(session: &Session, command: VmCommand) -> Result<(), Failure> {
                 net_bits: rate(limits.net),
                 disk_requests: rate(limits.disk_iops),
                 disk_bytes: rate(limits.disk_bytes),
+                memory_bytes: limits.memory.map(MemorySize::bytes),
             };
             let vm: VmInfo = parse(session.settle(client.post(&path(&["vms", &name, "set"]), &wish).await?).await?)?;
             session.tell(&vm, |vm| {
@@ -96,6 +97,7 @@ async fn create(session: &Session, options: RunOptions) -> Result<(), Failure> {
         name: options.name.clone(),
         image: options.image,
         memory_bytes: options.memory.bytes(),
+        memory_max_bytes: options.memory_max.map(MemorySize::bytes),
         vcpus: options.vcpus,
         lans: options.lans,
         host: options.host,

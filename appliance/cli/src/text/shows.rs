@@ -67,13 +67,15 @@ pub fn image(image: &ImageInfo) -> String {
 
 /// What a VM may take of its host; none where nothing limits it.
 pub fn limits(limits: &VmLimits) -> Option<String> {
-    let VmLimits { cpu_quota_percent, cpu_weight, net_bits, disk_requests, disk_bytes } = limits;
+    let VmLimits { cpu_quota_percent, cpu_weight, net_bits, disk_requests, disk_bytes, memory_bytes, memory_max_bytes } = limits;
     let words = [
         cpu_quota_percent.map(|percent| format!("{percent} % of a processor")),
         cpu_weight.map(|weight| format!("weight {weight}")),
         net_bits.map(|bits| format!("{} kbit/s a NIC and way", bits / 1000)),
         disk_requests.map(|requests| format!("{requests} requests/s a disk")),
         disk_bytes.map(|bytes| format!("{} kB/s a disk", bytes / 1000)),
+        memory_bytes.map(|bytes| format!("{} MiB of memory now", bytes >> 20)),
+        memory_max_bytes.map(|bytes| format!("{} MiB of memory at most", bytes >> 20)),
     ];
     let words: Vec<String> = words.into_iter().flatten().collect();
     (!words.is_empty()).then(|| words.join(", "))

@@ -21,7 +21,7 @@ use crate::{
     disk::{Disk, SECTOR_BYTES},
     limit::{Limit, Rate},
     virtio::{
-        DeviceKind, QueueEnvironment, QueueSetup, QueueState, StartError, VirtioDevice,
+        DeviceKind, LiveConfig, QueueEnvironment, QueueSetup, QueueState, StartError, VirtioDevice,
         chain::{Chain, Cursor},
         ring::Broken,
         single::{Answer, SingleQueue},
@@ -89,6 +89,10 @@ impl VirtioDevice for BlockDevice {
 
     fn config(&self) -> Vec<u8> {
         config(&self.disk)
+    }
+
+    fn live_config(&self) -> Option<Arc<dyn LiveConfig>> {
+        None
     }
 
     fn start_queues(&mut self, queues: Vec<QueueSetup>, environment: QueueEnvironment) -> Result<(), StartError> {

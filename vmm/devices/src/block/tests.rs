@@ -45,7 +45,7 @@ impl Bench {
             self.ram.write_obj(descriptor, GuestAddress(TABLE + 16 * u64::from(at))).unwrap();
         }
         let mut chain = Chain::default();
-        chain.load(&self.ram, DescriptorTable { address: TABLE, entries: 16, indirect_allowed: false }, 0)?;
+        chain.load(&self.ram, None, DescriptorTable { address: TABLE, entries: 16, indirect_allowed: false }, 0)?;
         self.answers.answer(&chain, &self.ram)
     }
 

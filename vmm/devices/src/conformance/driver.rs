@@ -16,6 +16,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::{
     GuestRam, PlainThreads,
+    room::Blocks,
     virtio::{
         PciTransport, VirtioDevice,
         pci::{
@@ -46,7 +47,7 @@ pub(super) struct Driver {
     transport: PciTransport,
     host: Arc<FakeHost>,
     pub(super) ram: GuestRam,
-    queues: [QueueEnd; 2],
+    queues: [QueueEnd; 5],
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -75,6 +76,12 @@ impl Driver {
         let host = Arc::new(FakeHost::default());
         let transport = transport(device, &ram, &host);
         Self { transport, host, ram, queues: Default::default() }
+    }
+
+    /// In a machine with room for more memory, of which its guest has these blocks.
+    pub(super) fn within(device: Box<dyn VirtioDevice>, blocks: &Arc<Blocks>) -> Self {
+        let driver = Self::new(device);
+        Self { transport: driver.transport.within(blocks.clone()), ..driver }
     }
 
     /// The machine goes on elsewhere: the same memory, another device, no interrupts or kicks from before.

@@ -6,15 +6,18 @@ mod hostile;
 mod random;
 mod subjects;
 
+use std::sync::Arc;
+
 use rebec_vmm_saved::Part;
 use virtio_bindings::{
     virtio_config::{VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1},
-    virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
+    virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VRING_DESC_F_INDIRECT},
 };
+use virtio_queue::desc::split::Descriptor;
 
-use crate::virtio::pci::registers;
-use driver::Driver;
-use subjects::{BlockSubject, NetRxSubject, NetTxSubject, RngSubject, Subject};
+use crate::{room::Blocks, virtio::pci::registers};
+use driver::{Buffer, Driver, SIZE, avail, base};
+use subjects::{BalloonSubject, BlockSubject, MemSubject, NetRxSubject, NetTxSubject, ReportSubject, RngSubject, Subject};
 
 macro_rules! conformance {
     ($($module:ident: $subject:ty),*) => {$(
@@ -73,7 +76,7 @@ macro_rules! conformance {
     )*};
 }
 
-conformance!(block: BlockSubject, rng: RngSubject, net_tx: NetTxSubject, net_rx: NetRxSubject);
+conformance!(block: BlockSubject, rng: RngSubject, net_tx: NetTxSubject, net_rx: NetRxSubject, mem: MemSubject, balloon: BalloonSubject, reports: ReportSubject);
 
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 const INDIRECT: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
@@ -126,6 +129,78 @@ fn a_disk_that_grows_says_so_to_a_driver_that_runs() {
     assert!(driver.config_changed());
     assert_eq!((sectors(&driver), driver.get(registers::CONFIG_GENERATION)), (4 * before, 2));
     serve(&subject, &mut driver, 2..4);
+}
+
+#[test]
+fn memory_that_the_guest_does_not_have_is_no_ram_to_any_device() {
+    // The driver's second piece of RAM lies in the room.
+    const ROOM: u64 = 4 << 30;
+    let block = rebec_layout::ROOM_BLOCK_BYTES;
+    let there = [Buffer { address: ROOM + 64, bytes: 64, writable: true }];
+    for has_it in [true, false] {
+        let blocks = Arc::new(Blocks::new(ROOM..ROOM + 64 * block));
+        blocks.set(u64::from(!has_it)..2, true);
+        let mut driver = Driver::within(RngSubject::new().device(), &blocks);
+        driver.start(0, 1);
+        driver.offer(0, &there);
+        driver.kick(0);
+        if has_it {
+            assert_eq!(driver.wait_used(0, 1), [(0, 64)]);
+            // A table of descriptors, and a ring.
+            blocks.set(0..1, false);
+            driver.descriptor(base(0), 4, Descriptor::new(ROOM, 16, VRING_DESC_F_INDIRECT as u16, 0));
+            driver.make_available(0, 4);
+            driver.kick(0);
+        }
+        expect_stopped(&driver);
+        driver.reset();
+        driver.set(registers::STATUS, 3);
+        driver.set_features(driver.offered());
+        driver.set(registers::STATUS, 11);
+        driver.place(0, SIZE.into(), [ROOM, avail(0), avail(0) + 0x1000]);
+        driver.set(registers::STATUS, 15);
+        expect_stopped(&driver);
+    }
+}
+
+fn expect_stopped(driver: &Driver) {
+    driver.wait_until("a device that is broken", |driver| driver.get(registers::STATUS) & VIRTIO_CONFIG_S_NEEDS_RESET != 0);
+}
+
+#[test]
+fn a_driver_of_memory_knows_that_it_may_not_look_at_what_it_does_not_have() {
+    let subject = MemSubject::new();
+    let driver = Driver::new(subject.device());
+    driver.set(registers::STATUS, 3);
+    driver.set_features(1 << VIRTIO_F_VERSION_1);
+    driver.set(registers::STATUS, 11);
+    assert_eq!(driver.get(registers::STATUS), 3, "without VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE");
+}
+
+#[test]
+fn what_a_driver_has_taken_is_in_the_configuration_at_once() {
+    let subject = MemSubject::new();
+    let mut driver = Driver::new(subject.device());
+    driver.start(0, MemSubject::QUEUES);
+    let plugged = |driver: &Driver| {
+        let mut data = [0; 8];
+        driver.transport().read(0x2000 + 40, &mut data);
+        u64::from_le_bytes(data)
+    };
+    assert_eq!(plugged(&driver), 0);
+    serve(&subject, &mut driver, 0..6);
+    assert_eq!((plugged(&driver), driver.get(registers::CONFIG_GENERATION)), (3 * rebec_layout::ROOM_BLOCK_BYTES, 0));
+    // What is asked comes along too, for a device that begins with nothing asked.
+    let asked = |driver: &Driver| {
+        let mut data = [0; 8];
+        driver.transport().read(0x2000 + 48, &mut data);
+        u64::from_le_bytes(data)
+    };
+    let (before, part) = (asked(&driver), driver.transport().save(0));
+    driver.move_to(subject.idle());
+    assert_eq!(asked(&driver), 0);
+    driver.transport().restore(&part).unwrap();
+    assert_eq!((asked(&driver), plugged(&driver)), (before, 3 * rebec_layout::ROOM_BLOCK_BYTES));
 }
 
 fn finds_and_negotiates<S: Subject>() {

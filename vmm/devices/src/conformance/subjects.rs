@@ -1,17 +1,25 @@
 //! What a request is to each device, and how its answer is verified. Requests are numbered; a number's memory is its own among any
 //! [`super::driver::SLOTS`] in a row.
 
-use std::{fs::File, io, sync::Arc};
+use std::{
+    fs::File,
+    io,
+    ops::Range,
+    sync::{Arc, Mutex},
+};
 
 use rebec_offload::{Checksum, Offload};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::driver::{Buffer, DATA, Driver, SLOTS};
 use crate::{
+    balloon::{Balloon, BalloonDevice},
     block::BlockDevice,
     disk::Disk,
+    mem::{MemDevice, Room},
     net::{HEADER_BYTES, NetDevice, header, memory::MemoryWire},
     rng::RngDevice,
+    room::HostMemory,
     virtio::{DeviceKind, VirtioDevice},
 };
 
@@ -221,5 +229,125 @@ impl Subject for NetRxSubject {
         assert_eq!(found[..HEADER_BYTES], header::to_bytes(&Offload { checksum: Checksum::Valid, segmentation: None }, 1));
         assert!(found[HEADER_BYTES..][..FRAME_BYTES] == pattern(number, FRAME_BYTES), "frame {number}");
         assert!(found[HEADER_BYTES + FRAME_BYTES..].iter().all(|byte| *byte == 0xee));
+    }
+}
+
+/// A host that does whatever is asked.
+#[derive(Debug)]
+struct Willing;
+
+impl HostMemory for Willing {
+    fn open(&self, _: Range<u64>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn close(&self, _: Range<u64>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, _: Range<u64>) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Even numbers take a block in, odd ones ask for the state of the same. Each device has its own room, as a VM's has at each host.
+pub(super) struct MemSubject {
+    rooms: Mutex<Vec<Arc<Room>>>,
+}
+
+const ROOM: Range<u64> = 8 << 30..24 << 30;
+
+impl MemSubject {
+    /// A device of which nothing is asked.
+    pub(super) fn idle(&self) -> Box<dyn VirtioDevice> {
+        Box::new(MemDevice::new(Arc::new(Room::new(ROOM, Arc::new(Willing)))))
+    }
+}
+
+impl Subject for MemSubject {
+    const KIND: DeviceKind = DeviceKind::Mem;
+    const QUEUE: u16 = 0;
+    const QUEUES: u16 = 1;
+
+    fn new() -> Self {
+        Self { rooms: Mutex::default() }
+    }
+
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        let room = Arc::new(Room::new(ROOM, Arc::new(Willing)));
+        room.ask(ROOM.end - ROOM.start);
+        self.rooms.lock().unwrap().push(room.clone());
+        Box::new(MemDevice::new(room))
+    }
+
+    fn request(&self, driver: &Driver, number: u64) -> Vec<Buffer> {
+        let at = place(number);
+        let kind = if number.is_multiple_of(2) { 0 } else { 3_u64 };
+        let address = ROOM.start + number / 2 * rebec_layout::ROOM_BLOCK_BYTES;
+        driver.ram.write_slice(&[kind, address, 1].map(u64::to_le_bytes).concat(), GuestAddress(at)).unwrap();
+        driver.ram.write_slice(&[0xee; 16], GuestAddress(at + 0x1000)).unwrap();
+        vec![buffer(at, 7, false), buffer(at + 7, 17, false), buffer(at + 0x1000, 9, true), buffer(at + 0x1009, 1, true)]
+    }
+
+    fn verify(&self, driver: &Driver, number: u64, written: u32) {
+        assert_eq!(written, 10);
+        let answer = memory(driver, place(number) + 0x1000, 11);
+        let address = ROOM.start + number / 2 * rebec_layout::ROOM_BLOCK_BYTES;
+        let is_had = self.rooms.lock().unwrap().iter().any(|room| room.blocks().have(address, 1));
+        // A block that was taken in before a reset is taken in still, and taking it in again is an error.
+        let expected: &[[u8; 2]] = if number.is_multiple_of(2) { &[[0, 0], [3, 0]] } else { &[[0, u8::from(!is_had)]] };
+        assert!(expected.contains(&[answer[0], answer[8]]) && answer[10] == 0xee, "answer {answer:?} to {number}");
+        assert!(is_had || !number.is_multiple_of(2), "block of request {number}");
+    }
+}
+
+/// Pages lent by number.
+pub(super) struct BalloonSubject;
+
+impl Subject for BalloonSubject {
+    const KIND: DeviceKind = DeviceKind::Balloon;
+    const QUEUE: u16 = 0;
+    const QUEUES: u16 = 2;
+
+    fn new() -> Self {
+        Self
+    }
+
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        Box::new(BalloonDevice::new(Arc::new(Balloon::new(Arc::new(Willing)))))
+    }
+
+    fn request(&self, driver: &Driver, number: u64) -> Vec<Buffer> {
+        driver.ram.write_slice(&pattern(number, 64), GuestAddress(place(number))).unwrap();
+        vec![buffer(place(number), 33, false), buffer(place(number) + 40, 7, false)]
+    }
+
+    fn verify(&self, _driver: &Driver, _number: u64, written: u32) {
+        assert_eq!(written, 0);
+    }
+}
+
+/// Pages reported as free.
+pub(super) struct ReportSubject;
+
+impl Subject for ReportSubject {
+    const KIND: DeviceKind = DeviceKind::Balloon;
+    const QUEUE: u16 = 4;
+    const QUEUES: u16 = 5;
+
+    fn new() -> Self {
+        Self
+    }
+
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        BalloonSubject.device()
+    }
+
+    fn request(&self, _driver: &Driver, number: u64) -> Vec<Buffer> {
+        vec![buffer(place(number), 0x8000, true), buffer(place(number) + 0x8001, 9, true)]
+    }
+
+    fn verify(&self, _driver: &Driver, _number: u64, written: u32) {
+        assert_eq!(written, 0);
     }
 }

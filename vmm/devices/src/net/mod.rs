@@ -32,7 +32,7 @@ use virtio_bindings::virtio_net::{
 };
 
 use crate::limit::Rate;
-use crate::virtio::{DeviceKind, QueueEnvironment, QueueSetup, QueueState, StartError, VirtioDevice, worker::Worker};
+use crate::virtio::{DeviceKind, LiveConfig, QueueEnvironment, QueueSetup, QueueState, StartError, VirtioDevice, worker::Worker};
 pub use counters::NetCounters;
 pub use header::HEADER_BYTES;
 use pair::{EachWay, Limits, Pair, Station};
@@ -133,6 +133,10 @@ impl VirtioDevice for NetDevice {
 
     fn config(&self) -> Vec<u8> {
         self.config.to_vec()
+    }
+
+    fn live_config(&self) -> Option<Arc<dyn LiveConfig>> {
+        None
     }
 
     fn start_queues(&mut self, queues: Vec<QueueSetup>, environment: QueueEnvironment) -> Result<(), StartError> {

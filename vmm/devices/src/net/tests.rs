@@ -69,6 +69,7 @@ impl Card {
             ram: self.ram.clone(),
             signals: Arc::new(NoSignals),
             threads: Arc::new(PlainThreads),
+            blocks: None,
             features: features.iter().fold(0, |all, bit| all | 1 << bit),
             arrived,
         };

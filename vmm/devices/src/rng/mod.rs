@@ -1,11 +1,11 @@
 //! virtio-rng (virtio 1.3 §5.4): fills the guest's buffers from a source of randomness that was opened before sealing.
 
-use std::{fmt, io::Read, time::Instant};
+use std::{fmt, io::Read, sync::Arc, time::Instant};
 
 use crate::{
     GuestRam,
     virtio::{
-        DeviceKind, QueueEnvironment, QueueSetup, QueueState, StartError, VirtioDevice,
+        DeviceKind, LiveConfig, QueueEnvironment, QueueSetup, QueueState, StartError, VirtioDevice,
         chain::Chain,
         ring::Broken,
         single::{Answer, SingleQueue},
@@ -44,6 +44,10 @@ impl VirtioDevice for RngDevice {
 
     fn config(&self) -> Vec<u8> {
         vec![]
+    }
+
+    fn live_config(&self) -> Option<Arc<dyn LiveConfig>> {
+        None
     }
 
     fn start_queues(&mut self, queues: Vec<QueueSetup>, environment: QueueEnvironment) -> Result<(), StartError> {

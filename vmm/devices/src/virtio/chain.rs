@@ -3,11 +3,13 @@
 //! virtio-queue's own iterator ends silently where a chain is broken; here a loop, a bad index, a nested table or an address outside of RAM is
 //! an error, because a device that guesses at half a request writes half a request to a disk.
 
+use std::ops::Range;
+
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 
-use crate::GuestRam;
+use crate::{GuestRam, room::Blocks};
 
 /// Most descriptors of one chain. §2.7.5.3.1 limits a chain to the queue's size; drivers with indirect tables take it less strictly.
 pub const CHAIN_SEGMENTS_MAX: usize = 1024;
@@ -80,8 +82,13 @@ impl Chain {
         Cursor::new(ram, &self.segments[self.readable..])
     }
 
-    /// Walks the chain that begins at `head`.
-    pub(crate) fn load(&mut self, ram: &GuestRam, table: DescriptorTable, head: u16) -> Result<(), BrokenRing> {
+    /// What the device may write, by its addresses.
+    pub(crate) fn writable(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.segments[self.readable..].iter().map(|segment| segment.address.0..segment.address.0 + u64::from(segment.bytes))
+    }
+
+    /// Walks the chain that begins at `head`. What lies in blocks of the room that the guest does not have is no RAM.
+    pub(crate) fn load(&mut self, ram: &GuestRam, blocks: Option<&Blocks>, table: DescriptorTable, head: u16) -> Result<(), BrokenRing> {
         self.head = head;
         self.segments.clear();
         self.readable = 0;
@@ -102,10 +109,14 @@ impl Chain {
                     return Err(BrokenRing::Indirect);
                 }
                 table = indirect_table(&descriptor)?;
+                let (address, bytes) = (table.address, descriptor.len());
+                if !has(blocks, address, bytes) {
+                    return Err(BrokenRing::Address { address, bytes });
+                }
                 (index, nested) = (0, true);
                 continue;
             }
-            self.push(ram, &descriptor)?;
+            self.push(ram, blocks, &descriptor)?;
             if flags & VRING_DESC_F_NEXT == 0 {
                 return Ok(());
             }
@@ -113,12 +124,12 @@ impl Chain {
         }
     }
 
-    fn push(&mut self, ram: &GuestRam, descriptor: &Descriptor) -> Result<(), BrokenRing> {
+    fn push(&mut self, ram: &GuestRam, blocks: Option<&Blocks>, descriptor: &Descriptor) -> Result<(), BrokenRing> {
         let (address, bytes) = (descriptor.addr(), descriptor.len());
         if bytes == 0 {
             return Ok(());
         }
-        if !ram.check_range(address, bytes as usize) {
+        if !ram.check_range(address, bytes as usize) || !has(blocks, address.raw_value(), bytes) {
             return Err(BrokenRing::Address { address: address.raw_value(), bytes });
         }
         let writable = u32::from(descriptor.flags()) & VRING_DESC_F_WRITE != 0;
@@ -131,6 +142,11 @@ impl Chain {
         self.segments.push(Segment { address, bytes });
         Ok(())
     }
+}
+
+/// Whether the guest has all of this memory.
+fn has(blocks: Option<&Blocks>, address: u64, bytes: u32) -> bool {
+    blocks.is_none_or(|blocks| blocks.have(address, bytes.into()))
 }
 
 fn read_descriptor(ram: &GuestRam, table: u64, index: u16) -> Result<Descriptor, BrokenRing> {

@@ -26,7 +26,7 @@ use std::{fmt::Debug, sync::Arc};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::{GuestRam, Threads};
+use crate::{GuestRam, Threads, room::Blocks};
 
 pub use pci::PciTransport;
 pub use virtio_queue::QueueState;
@@ -41,6 +41,10 @@ pub enum DeviceKind {
     Block = 2,
     /// Entropy source, §5.4.
     Rng = 4,
+    /// Memory that the guest lends, §5.5.
+    Balloon = 5,
+    /// Memory that it takes in and gives back, §5.15.
+    Mem = 24,
 }
 
 /// How a device reaches its driver. Implemented by a transport, called from queue threads.
@@ -71,6 +75,8 @@ pub struct QueueEnvironment {
     pub signals: Arc<dyn Signals>,
     /// Makes the threads.
     pub threads: Arc<dyn Threads>,
+    /// Which blocks of its room the guest has, where there is one.
+    pub blocks: Option<Arc<Blocks>>,
     /// Feature bits that both sides agreed on.
     pub features: u64,
     /// The machine came from another place or time since these queues last ran.
@@ -93,6 +99,14 @@ pub enum StartError {
     Host(#[from] std::io::Error),
 }
 
+/// The part of a configuration space that a running driver changes, by its requests or by writing there. Called by vCPU threads: it never waits.
+pub trait LiveConfig: Send + Sync {
+    /// Puts that part into a copy of the space.
+    fn overlay(&self, config: &mut [u8]);
+    /// The driver writes there.
+    fn write(&self, at: u64, data: &[u8]);
+}
+
 /// A virtio device model. It never sees its transport.
 pub trait VirtioDevice: Send {
     /// What it is.
@@ -101,8 +115,10 @@ pub trait VirtioDevice: Send {
     fn features(&self) -> u64;
     /// Largest size of each queue, a power of two.
     fn queue_sizes(&self) -> &[u16];
-    /// The configuration space, as it is now. The driver does not write it; its transport is told when it has changed.
+    /// The configuration space, as it is now. Its transport is told when it has changed.
     fn config(&self) -> Vec<u8>;
+    /// What of that space changes without a word, or is the driver's to write; none, where nothing is.
+    fn live_config(&self) -> Option<Arc<dyn LiveConfig>>;
     /// Runs the queues that the driver made ready. Looks at each ring once, kick or not.
     fn start_queues(&mut self, queues: Vec<QueueSetup>, environment: QueueEnvironment) -> Result<(), StartError>;
     /// Ends all work in flight and returns the queues' states in order of their index; empty if none run.

@@ -9,9 +9,12 @@
 //! State and its alignment rules are virtio-queue's. The walk is ours for two reasons: there what is broken looks like an empty ring, and
 //! each used element is published alone, so that a driver could see the first of a frame's merged buffers without the rest.
 
-use std::sync::{
-    Arc,
-    atomic::{Ordering, fence},
+use std::{
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{Ordering, fence},
+    },
 };
 
 use virtio_bindings::{
@@ -25,7 +28,7 @@ use super::{
     QueueEnvironment, QueueSetup, Signals, StartError,
     chain::{BrokenRing, Chain, DescriptorTable},
 };
-use crate::GuestRam;
+use crate::{GuestRam, room::Blocks};
 
 /// Feature bits that every device has through its rings.
 pub(crate) const RING_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
@@ -52,12 +55,13 @@ pub(crate) struct Ring {
     signals: Arc<dyn Signals>,
     state: QueueState,
     table: DescriptorTable,
+    blocks: Option<Arc<Blocks>>,
     /// Where the used index stood when the driver was last asked about.
     asked_used: u16,
 }
 
 /// Whether a ring can run from this state: what a driver or a saved part says is not to be trusted.
-pub(crate) fn check_state(state: QueueState, ram: &GuestRam) -> Result<(), String> {
+pub(crate) fn check_state(state: QueueState, ram: &GuestRam, blocks: Option<&Blocks>) -> Result<(), String> {
     let size = u64::from(state.size);
     Queue::try_from(state).map_err(|error| error.to_string())?;
     for (what, address, bytes) in [
@@ -65,7 +69,7 @@ pub(crate) fn check_state(state: QueueState, ram: &GuestRam) -> Result<(), Strin
         ("available ring", state.avail_ring, 6 + 2 * size),
         ("used ring", state.used_ring, 6 + 8 * size),
     ] {
-        if !ram.check_range(GuestAddress(address), bytes as usize) {
+        if !ram.check_range(GuestAddress(address), bytes as usize) || blocks.is_some_and(|blocks| !blocks.have(address, bytes)) {
             return Err(format!("the {what} ({bytes} bytes at {address:#x}) is not in RAM"));
         }
     }
@@ -76,16 +80,21 @@ impl Ring {
     /// Checks a state against memory and takes it over.
     pub(crate) fn new(setup: &QueueSetup, environment: &QueueEnvironment) -> Result<Self, StartError> {
         let QueueSetup { index, mut state, .. } = *setup;
-        check_state(state, &environment.ram).map_err(|what| StartError::Queue { index, what })?;
+        check_state(state, &environment.ram, environment.blocks.as_deref()).map_err(|what| StartError::Queue { index, what })?;
         state.event_idx_enabled = environment.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let indirect_allowed = environment.features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0;
         let table = DescriptorTable { address: state.desc_table, entries: state.size, indirect_allowed };
-        let (ram, signals) = (environment.ram.clone(), Arc::clone(&environment.signals));
-        Ok(Self { index, ram, signals, state, table, asked_used: state.next_used })
+        let (ram, signals, blocks) = (environment.ram.clone(), Arc::clone(&environment.signals), environment.blocks.clone());
+        Ok(Self { index, ram, signals, state, table, blocks, asked_used: state.next_used })
     }
 
     pub(crate) fn ram(&self) -> &GuestRam {
         &self.ram
+    }
+
+    /// Whether the guest has all of this memory.
+    pub(crate) fn reaches(&self, addresses: &Range<u64>) -> bool {
+        self.blocks.as_ref().is_none_or(|blocks| blocks.have(addresses.start, addresses.end - addresses.start))
     }
 
     pub(crate) fn state(&self) -> (u16, QueueState) {
@@ -110,7 +119,7 @@ impl Ring {
         }
         let slot = u64::from(self.state.next_avail % self.state.size);
         let head: u16 = self.load(self.state.avail_ring + 4 + 2 * slot, Ordering::Relaxed)?;
-        chain.load(&self.ram, self.table, head)?;
+        chain.load(&self.ram, self.blocks.as_deref(), self.table, head)?;
         self.state.next_avail = self.state.next_avail.wrapping_add(1);
         Ok(true)
     }

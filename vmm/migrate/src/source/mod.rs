@@ -34,6 +34,7 @@ pub use self::{
     words::{SourceConfig, SourceInput, SourceOutput},
 };
 use crate::{
+    frame::{ROOM_SINCE, VERSIONS},
     index::Filter,
     ledger::{MoveId, Record, Right},
     message::{BLANK_RANGES_MAX, FromSource, FromTarget, Message, Shape, bounded},
@@ -113,7 +114,7 @@ impl Source {
     /// Begins a move: the control connection stands and the preambles are exchanged.
     pub fn new(config: SourceConfig, now: Duration) -> Self {
         let disks = config.shape.disks.iter().map(|disk| (units_of(disk.bytes), disk.read_only));
-        let spaces: Vec<(u64, bool)> = std::iter::once((units_of(config.shape.memory_bytes), false)).chain(disks).collect();
+        let spaces: Vec<(u64, bool)> = std::iter::once((config.shape.memory_units(), false)).chain(disks).collect();
         let mut source = Self {
             rounds: Rounds::new(&spaces, config.streams),
             phase: Phase::Offered,
@@ -130,14 +131,23 @@ impl Source {
             target_ports: vec![],
             config,
         };
-        source.send(&FromSource::Offer { shape: source.config.shape.clone(), key: source.config.key.0 });
+        source.send(&FromSource::offer(source.config.shape.clone(), source.config.key.0));
         source
     }
 
     /// Continues, without memory, from the ledger of a source that died: its last record is `Granted` (the target must
     /// be asked), or `Holding` or `Running` (a target left over must let go). Feed [`SourceInput::Reconnected`] next.
     pub fn restarted(record: Record, now: Duration) -> Self {
-        let shape = Shape { vm: record.vm, epoch: record.epoch, memory_bytes: 0, vcpus: 0, nets: vec![], disks: vec![], cpu_model: vec![] };
+        let shape = Shape {
+            vm: record.vm,
+            epoch: record.epoch,
+            memory_bytes: 0,
+            vcpus: 0,
+            nets: vec![],
+            disks: vec![],
+            cpu_model: vec![],
+            memory_max_bytes: None,
+        };
         let config = SourceConfig {
             move_id: record.move_id,
             key: Key([0; 32]),
@@ -153,6 +163,11 @@ impl Source {
         source.is_waiting = true;
         source.phase = Phase::Settling(SourceHandover::restarted(record));
         source
+    }
+
+    /// The oldest version of the protocol in which this machine can be spoken of.
+    pub fn version_min(&self) -> u16 {
+        if self.config.shape.memory_max_bytes.is_some() { ROOM_SINCE } else { VERSIONS.lowest }
     }
 
     /// The move that every connection's preamble names.
@@ -568,7 +583,7 @@ impl Source {
     /// Units of a space, for the driver's buffers.
     pub fn units(&self, space: Space) -> u64 {
         match space.disk_index() {
-            None => units_of(self.config.shape.memory_bytes),
+            None => self.config.shape.memory_units(),
             Some(index) => self.config.shape.disks.get(index).map_or(0, |disk| units_of(disk.bytes)),
         }
     }

@@ -134,7 +134,7 @@ impl TargetHandover {
             FromSource::Granted { epoch, move_id } => self.granted(*epoch, *move_id),
             FromSource::Resume { record } => self.resumed(record),
             // Another move of this VM: its source holds it, so it has not granted ours, and that move is over.
-            FromSource::Offer { shape, .. } => {
+            FromSource::Offer { shape, .. } | FromSource::OfferWithRoom { shape, .. } => {
                 self.resumed(&Record { right: Right::Holding, vm: shape.vm, epoch: shape.epoch, move_id: MoveId::NONE })
             }
             // The source never grants a move that it has aborted.

@@ -306,6 +306,10 @@ impl Target {
             (Phase::Ended, FromSource::Resume { record }) => self.refuse_resume(&record),
             (Phase::Ended, _) => {}
             (_, FromSource::Abort { reason }) => self.end(format!("the source calls it off: {reason}")),
+            (Phase::Empty, FromSource::OfferWithRoom { shape, key, memory_max_bytes }) => {
+                let shape = Shape { memory_max_bytes: Some(memory_max_bytes), ..shape };
+                self.message(now, FromSource::Offer { shape, key });
+            }
             (Phase::Empty, FromSource::Offer { shape, key }) => {
                 self.shape = Some(shape.clone());
                 self.phase = Phase::Building;

@@ -44,7 +44,7 @@ impl Receiving {
     /// Nothing has arrived.
     pub fn new(shape: &Shape, streams: usize) -> Self {
         let space = |units, read_only| SpaceState { units, missing: BitSet::new(units), read_only };
-        let memory = space(units_of(shape.memory_bytes), false);
+        let memory = space(shape.memory_units(), false);
         let disks = shape.disks.iter().map(|disk| space(units_of(disk.bytes), disk.read_only));
         Self {
             spaces: std::iter::once(memory).chain(disks).collect(),
@@ -175,7 +175,16 @@ mod tests {
 
     fn receiving(read_only: bool) -> Receiving {
         let disks = vec![crate::message::DiskShape { bytes: 4096, read_only, base: None }];
-        let shape = Shape { vm: VmId([0; 16]), epoch: 1, memory_bytes: 8 * 4096, vcpus: 1, nets: vec![], disks, cpu_model: vec![] };
+        let shape = Shape {
+            vm: VmId([0; 16]),
+            epoch: 1,
+            memory_bytes: 8 * 4096,
+            vcpus: 1,
+            nets: vec![],
+            disks,
+            cpu_model: vec![],
+            memory_max_bytes: None,
+        };
         Receiving::new(&shape, 1)
     }
 

@@ -509,6 +509,7 @@ fn shape(plan: &Plan) -> Shape {
             .map(|units| DiskShape { bytes: units * 4096, read_only: false, base: plan.base.at_source() })
             .collect(),
         cpu_model: vec![1, 2, 3],
+        memory_max_bytes: None,
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use clap::{Args, Subcommand};
 use rebec_vmm_api::{
-    CPU_WEIGHT_MAX, CpuQuota, DiskSize, MacAddr, PerSecond, PortKey,
+    CPU_WEIGHT_MAX, CpuQuota, DiskSize, MacAddr, MemorySize, PerSecond, PortKey,
     control::{Capture, MigrateOptions},
 };
 
@@ -184,6 +184,9 @@ pub struct SetTo {
     /// Most bytes a second of each disk, as in 100M, or none
     #[arg(long, value_name = "RATE")]
     pub disk_bytes: Option<PerSecond>,
+    /// Memory that the guest is to have, as in 2G, of a VM that was started with --memory-max
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<MemorySize>,
     /// Most time of the host's processors, in percent of one, as in 150%, or none; by the control group that the VM was started in
     #[arg(long, value_name = "PERCENT")]
     pub cpu_quota: Option<CpuQuota>,

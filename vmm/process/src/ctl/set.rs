@@ -11,7 +11,7 @@ use crate::cli::SetTo;
 const WHAT: &str = "set";
 
 pub fn run(client: &mut Client, to: &SetTo) -> Result<ExitCode, CtlError> {
-    let SetTo { net, disk_iops, disk_bytes, cpu_quota, cpu_weight } = to;
+    let SetTo { net, disk_iops, disk_bytes, memory, cpu_quota, cpu_weight } = to;
     let files = [cpu_quota.map(|quota| ("cpu.max", quota.cpu_max())), cpu_weight.map(|weight| ("cpu.weight", weight.to_string()))];
     let files: Vec<_> = files.into_iter().flatten().collect();
     if !files.is_empty() {
@@ -25,6 +25,11 @@ pub fn run(client: &mut Client, to: &SetTo) -> Result<ExitCode, CtlError> {
         disk_bytes: disk_bytes.map(|rate| rate.0),
     };
     if limits != DeviceLimits::default() && client.ask(WHAT, Command::Limits(limits))? != Answer::Done {
+        return Err(CtlError::Unexpected { what: WHAT });
+    }
+    if let Some(memory) = memory
+        && client.ask(WHAT, Command::Memory { bytes: memory.bytes() })? != Answer::Done
+    {
         return Err(CtlError::Unexpected { what: WHAT });
     }
     Ok(ExitCode::SUCCESS)

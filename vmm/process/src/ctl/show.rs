@@ -5,7 +5,7 @@ use std::fmt::Write;
 use rebec_layout::PAGE_BYTES;
 use rebec_vmm_api::{
     MacAddr,
-    control::{DeviceLimits, NetStatus, NetTalk, Progress, StationTalk, Status, VmState},
+    control::{DeviceLimits, MemoryStatus, NetStatus, NetTalk, Progress, StationTalk, Status, VmState},
 };
 
 /// `status` as lines of a name and a value.
@@ -14,7 +14,7 @@ pub fn table(status: &Status) -> String {
         ("state".to_owned(), state(status.state).to_owned()),
         ("vm".to_owned(), status.vm.clone()),
         ("epoch".to_owned(), status.epoch.to_string()),
-        ("memory".to_owned(), size(status.memory_bytes)),
+        ("memory".to_owned(), status.memory.as_deref().map_or_else(|| size(status.memory_bytes), memory)),
         ("vcpus".to_owned(), status.vcpus.to_string()),
     ];
     rows.extend(status.cpu.as_ref().map(|cpu| ("cpu".to_owned(), model(&cpu.model).to_owned())));
@@ -36,6 +36,16 @@ fn limited(limits: DeviceLimits) -> String {
         disk_bytes.map(|bytes| format!("{} kB/s a disk", bytes / 1000)),
     ];
     words.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// What the guest has not done of what it was asked for is said by both numbers.
+fn memory(memory: &MemoryStatus) -> String {
+    let MemoryStatus { max_bytes, asked_bytes, taken_bytes, held_bytes, refused, guest_available_bytes, .. } = *memory;
+    let mut words = vec![format!("{} taken of {} asked", size(taken_bytes), size(asked_bytes)), format!("at most {}", size(max_bytes))];
+    words.push(format!("{} held of the host", size(held_bytes)));
+    words.extend(guest_available_bytes.map(|bytes| format!("{} available, says the guest", size(bytes))));
+    words.extend(Some(refused).filter(|refused| *refused > 0).map(|refused| format!("{refused} requests refused")));
+    words.join(", ")
 }
 
 /// A set is for programs.
@@ -146,9 +156,21 @@ mod tests {
             cpu: Some(CpuStatus { model: "x86-64-v2".into(), features: String::new() }),
             limits: Some(DeviceLimits { net_bits: Some(200_000_000), disk_requests: Some(5000), disk_bytes: None }),
             cgroup: None,
+            memory: None,
         };
         let expected = "state    running\nvm       00[2J11\nepoch    1\nmemory   512 MiB\nvcpus    2\ncpu      x86-64-v2\nlimits   200000 kbit/s a NIC and way, 5000 requests/s a disk\nlease    ended: no vCPU runs until it is extended\ndisk 0   2 GiB\n\
                         net 0    52:54:00:00:00:01 on LAN 7: 3 frames out, 4 in, 2 dropped (no_peer 2)\n";
         assert_eq!(table(&status), expected);
+        let grown = MemoryStatus {
+            max_bytes: 4 << 30,
+            asked_bytes: 2 << 30,
+            taken_bytes: 3 << 29,
+            held_bytes: 1 << 30,
+            refused: 2,
+            ..MemoryStatus::default()
+        };
+        let said = table(&Status { memory: Some(Box::new(grown)), ..status });
+        let expected = "memory   1.5 GiB taken of 2 GiB asked, at most 4 GiB, 1 GiB held of the host, 2 requests refused\n";
+        assert!(said.contains(expected), "{said}");
     }
 }

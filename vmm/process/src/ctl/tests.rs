@@ -36,6 +36,7 @@ fn status() -> Status {
         cpu: None,
         limits: None,
         cgroup: None,
+        memory: None,
     }
 }
 

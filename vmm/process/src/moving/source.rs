@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rebec_bits::BitSet;
 use rebec_devices::Threads;
 use rebec_migrate::{
@@ -169,6 +169,12 @@ impl Outgoing {
         let control = sockets.first().context("no connection was passed")?.try_clone()?;
         let version = check_answer(&ours, &read_preamble(&control).context("the target did not greet")?)?;
         log::debug!("move {move_id}: version {version}");
+        let needed = self.engine.version_min();
+        ensure!(
+            version >= needed,
+            "the other side's VMM speaks version {version} of the move protocol, and a VM whose memory changes while it runs needs {needed}: upgrade the \
+             other host, and move the VM then"
+        );
         control.set_write_timeout(Some(Duration::from_secs(30)))?;
         let sockets = sockets.split_off(1);
         let mut link = Link { version, control, sockets, work: vec![], threads: vec![] };

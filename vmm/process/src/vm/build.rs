@@ -10,7 +10,7 @@ use std::{
     },
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rebec_cpu::Model;
 use rebec_devices::{
     Threads,
@@ -30,7 +30,12 @@ use rebec_vmm_api::MemorySize;
 use rustix::rand::{GetRandomFlags, getrandom};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Report, Vm, bus::Buses, vcpus::VcpuThreads};
+use super::{
+    Report, Vm,
+    bus::Buses,
+    memory::{self, Memory},
+    vcpus::VcpuThreads,
+};
 use crate::{
     lan::Lan,
     lease::Lease,
@@ -43,6 +48,8 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MachineSize {
     pub memory: MemorySize,
+    /// Most that it may become while it runs; none, where it stays as it is.
+    pub memory_max: Option<MemorySize>,
     pub vcpus: u8,
 }
 
@@ -59,14 +66,24 @@ pub struct Host {
 
 /// Builds a machine that stands still, with empty RAM; its guest is shown this CPU model.
 pub fn build(size: MachineSize, cpu: &Model, host: &Host) -> Result<Vm> {
-    let ram = Ram::new(size.memory.bytes())?;
+    let ram = memory::ram(size.memory, size.memory_max)?;
     let kvm = host.kvm.try_clone().context("duplicate the KVM descriptor")?;
     let mut machine = Machine::create(kvm, &ram, size.vcpus, cpu)?;
     let threads: Arc<dyn Threads> = Arc::new(RequestedThreads::start().context("start the thread that makes devices' threads")?);
-    let mut slots = Vec::new();
+    let memory = size.memory_max.map(|max| Memory::new(&ram, max.bytes()));
     let mut cards = Vec::new();
-    for device in devices(host, &mut cards)? {
-        slots.push(plug(slots.len(), device, &machine, &ram, &threads)?);
+    let mut devices = devices(host, &mut cards)?;
+    let first_of_memory = devices.len();
+    devices.extend(memory.iter().flat_map(Memory::devices));
+    ensure!(devices.len() <= rebec_layout::SLOTS, "{} devices: a machine has room for {}", devices.len(), rebec_layout::SLOTS);
+    let blocks = memory.as_ref().and_then(Memory::blocks);
+    let mut slots = Vec::new();
+    for device in devices {
+        let function = plug(slots.len(), device, &machine, &ram, &threads)?;
+        slots.push(match &blocks {
+            Some(blocks) => function.within(blocks.clone()),
+            None => function,
+        });
     }
     let serial = SerialPort::new(Box::new(host.console.output()), line(&machine, rebec_layout::COM1_GSI)?).telling(host.console.waker());
     let power = PowerPorts::new(line(&machine, rebec_layout::SCI_GSI)?);
@@ -85,6 +102,7 @@ pub fn build(size: MachineSize, cpu: &Model, host: &Host) -> Result<Vm> {
         lans: host.lans.clone(),
         limits: host.limits.clone(),
         cards,
+        memory: memory.map(|memory| (memory, first_of_memory)),
     })
 }
 
@@ -99,7 +117,7 @@ fn first_word(report: &Report) -> Report {
     })
 }
 
-/// The devices in the order of their slots: disks, NICs, entropy. What NICs count is in `cards` too.
+/// The devices in the order of their slots: disks, NICs, entropy. Those of memory that comes and goes follow. What NICs count is in `cards` too.
 fn devices(host: &Host, cards: &mut Vec<Arc<NetCounters>>) -> Result<Vec<Box<dyn VirtioDevice>>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for disk in &host.disks {

@@ -8,18 +8,22 @@
 
 mod build;
 mod bus;
+mod memory;
 mod vcpus;
 
 use std::{cell::RefCell, ops::Range, sync::Arc, time::Instant};
 
 use anyhow::{Context, Result};
+use rebec_bits::BitSet;
 use rebec_boot::{BootConfig, Content, KernelImage};
 use rebec_cpu::{Model, ModelError};
 use rebec_devices::{disk::Disk, net::NetCounters, power::PowerEvent, virtio::PciTransport};
 use rebec_kvm::{Machine, Populated, Ram};
+use rebec_vmm_api::control::MemoryStatus;
 use rebec_vmm_saved::{Part, PartKind, SavedMachine};
 
 use bus::Buses;
+use memory::Memory;
 use vcpus::VcpuThreads;
 
 pub use build::{Host, MachineSize, build};
@@ -54,6 +58,8 @@ pub struct Vm {
     lans: Vec<Lan>,
     limits: Limits,
     cards: Vec<Arc<NetCounters>>,
+    /// Of a VM whose memory changes while it runs, with the slot of the first of its devices.
+    memory: Option<(Memory, usize)>,
 }
 
 impl Vm {
@@ -90,7 +96,7 @@ impl Vm {
     /// Puts a kernel into empty RAM and the first vCPU at its entry.
     pub fn boot(&self, kernel: &KernelImage, initramfs: Option<&Content>, cmdline: &str) -> Result<()> {
         let config = BootConfig { kernel, initramfs, cmdline, vcpus: self.size.vcpus };
-        let entry = rebec_boot::load(self.ram.memory(), self.ram.bytes(), &config)?;
+        let entry = rebec_boot::load(self.ram.memory(), self.ram.boot_bytes(), &config)?;
         Ok(self.vcpus.enter_pvh(entry.rip, entry.start_info)?)
     }
 
@@ -115,6 +121,31 @@ impl Vm {
             slot.reconfigure();
         }
         Ok(())
+    }
+
+    /// Has the guest take in memory or give some back, so that it has so much; how far it came says [`Vm::memory_status`].
+    pub fn ask_memory(&self, bytes: u64) -> Result<()> {
+        let (memory, first) = self.memory.as_ref().context("its memory stays as it is: start the VM with --memory-max")?;
+        memory.ask(bytes)?;
+        self.buses.slots[*first..].iter().for_each(PciTransport::reconfigure);
+        Ok(())
+    }
+
+    /// What it was asked to have.
+    pub fn memory_asked(&self) -> Option<u64> {
+        self.memory.as_ref().map(|(memory, _)| memory.asked_bytes())
+    }
+
+    /// How its memory stands, if that changes while it runs.
+    pub fn memory_status(&self) -> Option<MemoryStatus> {
+        self.memory.as_ref().map(|(memory, _)| memory.status())
+    }
+
+    /// Takes pages that the guest does not have out of a set: whatever was written there, it is nothing of the VM.
+    pub fn leave_out_absent(&self, pages: &mut BitSet) {
+        if let Some((memory, _)) = &self.memory {
+            memory.absent().into_iter().for_each(|range| pages.remove_range(range));
+        }
     }
 
     /// Holds the vCPUs back for a share of the time, in percent; 0 is full speed.
@@ -150,18 +181,20 @@ impl Vm {
 
     /// Takes what [`Vm::save`] said, into a machine like it that has not run. RAM and disks may still be arriving.
     ///
-    /// The order is KVM's: the clock, by which the vCPUs set their counters; the vCPUs; the controllers, which at once deliver to
+    /// The order is KVM's, after what memory there is: the clock, by which the vCPUs set their counters; the vCPUs; the controllers, which at once deliver to
     /// them what waits; then devices, which raise again what may have been on its way.
     pub fn restore(&self, mut saved: SavedMachine) -> Result<()> {
+        // What memory the guest has: vCPUs, rings and interrupts may lie there.
+        if let Some((_, first)) = self.memory {
+            self.restore_slots(&mut saved, first..self.buses.slots.len())?;
+        }
         self.machine.restore_clock(&mut saved).context("restore the clock")?;
         let vcpus = (0..u16::from(self.size.vcpus)).map(|index| saved.take(PartKind::Vcpu, index)).collect::<Result<_, _>>()?;
         self.vcpus.restore(vcpus)?;
         self.machine.restore_chips(&mut saved).context("restore the interrupt controllers")?;
         self.buses.serial.restore(&saved.take(PartKind::Serial, 0)?)?;
         let asked = self.buses.power.restore(&saved.take(PartKind::Power, 0)?)?;
-        for (slot, device) in (0..).zip(&self.buses.slots) {
-            device.restore(&saved.take(PartKind::Virtio, slot)?)?;
-        }
+        self.restore_slots(&mut saved, 0..self.memory.as_ref().map_or(self.buses.slots.len(), |(_, first)| *first))?;
         if let Some(part) = saved.take_if_there(PartKind::Limits, 0) {
             self.limits.restore(&part)?;
         }
@@ -174,6 +207,13 @@ impl Vm {
         // Its source may have been too late to act on it.
         if let Some(asked) = asked {
             (self.buses.report)(MachineEvent::Power(asked));
+        }
+        Ok(())
+    }
+
+    fn restore_slots(&self, saved: &mut SavedMachine, slots: Range<usize>) -> Result<()> {
+        for slot in slots {
+            self.buses.slots[slot].restore(&saved.take(PartKind::Virtio, slot as u16)?)?;
         }
         Ok(())
     }

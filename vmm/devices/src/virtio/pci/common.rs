@@ -32,8 +32,12 @@ use super::{
 };
 use crate::{
     GuestRam, Threads,
-    virtio::{DeviceKind, QueueEnvironment, QueueSetup, Signals, VirtioDevice, ring},
+    room::Blocks,
+    virtio::{DeviceKind, LiveConfig, QueueEnvironment, QueueSetup, Signals, VirtioDevice, ring},
 };
+
+/// VIRTIO_MEM_F_UNPLUGGED_INACCESSIBLE (§5.15.3): a driver that has not this one may look at memory that it has not taken in.
+pub(crate) const UNPLUGGED_INACCESSIBLE: u64 = 1 << 1;
 
 /// A device and what its driver has agreed on with it.
 pub(super) struct Common {
@@ -41,12 +45,15 @@ pub(super) struct Common {
     pub(super) offered: u64,
     /// The device's configuration space: locked for a copy.
     config: Mutex<Vec<u8>>,
+    live: Option<Arc<dyn LiveConfig>>,
     /// How often that has changed (§4.1.4.3.1).
     generation: AtomicU32,
     pub(super) kicks: Vec<EventFd>,
     pub(super) signals: Arc<PciSignals>,
     msix: Arc<Msix>,
     pub(super) ram: GuestRam,
+    /// Which blocks of its room the guest has, where there is one.
+    pub(super) blocks: Option<Arc<Blocks>>,
     threads: Arc<dyn Threads>,
     inner: Mutex<Inner>,
 }
@@ -68,11 +75,13 @@ impl Common {
             kind: device.kind(),
             offered: device.features() | ring::RING_FEATURES,
             config: Mutex::new(device.config()),
+            live: device.live_config(),
             generation: AtomicU32::new(0),
             kicks,
             signals: Arc::new(PciSignals::new(msix.clone())),
             msix,
             ram,
+            blocks: None,
             threads,
             inner: Mutex::new(Inner { registers: Registers::new(sizes), device, running: false, paused: false, arrived: false }),
         })
@@ -127,8 +136,18 @@ impl Common {
     /// A part of the device's configuration space, as far as there is one. A driver that reads it in pieces holds the generation before against the one
     /// after (§2.5.1).
     pub(super) fn read_config(&self, at: u64, data: &mut [u8]) {
-        let config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(live) = &self.live {
+            live.overlay(&mut config);
+        }
         copy(data, config.get(at as usize..).unwrap_or_default());
+    }
+
+    /// A driver writes the device's configuration space: few devices have something to write there.
+    pub(super) fn write_config(&self, at: u64, data: &[u8]) {
+        if let Some(live) = &self.live {
+            live.write(at, data);
+        }
     }
 
     /// Takes over a configuration space that has changed, and says so to a driver that is there.
@@ -145,6 +164,11 @@ impl Common {
         if inner.registers.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 {
             self.signals.changed();
         }
+    }
+
+    /// The configuration space of a device that was restored: it says what came along, and its driver knows it so.
+    pub(super) fn restored(&self, device: &dyn VirtioDevice) {
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = device.config();
     }
 
     /// Stops the queues; no request is in flight when it returns.
@@ -187,7 +211,8 @@ impl Common {
     }
 
     fn accepts(&self, features: u64) -> bool {
-        features & !self.offered == 0 && features & 1 << VIRTIO_F_VERSION_1 != 0
+        let needed = 1 << VIRTIO_F_VERSION_1 | if self.kind == DeviceKind::Mem { UNPLUGGED_INACCESSIBLE } else { 0 };
+        features & !self.offered == 0 && features & needed == needed
     }
 
     /// A driver enables queues before the device runs, and gives them up by a reset alone (§4.1.4.3.2).
@@ -218,6 +243,7 @@ impl Common {
             ram: self.ram.clone(),
             signals: Arc::clone(&self.signals) as Arc<dyn Signals>,
             threads: Arc::clone(&self.threads),
+            blocks: self.blocks.clone(),
             features,
             arrived: std::mem::take(&mut inner.arrived),
         };

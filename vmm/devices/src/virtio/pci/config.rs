@@ -163,5 +163,6 @@ fn class(kind: DeviceKind) -> [u8; 2] {
         DeviceKind::Net => [0x02, 0x00],
         DeviceKind::Block => [0x01, 0x80],
         DeviceKind::Rng => [0x10, 0x80],
+        DeviceKind::Balloon | DeviceKind::Mem => [0x05, 0x80],
     }
 }

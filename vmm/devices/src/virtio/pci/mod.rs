@@ -37,8 +37,9 @@ use rebec_vmm_saved::{Part, SavedError};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::VirtioDevice;
-use crate::{GuestRam, Threads};
+use crate::{GuestRam, Threads, room::Blocks};
 use common::Common;
+pub(crate) use common::UNPLUGGED_INACCESSIBLE;
 use config::ConfigSpace;
 use msix::Msix;
 
@@ -94,6 +95,12 @@ impl PciTransport {
         let function = Self { common, msix, host, address: NOWHERE.into(), config: Mutex::new(config) };
         function.decode(&function.config());
         Ok(function)
+    }
+
+    /// The same function, in a machine with room for more memory: what its guest does not have of that is no RAM to the device.
+    pub fn within(mut self, blocks: Arc<Blocks>) -> Self {
+        self.common.blocks = Some(blocks);
+        self
     }
 
     /// A vCPU reads the configuration space.
@@ -152,6 +159,7 @@ impl PciTransport {
                 let value = data.iter().take(4).rev().fold(0, |value: u32, byte| value << 8 | u32::from(*byte));
                 self.common.write((at, data.len()), value);
             }
+            DEVICE => self.common.write_config(at, data),
             NOTIFY => self.common.kick(at / NOTIFY_STRIDE),
             TABLE => self.msix.write_table(at, data),
             _ => {}
@@ -186,6 +194,7 @@ impl PciTransport {
         let (mut space, mut inner) = (self.config(), self.common.lock());
         let restored = saved::restore(part, &self.common, &inner, &space)?;
         inner.device.restore(&restored.device).map_err(|what| part.invalid(what))?;
+        self.common.restored(&*inner.device);
         inner.registers = restored.registers;
         inner.arrived = true;
         self.common.signals.set(restored.isr, restored.needs_reset);

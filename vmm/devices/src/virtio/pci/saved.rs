@@ -129,7 +129,8 @@ pub(super) fn restore(part: &Part, common: &Common, inner: &Inner, space: &Confi
     // A driver that wrote nonsense and broke its device may travel; one whose rings run must be sound.
     if status & VIRTIO_CONFIG_S_DRIVER_OK != 0 && !saved.needs_reset {
         for (index, queue) in queues.iter().enumerate().filter(|(_, queue)| queue.ready) {
-            ring::check_state(queue.state(), &common.ram).map_err(|what| part.invalid(format!("queue {index}: {what}")))?;
+            ring::check_state(queue.state(), &common.ram, common.blocks.as_deref())
+                .map_err(|what| part.invalid(format!("queue {index}: {what}")))?;
         }
     }
     let mut space = space.clone();
