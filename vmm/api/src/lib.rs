@@ -13,6 +13,7 @@ pub mod handle;
 pub mod judgement;
 pub mod mac;
 pub mod port_key;
+mod ports;
 pub mod report;
 pub mod versions;
 
