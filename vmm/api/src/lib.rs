@@ -15,6 +15,7 @@ pub mod mac;
 mod memory;
 pub mod metrics;
 pub mod port_key;
+mod ports;
 pub mod report;
 pub mod versions;
 
