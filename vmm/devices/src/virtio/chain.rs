@@ -205,6 +205,17 @@ impl<'a> Cursor<'a> {
         done
     }
 
+    /// Where the next bytes lie, into `pieces`, and passes over them.
+    pub(crate) fn pieces(&mut self, bytes: u64, pieces: &mut Vec<(GuestAddress, u32)>) {
+        let mut done = 0;
+        while done < bytes {
+            let Some((address, count)) = self.step(usize::try_from(bytes - done).unwrap_or(usize::MAX)) else { break };
+            // No longer than the segment, whose length is of 32 bits.
+            pieces.push((address, count as u32));
+            done += count as u64;
+        }
+    }
+
     /// Takes at most `wanted` bytes that lie in one segment.
     fn step(&mut self, wanted: usize) -> Option<(GuestAddress, usize)> {
         let first = self.segments.first()?;
