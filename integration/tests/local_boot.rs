@@ -320,7 +320,7 @@ fn acknowledged_writes_are_on_the_disk_after_the_end() -> Result<()> {
     let machine = &lab.machines[0];
     let disk = machine.evidence().join("disk.raw");
     fs::File::create(&disk)?.set_len(16 << 20)?;
-    let mut config = guest::config("64M", "vm=3 blk0=load")?;
+    let mut config = guest::config("64M", "vm=3 blk0=load,depth=32")?;
     let device = LoopDevice::of(&disk)?;
     config.disks.push(device.node().to_owned());
     // As who mounts it would have it.

@@ -9,22 +9,27 @@ use core::slice;
 use crate::{
     console::Console,
     memory::Memory,
-    options::DiskOptions,
+    options::{DEPTH_MAX, DiskOptions, QUEUES_MAX},
     pattern::{self, BLOCK_MAGIC, PAGE_WORDS, Page},
     say,
     virtio::{Device, Piece, Queue},
 };
 
-/// VIRTIO_BLK_F_RO and VIRTIO_BLK_F_FLUSH.
+/// VIRTIO_BLK_F_RO, VIRTIO_BLK_F_FLUSH and VIRTIO_BLK_F_MQ.
 const READ_ONLY: u64 = 1 << 5;
 const HAS_FLUSH: u64 = 1 << 9;
+const HAS_QUEUES: u64 = 1 << 12;
 
 const READ: u32 = 0;
 const WRITE: u32 = 1;
 const FLUSH: u32 = 4;
 
 const BLOCK_BYTES: u64 = 4096;
-const REQUESTS: usize = 16;
+const REQUESTS: usize = DEPTH_MAX as usize;
+/// At once where nothing is said.
+const DEPTH: usize = 16;
+/// Of a request: header, data, status.
+const DESCRIPTORS: usize = 3;
 /// Writes between two flushes, and blocks read back after one.
 const WRITES_PER_FLUSH: u64 = 256;
 const READS_PER_FLUSH: u64 = 32;
@@ -42,6 +47,8 @@ enum Phase {
     Verify,
     /// Reads all blocks back.
     Check,
+    /// Reads blocks at random, looks at none of them, and does so without an end.
+    Read,
     Idle,
 }
 
@@ -58,7 +65,10 @@ pub struct Disk {
     number: usize,
     options: DiskOptions,
     seed: u64,
-    queue: Queue,
+    /// A request's slot says which is its own.
+    queues: [Option<Queue>; QUEUES_MAX as usize],
+    queue_count: usize,
+    depth: usize,
     /// For each request a page of data, then for all of them a page of headers and status bytes.
     buffers: *mut u8,
     requests: [Option<Request>; REQUESTS],
@@ -82,6 +92,7 @@ pub struct Disk {
 #[derive(Default)]
 struct Counts {
     written: u64,
+    read: u64,
     flushed: u64,
     verified: u64,
     bad: u64,
@@ -91,11 +102,16 @@ struct Counts {
 impl Disk {
     /// Drives the device from now on.
     pub fn new(number: usize, device: Device, options: DiskOptions, vm: u64, memory: &mut Memory) -> Result<Self, &'static str> {
-        let features = device.begin(READ_ONLY | HAS_FLUSH)?;
+        let features = device.begin(READ_ONLY | HAS_FLUSH | if options.queues > 1 { HAS_QUEUES } else { 0 })?;
         let sectors = u64::from(device.config32(0)) | u64::from(device.config32(4)) << 32;
         let bytes = if options.size == 0 { sectors * 512 } else { options.size.min(sectors * 512) };
         let blocks = (bytes / BLOCK_BYTES).min(BLOCKS_MAX);
-        let queue = device.queue(0, (REQUESTS * 4) as u16, memory)?;
+        let queue_count = if features & HAS_QUEUES != 0 { options.queues as usize } else { 1 };
+        let mut queues = [const { None }; QUEUES_MAX as usize];
+        for (index, queue) in (0..).zip(queues.iter_mut().take(queue_count)) {
+            *queue = Some(device.queue(index, (REQUESTS * 4) as u16, memory)?);
+        }
+        let depth = if options.depth == 0 { DEPTH } else { options.depth as usize };
         let buffers = memory.take((REQUESTS as u64 + 1) * BLOCK_BYTES).ok_or("no memory for disk buffers")?.as_mut_ptr();
         let generations = memory.take_words(blocks.max(1) * 4).ok_or("no memory for the disk's counts")?;
         device.go();
@@ -107,7 +123,9 @@ impl Disk {
             number,
             options,
             seed: pattern::mix(vm ^ number as u64),
-            queue,
+            queues,
+            queue_count,
+            depth,
             buffers,
             requests: [None; REQUESTS],
             blocks,
@@ -127,7 +145,11 @@ impl Disk {
     }
 
     fn rest(options: &DiskOptions) -> Phase {
-        if options.load { Phase::Write } else { Phase::Idle }
+        match options {
+            DiskOptions { load: true, .. } => Phase::Write,
+            DiskOptions { read: true, .. } => Phase::Read,
+            _ => Phase::Idle,
+        }
     }
 
     /// Reads all blocks back, as soon as what is under way has ended.
@@ -137,8 +159,10 @@ impl Disk {
 
     /// One turn: what is done, then what is next.
     pub fn turn(&mut self, now_us: u64, console: &mut Console) {
-        while let Some((head, _)) = self.queue.done() {
-            self.complete(usize::from(head) / 3 % REQUESTS, console);
+        for number in 0..self.queue_count {
+            while let Some((head, _)) = self.queues[number].as_mut().and_then(Queue::done) {
+                self.complete(usize::from(head) / DESCRIPTORS % REQUESTS, console);
+            }
         }
         // Each phase begins when the one before has no request left: a flush covers all writes before it, a read sees them.
         if self.phase_is_issued() {
@@ -147,20 +171,20 @@ impl Disk {
             }
             return;
         }
-        for slot in 0..REQUESTS {
+        for slot in 0..self.depth {
             if self.requests[slot].is_none() && !self.phase_is_issued() && !self.begin(slot, now_us) {
                 break;
             }
         }
-        self.queue.kick();
+        self.queues.iter_mut().flatten().for_each(Queue::kick);
     }
 
     /// A line of counters.
     pub fn say(&self, console: &mut Console) {
-        let Counts { written, flushed, verified, bad, errors } = self.counts;
+        let Counts { written, read, flushed, verified, bad, errors } = self.counts;
         say!(
             console,
-            "blk {} written={written} flushed={flushed} verified={verified} bad={bad} errors={errors} blocks={} read_only={} flush={}",
+            "blk {} written={written} read={read} flushed={flushed} verified={verified} bad={bad} errors={errors} blocks={} read_only={} flush={}",
             self.number,
             self.blocks,
             u8::from(self.read_only),
@@ -174,6 +198,7 @@ impl Disk {
             Phase::Write => self.step >= WRITES_PER_FLUSH || self.check_wanted,
             Phase::Flush => self.step >= 1,
             Phase::Verify => self.step >= READS_PER_FLUSH || self.check_wanted,
+            Phase::Read => self.check_wanted,
             Phase::Idle => true,
         }
     }
@@ -195,7 +220,7 @@ impl Disk {
                 say!(console, "blk {} check {} {verdict} blocks={} written={}", self.number, self.checks, self.blocks, self.counts.written);
             }
             Phase::Flush => self.counts.flushed = self.counts.written,
-            Phase::Write | Phase::Verify | Phase::Idle => {}
+            Phase::Write | Phase::Verify | Phase::Read | Phase::Idle => {}
         }
         self.phase = match before {
             _ if self.check_wanted && before != Phase::Write => {
@@ -213,7 +238,7 @@ impl Disk {
     fn begin(&mut self, slot: usize, now_us: u64) -> bool {
         let (kind, block) = match self.phase {
             Phase::Scan | Phase::Check => (READ, self.step),
-            Phase::Verify => (READ, self.random_block()),
+            Phase::Verify | Phase::Read => (READ, self.random_block()),
             Phase::Flush => (FLUSH, 0),
             Phase::Write => {
                 if !self.is_due(now_us) {
@@ -269,8 +294,9 @@ impl Disk {
         let first = Piece { address: header as u64, bytes: 16, device_writes: false };
         let data = Piece { address: self.page_address(slot) as u64, bytes: BLOCK_BYTES as u32, device_writes: kind == READ };
         let last = Piece { address: status as u64, bytes: 1, device_writes: true };
-        let head = slot as u16 * 3;
-        if kind == FLUSH { self.queue.offer(head, &[first, last]) } else { self.queue.offer(head, &[first, data, last]) }
+        let head = (slot * DESCRIPTORS) as u16;
+        let Some(queue) = &mut self.queues[slot % self.queue_count] else { return };
+        if kind == FLUSH { queue.offer(head, &[first, last]) } else { queue.offer(head, &[first, data, last]) }
     }
 
     fn complete(&mut self, slot: usize, console: &mut Console) {
@@ -290,6 +316,7 @@ impl Disk {
                 set_generation(self.generations, block, generation);
                 self.counts.written += 1;
             }
+            READ if self.phase == Phase::Read => self.counts.read += 1,
             READ if self.phase == Phase::Scan => self.learn(slot, block, console),
             READ => self.verify(slot, block, generation, console),
             _ => {}

@@ -115,10 +115,10 @@ impl Devices {
         }
         let bridge = if options.bridge { Some(Bridge::new(&mut memory)?) } else { None };
         let mut disks = [const { None }; DISKS_MAX];
-        let mut found = Device::all(DeviceKind::Block);
+        let (mut ours, mut theirs) = (Device::all(DeviceKind::Block), Device::disks_of_q35());
         for (number, (disk, wanted)) in disks.iter_mut().zip(&options.disks).enumerate().filter(|_| options.nonsense == 0) {
-            let device = found.next();
-            if wanted.load || wanted.scan {
+            let device = if options.q35 { theirs.next() } else { ours.next() };
+            if wanted.load || wanted.scan || wanted.read {
                 *disk = Some(Disk::new(number, device.ok_or("a disk is absent")?, *wanted, options.vm, &mut memory)?);
             }
         }

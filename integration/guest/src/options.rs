@@ -99,7 +99,17 @@ pub struct DiskOptions {
     pub size: u64,
     /// Writes a second; 0 is as many as go.
     pub rate: u64,
+    /// Read blocks at random, and nothing else.
+    pub read: bool,
+    /// Requests at once; 0 is 16.
+    pub depth: u64,
+    /// Queues that they are spread over; 0 is one.
+    pub queues: u64,
 }
+
+/// Most requests at once, and most queues.
+pub const DEPTH_MAX: u64 = 32;
+pub const QUEUES_MAX: u64 = 4;
 
 /// What a press of the power button comes to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -149,6 +159,8 @@ pub struct Options {
     pub taking: Taking,
     /// Seed of nonsense for every register; 0 is none.
     pub nonsense: u64,
+    /// The machine is QEMU's q35 and not Rebec's.
+    pub q35: bool,
     /// Memory.
     pub regions: [Option<RegionOptions>; REGIONS_MAX],
     /// Network ports in the order of their slots.
@@ -173,6 +185,7 @@ impl Options {
             bridge: false,
             taking: Taking::Nothing,
             nonsense: 0,
+            q35: false,
             regions: [None; REGIONS_MAX],
             nets: [NetOptions::default(); NETS_MAX],
             disks: [DiskOptions::default(); DISKS_MAX],
@@ -219,6 +232,7 @@ impl Options {
                 }
             }
             "nonsense" => self.nonsense = value.parse().ok()?,
+            "machine" => self.q35 = value == "q35",
             "fill" => {}
             "dirty" => value.split(',').try_for_each(|item| self.dirty(item))?,
             _ => {
@@ -306,6 +320,9 @@ fn disk(value: &str) -> Option<DiskOptions> {
             ("scan", "") => disk.scan = true,
             ("size", value) => disk.size = bytes(value)?,
             ("rate", value) => disk.rate = value.parse().ok()?,
+            ("read", "") => disk.read = true,
+            ("depth", value) => disk.depth = value.parse().ok().filter(|depth| (1..=DEPTH_MAX).contains(depth))?,
+            ("queues", value) => disk.queues = value.parse().ok().filter(|queues| (1..=QUEUES_MAX).contains(queues))?,
             _ => return None,
         }
     }
@@ -354,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_whole_line() {
-        let line = "dirty=1:lines:40000:64M fill=shared:7:25%,random:9:25%,zero vm=3 net0=ip=10.0.0.1,peer=10.0.0.2,load=tso+ping blk1=load,scan,size=64M";
+        let line = "dirty=1:lines:40000:64M fill=shared:7:25%,random:9:25%,zero vm=3 net0=ip=10.0.0.1,peer=10.0.0.2,load=tso+ping blk1=load,scan,size=64M,depth=32,queues=2 machine=q35";
         let options = Options::parse(line).unwrap_or_else(|word| panic!("{word}"));
         assert_eq!(options.vm, 3);
         let region = options.regions[1].unwrap();
@@ -363,12 +380,15 @@ mod tests {
         assert_eq!(options.nets[0].ip, 0x0a00_0001);
         assert!(options.nets[0].tso && options.nets[0].ping && !options.nets[0].small);
         assert!(options.disks[1].load && options.disks[1].scan && options.disks[1].size == 64 << 20);
+        assert!(options.disks[1].depth == 32 && options.disks[1].queues == 2 && options.q35);
     }
 
     #[test]
     fn the_word_at_fault_is_named() {
         for line in [
             "fill=velvet",
+            "blk0=depth=33",
+            "blk0=queues=5",
             "dirty=0:words:1",
             "net9=ip=1.2.3.4",
             "colour=blue",

@@ -17,6 +17,13 @@ const ID: u32 = 0x1040_1af4;
 /// BAR 0.
 pub const BAR: u64 = 0x10;
 
+/// Where QEMU's q35 has them, and the BAR in which its virtio devices have the same structures at the same places.
+const Q35_ECAM: u64 = 0xb000_0000;
+const Q35_BAR: u64 = 0x20;
+/// The command register: memory is decoded, and the device may reach memory. Firmware of a PC leaves the latter off.
+const COMMAND: u64 = 0x04;
+const COMMAND_ON: u32 = 0x6;
+
 /// A field of the common structure: where it is in the BAR, and its bytes.
 pub type Field = (u64, u8);
 
@@ -76,10 +83,21 @@ impl Device {
 
     /// Whatever device is there.
     pub fn present() -> impl Iterator<Item = Self> {
+        Self::present_at(ECAM, BAR)
+    }
+
+    /// The disks of QEMU's q35, in the order of their slots.
+    pub fn disks_of_q35() -> impl Iterator<Item = Self> {
+        let disks = Self::present_at(Q35_ECAM, Q35_BAR)
+            .filter(|device| cpu::register_read(device.space) == ID + ((DeviceKind::Block as u32) << 16));
+        disks.inspect(|device| cpu::register_write(device.space + COMMAND, COMMAND_ON))
+    }
+
+    fn present_at(ecam: u64, bar: u64) -> impl Iterator<Item = Self> {
         (1..=SLOTS)
-            .map(|number| ECAM + number * ECAM_STRIDE)
+            .map(move |number| ecam + number * ECAM_STRIDE)
             .filter(|space| cpu::register_read(*space) & 0xffc0_ffff == ID)
-            .map(|space| Self { space, base: u64::from(cpu::register_read(space + BAR)) })
+            .map(move |space| Self { space, base: u64::from(cpu::register_read(space + bar) & !0xf) })
     }
 
     /// Resets the device and agrees on features: those of `wanted` that it has. `Err` says what it refused.

@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
 };
 
-use rebec_layout::{DISK_BYTES_MAX, RAM_BYTES_MAX};
+use rebec_layout::{DISK_BYTES_MAX, DISK_QUEUES_MAX, RAM_BYTES_MAX};
 
 use crate::{dhcp_lease::DhcpLease, handle::Handle, mac::MacAddr};
 
@@ -20,7 +20,7 @@ pub enum ConfigError {
     #[error("size `{0}`: expected a disk's size in whole MiB from 1M to {max}T, as in 512M or 20G", max = DISK_BYTES_MAX >> 40)]
     Size(String),
     /// A disk without a path, or with an option that does not exist.
-    #[error("disk `{0}`: expected FILE, and behind it ,ro ,size=SIZE ,base=FILE or ,base-digests=FILE")]
+    #[error("disk `{0}`: expected FILE, and behind it ,ro ,size=SIZE ,base=FILE ,base-digests=FILE or ,queues=N from 1 to {max}", max = DISK_QUEUES_MAX)]
     Disk(String),
     /// A port with a missing or malformed part.
     #[error("net `{text}`: {what}; expected {form}", form = NetConfig::FORM)]
@@ -148,6 +148,8 @@ pub struct DiskConfig {
     pub base: Option<Handle>,
     /// Kept digests of its backing image.
     pub base_digests: Option<Handle>,
+    /// How many queues its requests come by, from 1 to 4. A VM keeps them where it goes.
+    pub queues: u8,
 }
 
 impl FromStr for DiskConfig {
@@ -158,12 +160,17 @@ impl FromStr for DiskConfig {
         let mut parts = text.split(',');
         let handle = |text: &str| text.parse().ok().filter(|_| !text.is_empty()).ok_or_else(wrong);
         let image = handle(parts.next().unwrap_or_default())?;
-        let mut disk = Self { image, read_only: false, at_least: None, base: None, base_digests: None };
+        let mut disk = Self { image, read_only: false, at_least: None, base: None, base_digests: None, queues: 1 };
+        let mut is_counted = false;
         for part in parts {
             match part.split_once('=') {
                 None if part == "ro" && !disk.read_only => disk.read_only = true,
                 Some(("size", size)) if disk.at_least.is_none() => {
                     disk.at_least = Some(size.parse::<DiskSize>().map_err(|_| wrong())?.bytes())
+                }
+                Some(("queues", count)) if !is_counted => {
+                    is_counted = true;
+                    disk.queues = count.parse().ok().filter(|count| (1..=DISK_QUEUES_MAX).contains(count)).ok_or_else(wrong)?;
                 }
                 Some(("base", file)) if disk.base.is_none() => disk.base = Some(handle(file)?),
                 Some(("base-digests", file)) if disk.base_digests.is_none() => disk.base_digests = Some(handle(file)?),
@@ -428,12 +435,16 @@ mod tests {
     #[test]
     fn a_disk_is_a_file_with_options() {
         let named = |text: &str| text.parse::<Handle>().unwrap();
-        let plain = DiskConfig { image: named("a.qcow2"), read_only: false, at_least: None, base: None, base_digests: None };
+        let plain = DiskConfig { image: named("a.qcow2"), read_only: false, at_least: None, base: None, base_digests: None, queues: 1 };
         assert_eq!("a.qcow2".parse(), Ok(plain.clone()));
         assert_eq!("a.qcow2,ro".parse(), Ok(DiskConfig { read_only: true, ..plain.clone() }));
         let with_base = DiskConfig { image: Handle::Descriptor(3), base: Some(named("b")), base_digests: Some(named("fd:4")), ..plain };
         assert_eq!("fd:3,base=b,base-digests=fd:4".parse(), Ok(with_base.clone()));
         assert_eq!("fd:3,base-digests=fd:4,base=b".parse(), Ok(with_base));
+        assert_eq!("a.qcow2,queues=4".parse::<DiskConfig>().unwrap().queues, 4);
+        for text in ["a,queues=0", "a,queues=5", "a,queues=", "a,queues=1,queues=1", "a,queues"] {
+            assert!(text.parse::<DiskConfig>().is_err(), "{text}");
+        }
         assert!("a,base-digests=".parse::<DiskConfig>().is_err());
         assert!("a,base=".parse::<DiskConfig>().is_err());
         assert!("a,base=b,base=b".parse::<DiskConfig>().is_err());

@@ -24,6 +24,8 @@ pub mod serial;
 
 #[cfg(test)]
 mod conformance;
+#[cfg(test)]
+mod testing;
 
 use std::{io, thread::JoinHandle};
 

@@ -9,7 +9,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -87,6 +87,39 @@ impl Limit {
     fn take(&mut self, rate: PerSecond, now: Instant, bytes: u64) {
         self.requests.take(rate.requests, now, 1);
         self.bytes.take(rate.bytes, now, bytes);
+    }
+}
+
+/// What several queues of one device may do together.
+#[derive(Debug, Default)]
+pub(crate) struct SharedLimit {
+    rate: Arc<Rate>,
+    limit: Mutex<Limit>,
+}
+
+impl SharedLimit {
+    pub(crate) fn new(rate: Arc<Rate>) -> Self {
+        Self { limit: Mutex::new(Limit::new(rate.clone())), rate }
+    }
+
+    /// When to ask again; none, when something may be done now.
+    pub(crate) fn not_before(&self) -> Option<Instant> {
+        if self.is_none() { None } else { self.lock().not_before() }
+    }
+
+    /// Something was done.
+    pub(crate) fn took(&self, bytes: u64) {
+        if !self.is_none() {
+            self.lock().took(bytes);
+        }
+    }
+
+    fn is_none(&self) -> bool {
+        self.rate.get() == PerSecond::default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Limit> {
+        self.limit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

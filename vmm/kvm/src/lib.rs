@@ -18,6 +18,7 @@
 //!                  note_pause() on every vCPU before it goes on after a pause
 //! saving           all vCPUs stand still (run() returned): Vcpu::save() -> Part of each, then Machine::save(&mut saved)
 //! restoring        Machine::restore_clock(&mut saved), then Vcpu::restore(part) of each, then Machine::restore_chips(&mut saved)
+//! disks            DiskRing::new(files) before sealing, then read, write, sync_data side by side: a ring that does nothing else
 //! listing          requests::{KVM_RUN, VCPU, MACHINE, ..}                all ioctls that this crate makes on KVM's descriptors
 //! comparing        CpuModel::{to_bytes, from_bytes}, source.missing_on(&target) -> Vec<String>
 //! ```
@@ -29,6 +30,7 @@
 mod cpu_model;
 mod cpuid;
 mod dirty_log;
+mod disk_ring;
 mod entry;
 mod error;
 mod exits;
@@ -52,6 +54,7 @@ mod tests;
 
 pub use self::{
     cpu_model::CpuModel,
+    disk_ring::{DISK_RING_REQUESTS_MAX, DiskRing},
     error::{Error, Result},
     exits::{ExitReason, Exits},
     fork::{ForkOutcome, fork_single_threaded},

@@ -24,6 +24,8 @@ pub const VCPUS_MAX: u8 = 16;
 pub const RAM_BYTES_MAX: u64 = 1 << 40;
 /// Largest disk. A set of its units takes 256 MiB.
 pub const DISK_BYTES_MAX: u64 = 8 << 40;
+/// Most queues of a disk.
+pub const DISK_QUEUES_MAX: u8 = 4;
 
 /// Size of a page: the unit of every RAM size, of dirty tracking in memory and on disks, and of what a move sends.
 pub const PAGE_BYTES: u64 = 4096;

@@ -77,7 +77,7 @@ impl Role {
         match self {
             Self::Vcpu => &[ABSENT, LIVING, OWN_MEMORY, &[VCPU_REQUESTS, EVENTFD, DUPLICATE]],
             Self::Net => &[ABSENT, LIVING, OWN_MEMORY, WAITING, MESSAGES, &[RAISING]],
-            Self::Disk => &[ABSENT, LIVING, OWN_MEMORY, WAITING, FILES, &[RAISING]],
+            Self::Disk => &[ABSENT, LIVING, OWN_MEMORY, WAITING, FILES, &[RAISING, RING]],
             // What goes is cut out of the memory file; what may be reached is a matter of mprotect.
             Self::Memory => &[ABSENT, LIVING, OWN_MEMORY, WAITING, &[RAISING, CUTTING]],
             Self::Stream => &[ABSENT, LIVING, OWN_MEMORY, FILES, STREAMS],
@@ -97,7 +97,7 @@ pub const PROCESS: &[&[Call]] = &[
     MACHINES,
     ACCEPTING,
     THREADS,
-    &[VCPU_REQUESTS, RAISING, EVENTFD, DUPLICATE, SOCKET_TYPE],
+    &[VCPU_REQUESTS, RAISING, RING, EVENTFD, DUPLICATE, SOCKET_TYPE],
 ];
 
 /// What libraries try and do well without; answered with "no such call" and never carried out. They are allowed in the other lists for
@@ -246,6 +246,8 @@ const VCPU_THREAD: [u32; 3 + VCPU.len()] = {
 const RAISING: Call = one_of(libc::SYS_ioctl, 1, &[KVM_SIGNAL_MSI]);
 /// Holes in files that are open.
 const CUTTING: Call = always(libc::SYS_fallocate);
+/// Requests to a disk's files, by rings that were made and narrowed before (`rebec_kvm::DiskRing`). Nobody may make another one or change one.
+const RING: Call = always(libc::SYS_io_uring_enter);
 const EVENTFD: Call = always(libc::SYS_eventfd2);
 const DUPLICATE: Call = one_of(libc::SYS_fcntl, 1, &[F_DUPFD_CLOEXEC as u32]);
 const SOCKET_TYPE: Call = all(libc::SYS_getsockopt, &[Look::Is(1, SOL_SOCKET as u32), Look::Is(2, SO_TYPE as u32)]);

@@ -235,7 +235,7 @@ impl FromStr for Listen {
 pub struct Shared {
     /// Disk image, raw or qcow2; `,ro` makes it read-only; may be repeated. `receive` creates a missing one.
     /// `size=` is the least that it has: it grows to that; `base=` names its backing image, whatever its header calls it; `base-digests=` what `digests` said of that one
-    #[arg(long = "disk", value_name = "FILE[,ro][,size=SIZE][,base=FILE][,base-digests=FILE]")]
+    #[arg(long = "disk", value_name = "FILE[,ro][,size=SIZE][,base=FILE][,base-digests=FILE][,queues=N]")]
     pub disks: Vec<DiskConfig>,
     /// NIC and its port on a VXLAN LAN; may be repeated. ip=ADDRESS/LENGTH is told to the guest by DHCP, with gateway=ADDRESS and dns=ADDRESS;
     /// peer=MAC@IP:PORT, which may be repeated, says where a station is and, with @ADDRESS behind it, answers ARP for it

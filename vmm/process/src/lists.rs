@@ -161,6 +161,7 @@ mod tests {
             SYS_setns,
             SYS_bpf,
             SYS_io_uring_setup,
+            SYS_io_uring_register,
             SYS_userfaultfd,
             SYS_keyctl,
             SYS_add_key,
@@ -241,6 +242,7 @@ mod tests {
             (SYS_sendto, &[], &[Role::Stream, Role::Client]),
             (SYS_pwrite64, &[], &[Role::Disk, Role::Stream]),
             (SYS_fallocate, &[], &[Role::Disk, Role::Memory, Role::Stream]),
+            (SYS_io_uring_enter, &[], &[Role::Disk]),
             (SYS_ioctl, &[0, KVM_RUN.into()], machine),
             (SYS_ioctl, &[0, KVM_SIGNAL_MSI.into()], interrupts),
         ] {

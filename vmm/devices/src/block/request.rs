@@ -28,7 +28,7 @@ pub(super) const REQUEST_BYTES_MAX: u64 = SEGMENTS_MAX as u64 * SEGMENT_BYTES_MA
 /// Longest range of one discard or write-zeroes, so that it ends within the patience of a pause.
 pub(super) const RANGE_SECTORS_MAX: u32 = 1 << 21;
 
-const HEADER_BYTES: usize = 16;
+pub(super) const HEADER_BYTES: usize = 16;
 const FLAG_UNMAP: u32 = 1;
 
 /// How a request ended, as its last byte says.
@@ -45,12 +45,10 @@ pub(super) enum Status {
 pub(super) enum BlockRequest<'a> {
     Read {
         offset: u64,
-        into: Cursor<'a>,
         bytes: u64,
     },
     Write {
         offset: u64,
-        from: Cursor<'a>,
         bytes: u64,
     },
     Flush,
@@ -68,6 +66,16 @@ pub(super) enum BlockRequest<'a> {
     },
     /// Not to be carried out; the status says why.
     Refused(Status),
+}
+
+/// What is to be done for a request, as plain numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Work {
+    Read { offset: u64, bytes: u64 },
+    Write { offset: u64, bytes: u64 },
+    Flush,
+    Discard { offset: u64, bytes: u64 },
+    Zero { offset: u64, bytes: u64 },
 }
 
 impl<'a> BlockRequest<'a> {
@@ -94,11 +102,11 @@ impl<'a> BlockRequest<'a> {
         let sector = le64(&header[8..]);
         Ok(match kind {
             VIRTIO_BLK_T_IN => match data_range(sector, room, disk_bytes) {
-                Some(offset) => Self::Read { offset, into, bytes: room },
+                Some(offset) => Self::Read { offset, bytes: room },
                 None => Self::Refused(Status::Error),
             },
             VIRTIO_BLK_T_OUT => match data_range(sector, reader.left(), disk_bytes) {
-                Some(offset) => Self::Write { offset, bytes: reader.left(), from: reader },
+                Some(offset) => Self::Write { offset, bytes: reader.left() },
                 None => Self::Refused(Status::Error),
             },
             VIRTIO_BLK_T_FLUSH => Self::Flush,

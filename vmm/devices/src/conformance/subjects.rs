@@ -20,6 +20,7 @@ use crate::{
     net::{HEADER_BYTES, NetDevice, header, memory::MemoryWire},
     rng::RngDevice,
     room::HostMemory,
+    testing::ring_over,
     virtio::{DeviceKind, VirtioDevice},
 };
 
@@ -31,6 +32,8 @@ pub(super) trait Subject {
     const QUEUE: u16;
     /// How many queues a driver starts.
     const QUEUES: u16;
+    /// Whether answers come in the order of the requests.
+    const IN_ORDER: bool = true;
 
     fn new() -> Self;
     /// A device over what this subject holds; several share it one after the other, as hosts do in a move.
@@ -125,6 +128,38 @@ impl Subject for BlockSubject {
             let never_written = number == 1 && found == vec![0; BLOCK_BYTES];
             assert!(never_written || found == pattern(number - 1, BLOCK_BYTES), "data of request {number}");
         }
+    }
+}
+
+/// The same on a ring to its file, with two queues.
+pub(super) struct RingBlockSubject(BlockSubject);
+
+impl Subject for RingBlockSubject {
+    const KIND: DeviceKind = DeviceKind::Block;
+    const QUEUE: u16 = 1;
+    const QUEUES: u16 = 2;
+    const IN_ORDER: bool = false;
+
+    fn new() -> Self {
+        let file = tempfile::tempfile().unwrap();
+        Disk::create_qcow2("test", &file, BLOCKS * BLOCK_BYTES as u64, None).unwrap();
+        let disk = Disk::open("test", file.try_clone().unwrap(), Vec::new(), false).unwrap();
+        // Half of it is allocated: both roads are gone.
+        disk.write_at(0, &vec![0; BLOCKS as usize / 2 * BLOCK_BYTES]).unwrap();
+        let disk = Arc::new(disk.with_queues(2, vec![ring_over(&[&file]), ring_over(&[&file])]));
+        Self(BlockSubject { file, disk })
+    }
+
+    fn device(&self) -> Box<dyn VirtioDevice> {
+        Box::new(BlockDevice::new(Arc::clone(&self.0.disk)))
+    }
+
+    fn request(&self, driver: &Driver, number: u64) -> Vec<Buffer> {
+        self.0.request(driver, number)
+    }
+
+    fn verify(&self, driver: &Driver, number: u64, written: u32) {
+        self.0.verify(driver, number, written);
     }
 }
 

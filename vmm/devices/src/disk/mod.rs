@@ -11,13 +11,18 @@
 //!         └── dirty map: one bit per 4 KiB unit, set before and after each change
 //! ```
 //!
+//! Where bytes lie in the files as they are (`parts`), a queue carries them between there and guest memory without imago (`ring`), under a lease (`lease`).
+//!
 //! The lock is imago's own condition put in code: a discard frees clusters, so nobody may hold a mapping meanwhile. It is held across the I/O
 //! that it protects; reads and writes share it. The host's disk is waited for without it.
 
 mod dirty;
 mod extent;
 mod header;
+mod lease;
 mod lengths;
+mod parts;
+mod ring;
 mod tables;
 mod zeros;
 
@@ -40,7 +45,12 @@ use rebec_bits::BitSet;
 use dirty::DirtyMap;
 pub use extent::{Extent, ExtentKind};
 pub use header::{BackingName, ImageFormat};
+pub(crate) use lease::Lease;
+use lease::Leases;
 use lengths::Lengths;
+pub(crate) use parts::{PARTS_MAX, Part};
+use ring::Rings;
+pub use ring::{Done, FileRing};
 
 /// Sectors of the virtio block protocol.
 pub const SECTOR_BYTES: u64 = 512;
@@ -92,6 +102,11 @@ pub struct Disk {
     read_only: bool,
     format: ImageFormat,
     image: RwLock<Image>,
+    /// Identities of the files, the image's own first.
+    files: Vec<usize>,
+    leases: Arc<Leases>,
+    rings: Rings,
+    queues: u8,
     /// The file once more: to be synced without the lock that imago holds meanwhile, and, of a raw image, to ask the host where its holes are.
     file: File,
     /// How long the files were when they were opened.
@@ -112,12 +127,15 @@ impl Disk {
     pub fn open(name: &str, file: File, backing: Vec<File>, read_only: bool) -> Result<Self, DiskError> {
         let file_error = |operation| move |source| DiskError::File { name: name.to_owned(), operation, source };
         let header = header::probe(name, &file)?;
-        let mut lower = None;
+        let mut lower: Option<Arc<Image>> = None;
+        let mut files = Vec::with_capacity(backing.len() + 1);
         let mut above = header.as_ref().and_then(|h| h.backing.clone());
         let chain = resolve_chain(name, &backing, &mut above)?;
         let lengths = Lengths::of(&file, &backing).map_err(file_error("open"))?;
         for (file, format) in backing.into_iter().zip(chain).rev() {
-            lower = Some(Arc::new(open_image(file, format, lower, true).map_err(file_error("open its backing image"))?));
+            let image = Arc::new(open_image(file, format, lower, true).map_err(file_error("open its backing image"))?);
+            files.push(parts::identity(&image));
+            lower = Some(image);
         }
         let (format, cluster_bytes) = match header {
             Some(header) => {
@@ -128,10 +146,13 @@ impl Disk {
         };
         let once_more = file.try_clone().map_err(file_error("open"))?;
         let image = open_image(file, format, lower, read_only).map_err(file_error("open"))?;
+        files.push(parts::identity(&image));
+        files.reverse();
         let bytes = image.size();
         header::check_size(name, bytes)?;
         let (name, bytes, image, dirty) = (name.to_owned(), AtomicU64::new(bytes), RwLock::new(image), DirtyMap::default());
-        Ok(Self { name, bytes, read_only, format, image, file: once_more, lengths, cluster_bytes, dirty })
+        let (leases, rings) = (Arc::default(), Rings::default());
+        Ok(Self { name, bytes, read_only, format, image, files, leases, rings, queues: 1, file: once_more, lengths, cluster_bytes, dirty })
     }
 
     /// Makes an empty qcow2 image in an empty file that is open for reading and writing. Open it with [`Disk::open`] afterwards.
@@ -148,6 +169,17 @@ impl Disk {
             builder = builder.backing(backing.name.clone(), backing.format.unwrap_or(ImageFormat::Raw).to_string());
         }
         builder.create().map_err(file_error("create"))
+    }
+
+    /// The same disk for a device of so many queues, which have these rings to its files: the image's first, then those of its backing images in their
+    /// order. A queue without one does by hand what it has to do.
+    pub fn with_queues(self, queues: u8, rings: Vec<Box<dyn FileRing>>) -> Self {
+        Self { queues, rings: Rings::new(rings), ..self }
+    }
+
+    /// How many queues its device has.
+    pub fn queues(&self) -> u8 {
+        self.queues
     }
 
     /// As the user named it.
@@ -217,7 +249,7 @@ impl Disk {
         self.check_change(offset, bytes)?;
         let range = offset..offset + bytes;
         self.changing(offset, bytes, || {
-            self.zero_with(&range, |whole| self.exclusive().discard_to_zero(whole.start, whole.end - whole.start))
+            self.leases.alone(|| self.zero_with(&range, |whole| self.exclusive().discard_to_zero(whole.start, whole.end - whole.start)))
         })
     }
 
@@ -241,10 +273,46 @@ impl Disk {
         if self.read_only {
             return Ok(());
         }
-        self.shared().flush()?;
+        self.flush_tables()?;
         self.lengths.check()?;
         // Reads and writes go on meanwhile, of this guest and of a move.
         self.file.sync_data()
+    }
+
+    /// Writes what imago keeps of its tables to the file. A sync of the file's data then makes lasting all that was written before.
+    pub(crate) fn flush_tables(&self) -> io::Result<()> {
+        if self.read_only { Ok(()) } else { self.shared().flush() }
+    }
+
+    /// What the tables say stays so while this is held.
+    pub(crate) fn lease(&self) -> Lease {
+        self.leases.take()
+    }
+
+    /// Where the bytes of a range lie, into `parts`; false where they must be read or written by [`Disk::read_at`] or [`Disk::write_at`]. True as long as the
+    /// lease is held. Whoever writes there calls [`Disk::mark`] before and after.
+    pub(crate) fn parts(&self, _lease: &Lease, offset: u64, bytes: u64, writes: bool, parts: &mut Vec<Part>) -> io::Result<bool> {
+        // A disguise is looked for in what is written to the beginning.
+        if writes && (self.read_only || self.raw().is_some() && offset < 4) {
+            return Ok(false);
+        }
+        self.check_range(offset, bytes)?;
+        parts::find(&self.shared(), &self.files, offset, bytes, writes, parts)
+    }
+
+    /// A range is about to change, or has changed.
+    pub(crate) fn mark(&self, offset: u64, bytes: u64) {
+        self.dirty.mark(offset, bytes);
+    }
+
+    /// A ring to the files, if there is one left.
+    pub(crate) fn take_ring(&self) -> Option<Box<dyn FileRing>> {
+        self.rings.take()
+    }
+
+    /// Gives a ring back, with nothing under way.
+    pub(crate) fn give_ring(&self, ring: Box<dyn FileRing>) {
+        self.rings.give(ring);
     }
 
     /// The file of a raw image.

@@ -18,7 +18,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
 };
 
 use rebec_layout::ROOM_BLOCK_BYTES;
@@ -31,7 +30,7 @@ use crate::{
         chain::Chain,
         pci::UNPLUGGED_INACCESSIBLE,
         ring::Broken,
-        single::{Answer, SingleQueue},
+        single::{Answer, OneByOne, SingleQueue},
     },
 };
 use request::{Outcome, Request};
@@ -193,13 +192,13 @@ impl LiveConfig for Room {
 #[derive(Debug)]
 pub struct MemDevice {
     room: Arc<Room>,
-    queue: SingleQueue<MemAnswers>,
+    queue: SingleQueue<OneByOne<MemAnswers>>,
 }
 
 impl MemDevice {
     /// Over a room.
     pub fn new(room: Arc<Room>) -> Self {
-        Self { queue: SingleQueue::Stopped(MemAnswers(room.clone())), room }
+        Self { queue: SingleQueue::Stopped(OneByOne::new(MemAnswers(room.clone()))), room }
     }
 }
 
@@ -229,11 +228,11 @@ impl VirtioDevice for MemDevice {
     }
 
     fn start_queues(&mut self, queues: Vec<QueueSetup>, environment: QueueEnvironment) -> Result<(), StartError> {
-        self.queue.start("virtio-mem", queues, &environment)
+        queues.into_iter().try_for_each(|setup| self.queue.start("virtio-mem", setup, &environment))
     }
 
     fn stop_queues(&mut self) -> Vec<(u16, QueueState)> {
-        self.queue.stop()
+        self.queue.stop().into_iter().collect()
     }
 
     fn save(&self) -> Vec<u8> {
@@ -251,12 +250,6 @@ impl VirtioDevice for MemDevice {
 struct MemAnswers(Arc<Room>);
 
 impl Answer for MemAnswers {
-    fn not_before(&mut self) -> Option<Instant> {
-        None
-    }
-
-    fn start(&mut self, _features: u64) {}
-
     fn answer(&mut self, chain: &Chain, ram: &GuestRam) -> Result<u32, Broken> {
         let request = Request::read(chain, ram)?;
         let outcome = self.0.answer(request);

@@ -1,6 +1,6 @@
 //! virtio-rng (virtio 1.3 §5.4): fills the guest's buffers from a source of randomness that was opened before sealing.
 
-use std::{fmt, io::Read, sync::Arc, time::Instant};
+use std::{fmt, io::Read, sync::Arc};
 
 use crate::{
     GuestRam,
@@ -8,7 +8,7 @@ use crate::{
         DeviceKind, LiveConfig, QueueEnvironment, QueueSetup, QueueState, StartError, VirtioDevice,
         chain::Chain,
         ring::Broken,
-        single::{Answer, SingleQueue},
+        single::{Answer, OneByOne, SingleQueue},
     },
 };
 
@@ -19,13 +19,14 @@ const ANSWER_BYTES_MAX: usize = 4096;
 /// An entropy source.
 #[derive(Debug)]
 pub struct RngDevice {
-    queue: SingleQueue<RngAnswers>,
+    queue: SingleQueue<OneByOne<RngAnswers>>,
 }
 
 impl RngDevice {
     /// A device that gives out what `source` yields: the host's /dev/urandom.
     pub fn new(source: impl Read + Send + 'static) -> Self {
-        Self { queue: SingleQueue::Stopped(RngAnswers { source: Box::new(source), buffer: vec![0; ANSWER_BYTES_MAX] }) }
+        let answers = RngAnswers { source: Box::new(source), buffer: vec![0; ANSWER_BYTES_MAX] };
+        Self { queue: SingleQueue::Stopped(OneByOne::new(answers)) }
     }
 }
 
@@ -51,11 +52,12 @@ impl VirtioDevice for RngDevice {
     }
 
     fn start_queues(&mut self, queues: Vec<QueueSetup>, environment: QueueEnvironment) -> Result<(), StartError> {
-        self.queue.start("virtio-rng", queues, &environment)
+        // A driver may set DRIVER_OK without making the queue ready: then there is nothing to serve.
+        queues.into_iter().try_for_each(|setup| self.queue.start("virtio-rng", setup, &environment))
     }
 
     fn stop_queues(&mut self) -> Vec<(u16, QueueState)> {
-        self.queue.stop()
+        self.queue.stop().into_iter().collect()
     }
 
     /// Nothing: the randomness of one place says nothing about that of another.
@@ -80,12 +82,6 @@ impl fmt::Debug for RngAnswers {
 }
 
 impl Answer for RngAnswers {
-    fn not_before(&mut self) -> Option<Instant> {
-        None
-    }
-
-    fn start(&mut self, _features: u64) {}
-
     fn answer(&mut self, chain: &Chain, ram: &GuestRam) -> Result<u32, Broken> {
         let mut writer = chain.writer(ram);
         let wanted = writer.left().min(ANSWER_BYTES_MAX as u64) as usize;

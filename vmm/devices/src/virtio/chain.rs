@@ -72,6 +72,11 @@ impl Chain {
         self.head
     }
 
+    /// How many segments it has.
+    pub(crate) fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
     /// What the driver wrote for the device.
     pub fn reader<'a>(&'a self, ram: &'a GuestRam) -> Cursor<'a> {
         Cursor::new(ram, &self.segments[..self.readable])
@@ -219,6 +224,17 @@ impl<'a> Cursor<'a> {
             done += count as u64;
         }
         done
+    }
+
+    /// Where the next bytes lie, into `pieces`, and passes over them.
+    pub(crate) fn pieces(&mut self, bytes: u64, pieces: &mut Vec<(GuestAddress, u32)>) {
+        let mut done = 0;
+        while done < bytes {
+            let Some((address, count)) = self.step(usize::try_from(bytes - done).unwrap_or(usize::MAX)) else { break };
+            // No longer than the segment, whose length is of 32 bits.
+            pieces.push((address, count as u32));
+            done += count as u64;
+        }
     }
 
     /// Takes at most `wanted` bytes that lie in one segment.

@@ -1,6 +1,6 @@
-//! A device with one queue of requests and one thread that answers them in order: the block device and the entropy source.
+//! A queue of requests and its thread: a disk has one or several, the entropy source one.
 
-use std::time::Instant;
+use std::io;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -15,117 +15,132 @@ use crate::GuestRam;
 
 const KICK: u64 = 0;
 
-/// Answers requests.
+/// Serves the requests of a queue.
+pub(crate) trait Serve: Send + 'static {
+    /// Called before the first request after each start, on the caller's thread.
+    fn start(&mut self, environment: &QueueEnvironment) -> io::Result<()>;
+    /// Serves until told to stop; nothing is under way when it returns. Looks at the ring first, kick or not.
+    fn serve(&mut self, ring: &mut Ring, kick: &EventFd, stop: &Stop) -> Result<(), Broken>;
+    /// Called after the last request, on the thread of whoever stops the queue.
+    fn stopped(&mut self);
+}
+
+/// Answers requests one by one.
 pub(crate) trait Answer: Send + 'static {
-    /// When the next request may be answered; none, where that is now.
-    fn not_before(&mut self) -> Option<Instant>;
-    /// Called before the first request after each start.
-    fn start(&mut self, features: u64);
     /// Answers one request; says how many bytes it wrote into the chain. An error says that the chain is no request at all.
     fn answer(&mut self, chain: &Chain, ram: &GuestRam) -> Result<u32, Broken>;
 }
 
+/// What serves by answering one request after the other.
+#[derive(Debug)]
+pub(crate) struct OneByOne<A> {
+    answers: A,
+    chain: Chain,
+}
+
 /// The queue and its thread.
 #[derive(Debug)]
-pub(crate) enum SingleQueue<A> {
+pub(crate) enum SingleQueue<S> {
     /// No thread.
-    Stopped(A),
+    Stopped(S),
     /// A thread has it.
-    Running(Worker<Work<A>>),
+    Running(Worker<Work<S>>),
     /// Its thread panicked. Only a new device helps.
     Lost,
 }
 
 /// What the thread works with.
 #[derive(Debug)]
-pub(crate) struct Work<A> {
+pub(crate) struct Work<S> {
     ring: Ring,
     kick: EventFd,
-    answer: A,
-    chain: Chain,
+    serves: S,
 }
 
-impl<A: Answer> SingleQueue<A> {
-    pub(crate) fn start(&mut self, name: &str, queues: Vec<QueueSetup>, environment: &QueueEnvironment) -> Result<(), StartError> {
-        // A driver may set DRIVER_OK without making the queue ready: then there is nothing to serve.
-        let Some(setup) = queues.into_iter().next() else { return Ok(()) };
+impl<S: Serve> SingleQueue<S> {
+    pub(crate) fn start(&mut self, name: &str, setup: QueueSetup, environment: &QueueEnvironment) -> Result<(), StartError> {
         let ring = Ring::new(&setup, environment)?;
         match std::mem::replace(self, Self::Lost) {
-            Self::Stopped(mut answer) => {
-                answer.start(environment.features);
-                let work = Work { ring, kick: setup.kick, answer, chain: Chain::default() };
+            Self::Stopped(mut serves) => {
+                if let Err(error) = serves.start(environment) {
+                    *self = Self::Stopped(serves);
+                    return Err(error.into());
+                }
+                let work = Work { ring, kick: setup.kick, serves };
                 match Worker::start(&*environment.threads, name, work, Work::run) {
                     Ok(worker) => *self = Self::Running(worker),
-                    Err((work, error)) => {
-                        *self = Self::Stopped(work.answer);
+                    Err((mut work, error)) => {
+                        work.serves.stopped();
+                        *self = Self::Stopped(work.serves);
                         return Err(error.into());
                     }
                 }
             }
             running => {
                 *self = running;
-                return Err(StartError::Host(std::io::Error::other("the device already runs or was lost")));
+                return Err(StartError::Host(io::Error::other("the device already runs or was lost")));
             }
         }
         Ok(())
     }
 
-    pub(crate) fn stop(&mut self) -> Vec<(u16, QueueState)> {
+    /// Where the queue stands; none if it did not run.
+    pub(crate) fn stop(&mut self) -> Option<(u16, QueueState)> {
         match std::mem::replace(self, Self::Lost) {
-            Self::Running(worker) => match worker.stop() {
-                Some(work) => {
-                    *self = Self::Stopped(work.answer);
-                    vec![work.ring.state()]
-                }
-                None => Vec::new(),
-            },
+            Self::Running(worker) => worker.stop().map(|mut work| {
+                work.serves.stopped();
+                *self = Self::Stopped(work.serves);
+                work.ring.state()
+            }),
             other => {
                 *self = other;
-                Vec::new()
+                None
             }
         }
     }
 }
 
-impl<A: Answer> Work<A> {
+impl<S: Serve> Work<S> {
     fn run(&mut self, stop: &Stop) {
-        if let Err(why) = self.serve(stop) {
+        if let Err(why) = self.serves.serve(&mut self.ring, &self.kick, stop) {
             self.ring.report_broken(&why);
         }
     }
+}
 
-    fn serve(&mut self, stop: &Stop) -> Result<(), Broken> {
+impl<A> OneByOne<A> {
+    pub(crate) fn new(answers: A) -> Self {
+        Self { answers, chain: Chain::default() }
+    }
+}
+
+impl<A: Answer> Serve for OneByOne<A> {
+    fn start(&mut self, _environment: &QueueEnvironment) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn serve(&mut self, ring: &mut Ring, kick: &EventFd, stop: &Stop) -> Result<(), Broken> {
         let waiter = Waiter::new(stop)?;
-        waiter.add(&self.kick, KICK)?;
+        waiter.add(kick, KICK)?;
         loop {
             // First thing after a start too: what was available before it brings no kick.
-            self.ring.suppress_kicks()?;
-            let mut later = None;
-            while !stop.requested() {
-                later = self.answer.not_before();
-                if later.is_some() || !self.ring.pop(&mut self.chain)? {
-                    break;
-                }
-                let written = self.answer.answer(&self.chain, self.ring.ram())?;
-                self.ring.add_used(&[(self.chain.head(), written)])?;
+            ring.suppress_kicks()?;
+            while !stop.requested() && ring.pop(&mut self.chain)? {
+                let written = self.answers.answer(&self.chain, ring.ram())?;
+                ring.add_used(&[(self.chain.head(), written)])?;
                 // One by one: a slow request must not keep the finished ones before it from the guest.
-                self.ring.notify()?;
+                ring.notify()?;
             }
             if stop.requested() {
                 return Ok(());
             }
-            // A request that has to wait needs no kick to be seen.
-            if let Some(at) = later {
-                if waiter.wait(Some(at.saturating_duration_since(Instant::now())))?.contains(KICK) {
-                    take_kicks(&self.kick);
-                }
-                continue;
-            }
-            let more = self.ring.want_kick()?;
+            let more = ring.want_kick()?;
             // Kicks are taken before the ring is looked at: one that comes in between wakes again.
             if !more && waiter.wait(None)?.contains(KICK) {
-                take_kicks(&self.kick);
+                take_kicks(kick);
             }
         }
     }
+
+    fn stopped(&mut self) {}
 }

@@ -5,18 +5,18 @@ use std::{
     io::{self, ErrorKind},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use rebec_devices::disk::Disk;
+use rebec_devices::disk::{Disk, FileRing};
 use rebec_vmm_api::{DiskConfig, Handle};
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::{
     files::{self, Named, open_read, require_file, require_writable},
     handed::Handed,
-    qemu_lock,
+    qemu_lock, rings,
 };
 use crate::moving::BaseDigests;
 
@@ -42,6 +42,9 @@ pub struct DiskFile {
     pub at_least: Option<u64>,
     /// Kept digests of the first of `backing`.
     pub base: Option<Arc<BaseDigests>>,
+    queues: u8,
+    /// For the first disk that is parsed.
+    rings: Mutex<Vec<Box<dyn FileRing>>>,
 }
 
 impl DiskFile {
@@ -54,7 +57,8 @@ impl DiskFile {
     pub fn parse(&self) -> Result<Disk> {
         let copy = |file: &File| file.try_clone().with_context(|| format!("disk {}: duplicate its descriptor", self.name));
         let backing = self.backing.iter().map(copy).collect::<Result<_>>()?;
-        let disk = Disk::open(&self.name, copy(&self.file)?, backing, self.read_only)?;
+        let rings = std::mem::take(&mut *self.rings.lock().unwrap_or_else(PoisonError::into_inner));
+        let disk = Disk::open(&self.name, copy(&self.file)?, backing, self.read_only)?.with_queues(self.queues, rings);
         if let Some(base) = &self.base {
             let (is, of) = (disk.size_bytes(), base.bytes());
             ensure!(is >= of, "disk {}: it has {is} bytes, and the digests are of a base of {of}; give those of its own base", self.name);
@@ -71,6 +75,20 @@ impl DiskFile {
             Disk::create_qcow2(&self.name, &self.file, bytes, None)?;
         }
         self.parse()
+    }
+}
+
+/// Gives each disk's queues a way to serve requests side by side. Where this host offers none, they are served one at a time, which is said once.
+pub fn make_rings(disks: &[DiskFile]) {
+    for disk in disks {
+        match rings::make(&disk.file, &disk.backing, disk.queues) {
+            Ok(made) => *disk.rings.lock().unwrap_or_else(PoisonError::into_inner) = made,
+            Err(error) => {
+                let next = "allow io_uring (sysctl kernel.io_uring_disabled=0, Linux 5.15) for more";
+                log::warn!("disks serve one request at a time: disk {}: io_uring: {error}; {next}", disk.name);
+                return;
+            }
+        }
     }
 }
 
@@ -101,12 +119,21 @@ pub fn open(config: &DiskConfig, missing: Missing, handed: &mut Handed) -> Resul
     };
     let base = config.base_digests.as_ref().map(|digests| open_digests(digests, handed)).transpose()?;
     ensure!(base.is_none() || !backing.is_empty(), "disk {name}: it has no backing image that digests could be of");
-    Ok(DiskFile { name, file, backing, read_only: config.read_only, at_least: config.at_least, base })
+    Ok(DiskFile {
+        name,
+        file,
+        backing,
+        read_only: config.read_only,
+        at_least: config.at_least,
+        base,
+        queues: config.queues,
+        rings: Mutex::default(),
+    })
 }
 
 /// Opens an image to read it.
 pub fn base(image: &Handle, handed: &mut Handed) -> Result<DiskFile> {
-    let config = DiskConfig { image: image.clone(), read_only: true, at_least: None, base: None, base_digests: None };
+    let config = DiskConfig { image: image.clone(), read_only: true, at_least: None, base: None, base_digests: None, queues: 1 };
     open(&config, Missing::Refuse, handed)
 }
 

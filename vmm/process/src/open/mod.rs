@@ -7,6 +7,7 @@ mod handed;
 mod kept;
 mod known;
 mod qemu_lock;
+mod rings;
 
 use std::{
     fs::File,
@@ -50,7 +51,8 @@ impl Opened {
         if let Some(path) = self.control_path.clone() {
             at_end.push(Box::new(move || listen::remove(&path)));
         }
-        Ok(seal::seal(SealOptions { at_end })?.stop)
+        let (sealed, ()) = seal::seal_making(SealOptions { at_end }, || disks::make_rings(&self.disks))?;
+        Ok(sealed.stop)
     }
 }
 

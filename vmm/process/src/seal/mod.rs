@@ -151,9 +151,15 @@ pub enum SealError {
 ///
 /// Must be called while the process has one thread. On an error nothing may run: some layers may already be in place.
 pub fn seal(options: SealOptions) -> Result<Sealed, SealError> {
+    seal_making(options, || ()).map(|(sealed, ())| sealed)
+}
+
+/// The same, and makes in the child what needs no path and no right and is forbidden afterwards.
+pub fn seal_making<T>(options: SealOptions, make: impl FnOnce() -> T) -> Result<(Sealed, T), SealError> {
     let (sealed, lists) = seal_but_for_calls(options)?;
+    let made = make();
     lists.enforce().map_err(SealError::Calls)?;
-    Ok(sealed)
+    Ok((sealed, made))
 }
 
 /// Every layer but the last, and what is left to do. The self-test shows that they hold by themselves.

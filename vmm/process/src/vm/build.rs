@@ -121,7 +121,7 @@ fn first_word(report: &Report) -> Report {
 fn devices(host: &Host, cards: &mut Vec<Arc<NetCounters>>) -> Result<Vec<Box<dyn VirtioDevice>>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
     for disk in &host.disks {
-        devices.push(Box::new(BlockDevice::new(disk.clone()).limited(host.limits.disk().clone())));
+        devices.push(Box::new(BlockDevice::new(disk.clone()).limited(host.limits.disk())));
     }
     for lan in &host.lans {
         let port = lan.port().with_context(|| format!("net {}: attach its port", lan.mac()))?;
