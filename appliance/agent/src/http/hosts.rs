@@ -35,13 +35,13 @@ pub async fn show(State(agent): State<Arc<Agent>>, Extension(granted): Extension
     Ok(axum::Json(info(&agent, key(&agent, &granted)?)?))
 }
 
-fn info(agent: &Agent, host: Key) -> Result<HostInfo, ApiError> {
+pub(super) fn info(agent: &Agent, host: Key) -> Result<HostInfo, ApiError> {
     let found = agent.knowledge.pool(|book| shown::hosts(agent, book).into_iter().find(|shown| shown.key == host.to_string()))?;
     found.ok_or_else(gone)
 }
 
 /// The host that a granted command is about.
-fn key(agent: &Agent, granted: &Granted) -> Result<Key, ApiError> {
+pub(super) fn key(agent: &Agent, granted: &Granted) -> Result<Key, ApiError> {
     let id = granted.about().ok_or_else(gone)?;
     agent.knowledge.pool(|book| book.thing(Kind::MEMBER, id).map(|thing| thing.home))?.ok_or_else(gone)
 }

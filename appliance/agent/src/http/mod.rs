@@ -12,6 +12,7 @@ pub mod internal;
 pub mod jobs;
 pub mod lans;
 pub mod openapi;
+mod placing;
 pub mod pools;
 pub mod rights;
 pub mod serve;
