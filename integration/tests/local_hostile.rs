@@ -10,7 +10,11 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use rebec_lab::netlab::{
     NetLab,
     agents::{Agents, Host, SOON, Seat, eventually, same},
-    hostile::{Findings, Hostile, Question, Vm, speech},
+    hostile::{
+        Findings, Hostile, Question, Vm,
+        deals::{self, Said},
+        speech,
+    },
 };
 
 /// A host obeys, or looks again, within this time.
@@ -272,6 +276,121 @@ fn what_a_stranger_offers_harms_neither_parts_nor_moves_nor_room() -> Result<()>
     let run = ["vm", "run", "roomy", "--image", "bench", "--host", "a2", "--memory", "600M"];
     let room = eventually("a2 has the room that nothing was ever sent for", SOON, || a1.must(&run).map(|_| true));
     findings.of("room is taken by offers of which nothing comes", room);
+    findings.are_none()?;
+    agents.succeeded();
+    Ok(())
+}
+
+fn set_policy(agents: &Agents, text: &str) -> Result<()> {
+    let file = agents.lab.evidence().join("policy.toml");
+    fs::write(&file, text)?;
+    agents.hosts[0].must(&["policy", "set", &file.display().to_string()]).map(drop)
+}
+
+/// What a contract is at its lender, and whether the lender has settled it.
+fn standing(host: &Host, id: &str) -> Result<(String, bool)> {
+    let contract = host.must(&["contract", "show", id])?;
+    let words = contract["words"].as_array().context("words")?;
+    let settled = words.iter().any(|word| word["by"] == "lender" && word["what"] == "ended");
+    Ok((contract["state"].as_str().unwrap_or_default().to_owned(), settled))
+}
+
+#[test]
+fn a_broker_that_means_no_good_gains_nothing() -> Result<()> {
+    let (mut agents, mut eve) = pool("local-hostile-broker", &["a1", "a2"])?;
+    // What her own VM would start from is at a2 already, as after any VM of hers.
+    agents.run("first", "a2", "16M", &[], "vm=1")?;
+    is_told(&mut eve, &agents)?;
+    let kernel = eve.vm("a1", "first")?.kernel();
+    let a1 = &agents.hosts[0];
+    a1.must(&["vm", "stop", "first", "--timeout", "0"])?;
+    a1.must(&["vm", "rm", "first"])?;
+    const LENDS: &str = "[lending]\nshare = \"100%\"\nto = [\"evil\"]\nnotice = \"2s\"\nprice = 20\n";
+    set_policy(&agents, LENDS)?;
+    let mut findings = Findings::default();
+    let (now, hours) = (deals::now_s()?, 2 * 3600);
+    let of = |host: &str, nonce: u64| eve.terms(host, nonce);
+    let mut no = |attack: &str, contract: Result<deals::Contract>, says: &str| {
+        findings.of(attack, contract.and_then(|contract| eve.is_not_signed("a1", &contract, says)));
+    };
+
+    // What she did not sign, what is not alpha's, what alpha has not, what is too little, and clocks that are hours apart.
+    no("a contract that its borrower has not signed", Ok(deals::Contract::draft(of("a2", 1)?)), "its borrower has not signed it");
+    let mut forged = deals::Contract::draft(of("a2", 2)?);
+    eve.host.signs_contract(&mut forged);
+    no("a contract that another key signed", Ok(forged), "its borrower has not signed it");
+    let (own, alpha) = (eve.domain.key(), of("a2", 3)?.lender);
+    no(
+        "her machine lent in alpha's name",
+        of("a2", 3).map(|terms| eve.signed(deals::Terms { host: eve.host.key(), ..terms })),
+        "none of this domain's",
+    );
+    let turned = of("a2", 4).map(|terms| eve.signed(deals::Terms { lender: own, borrower: alpha, ..terms }));
+    no("alpha as a borrower that asked for nothing", turned, "this domain is not its lender");
+    no("more than the machine has", of("a2", 5).map(|terms| eve.signed(deals::Terms { memory_bytes: 1 << 50, ..terms })), "MiB and");
+    no("for less than the price", of("a2", 6).map(|terms| eve.signed(deals::Terms { price_milli: 1, ..terms })), "is too little");
+    let late = of("a2", 7).map(|terms| eve.signed(deals::Terms { from: now - hours, answer_by: now - hours + 60, ..terms }));
+    no("a clock that is hours behind", late, "is one of the two clocks wrong?");
+    let early = of("a2", 8).map(|terms| eve.signed(deals::Terms { from: now + hours, answer_by: now + hours + 60, ..terms }));
+    no("a clock that is hours ahead", early, "is one of the two clocks wrong?");
+
+    // One machine, two contracts.
+    let first = eve.signed(of("a2", 10)?);
+    let id = first.id().to_string();
+    ensure!(eve.proposes("a1", &first)? == Said::Signed, "an honest proposal is signed");
+    ensure!(eve.proposes("a1", &first)? == Said::Signed, "the same again is the same");
+    no("a machine promised twice", of("a2", 11).map(|terms| eve.signed(terms)), "is promised to");
+    agents.everywhere("alpha knows the contract", |host| Ok(standing(host, &id)?.0 == "active"))?;
+
+    // She denies that it was ever signed; and commands what is alpha's to say.
+    eve.tells(&["a1", "a2"], &[eve.host.knows_contract(&first)?])?;
+    let denied = standing(a1, &id).and_then(|(state, _)| if state == "active" { Ok(()) } else { Err(anyhow!("it is {state}")) });
+    findings.of("a contract is gone because a side denies it", denied);
+    let demand = Question::User("POST", "/v1/demand".to_owned(), serde_json::json!({"queued": 9}));
+    let recall = Question::User("POST", format!("/v1/contracts/{id}/recall"), serde_json::json!({}));
+    for (attack, question) in [("demand of alpha is forged", demand), ("alpha calls back what a stranger wants back", recall)] {
+        findings.of(attack, eve.is_refused("a1", &question));
+        let warrant = eve.host.signs(eve.known()?.host("a1")?.0, &question)?;
+        findings.of(attack, eve.is_refused("a1", &question.with(&warrant)));
+    }
+
+    // A flood of proposals: none is kept, and those that an operator is to see are few.
+    let began = Instant::now();
+    let signed =
+        (100..140).filter(|nonce| of("a2", *nonce).and_then(|terms| eve.proposes("a1", &eve.signed(terms))).ok() == Some(Said::Signed));
+    let none = if signed.count() == 0 { Ok(()) } else { Err(anyhow!("some were signed")) };
+    findings.of("a flood of proposals for a machine that is promised", none);
+    set_policy(&agents, &format!("{LENDS}accept = \"operator\"\n"))?;
+    let waits =
+        (200..220).filter(|nonce| of("a1", *nonce).and_then(|terms| eve.proposes("a1", &eve.signed(terms))).ok() == Some(Said::Waits));
+    let kept = waits.count();
+    findings.of("proposals that wait are many", if (1..=8).contains(&kept) { Ok(()) } else { Err(anyhow!("{kept} wait")) });
+    let listed = a1.must(&["contract", "ls"])?.as_array().map_or(0, Vec::len);
+    findings.of("proposals fill the book", if listed <= 1 + kept { Ok(()) } else { Err(anyhow!("{listed} are listed")) });
+    ensure!(began.elapsed() < SOON, "the flood took {:?}", began.elapsed());
+
+    // A lease that runs out in silence.
+    set_policy(&agents, LENDS)?;
+    let short = eve.signed(deals::Terms { until: Some(deals::now_s()? + 4), ..of("a1", 12)? });
+    ensure!(eve.proposes("a1", &short)? == Said::Signed, "a short lease is signed");
+    // Meanwhile she sends a VM that the other contract lets come, and vanishes in mid-handover.
+    let own = Vm::new(&eve.host, 1, "own", kernel).with_memory(48 << 20);
+    eve.tells(&["a1", "a2"], &[eve.host.vm(&own)?])?;
+    let offered = eve.asks("a2", &Question::Arrival(own.id, 1))?;
+    ensure!(offered.is_granted(), "her contract lets her VM come: {} {}", offered.status, offered.text());
+    let lease = eventually("the lease is settled", SOON, || Ok(standing(a1, &short.id().to_string())? == ("ended".to_owned(), true)));
+    findings.of("a lease never ends because its borrower is silent", lease);
+    a1.must(&["contract", "recall", &id])?;
+    let settled = eventually("the contract is settled", SOON, || Ok(standing(a1, &id)? == ("ended".to_owned(), true)));
+    findings.of("a machine is never had back because its borrower vanished", settled);
+    let run = ["vm", "run", "roomy", "--image", "bench", "--host", "a2", "--memory", "900M"];
+    findings.of("room is taken by a handover that never ends", eventually("a2 has its room", SOON, || a1.must(&run).map(|_| true)));
+
+    let rows = a1.must(&["audit", "--tail", "400"])?.to_string();
+    for words in ["its borrower has not signed it", "is one of the two clocks wrong?", "is promised to", "ContractEnd"] {
+        ensure!(rows.contains(words), "the audit log does not say `{words}`");
+    }
+    a1.must(&["audit", "verify"])?;
     findings.are_none()?;
     agents.succeeded();
     Ok(())

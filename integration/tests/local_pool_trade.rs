@@ -4,7 +4,10 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use rebec_lab::netlab::agents::{Agents, Host, SOON, Seat, eventually, plain, same};
+use rebec_lab::netlab::{
+    NetLab,
+    agents::{Agents, Host, SOON, Seat, eventually, plain, same},
+};
 use serde_json::Value;
 
 const WEB_IP: &str = "10.7.0.8";
@@ -124,6 +127,64 @@ fn a_machine_is_lent_by_contract_and_comes_back_with_its_vm_moved_home() -> Resu
     {
         ensure!(rows.iter().any(|row| row["asked"] == asked && row["refused"].is_null() == granted), "no row {asked}: {rows:?}");
     }
+    agents.succeeded();
+    Ok(())
+}
+
+/// Home has no room: the VM goes to a third domain whose contract lets it come, and a guest that talks to it all the while never notices.
+#[test]
+fn a_machine_that_is_called_back_sends_its_vm_to_a_third_domain() -> Result<()> {
+    let lab = NetLab::start("local-pool-third", &["a1", "b1", "c1"])?;
+    let mut agents = Agents::start_on(lab, 3, |host| {
+        if host.name() == "a1" {
+            host.memory = "80M".into();
+        }
+    })?;
+    agents.found(&["alpha", "beta", "gamma"])?;
+    agents.furnish()?;
+    let [a1, b1, c1] = &agents.hosts[..] else { unreachable!("three hosts were asked for") };
+    for host in [b1, c1] {
+        set_policy(&agents, host, "[lending]\nshare = \"100%\"\nto = [\"alpha\"]\nnotice = \"60s\"\n")?;
+    }
+    set_policy(&agents, a1, "")?;
+    let propose = |lender: &str| -> Result<String> {
+        let made = a1.must(&["contract", "propose", lender, "--lan", "office"])?;
+        Ok(made["contracts"][0]["id"].as_str().context("a contract was made")?.to_owned())
+    };
+    let of_beta = propose("beta")?;
+    let office = ["--lan", "office"];
+    agents.run("client", "a1", "32M", &office, "vm=2 net0=ip=10.7.0.9,peer=10.7.0.8,load=ping")?;
+    // Where it would go, and what each host says.
+    let explained = a1.must(&["vm", "run", "web", "--image", "bench", "--memory", "64M", "--lan", "office", "--explain"])?;
+    let says = |host: &str| -> Result<&Value> {
+        let all = explained.as_array().context("a list of hosts")?;
+        all.iter().find(|one| plain(&one["host"]) == host).with_context(|| format!("{host} says nothing: {explained}"))
+    };
+    ensure!(says("a1")?["why"].to_string().contains("64 MiB wanted"), "{explained}");
+    ensure!(says("b1")?["chosen"] == true && says("c1")?["why"].to_string().contains("domain alpha has none for it"), "{explained}");
+    let load = format!("vm=1 net0=ip={WEB_IP} fill=text:3:30%,random:5:20%,zero dirty=0:lines:500");
+    a1.must(&["vm", "run", "web", "--image", "bench", "--memory", "64M", "--lan", "office", "--cmdline", &load])?;
+    let web = Seat::take(a1, "web")?;
+    let client = Seat::take(a1, "client")?;
+    eventually("pings are answered", SOON, || Ok(client.net()?.number("ping_received")? > 0))?;
+    let of_gamma = propose("gamma")?;
+    let before = a1.vm("web")?["epoch"].as_u64();
+
+    b1.must(&["contract", "recall", &of_beta, "--reason", "own work"])?;
+    eventually("web is at c1", SOON, || {
+        let vm = a1.vm("web")?;
+        Ok(plain(&vm["host"]) == "c1" && vm["state"] == "running" && vm["epoch"].as_u64() > before)
+    })?;
+    web.check_memory()?;
+    let heard = client.net()?.number("ping_received")?;
+    eventually("pings are answered from there", SOON, || Ok(client.net()?.number("ping_received")? > heard + 20))?;
+    agents.hosts[..2].iter().try_for_each(|host| eventually("it is over", SOON, || Ok(contract(host, &of_beta)?["state"] == "ended")))?;
+    let words = contract(a1, &of_beta)?["words"].clone();
+    let none_lost = words.as_array().is_some_and(|words| words.iter().all(|word| word["wasted_s"] == 0));
+    ensure!(words.to_string().contains("own work") && none_lost, "{words}");
+    let why = a1.must(&["why", "web"])?.to_string();
+    ensure!(why.contains(&format!("it is there by contract {}, which is active", &of_gamma[..8])), "{why}");
+    ensure!(a1.said().contains("it goes to a third domain gamma"), "the broker did not say why");
     agents.succeeded();
     Ok(())
 }

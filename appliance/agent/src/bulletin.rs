@@ -6,7 +6,7 @@ use rebec_book::{
     Body,
     gossip::message::Vitals,
     key::Id,
-    record::{AuditHead, HostBody, Kind, PARTS_MAX, PartsBody, Speaks, id_of_key},
+    record::{AuditHead, HostBody, Kind, LABELS_MAX, PARTS_MAX, PartsBody, Speaks, id_of_key},
     view::parts_id,
 };
 use rebec_host::Host;
@@ -26,6 +26,8 @@ use crate::{
 const STEP_MIB: u64 = 64;
 /// Whether this host takes no VMs.
 const DRAINING: &str = "draining";
+/// Labels of this host.
+const LABELS: &str = "labels";
 
 /// What the user says that others are told.
 #[derive(Debug, Clone, Copy)]
@@ -83,6 +85,24 @@ impl Bulletin {
     /// From now on this host takes no VMs, or takes them again.
     pub fn set_draining(&self, is_so: bool) -> anyhow::Result<()> {
         self.store.set_fact(DRAINING, &is_so)?;
+        self.publish();
+        Ok(())
+    }
+
+    fn labels(&self) -> Vec<String> {
+        self.store.fact(LABELS).ok().flatten().unwrap_or_default()
+    }
+
+    /// Gives this host labels, and takes others from it: those with these keys. Of one key it has one.
+    pub fn set_labels(&self, give: &[String], take: &[String]) -> anyhow::Result<()> {
+        let key = |label: &str| label.split_once('=').map_or_else(|| label.to_owned(), |(key, _)| key.to_owned());
+        let old: Vec<String> = give.iter().map(|label| key(label)).chain(take.iter().cloned()).collect();
+        let mut labels: Vec<String> = self.labels().into_iter().filter(|label| !old.contains(&key(label))).collect();
+        labels.extend_from_slice(give);
+        labels.sort_unstable();
+        labels.dedup();
+        anyhow::ensure!(labels.len() <= LABELS_MAX, "{} labels: at most {LABELS_MAX}", labels.len());
+        self.store.set_fact(LABELS, &labels)?;
         self.publish();
         Ok(())
     }
@@ -147,6 +167,7 @@ impl Bulletin {
                 control: pair(PROTOCOL),
             }),
             cpu: self.host.cpu().map(str::to_owned),
+            labels: Some(self.labels()).filter(|labels| !labels.is_empty()),
         })
     }
 

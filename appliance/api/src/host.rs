@@ -45,6 +45,9 @@ pub struct HostInfo {
     pub durable: bool,
     /// Version of Rebec.
     pub version: String,
+    /// Its labels, as in `rack=r1`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
     /// What it speaks; none of one that is older than this is told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocols: Option<Protocols>,
@@ -175,4 +178,31 @@ pub struct DrainHost {
 pub struct DeclareDead {
     /// Why the operator knows that it does not run: kept for audit.
     pub reason: String,
+}
+
+/// `POST /v1/hosts/{name}/set`: what its operators say of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetHost {
+    /// Labels that it gets, as in `rack=r1`; of one key it has one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// Keys of labels that it loses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub no_labels: Vec<String>,
+}
+
+/// What one host says about a VM that wants a place, in the list that `POST /v1/explain` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HostVerdict {
+    /// The host.
+    pub host: String,
+    /// Its domain.
+    pub domain: String,
+    /// Whether it would take the VM.
+    pub takes: bool,
+    /// Whether the VM would go there.
+    pub chosen: bool,
+    /// What speaks for it; or why not.
+    pub why: String,
 }

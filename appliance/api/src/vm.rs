@@ -1,4 +1,5 @@
 //! VMs: `GET /v1/vms`, `POST /v1/vms` (a job), `GET /v1/vms/{name}`, `DELETE /v1/vms/{name}`,
+//! `POST /v1/explain`: where a VM would go, and what each host says;
 //! `POST /v1/vms/{name}/start`, `/stop`, `/move` (jobs), `/resize-disk`, `/set`; `POST /v1/vms/{name}/disks`, `DELETE /v1/vms/{name}/disks/{disk}`.
 //!
 //! `GET /v1/vms/{name}/logs?tail=BYTES&follow=true` is the console's text. `GET /v1/vms/{name}/console` with
@@ -62,6 +63,18 @@ pub struct NewVm {
     /// (`pool`) or some of them (`pool:a1,a2`), or `only:SET`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<String>,
+    /// Its labels, as in `app=db`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// Labels that its host must have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_labels: Vec<String>,
+    /// VMs, by name or by label, that must be on its host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub affinity: Vec<String>,
+    /// VMs, by name or by label, that may not be on its host.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub anti_affinity: Vec<String>,
 }
 
 impl NewVm {
@@ -209,6 +222,18 @@ pub struct VmInfo {
     /// What it may take of its host at most.
     #[serde(default)]
     pub limits: VmLimits,
+    /// Its labels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
+    /// Labels that its host must have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_labels: Vec<String>,
+    /// VMs that must be on its host, by name or by label.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub affinity: Vec<String>,
+    /// VMs that may not be on its host, by name or by label.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub anti_affinity: Vec<String>,
     /// Disks: `root`, which stands on the image's, and further ones.
     #[serde(default)]
     pub disks: Vec<VmDisk>,

@@ -8,6 +8,7 @@ mod broker;
 mod disks;
 mod host;
 mod machine;
+mod placing;
 
 use std::net::SocketAddrV4;
 
@@ -19,6 +20,7 @@ pub use self::{
     disks::{DISKS, DISKS_MAX, DiskBody, ROOT_DISK},
     host::{AuditHead, HostBody, PartsBody, Speaks},
     machine::{CPU_MODEL, CpuBody, LimitsBody},
+    placing::{LABELS_MAX, Partner, PlacingBody, is_label},
 };
 use crate::{
     contract::Contract,
@@ -274,6 +276,9 @@ pub struct VmBody {
     /// What it may take of its host at most.
     #[n(14)]
     pub limits: Option<Box<LimitsBody>>,
+    /// Where it wants to be, and with whom.
+    #[n(16)]
+    pub placing: Option<Box<PlacingBody>>,
 }
 
 /// What of a VM is told only to hosts that run it, are to, or keep it: it travels with orders, not with records.
@@ -510,6 +515,7 @@ impl Body {
                     && host.version.len() <= 64
                     && text(&host.no_kvm)
                     && host.has_sound_cpu()
+                    && host.has_sound_labels()
             }
             Self::Parts(parts) => parts.digests.len() <= PARTS_MAX,
             Self::Lan(body) => {
@@ -567,7 +573,13 @@ impl VmBody {
         let must = self.must.iter().flatten();
         let words =
             must.clone().count() <= MUST_MAX && must.clone().all(|word| (1..=WORD_BYTES_MAX).contains(&word.len()) && is_name(word));
-        names && words && self.has_sound_disks() && self.has_sound_machine() && self.image.is_sound() && self.nics.len() <= NICS_MAX
+        names
+            && words
+            && self.has_sound_disks()
+            && self.has_sound_machine()
+            && self.has_sound_placing()
+            && self.image.is_sound()
+            && self.nics.len() <= NICS_MAX
     }
 
     /// What a host of this version would have to know so as to run it, and does not.

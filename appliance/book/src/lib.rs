@@ -7,6 +7,7 @@
 pub mod authority;
 mod body;
 pub mod book;
+pub mod census;
 pub mod contract;
 pub mod contracts;
 pub mod gossip;

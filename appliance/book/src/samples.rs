@@ -39,6 +39,7 @@ pub fn vm(nonce: Nonce, name: &str, assigned: Assigned) -> VmBody {
         disks: None,
         cpu: None,
         limits: None,
+        placing: None,
     }
 }
 

@@ -10,8 +10,9 @@ use rebec_book::{
     gossip::message::{Answer, Beats, Offer, Parcel, Question, Vitals},
     key::{Digest, Id, Name, bound_id, id_of_key, public},
     record::{
-        Assigned, AuditHead, BrokerBody, DISKS, DiskBody, DiskRef, DomainBody, FloorBody, HelperBody, HostBody, ImageBody, Kind, LanBody,
-        MemberBody, NicBody, PartRef, PartsBody, PoolBody, ROOT_DISK, RangeLease, SeenBody, SeenState, Speaks, UserBody, VmBody, VmPrivate,
+        Assigned, AuditHead, BrokerBody, DISKS, DiskBody, DiskRef, DomainBody, FloorBody, HelperBody, HostBody, ImageBody, Kind,
+        LABELS_MAX, LanBody, MemberBody, NicBody, PartRef, Partner, PartsBody, PlacingBody, PoolBody, ROOT_DISK, RangeLease, SeenBody,
+        SeenState, Speaks, UserBody, VmBody, VmPrivate,
     },
     warrant::{Proven, TokenBound, body_digest},
 };
@@ -75,6 +76,7 @@ fn vm() -> VmBody {
         disks: None,
         cpu: None,
         limits: None,
+        placing: None,
     }
 }
 
@@ -94,6 +96,7 @@ fn host() -> HostBody {
         audit: Some(AuditHead { seq: 3, hash: Name([4; 32]) }),
         speaks: None,
         cpu: None,
+        labels: None,
     }
 }
 
@@ -302,6 +305,35 @@ fn disks_of_a_vm_are_read_and_have_limits() {
     }
     body.set_disks(vec![]);
     assert_eq!(body, vm());
+}
+
+/// A VM without wishes is written as it always was (`vm` of the bytes that are kept); with them it is read, within limits.
+#[test]
+fn where_a_vm_wants_to_be_is_read_and_has_limits() {
+    let read = |placing: &PlacingBody| {
+        let body = VmBody { placing: Some(Box::new(placing.clone())), ..vm() };
+        let id = bound_id(&key(3), &body.nonce);
+        Record::sign(Kind::VM, id, 7, Some(&Body::Vm(body.into())), &secret(3)).unwrap().open().unwrap().body
+    };
+    let labels = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+    let (near, apart) = (vec![Partner::vm(Name([5; 16]))], vec![Partner::label("app=db")]);
+    let placing = PlacingBody { labels: labels(&["app=db"]), hosts: labels(&["rack=r1", "disk=nvme"]), near, apart };
+    assert!(matches!(read(&placing), Some(Body::Vm(body)) if body.placing.as_deref() == Some(&placing)));
+    let both = Partner { vm: Some(Name([5; 16])), label: Some("app=db".into()) };
+    for unsound in [
+        PlacingBody { labels: labels(&["app"]), ..placing.clone() },
+        PlacingBody { hosts: labels(&["a=b"; LABELS_MAX + 1]), ..placing.clone() },
+        PlacingBody { near: vec![both], ..placing.clone() },
+        PlacingBody { apart: vec![Partner { vm: None, label: None }], ..placing.clone() },
+    ] {
+        assert_eq!(read(&unsound), Some(Body::Unknown), "{unsound:?}");
+    }
+    let labelled = |texts: &[&str]| {
+        let body = HostBody { labels: Some(labels(texts)), ..host() };
+        Record::sign(Kind::HOST, id_of_key(&key(3)), 7, Some(&Body::Host(body.into())), &secret(3)).unwrap().open().unwrap().body
+    };
+    assert!(matches!(labelled(&["rack=r1"]), Some(Body::Host(body)) if body.labels() == ["rack=r1"]));
+    assert_eq!(labelled(&["rack r1"]), Some(Body::Unknown));
 }
 
 #[test]

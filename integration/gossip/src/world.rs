@@ -164,6 +164,7 @@ fn facts(host: &mut Writer, number: usize, domain: Key, records: &mut Vec<Signed
         audit: None,
         speaks: None,
         cpu: None,
+        labels: None,
     };
     records.push(host.write(Kind::HOST, id_of_key(&host.key), Some(&Body::Host(body.into())))?);
     let parts = PartsBody { digests: (0..PARTS).map(|part_number| part(number + part_number).digest).collect() };
@@ -231,6 +232,7 @@ fn one_vm(host: &mut Writer, number: usize, lan: &Id, keeper: Key, records: &mut
         disks: None,
         cpu: None,
         limits: None,
+        placing: None,
     };
     let id = bound_id(&host.key, &body.nonce);
     records.push(host.write(Kind::VM, id, Some(&Body::Vm(body.into())))?);

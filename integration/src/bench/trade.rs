@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use super::{Figure, Target};
+use super::{Figure, Peer, Target};
 use crate::{command::Program, paths};
 
 /// A first build on two busy cores.
@@ -16,6 +16,7 @@ const DEADLINE: Duration = Duration::from_secs(900);
 const KTH_PERCENT: (f64, f64) = (-32.0, -26.0);
 const CTC_PERCENT: f64 = 1.0;
 const SECONDS: f64 = 2.0;
+const PLAN_MS: f64 = 100.0;
 
 /// Measures with the traces of KTH and CTC, and of zones with machines that come and go, if they are given.
 pub fn measure(traces: &[PathBuf], zones: &[PathBuf]) -> Result<Vec<Figure>> {
@@ -29,6 +30,14 @@ pub fn measure(traces: &[PathBuf], zones: &[PathBuf]) -> Result<Vec<Figure>> {
         .deadline(DEADLINE)
         .output()
         .context("run the simulator's example")?;
+    let planned = Program::new("cargo")
+        .args(["run", "--quiet", "--release", "--package", "rebec-pool", "--example", "plan", "--target-dir"])
+        .arg(paths::lab().join("bench-engine"))
+        .folder(paths::workspace())
+        .deadline(DEADLINE)
+        .output()
+        .context("run the example of plans")?;
+    let said = said + &planned;
     figures(&said).with_context(|| format!("the simulator's example printed `{}`", said.trim()))
 }
 
@@ -40,6 +49,9 @@ fn figures(said: &str) -> Option<Vec<Figure>> {
         figure(&numbers, "made-s", "100,000 made jobs simulated", "s", Target::AtMost(SECONDS), speed)?,
         figure(&numbers, "overrun-s", "the same, four times what one cluster can do", "s", Target::AtMost(SECONDS), speed)?,
     ];
+    if let Some(before) = numbers.get("plan-before-ms") {
+        figures.extend(planned(&numbers, *before)?);
+    }
     if numbers.contains_key("spot-moved-late") {
         figures.extend(withdrawn(&numbers)?);
     }
@@ -62,6 +74,19 @@ fn figures(said: &str) -> Option<Vec<Figure>> {
         figure(&numbers, "traces-s", "both traces simulated", "s", Target::AtMost(SECONDS), speed)?,
     ]);
     Some(figures)
+}
+
+/// A place for each VM of a pool, by one plan.
+fn planned(numbers: &BTreeMap<String, f64>, before: f64) -> Option<Vec<Figure>> {
+    let how = "1,000 hosts, 10,000 VMs, 50 domains, 200 contracts: the world laid from its book, and a place elsewhere for every VM; best of five";
+    let whole = figure(numbers, "plan-both-ms", "a plan for 10,000 VMs", "ms", Target::AtMost(PLAN_MS), how)?;
+    let peer = Peer { name: "one VM, each host read by itself".to_owned(), value: before };
+    Some(vec![
+        Figure { peers: vec![peer], ..whole },
+        figure(numbers, "plan-lay-ms", "the same: the world laid", "ms", Target::None, how)?,
+        figure(numbers, "plan-unanswered", "the same: neither a place nor a reason", "", Target::AtMost(0.0), how)?,
+        figure(numbers, "plan-differs", "the same: other plans of one seed", "", Target::AtMost(0.0), how)?,
+    ])
 }
 
 /// Costs are in per cent of the work on machines that are never withdrawn.
@@ -109,6 +134,9 @@ mod tests {
             judged([-33.0, 9.0, -30.0, 1.0], [1.5, 9.0, 0.4, 0.0]),
             ["KTH (100), killed", "CTC (512), killed", "KTH (100), moved", "KTH, work lost, moved"]
         );
+        let plans = "plan-before-ms 500\nplan-both-ms 101\nplan-lay-ms 20\nplan-unanswered 0\nplan-differs 1\n";
+        let late = figures(&format!("made-s 1\noverrun-s 1\n{plans}")).unwrap();
+        assert_eq!(late.iter().filter(|figure| !figure.is_met()).count(), 2);
         assert!(figures("made-s fast\n").is_none());
         let spot = "made-s 1\noverrun-s 1\nspot-ended-percent 40\nspot-ended-late-h 9\nspot-uniform-percent 60\nspot-moved-late 1\n";
         let all = figures(&format!("{spot}spot-moved-percent 61\n")).unwrap();

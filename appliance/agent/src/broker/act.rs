@@ -25,7 +25,7 @@ use rebec_pool::trade::{
     plan::{Because, Plan},
 };
 
-use super::{Broker, WASTED, deal::ASK_REST};
+use super::{Broker, Move, WASTED, deal::ASK_REST};
 use crate::{chance::now_s, vm::stop};
 
 /// Between two orders of the same thing: a move that failed is tried again.
@@ -155,7 +155,11 @@ impl Broker {
             Act::Bring { vm, to, .. } => {
                 let wish = MoveVm { host: Some(names::by_id(&id_of_key(to))), ..MoveVm::default() };
                 let Some(host) = self.holder(*vm)? else { return Ok(()) };
-                self.command(host, *vm, "move", &wish).await
+                let bytes = self.knowledge.pool(|book| view::vm_body(book, *vm).map_or(0, |body| body.memory_bytes))?;
+                let began = Instant::now();
+                self.command(host, *vm, "move", &wish).await?;
+                lock(&self.seen).moving.insert(*vm, Move { began, from: host, to: *to, bytes });
+                Ok(())
             }
             Act::Stop { contract, vm, wasted_s } => {
                 let Some(host) = self.holder(*vm)? else { return Ok(()) };

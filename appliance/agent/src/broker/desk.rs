@@ -1,22 +1,21 @@
 //! The desk of a broker: all that its decisions stand on, as the book and this host know it.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use rebec_api::ApiError;
 use rebec_book::{
     Book, Key,
-    contract::{Contract, Side, State, What},
-    contracts,
+    census::{self, Whereabouts},
+    contract::{Side, State, What},
+    contracts::{self, Standings},
     key::Id,
-    record::SeenState,
     view,
 };
-use rebec_host::{disks, failed, lock};
+use rebec_host::{failed, lock};
 use rebec_pool::{
-    candidates,
-    place::{Want, choose},
+    place::{self, Step, Want},
     trade::{
-        broker::{Advert, Desk, Guest, Held, Machine},
+        broker::{Advert, Desk, Guest, Held, Machine, Place, leaves},
         policy::Policy,
     },
 };
@@ -31,9 +30,11 @@ impl Broker {
         let wasted: BTreeMap<Id, u64> = self.store.fact(WASTED).map_err(|error| failed(&error))?.unwrap_or_default();
         self.knowledge.pool(|book| {
             let mut seen = lock(&self.seen);
-            let held = held(book, &self.peers, &mut seen, &wasted, me, now);
+            let mut held = held(book, &mut seen, &wasted, me, now);
+            retreats(book, &self.peers, &mut held, me, now);
+            let rates = seen.rates(book);
             let names = view::domains(book).into_iter().map(|domain| (domain.body.key, domain.name)).collect();
-            (Desk { now, me, policy, told, machines: machines(book, &self.peers, me), held, names }, adverts(book, &self.peers, me))
+            (Desk { now, me, policy, told, machines: machines(book, &self.peers, me), held, names, rates }, adverts(book, &self.peers, me))
         })
     }
 }
@@ -47,13 +48,10 @@ fn adverts(book: &Book, peers: &Peers, me: Key) -> Vec<Advert> {
 /// The machines of the domain, with how many VMs run on each.
 fn machines(book: &Book, peers: &Peers, me: Key) -> Vec<Machine> {
     let mut runs: BTreeMap<Key, (u32, u32)> = BTreeMap::new();
-    for vm in view::vms(book) {
-        let at = view::holder(book, vm.id).map(|at| at.host);
-        let to = view::seen(book, vm.id).and_then(|seen| if is_there(seen.body.state) { seen.body.to } else { None });
-        let runs_there = view::seen(book, vm.id).is_none_or(|seen| is_there(seen.body.state));
-        for host in at.into_iter().filter(|_| runs_there).chain(to) {
+    for vm in census::all(book) {
+        for host in vm.is_on() {
             let counts = runs.entry(host).or_default();
-            let count = if book.domain_of(&vm.home) == Some(me) { &mut counts.0 } else { &mut counts.1 };
+            let count = if vm.domain == me { &mut counts.0 } else { &mut counts.1 };
             *count += 1;
         }
     }
@@ -72,12 +70,15 @@ fn machines(book: &Book, peers: &Peers, me: Key) -> Vec<Machine> {
     hosts.map(machine).collect()
 }
 
-fn is_there(state: SeenState) -> bool {
-    !matches!(state, SeenState::Stopped | SeenState::Failed | SeenState::Left)
-}
-
 /// Contracts of the domain about which there is something to do.
-fn held(book: &Book, peers: &Peers, seen: &mut Seen, wasted: &BTreeMap<Id, u64>, me: Key, now: u64) -> Vec<Held> {
+fn held(book: &Book, seen: &mut Seen, wasted: &BTreeMap<Id, u64>, me: Key, now: u64) -> Vec<Held> {
+    let standings = Standings::of(book, now);
+    let mut there: BTreeMap<(Key, Key), Vec<Whereabouts<'_>>> = BTreeMap::new();
+    for vm in census::all(book) {
+        for host in vm.is_on() {
+            there.entry((host, vm.domain)).or_default().push(vm.clone());
+        }
+    }
     let mut all = vec![];
     for (id, contract) in contracts::all(book) {
         let (terms, standing) = (contract.terms(), contract.standing(now));
@@ -85,14 +86,14 @@ fn held(book: &Book, peers: &Peers, seen: &mut Seen, wasted: &BTreeMap<Id, u64>,
         if standing.state == State::Lapsed {
             continue;
         }
-        let there = contracts::guests(book, &terms.host, &terms.borrower);
+        let there = there.get(&(terms.host, terms.borrower)).map_or(&[][..], Vec::as_slice);
         let is_over = standing.state == State::Ended && contract.word(side, What::Ended).is_some();
         if is_over && there.is_empty() {
             continue;
         }
         // What is under a contract that came later is not under this one.
-        let binds = contracts::binding(book, &terms.host, now).is_none_or(|(binding, _)| binding == id);
-        let guests = if binds { there.into_iter().filter_map(|vm| guest(book, peers, side, &contract, vm, now)).collect() } else { vec![] };
+        let binds = standings.binding(&terms.host).is_none_or(|(binding, _)| binding == id);
+        let guests = if binds { there.iter().map(|vm| guest(book, side, vm)).collect() } else { vec![] };
         let called_back = contract.recall().is_some();
         let recalled_s = if called_back { seen.recalled.entry(id).or_insert_with(Instant::now).elapsed().as_secs() } else { 0 };
         all.push(Held { id, guests, recalled_s, wasted_s: wasted.get(&id).copied().unwrap_or(0), contract });
@@ -101,34 +102,59 @@ fn held(book: &Book, peers: &Peers, seen: &mut Seen, wasted: &BTreeMap<Id, u64>,
     all
 }
 
-/// A VM that runs under a contract; where it would go, if its owner asks.
-fn guest(book: &Book, peers: &Peers, side: Side, contract: &Contract, id: Id, now: u64) -> Option<Guest> {
-    let vm = view::vm(book, id)?;
-    let name = vm.name.clone();
-    if side == Side::Lender {
-        return Some(Guest { id, name, place: Err("that is for its owner to say".into()) });
-    }
-    if let Some(to) = view::seen(book, id).and_then(|seen| seen.body.to) {
-        return Some(Guest { id, name, place: Err(format!("it is on its way to host {}", to.short())) });
-    }
-    let mut hosts = plan::candidates(peers, book);
-    plan::close(book, &mut hosts, &vm.home, Some(id), vm.body, now);
-    let home_domain = book.domain_of(&vm.home);
-    let want = Want {
-        memory_bytes: vm.body.memory_bytes,
-        disk_bytes: disks::promised_bytes(vm.body),
-        lans: !vm.body.nics.is_empty(),
-        leaves: Some(contract.terms().host),
-        parts: vm.body.image.parts().map(|part| part.digest).collect(),
-        home_domain,
-        donors: candidates::donors(book, &vm.home, id, &vm.body.image),
-        ..Want::default()
+/// A VM that runs under a contract. Where it would go is found where it has to.
+fn guest(book: &Book, side: Side, vm: &Whereabouts<'_>) -> Guest {
+    let to = vm.seen.and_then(|seen| seen.body.to);
+    let places = match (side, to) {
+        (Side::Lender, _) => Err("that is for its owner to say".into()),
+        (Side::Borrower, Some(to)) => {
+            Err(format!("it is on its way to host {}", view::host(book, &to).map_or_else(|| to.short(), |host| host.name)))
+        }
+        (Side::Borrower, None) => Ok(vec![]),
     };
-    // Home before a third place; there only by a contract of its own.
-    let by_contract = |host: &rebec_pool::place::Candidate| {
-        Some(host.domain) == home_domain || contracts::broker(book, &host.domain).is_some_and(|broker| broker.by_contract)
+    let name = view::vm(book, vm.id).map_or_else(|| vm.id.short(), |vm| vm.name);
+    Guest { id: vm.id, name, memory_bytes: vm.body.memory_bytes, places }
+}
+
+fn told(why: &[Arc<str>]) -> String {
+    why.join("; ")
+}
+
+/// Finds where VMs go whose machines are wanted back: of each domain that would take them one host. Of one domain no room is promised twice; which domain it
+/// is, the broker decides.
+fn retreats(book: &Book, peers: &Peers, held: &mut [Held], me: Key, now: u64) {
+    let is_borrowed = |held: &Held| held.contract.terms().side(&me) == Some(Side::Borrower) && leaves(&held.contract, now).is_some();
+    let mut going: Vec<(&mut Guest, Key)> = vec![];
+    for held in held.iter_mut().filter(|held| is_borrowed(held)) {
+        let from = held.contract.terms().host;
+        going.extend(held.guests.iter_mut().filter(|guest| guest.places.is_ok()).map(|guest| (guest, from)));
+    }
+    if going.is_empty() {
+        return;
+    }
+    let world = plan::world(peers, book);
+    let wants = |domain: Option<Key>| -> Vec<Want> {
+        let want = |(guest, from): &(&mut Guest, Key)| Want {
+            leaves: Some(*from),
+            domain,
+            by_contract: true,
+            ..world.want_of(guest.id).unwrap_or_default()
+        };
+        going.iter().map(want).collect()
     };
-    hosts.retain(by_contract);
-    let place = choose(&want, &hosts).map(|choice| (choice.key, format!("host {}, {}", choice.name, choice.reason)));
-    Some(Guest { id, name, place: place.map_err(|refusals| refusals.join("; ")) })
+    let mut found: BTreeMap<usize, Vec<Place>> = BTreeMap::new();
+    for domain in view::domains(book).into_iter().map(|domain| domain.body.key) {
+        for step in place::plan(&world, &wants(Some(domain)), 0).steps {
+            let Step { want, choice, .. } = step;
+            found.entry(want).or_default().push(Place { host: choice.key, name: choice.name, domain, reason: choice.reason });
+        }
+    }
+    let refusals: BTreeMap<usize, String> =
+        place::plan(&world, &wants(None), 0).refusals.into_iter().map(|no| (no.want, told(&no.why))).collect();
+    for (number, (guest, _)) in going.into_iter().enumerate() {
+        guest.places = match found.remove(&number) {
+            Some(places) => Ok(places),
+            None => Err(refusals.get(&number).cloned().unwrap_or_else(|| "no host takes it".to_owned())),
+        };
+    }
 }

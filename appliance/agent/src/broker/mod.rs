@@ -21,11 +21,12 @@ use std::{
 use ed25519_dalek::SigningKey;
 use rebec_api::{ApiError, ErrorCode};
 use rebec_book::{
-    Body, Key,
+    Body, Book, Key,
     contract::Contract,
     contracts,
     key::{Id, id_of_key},
-    record::{BrokerBody, Kind},
+    record::{BrokerBody, Kind, SeenState},
+    view,
 };
 use rebec_host::failed;
 use rebec_pool::trade::{
@@ -58,6 +59,8 @@ const DEMAND_S: u64 = 900;
 /// Proposals that wait for an operator: of one domain, and of all.
 const WAITING_EACH_MAX: usize = 8;
 const WAITING_MAX: usize = 64;
+/// A move that has not ended by then is not measured.
+const MOVE_TIME: Duration = Duration::from_secs(3600);
 const POLICY: &str = "policy";
 const DEMAND: &str = "demand";
 /// Work that was lost under contracts that are not settled.
@@ -86,6 +89,34 @@ struct Seen {
     ordered: BTreeMap<(Id, Id), Instant>,
     /// When a domain was asked last.
     asked: BTreeMap<Key, Instant>,
+    /// Moves that were ordered and are not seen to have ended.
+    moving: BTreeMap<Id, Move>,
+    /// Bytes a second of the last move from one domain into another.
+    rates: BTreeMap<(Key, Key), u64>,
+}
+
+/// A move that was ordered.
+struct Move {
+    began: Instant,
+    from: Key,
+    to: Key,
+    bytes: u64,
+}
+
+impl Seen {
+    /// How fast moves were, by those that have ended since this was asked last. One that takes longer than an hour says nothing.
+    fn rates(&mut self, book: &Book) -> BTreeMap<(Key, Key), u64> {
+        let (moving, rates) = (&mut self.moving, &mut self.rates);
+        moving.retain(|vm, moved| {
+            let is_there = view::seen(book, *vm).is_some_and(|seen| seen.holder == moved.to && seen.body.state == SeenState::Running);
+            if let (true, Some(from), Some(to)) = (is_there, book.domain_of(&moved.from), book.domain_of(&moved.to)) {
+                let ms = u64::try_from(moved.began.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+                rates.insert((from, to), (moved.bytes.saturating_mul(1000) / ms).max(1));
+            }
+            !is_there && moved.began.elapsed() < MOVE_TIME
+        });
+        rates.clone()
+    }
 }
 
 /// What was told of the domain's demand.

@@ -35,7 +35,7 @@ pub async fn show(State(agent): State<Arc<Agent>>, Extension(granted): Extension
     Ok(axum::Json(info(&agent, key(&agent, &granted)?)?))
 }
 
-fn info(agent: &Agent, host: Key) -> Result<HostInfo, ApiError> {
+pub(super) fn info(agent: &Agent, host: Key) -> Result<HostInfo, ApiError> {
     let found = agent.knowledge.pool(|book| shown::hosts(agent, book).into_iter().find(|shown| shown.key == host.to_string()))?;
     found.ok_or_else(gone)
 }

@@ -14,6 +14,7 @@ pub mod jobs;
 pub mod lans;
 pub mod metrics;
 pub mod openapi;
+mod placing;
 pub mod pools;
 pub mod rights;
 pub mod roads;

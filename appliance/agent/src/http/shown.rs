@@ -24,7 +24,7 @@ use rebec_vmm_api::{MacAddr, Versions};
 
 use crate::{
     agent::Agent,
-    orders::{disks, limits, returns},
+    orders::{disks, limits, placing, returns},
     roles,
 };
 
@@ -110,6 +110,7 @@ pub fn hosts(agent: &Agent, book: &Book) -> Vec<HostInfo> {
             vms: load.vms,
             durable: body.durable,
             version: body.version.clone(),
+            labels: body.labels().to_vec(),
             protocols: body.speaks.map(|speaks| {
                 let text = |(lowest, highest)| Versions::new(lowest, highest).to_string();
                 Protocols { peer: text(speaks.peer), moves: text(speaks.moves), control: text(speaks.control) }
@@ -255,6 +256,7 @@ fn named_vm(agent: &Agent, book: &Book, names: &Names, vm: view::Named<'_, VmBod
         Some(seen) => (state_of(seen.body.state), seen.body.reason.clone()),
         None => (VmState::Stopped, Some("it has not been started yet".into())),
     };
+    let [labels, host_labels, affinity, anti_affinity] = placing::shown(book, vm.body);
     VmInfo {
         id: vm.id.to_string(),
         state,
@@ -267,6 +269,10 @@ fn named_vm(agent: &Agent, book: &Book, names: &Names, vm: view::Named<'_, VmBod
         vcpus: vm.body.vcpus,
         cpu: vm.body.cpu.as_ref().map_or_else(|| "host".to_owned(), |cpu| cpu.asked.clone()),
         limits: limits::shown(vm.body),
+        labels,
+        host_labels,
+        affinity,
+        anti_affinity,
         disks: disks::shown(vm.body),
         nics: nics(names, vm.body),
         home: names.host(&vm.home),

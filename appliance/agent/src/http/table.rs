@@ -2,7 +2,7 @@
 
 use rebec_api::{
     audit::{AuditRow, AuditVerdict},
-    host::{DeclareDead, DrainHost, HostInfo, RoadInfo, SetRole},
+    host::{DeclareDead, DrainHost, HostInfo, HostVerdict, RoadInfo, SetHost, SetRole},
     image::{ImageInfo, NewImage, Part},
     job::Job,
     lan::{LanInfo, NewLan, SetLan, VmTraffic},
@@ -21,7 +21,7 @@ use utoipa::openapi::{
 use super::{
     audit, bundle, capture, disks, hosts, images, jobs, lans, metrics,
     openapi::{self, Row, row},
-    pools, roads, set, streams, tokens, trade, traffic, users, vms,
+    placing, pools, roads, set, streams, tokens, trade, traffic, users, vms,
 };
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -89,6 +89,10 @@ fn host_rows() -> Vec<Row> {
             .about(Kind::MEMBER)
             .takes::<SetRole>()
             .answers::<HostInfo>(),
+        row(Command::HostSet, Post, "/v1/hosts/{name}/set", "Give a host labels, or take them from it", placing::set_host)
+            .about(Kind::MEMBER)
+            .takes::<SetHost>()
+            .answers::<HostInfo>(),
     ]
 }
 
@@ -113,6 +117,9 @@ fn vm_rows() -> Vec<Row> {
     vec![
         row(Command::VmList, Get, "/v1/vms", "VMs of the pool", vms::list).lists::<VmInfo>(),
         row(Command::VmCreate, Post, "/v1/vms", "Run a new VM; the job's result is the VM", vms::create).takes::<NewVm>().begins_job(),
+        row(Command::VmExplain, Post, "/v1/explain", "Where a VM would go, and what each host says; none is run", placing::explain)
+            .takes::<NewVm>()
+            .lists::<HostVerdict>(),
         row(Command::VmShow, Get, "/v1/vms/{name}", "One VM", vms::show).about(Kind::VM).answers::<VmInfo>(),
         row(Command::VmRemove, Delete, "/v1/vms/{name}", "Remove a stopped VM and its disk", vms::remove).about(Kind::VM),
         row(Command::VmStart, Post, "/v1/vms/{name}/start", "Start a VM from its disk", vms::start).about(Kind::VM).begins_job(),

@@ -170,7 +170,7 @@ fn start_elsewhere(agent: &Arc<Agent>, found: Whereabouts, order: Option<Id>) ->
     if let Some(keeper) = body.keeper {
         return Ok(start_by_keeper(agent, id, name, keeper, order)?);
     }
-    let chosen = plan::place(&agent.orders, &body, None, None, None)?;
+    let chosen = plan::place(&agent.orders, &body, plan::Asked::default(), None)?;
     let epoch = plan::assign(&agent.orders, id, Assigned { host: found.holder, epoch: found.epoch }, chosen.key)?;
     let what = format!("start VM {name} from its image on host {}: its disk is lost with the host that was declared dead", chosen.name);
     Ok(jobs::begin(agent, Asker::Host(agent.knowledge.key()), order, what, async move |agent, reporter| {

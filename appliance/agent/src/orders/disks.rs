@@ -180,6 +180,7 @@ pub(super) mod tests {
             disks: None,
             cpu: None,
             limits: None,
+            placing: None,
         }
     }
 

@@ -14,6 +14,7 @@ pub mod disks;
 pub mod drain;
 pub mod limits;
 pub mod order;
+pub mod placing;
 pub mod plan;
 pub mod record;
 pub mod remove;

@@ -20,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     Orders,
     addresses::nic,
-    cpu, disks, limits,
-    plan::{candidates, place},
+    cpu, disks, limits, placing,
+    plan::{Asked, place, world},
 };
 use crate::{
     chance::{now_s, random},
@@ -48,18 +48,7 @@ pub struct Introduction {
 
 /// Checks what was asked for, chooses a host for it and writes the VM's record.
 pub async fn record(orders: &Arc<Orders>, new: &NewVm) -> Result<(Id, Choice), ApiError> {
-    names::check("VM", &new.name)?;
-    let bad = |what: String| Err(ApiError::new(ErrorCode::BadRequest, what));
-    if MemorySize::from_bytes(new.memory_bytes).is_err() {
-        return bad(format!("memory of {} bytes: expected whole MiB from 16 MiB to 1 TiB", new.memory_bytes));
-    }
-    let limits = limits::memory_max(new.memory_max_bytes, new.memory_bytes).map_err(|what| ApiError::new(ErrorCode::BadRequest, what))?;
-    if !(1..=VCPUS_MAX).contains(&new.vcpus) {
-        return bad(format!("{} vCPUs: expected 1 to {VCPUS_MAX}", new.vcpus));
-    }
-    if new.lans.len() > LANS_MAX {
-        return bad(format!("{} LANs: at most {LANS_MAX}", new.lans.len()));
-    }
+    check(new)?;
     let _alone = orders.naming.lock().await;
     if names::taken(&orders.knowledge, Kind::VM, &new.name)? {
         return Err(ApiError::new(
@@ -67,7 +56,7 @@ pub async fn record(orders: &Arc<Orders>, new: &NewVm) -> Result<(Id, Choice), A
             format!("VM `{}` exists already; choose another name, or `rebec vm rm {}`", new.name, new.name),
         ));
     }
-    let image = image(orders, &new.image)?;
+    let (image, placing) = (image(orders, &new.image)?, placing::of(orders, new)?);
     // Before addresses are taken for it.
     let wants_seed = new.hostname.is_some() || !new.ssh_keys.is_empty() || new.user_data.is_some();
     let wishes = |nics| seed::Wishes {
@@ -110,15 +99,11 @@ pub async fn record(orders: &Arc<Orders>, new: &NewVm) -> Result<(Id, Choice), A
         must: (!must.is_empty()).then_some(must),
         disks: None,
         cpu: None,
-        limits,
+        limits: None,
+        placing,
     };
-    if let Some(cpu) = new.cpu.as_deref().map(|asked| cpu::model(orders, asked)).transpose()?.flatten() {
-        body.set_cpu(cpu);
-    }
-    if let Some(bytes) = new.disk_bytes {
-        disks::resized(&mut body, ROOT_DISK, disks::checked_bytes(bytes)?)?;
-    }
-    let chosen = place(orders, &body, new.host.as_deref(), new.domain.as_deref(), None)?;
+    sized(orders, new, &mut body)?;
+    let chosen = place(orders, &body, Asked { host: new.host.as_deref(), domain: new.domain.as_deref() }, None)?;
     if new.on_host_loss == OnHostLoss::Restart {
         body.keeper = Some(keeper(orders, &body.name, &chosen)?);
     }
@@ -133,6 +118,61 @@ pub async fn record(orders: &Arc<Orders>, new: &NewVm) -> Result<(Id, Choice), A
         return Err(error);
     }
     Ok((id, chosen))
+}
+
+/// Refuses what no VM can be.
+fn check(new: &NewVm) -> Result<(), ApiError> {
+    names::check("VM", &new.name)?;
+    let bad = |what: String| Err(ApiError::new(ErrorCode::BadRequest, what));
+    if MemorySize::from_bytes(new.memory_bytes).is_err() {
+        return bad(format!("memory of {} bytes: expected whole MiB from 16 MiB to 1 TiB", new.memory_bytes));
+    }
+    if !(1..=VCPUS_MAX).contains(&new.vcpus) {
+        return bad(format!("{} vCPUs: expected 1 to {VCPUS_MAX}", new.vcpus));
+    }
+    if new.lans.len() > LANS_MAX {
+        return bad(format!("{} LANs: at most {LANS_MAX}", new.lans.len()));
+    }
+    Ok(())
+}
+
+/// A VM's record as far as its place depends on it, not written, and the LANs that it would be on: it has no addresses, seed or command line.
+pub fn sketch(orders: &Orders, new: &NewVm) -> Result<(VmBody, Vec<Id>), ApiError> {
+    check(new)?;
+    let image = image(orders, &new.image)?;
+    let lans = new.lans.iter().map(|lan| names::lan(&orders.knowledge, lan_of(lan)?.0)).collect::<Result<Vec<_>, _>>()?;
+    let mut body = VmBody {
+        nonce: Name([0; 16]),
+        name: new.name.clone(),
+        assigned: Assigned { host: orders.knowledge.key(), epoch: 1 },
+        image_name: image.name.clone(),
+        image,
+        memory_bytes: new.memory_bytes,
+        vcpus: new.vcpus,
+        private: Name([0; 32]),
+        nics: vec![],
+        keeper: None,
+        created: 0,
+        must: None,
+        disks: None,
+        cpu: None,
+        limits: None,
+        placing: placing::of(orders, new)?,
+    };
+    sized(orders, new, &mut body)?;
+    Ok((body, lans))
+}
+
+/// The CPU model, the disk and the memory that were asked for.
+fn sized(orders: &Orders, new: &NewVm, body: &mut VmBody) -> Result<(), ApiError> {
+    if let Some(cpu) = new.cpu.as_deref().map(|asked| cpu::model(orders, asked)).transpose()?.flatten() {
+        body.set_cpu(cpu);
+    }
+    body.limits = limits::memory_max(new.memory_max_bytes, new.memory_bytes).map_err(|what| ApiError::new(ErrorCode::BadRequest, what))?;
+    if let Some(bytes) = new.disk_bytes {
+        disks::resized(body, ROOT_DISK, disks::checked_bytes(bytes)?)?;
+    }
+    Ok(())
 }
 
 /// Reads `office` or `office,trunk`: a LAN, and whether the guest bridges there.
@@ -150,8 +190,11 @@ pub fn lan_of(text: &str) -> Result<(&str, bool), ApiError> {
 /// The host that is to look after a VM.
 fn keeper(orders: &Orders, vm: &str, runner: &Choice) -> Result<Key, ApiError> {
     let own = orders.knowledge.key();
-    let (candidates, home) = orders.knowledge.pool(|book| (candidates(&orders.peers, book), book.domain_of(&own)))?;
-    home.and_then(|home| choose_keeper(home, runner.key, &candidates)).ok_or_else(|| {
+    let keeper = orders.knowledge.pool(|book| {
+        let home = book.domain_of(&own)?;
+        choose_keeper(home, runner.key, world(&orders.peers, book).hosts())
+    })?;
+    keeper.ok_or_else(|| {
         let message = format!(
             "VM {vm}: on-host-loss restart needs a keeper, a second host of this domain that answers; add one with `rebec host invite`, or say hold"
         );

@@ -55,7 +55,7 @@ fn look(orders: &Arc<Orders>) -> anyhow::Result<()> {
 /// Grants a VM to a host that has room, and tells that host.
 async fn restart(orders: &Arc<Orders>, vm: Id) -> Result<(), ApiError> {
     let (home, body) = orders.knowledge.desired(vm)?;
-    let chosen = plan::place(orders, &body, None, plan::stays_in(&orders.knowledge, &home).as_deref(), None)?;
+    let chosen = plan::place(orders, &body, plan::Asked { host: None, domain: plan::stays_in(&orders.knowledge, &home).as_deref() }, None)?;
     // Its holder has asked meanwhile.
     let Some(granted) = orders.keeper.grant(vm, chosen.key).map_err(|error| failed(&error))? else { return Ok(()) };
     let lost = granted.lost.map_or_else(String::new, |lost| orders.knowledge.name_of(&lost));

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use minicbor::{Decode, Encode};
 
-use super::machine::CPU_BYTES_MAX;
+use super::{machine::CPU_BYTES_MAX, placing::are_labels};
 use crate::key::{Digest, Key};
 
 /// What a host is and where. What changes by itself (room taken, load) is in no record: [`crate::gossip::message::Vitals`].
@@ -52,6 +52,9 @@ pub struct HostBody {
     /// What it gives guests of its processor, as a set of features (`rebec-vmm cpu`); none where no VM can run or it did not say.
     #[n(13)]
     pub cpu: Option<String>,
+    /// Its labels, as in `rack=r1`, which its domain's operators gave it.
+    #[n(16)]
+    pub labels: Option<Vec<String>>,
 }
 
 impl HostBody {
@@ -72,11 +75,21 @@ impl HostBody {
             audit: None,
             speaks: None,
             cpu: None,
+            labels: None,
         }
     }
 }
 
 impl HostBody {
+    /// Its labels.
+    pub fn labels(&self) -> &[String] {
+        self.labels.as_deref().unwrap_or_default()
+    }
+
+    pub(super) fn has_sound_labels(&self) -> bool {
+        are_labels(self.labels())
+    }
+
     pub(super) fn has_sound_cpu(&self) -> bool {
         self.cpu.as_ref().is_none_or(|cpu| cpu.len() <= CPU_BYTES_MAX)
     }

@@ -187,6 +187,11 @@ impl Book {
         self.entries.get(key).map(|entry| &entry.signed)
     }
 
+    /// The number that a writer's record has; none where there is none.
+    pub fn seq(&self, kind: Kind, id: Id, writer: Key) -> Option<u64> {
+        self.entries.get(&RecordKey { kind, id, writer }).map(|entry| entry.record.seq)
+    }
+
     /// The number of a writer's last record.
     pub fn head(&self, writer: &Key) -> u64 {
         self.logs.get(writer).map_or(0, |log| log.head)

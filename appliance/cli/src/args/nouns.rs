@@ -119,6 +119,17 @@ pub enum HostCommand {
         #[arg(long)]
         undo: bool,
     },
+    /// Give a host labels, or take them from it; `rebec vm run --where NAME=VALUE` asks for them
+    Set {
+        /// The host
+        name: String,
+        /// Label, as in rack=r1; of one name a host has one; may be repeated
+        #[arg(long = "label", value_name = "NAME=VALUE", required_unless_present = "no_labels")]
+        labels: Vec<String>,
+        /// Name of a label that it loses; may be repeated
+        #[arg(long = "no-label", value_name = "NAME")]
+        no_labels: Vec<String>,
+    },
     /// Say that a silent host does not run any more, so that its VMs may start elsewhere
     #[command(after_help = "\
 Only for a host that is off for certain: if it still runs, its VMs run twice and their disks part ways. The reason is

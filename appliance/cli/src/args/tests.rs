@@ -54,6 +54,8 @@ fn every_command_line_is_understood() {
         "host invite --uses 3 --valid 7d",
         "host invite --role viewer",
         "host set-role a2 none",
+        "host set a2 --label rack=r1 --no-label disk",
+        "vm run web --image debian --where rack=r1 --label app=web --affinity db --anti-affinity app=web --explain",
         "host drain a1",
         "host drain a1 --undo",
         "host declare-dead a1 --reason unplugged",

@@ -193,6 +193,21 @@ pub struct RunOptions {
     /// Only on a host of this domain
     #[arg(long, conflicts_with = "host")]
     pub domain: Option<String>,
+    /// Only on a host with this label (`rebec host set HOST --label NAME=VALUE`); may be repeated
+    #[arg(long = "where", value_name = "NAME=VALUE")]
+    pub host_labels: Vec<String>,
+    /// Label of the VM, for others' affinity; may be repeated
+    #[arg(long = "label", value_name = "NAME=VALUE")]
+    pub labels: Vec<String>,
+    /// Only on a host where this VM is, or one of this domain with the label; may be repeated
+    #[arg(long, value_name = "VM|NAME=VALUE")]
+    pub affinity: Vec<String>,
+    /// On no host where this VM is, or one of this domain with the label; may be repeated
+    #[arg(long, value_name = "VM|NAME=VALUE")]
+    pub anti_affinity: Vec<String>,
+    /// Start nothing: print where the VM would go, and what each host says
+    #[arg(long, conflicts_with = "detach")]
+    pub explain: bool,
     /// Added to the image's kernel command line
     #[arg(long, value_name = "TEXT")]
     pub cmdline: Option<String>,

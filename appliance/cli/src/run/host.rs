@@ -3,11 +3,14 @@
 use std::io::{self, Write as _};
 
 use rebec_api::{
-    host::{DeclareDead, DrainHost, HostInfo, RoadInfo, SetRole},
+    host::{DeclareDead, DrainHost, HostInfo, RoadInfo, SetHost, SetRole},
     pool::PoolStatus,
 };
 
-use super::{pool, session::Session};
+use super::{
+    pool,
+    session::{Session, parse},
+};
 use crate::{
     args::HostCommand,
     client::path,
@@ -49,6 +52,14 @@ pub async fn run(session: &Session, command: HostCommand) -> Result<(), Failure>
                 false => format!("host {name} runs no VMs any more and gets no new ones"),
             };
             session.finish(client.post(&path(&["hosts", &name, "drain"]), &DrainHost { undo }).await?, &done).await
+        }
+        HostCommand::Set { name, labels, no_labels } => {
+            let wish = SetHost { labels, no_labels };
+            let host: HostInfo = parse(session.settle(client.post(&path(&["hosts", &name, "set"]), &wish).await?).await?)?;
+            session.tell(&host, |host| match &host.labels[..] {
+                [] => format!("host {} has no labels", host.name),
+                labels => format!("host {} has the labels {}", host.name, labels.join(", ")),
+            })
         }
         HostCommand::DeclareDead { name, reason } => {
             let done = format!("host {name} is declared dead; its VMs may be started elsewhere with `rebec vm start`");

@@ -1,6 +1,9 @@
 //! `rebec vm run|ls|show|stop|start|rm`.
 
-use rebec_api::vm::{NewVm, ResizeDisk, SetVm, StopVm, VmDisk, VmInfo, VmState};
+use rebec_api::{
+    host::HostVerdict,
+    vm::{NewVm, ResizeDisk, SetVm, StopVm, VmDisk, VmInfo, VmState},
+};
 use rebec_vmm_api::{DiskSize, MemorySize, PerSecond};
 use serde_json::Value;
 
@@ -109,7 +112,15 @@ async fn create(session: &Session, options: RunOptions) -> Result<(), Failure> {
         user_data: options.user_data.as_deref().map(user_data).transpose().map_err(Failure::Usage)?,
         on_host_loss: options.on_host_loss.into(),
         cpu: Some(options.cpu).filter(|cpu| cpu != "host"),
+        labels: options.labels,
+        host_labels: options.host_labels,
+        affinity: options.affinity,
+        anti_affinity: options.anti_affinity,
     };
+    if options.explain {
+        let verdicts: Vec<HostVerdict> = parse(session.settle(session.client.post(&path(&["explain"]), &request).await?).await?)?;
+        return session.list(&verdicts, "no host is in question; `rebec host ls` lists those there are", lists::verdicts);
+    }
     let answer = session.client.post(&path(&["vms"]), &request).await?;
     match session.settle_unless(answer, options.patience).await? {
         Some(value) => arrived(session, &options.name, value).await,

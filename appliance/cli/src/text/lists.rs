@@ -2,7 +2,7 @@
 
 use rebec_api::{
     audit::AuditRow,
-    host::{HostInfo, HostState, RoadInfo},
+    host::{HostInfo, HostState, HostVerdict, RoadInfo},
     image::ImageInfo,
     job::Job,
     lan::{LanInfo, PortInfo, RangeInfo},
@@ -25,6 +25,19 @@ pub fn vms(vms: &[VmInfo], now: u64) -> String {
         [vm.name.clone(), state, at, vm.image.clone(), memory, vm.vcpus.to_string(), addresses.join(","), age(vm.created, now)]
     };
     table(["NAME", "STATE", "HOST", "IMAGE", "MEMORY", "VCPUS", "ADDRESS", "AGE"], &rows(vms, row))
+}
+
+/// `vm run --explain`: the host that would be taken first.
+pub fn verdicts(verdicts: &[HostVerdict]) -> String {
+    let row = |verdict: &HostVerdict| {
+        let takes = match (verdict.chosen, verdict.takes) {
+            (true, _) => "goes there",
+            (false, true) => "could",
+            (false, false) => "no",
+        };
+        [verdict.host.clone(), verdict.domain.clone(), takes.to_owned(), verdict.why.clone()]
+    };
+    table(["HOST", "DOMAIN", "VM", "BECAUSE"], &rows(verdicts, row))
 }
 
 /// `host ls`. A star marks the host that answered.

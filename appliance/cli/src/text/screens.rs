@@ -30,6 +30,10 @@ fn vm() -> VmInfo {
         memory_bytes: 512 << 20,
         vcpus: 2,
         cpu: "pool".into(),
+        labels: vec!["app=web".into()],
+        host_labels: vec![],
+        affinity: vec![],
+        anti_affinity: vec!["app=web".into()],
         limits: VmLimits { cpu_quota_percent: Some(150), net_bits: Some(200_000_000), ..VmLimits::default() },
         disks: vec![VmDisk { name: "root".into(), bytes: 20 << 30 }],
         nics: vec![NicInfo { lan: "office".into(), mac: "52:54:00:00:00:01".into(), address: "10.5.0.2".parse().unwrap() }],
@@ -61,6 +65,7 @@ fn host() -> HostInfo {
         vms: 1,
         durable: true,
         version: "0.1.0".into(),
+        labels: vec!["rack=r1".into()],
         protocols: Some(Protocols { peer: "1".into(), moves: "3-4".into(), control: "1".into() }),
         cpu: Some(Processor { level: Some("x86-64-v2".into()), features: vec!["sse4_2".into(), "popcnt".into()], set: String::new() }),
         audit: None,
@@ -128,6 +133,8 @@ fn vms() {
          memory                 512 MiB\n\
          vcpus                  2\n\
          cpu                    pool\n\
+         labels                 app=web\n\
+         apart from             app=web\n\
          limits                 150 % of a processor, 200000 kbit/s a NIC and way\n\
          disks                  root 20 GiB\n\
          lans                   office 10.5.0.2 52:54:00:00:00:01\n\
@@ -187,6 +194,7 @@ fn hosts_and_domains() {
              memory for VMs  512 MiB of 6 GiB used\n\
              disk            1.5 GiB of 20 GiB used\n\
              state survives  a reboot\n\
+             labels          rack=r1\n\
              protocols       hosts 1, moves 3-4, VMMs 1\n\
              processor       x86-64-v2\n\
              its features    sse4_2 popcnt\n\

@@ -31,6 +31,9 @@ pub fn vm(vm: &VmInfo, now: u64) -> String {
         ("vcpus", vm.vcpus.to_string()),
         ("cpu", vm.cpu.clone()),
     ]);
+    let placing =
+        [("labels", &vm.labels), ("only on hosts with", &vm.host_labels), ("near", &vm.affinity), ("apart from", &vm.anti_affinity)];
+    lines.extend(placing.into_iter().filter(|(_, words)| !words.is_empty()).map(|(name, words)| (name, words.join(", "))));
     lines.extend(limits(&vm.limits).map(|limits| ("limits", limits)));
     let disks = vm.disks.iter().enumerate();
     lines.extend(disks.map(|(index, disk)| (if index == 0 { "disks" } else { "" }, format!("{} {}", disk.name, size(disk.bytes)))));
@@ -111,6 +114,7 @@ pub fn host(host: &HostInfo) -> String {
         ("disk", used(host.disk_used_bytes, host.disk_bytes)),
         ("state survives", if host.durable { "a reboot".to_owned() } else { "until the next reboot only".to_owned() }),
     ];
+    lines.extend((!host.labels.is_empty()).then(|| ("labels", host.labels.join(", "))));
     let protocols = host.protocols.iter();
     lines.extend(protocols.map(|speaks| ("protocols", format!("hosts {}, moves {}, VMMs {}", speaks.peer, speaks.moves, speaks.control))));
     lines.extend(host.cpu.iter().flat_map(|cpu| {

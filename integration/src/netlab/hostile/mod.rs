@@ -7,6 +7,7 @@
 //! ```
 //! It does not speak QUIC: hosts count it as silent until it asks them for their book.
 
+pub mod deals;
 pub mod findings;
 pub mod speech;
 pub mod trap;

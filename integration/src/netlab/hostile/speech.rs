@@ -15,6 +15,7 @@ use ed25519_dalek::SigningKey;
 use rebec_book::{
     Book, Grant, Signed, Ticket, Warrant,
     book::tag_of,
+    contract::Contract,
     gossip::message::{self, Marks, Parcel},
     key::{bound_id, id_of_key, public},
     record::{
@@ -125,6 +126,16 @@ impl Writer {
         Ok(warrant.sign(&self.secret)?)
     }
 
+    /// As a domain: signs a contract, if it is a side of it.
+    pub fn signs_contract(&self, contract: &mut Contract) {
+        contract.sign(&self.secret);
+    }
+
+    /// As a host: this is what it says of a contract.
+    pub fn knows_contract(&self, contract: &Contract) -> Result<Said> {
+        self.say(Kind::CONTRACT, contract.id(), &Body::Contract(contract.clone().into()))
+    }
+
     /// As a host: this VM is at home here.
     pub fn vm(&self, vm: &Vm) -> Result<Said> {
         self.say(Kind::VM, vm.id, &Body::Vm(vm.body.clone().into()))
@@ -180,6 +191,7 @@ impl Vm {
             disks: None,
             cpu: None,
             limits: None,
+            placing: None,
         };
         Self { id: writer.own_id(nonce), home: writer.key(), body }
     }
@@ -242,6 +254,8 @@ pub enum Question {
     Part(Digest),
     /// How far is this job?
     Job(String),
+    /// As a broker: sign this.
+    Contract(Box<Contract>),
     /// Something that users ask.
     User(&'static str, String, Value),
     /// The console of a VM.
@@ -310,6 +324,9 @@ impl Question {
             Self::Promise(vm, epoch) => internal("promises", json!({"vm": vm, "ask": {"epoch": epoch, "stance": "runs"}, "records": []})),
             Self::Arrival(vm, epoch) => internal("arrivals", json!({"vm": vm, "epoch": epoch, "records": [], "private": secret()?})),
             Self::Job(id) => internal("jobs/wait", json!({"id": id, "seen": {"phase": "", "done_bytes": 0, "total_bytes": 0}})),
+            Self::Contract(contract) => {
+                internal("contracts", json!({"contract": as_text::serialize(&**contract, serde_json::value::Serializer)?}))
+            }
             Self::Part(digest) => ("GET", format!("{PART_PATH}{digest}"), Value::Null),
             Self::User(method, path, body) => (*method, path.clone(), body.clone()),
             Self::Console(name) => ("GET", format!("/v1/vms/{name}/console"), Value::Null),
@@ -395,6 +412,11 @@ impl Known {
     /// The name of a domain.
     pub fn domain(&self, key: &Key) -> String {
         self.0.domain_name(key)
+    }
+
+    /// The domain that a host belongs to.
+    pub fn domain_of(&self, host: &Key) -> Option<Key> {
+        self.0.domain_of(host)
     }
 
     /// A VM of a home, by the name that its record has.

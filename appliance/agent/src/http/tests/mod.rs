@@ -160,6 +160,7 @@ pub fn vm_body(bench: &Bench) -> VmBody {
         disks: None,
         cpu: None,
         limits: None,
+        placing: None,
     }
 }
 

@@ -5,7 +5,7 @@ use rebec_book::{
     key::{Id, Key},
 };
 
-use super::{Desk, Held, MACHINES_MAX, Wish};
+use super::{Desk, Held, MACHINES_MAX, Wish, retreat};
 use crate::trade::{
     borrow::{self, Deal},
     demand,
@@ -150,28 +150,20 @@ fn settle(desk: &Desk<'_>, held: &Held, plan: &mut Plan<Act>) {
 
 /// What a borrower does about a machine that is called back, or whose lease ends within its notice: its VMs go, and it is given back.
 fn bring_home(desk: &Desk<'_>, held: &Held, plan: &mut Plan<Act>) {
-    let (contract, standing) = (&held.contract, desk.standing(held));
-    let terms = contract.terms();
-    let ends_soon = terms.until.is_some_and(|until| until.saturating_sub(terms.notice_s) <= desk.now && desk.now > terms.from);
-    let (leaves, why) = match standing.state {
-        State::Recalled | State::Ended => (true, standing.why),
-        State::Active if ends_soon => (true, "its lease ends within its notice".to_owned()),
-        _ => (false, String::new()),
-    };
-    if !leaves || contract.word(Side::Borrower, What::Ended).is_some_and(|_| held.guests.is_empty()) {
+    let (contract, state) = (&held.contract, desk.standing(held).state);
+    let Some(why) = retreat::leaves(contract, desk.now) else { return };
+    if contract.word(Side::Borrower, What::Ended).is_some_and(|_| held.guests.is_empty()) {
         return;
     }
-    if held.guests.is_empty() && standing.state != State::Active {
+    if held.guests.is_empty() && state != State::Active {
         plan.step(Act::End { contract: held.id, wasted_s: held.wasted_s }, why);
         return;
     }
     // Whose machine comes back when its work has ended moves nothing before that.
-    let waits = terms.reclaim == Reclaim::Wait && standing.state == State::Recalled;
-    for guest in held.guests.iter().filter(|_| !waits) {
-        match &guest.place {
-            Ok((to, reason)) => {
-                let reason = format!("{why}; VM {} goes to where there is room: {reason}", guest.name);
-                plan.step(Act::Bring { contract: held.id, vm: guest.id, to: *to }, reason);
+    for guest in held.guests.iter().filter(|_| !retreat::waits(contract, desk.now)) {
+        match retreat::choose(desk, held, guest) {
+            Ok((place, reason)) => {
+                plan.step(Act::Bring { contract: held.id, vm: guest.id, to: place.host }, format!("{why}; VM {}: {reason}", guest.name));
             }
             Err(no) => plan.refuse(&guest.name, format!("{why}; there is no place for VM {}: {no}", guest.name)),
         }

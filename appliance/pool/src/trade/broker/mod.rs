@@ -13,6 +13,7 @@ mod lender;
 mod look;
 #[cfg(test)]
 mod model;
+mod retreat;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +28,7 @@ use rebec_book::{
 pub use self::{
     lender::{Verdict, consider, offers},
     look::{Act, Advert, advert, look},
+    retreat::{RATE_UNKNOWN, leaves},
 };
 use super::{
     demand::{Demand, Holdings},
@@ -68,8 +70,23 @@ pub struct Guest {
     pub id: Id,
     /// Its name.
     pub name: String,
-    /// Where it would go, to its owner: the host and why; or why nowhere.
-    pub place: Result<(Key, String), String>,
+    /// Memory that has to be moved with it.
+    pub memory_bytes: u64,
+    /// Where it would go, to its owner: at most one host of each domain; or why nowhere.
+    pub places: Result<Vec<Place>, String>,
+}
+
+/// A host that would take a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The host.
+    pub host: Key,
+    /// Its name.
+    pub name: String,
+    /// Its domain.
+    pub domain: Key,
+    /// What speaks for it.
+    pub reason: String,
 }
 
 /// A contract of the own domain.
@@ -104,6 +121,8 @@ pub struct Desk<'a> {
     pub held: Vec<Held>,
     /// Names of domains.
     pub names: BTreeMap<Key, String>,
+    /// Bytes a second of the last move from one domain into another, where one was seen.
+    pub rates: BTreeMap<(Key, Key), u64>,
 }
 
 /// What a borrower would have.

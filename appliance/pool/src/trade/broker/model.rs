@@ -138,7 +138,16 @@ impl Pool {
             Held { id: contract.id(), contract, guests: vec![], recalled_s: 0, wasted_s: 0 }
         };
         let held = (0..BORROWERS.len()).filter(signed).map(held).collect();
-        Desk { now: self.now(), me: key(LENDER), policy: &POLICY, told: None, machines: vec![machine], held, names: Default::default() }
+        Desk {
+            now: self.now(),
+            me: key(LENDER),
+            policy: &POLICY,
+            told: None,
+            machines: vec![machine],
+            held,
+            names: Default::default(),
+            rates: Default::default(),
+        }
     }
 }
 

@@ -29,7 +29,7 @@ fn machine(number: u8) -> Machine {
 
 fn desk<'a>(me: u8, policy: &'a Policy, machines: Vec<Machine>) -> Desk<'a> {
     let names = [(ALPHA, "alpha"), (BETA, "beta"), (GAMMA, "gamma")].map(|(domain, name)| (key(domain), name.to_owned())).into();
-    Desk { now: NOW, me: key(me), policy, told: None, machines, held: vec![], names }
+    Desk { now: NOW, me: key(me), policy, told: None, machines, held: vec![], names, rates: BTreeMap::new() }
 }
 
 fn wish(borrower: u8, machines: u32) -> Wish {
@@ -72,10 +72,14 @@ fn signed(terms: Terms, by: &[u8]) -> Contract {
     contract
 }
 
+fn place(number: u8, domain: u8, name: &str) -> Place {
+    Place { host: Name([number; 32]), name: name.into(), domain: key(domain), reason: "holds the image".into() }
+}
+
 fn held(contract: Contract, guests: usize) -> Held {
     let guest = |number: usize| {
-        let place = if number == 0 { Ok((Name([9; 32]), "host a1, holds the image".to_owned())) } else { Err("a1: memory".to_owned()) };
-        Guest { id: Name([number as u8; 16]), name: format!("vm{number}"), place }
+        let places = if number == 0 { Ok(vec![place(9, ALPHA, "a1")]) } else { Err("a1: memory".to_owned()) };
+        Guest { id: Name([number as u8; 16]), name: format!("vm{number}"), memory_bytes: 1 << 30, places }
     };
     Held { id: contract.id(), contract, guests: (0..guests).map(guest).collect(), recalled_s: 0, wasted_s: 0 }
 }
@@ -261,4 +265,47 @@ fn own_work_calls_machines_back_and_demand_asks_for_more() {
     assert_eq!(acts(&borrower), [Act::End { contract: contract.id(), wasted_s: 0 }]);
     borrower.told = None;
     assert_eq!(acts(&borrower), []);
+}
+
+/// A VM goes home where the notice is long enough for that, else to the third domain that is near enough, else to whichever is nearest.
+#[test]
+fn the_notice_decides_between_home_and_a_third_domain() {
+    let policy = Policy::default();
+    let mut borrower = desk(ALPHA, &policy, vec![]);
+    let of = |notice_s: u64| said(signed(Terms { notice_s, ..terms() }, &[ALPHA, BETA]), BETA, What::Recalled, NOW);
+    let chosen = |desk: &Desk<'_>| {
+        let plan = look(desk, &[]);
+        match &plan.steps[..] {
+            [step] => match step.what {
+                Act::Bring { to, .. } => (to.0[0], step.reason.clone()),
+                ref other => panic!("{other:?}"),
+            },
+            _ => panic!("{plan:?}"),
+        }
+    };
+    let mut run = |notice_s: u64, rates: [(u8, u64); 2], places: Vec<Place>| {
+        borrower.rates = rates.map(|(to, rate)| ((key(BETA), key(to)), rate)).into();
+        let guest = Guest { id: Name([7; 16]), name: "web".into(), memory_bytes: 1 << 30, places: Ok(places) };
+        borrower.held = vec![Held { guests: vec![guest], ..held(of(notice_s), 0) }];
+        chosen(&borrower)
+    };
+    let both = || vec![place(9, ALPHA, "a1"), place(8, GAMMA, "gamma/g1")];
+    // 1 GiB: 110 s home, 12 s to gamma.
+    let (slow, fast) = (10_000_000, 110_000_000);
+    let (to, why) = run(600, [(ALPHA, slow), (GAMMA, fast)], both());
+    assert_eq!((to, why.as_str()), (9, "so; VM web: it goes home: host a1, holds the image; about 110 s of 600 s that are left"));
+    let (to, why) = run(60, [(ALPHA, slow), (GAMMA, fast)], both());
+    assert_eq!(to, 8);
+    assert_eq!(
+        why,
+        "so; VM web: home is too far: about 110 s; it goes to a third domain gamma: host gamma/g1, holds the image; about 12 s of 60 s that are left"
+    );
+    let (to, why) = run(5, [(ALPHA, slow), (GAMMA, fast)], both());
+    assert!(to == 8 && why.contains("and nowhere is nearer"), "{why}");
+    let (to, why) = run(600, [(ALPHA, slow), (GAMMA, fast)], vec![place(8, GAMMA, "gamma/g1")]);
+    assert!(to == 8 && why.contains("no host at home takes it"), "{why}");
+    // Nobody has seen a move: 100 Mbit/s both ways.
+    borrower.rates.clear();
+    let (to, why) = chosen(&borrower);
+    assert!(to == 8 && why.contains("about 88 s"), "{why}");
 }
