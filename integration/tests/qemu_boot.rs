@@ -24,7 +24,6 @@ use rebec_lab::{
     provision::{self, Kernel},
     qemu::{Lab, LabConfig, Machine, Shape, image::Share, upgrade::Upgrade, vm},
 };
-use rebec_vmm_api::control::{MemoryStatus, Status};
 
 /// How long a VM may take from exec to its end: five times what two busy cores were seen to need for 16 vCPUs.
 const DEADLINE: Duration = Duration::from_secs(300);
@@ -67,15 +66,6 @@ case $order in
         fact listens
         acpid -d
         ;;
-    memory)
-        for module in $(cat /memory/list); do insmod $module; done
-        while :; do
-            now=$(awk '/^MemTotal/ {print $2}' /proc/meminfo)
-            [ \"$now\" = \"$seen\" ] || echo fact memory $now end
-            seen=$now
-            sleep 0.2
-        done
-        ;;
 esac
 sleep 1000
 ";
@@ -109,8 +99,6 @@ struct Guest<'a> {
     kernel: &'a str,
     vcpus: u8,
     memory: &'a str,
-    /// Empty, where it stays as it is.
-    memory_max: &'a str,
     words: &'a str,
 }
 
@@ -208,10 +196,7 @@ fn start(machine: &Machine, guest: &Guest<'_>) -> Result<Running> {
         [vm::PROGRAM, "run", "--kernel", &kernel, "--initramfs", "/share/facts.cpio", "--cmdline", &cmdline],
         ["--memory", guest.memory, "--vcpus", &vcpus, "--serial", "stdio", "--control", &control],
     ];
-    let mut argv = argv.concat();
-    if !guest.memory_max.is_empty() {
-        argv.extend(["--memory-max", guest.memory_max]);
-    }
+    let argv = argv.concat();
     let job = machine.start(&argv)?;
     Ok(Running { job, said: String::new(), errors: String::new(), end: Instant::now() + DEADLINE })
 }
@@ -277,64 +262,11 @@ fn obeys(machine: &Machine, guest: &Guest<'_>) -> Result<()> {
     Ok(())
 }
 
-/// How the memory of a guest stands.
-fn memory(machine: &Machine, guest: &Guest<'_>) -> Result<MemoryStatus> {
-    let said = machine.check(&[vm::PROGRAM, "ctl", &guest.control(), "status", "--json"], PRESS_DEADLINE)?;
-    let status: Status = serde_json::from_str(&said).with_context(|| said.clone())?;
-    status.memory.map(|memory| *memory).context("its memory changes")
-}
-
-/// Asks a guest to have so much memory, and waits until it has; says how long that took.
-fn takes(machine: &Machine, guest: &Guest<'_>, vm: &mut Running, mib: u64) -> Result<MemoryStatus> {
-    let began = Instant::now();
-    machine.check(&[vm::PROGRAM, "ctl", &guest.control(), "set", "--memory", &format!("{mib}M")], PRESS_DEADLINE)?;
-    loop {
-        let is = memory(machine, guest)?;
-        if is.taken_bytes == mib << 20 {
-            say("qemu-boot", format_args!("{mib} MiB after {:.1} s, {} MiB held", began.elapsed().as_secs_f64(), is.held_bytes >> 20));
-            return Ok(is);
-        }
-        vm.listen();
-        ensure!(vm.job.ended()?.is_none() && Instant::now() < vm.end, "{mib} MiB asked, {is:?}: {}", vm.last_words());
-    }
-}
-
-/// A stock kernel takes memory in and gives it back, by virtio-mem above what it began with and by its balloon below that, and reports what is free.
-fn resizes(machine: &Machine, guest: &Guest<'_>) -> Result<()> {
-    let mut vm = start(machine, guest)?;
-    vm.wait("fact memory", 1)?;
-    takes(machine, guest, &mut vm, 1280)?;
-    let grown =
-        |said: &str| said.lines().filter_map(|line| line.split("fact memory ").nth(1)?.split(' ').next()?.parse::<u64>().ok()).max();
-    while grown(&vm.said).is_none_or(|kib| kib < 1200 << 10) {
-        ensure!(Instant::now() < vm.end, "the kernel does not use what it took in: {}", vm.last_words());
-        vm.listen();
-    }
-    let is = takes(machine, guest, &mut vm, 256)?;
-    ensure!(is.held_bytes <= (256 << 20) + (256 << 20) / 20 && is.refused == 0, "{is:?}");
-    takes(machine, guest, &mut vm, 192)?;
-    // What it says of its memory, and what is free of it, comes within seconds.
-    loop {
-        let is = memory(machine, guest)?;
-        if is.guest_available_bytes.is_some() && is.reported_bytes > 0 {
-            say("qemu-boot", format_args!("{} MiB reported as free, {} MiB held", is.reported_bytes >> 20, is.held_bytes >> 20));
-            break;
-        }
-        ensure!(Instant::now() < vm.end, "it says nothing of its memory: {is:?}");
-        vm.listen();
-    }
-    machine.check(&[vm::PROGRAM, "ctl", &guest.control(), "stop"], PRESS_DEADLINE)?;
-    let code = vm.finish()?;
-    ensure!(code == 0 && vm.errors.is_empty(), "exit code {code}: {}", vm.last_words());
-    vm.must_not_complain()
-}
-
 /// What one VM is started for.
 enum Story<'a> {
     Boots(Guest<'a>, &'a str),
     Restarts(Guest<'a>),
     Obeys(Guest<'a>),
-    Resizes(Guest<'a>),
     Upgrades(Upgrade<'a>),
 }
 
@@ -344,7 +276,6 @@ impl Story<'_> {
             Self::Boots(guest, release) => boots(machine, guest, release),
             Self::Restarts(guest) => restarts(machine, guest),
             Self::Obeys(guest) => obeys(machine, guest),
-            Self::Resizes(guest) => resizes(machine, guest),
             Self::Upgrades(upgrade) => {
                 let began = Instant::now();
                 upgrade.tell(machine)?;
@@ -358,7 +289,7 @@ impl Story<'_> {
 impl fmt::Display for Story<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Boots(guest, _) | Self::Restarts(guest) | Self::Obeys(guest) | Self::Resizes(guest) => {
+            Self::Boots(guest, _) | Self::Restarts(guest) | Self::Obeys(guest) => {
                 write!(f, "{} with {} vCPUs, {}", guest.kernel, guest.vcpus, guest.words)
             }
             Self::Upgrades(upgrade) => write!(f, "{:?}'s image from {} to {}", upgrade.layout, upgrade.old, upgrade.new),
@@ -369,7 +300,6 @@ impl fmt::Display for Story<'_> {
 fn write_initramfs(path: &Path, kernel: &Kernel) -> Result<()> {
     let mut tree = Initramfs::with_busybox()?;
     tree.modules("modules", modules::closure(kernel, &["button", "evdev"])?);
-    tree.modules("memory", modules::closure(kernel, &["virtio_pci", "virtio_mem", "virtio_balloon"])?);
     tree.program("init", INIT);
     tree.write(path)
 }
@@ -398,7 +328,7 @@ fn stock_kernels_boot_in_every_form_and_end_as_they_ask() -> Result<()> {
     lab.check_kvm()?;
 
     let [release, release_12, release_generic] = kernels.map(|(_, kernel)| kernel.release.as_str());
-    let guest = |kernel, vcpus, memory, words| Guest { kernel, vcpus, memory, memory_max: "", words };
+    let guest = |kernel, vcpus, memory, words| Guest { kernel, vcpus, memory, words };
     let upgrade = |layout, image| Story::Upgrades(Upgrade { layout, image, old: release_12, new: release });
     let stories = Mutex::new(vec![
         // By a triple fault, which its command line says is no crash. One that is a crash: `local_boot`.
@@ -407,7 +337,6 @@ fn stock_kernels_boot_in_every_form_and_end_as_they_ask() -> Result<()> {
         Story::Boots(guest("13.bzimage", 2, "256M", OFF), release),
         Story::Boots(guest("13.elf", 1, "256M", OFF), release),
         Story::Obeys(guest("13.elf", 1, "256M", "rebec.do=button")),
-        Story::Resizes(Guest { memory_max: "1280M", ..guest("13.elf", 1, "256M", "rebec.do=memory") }),
         Story::Restarts(guest("13.elf", 2, "256M", "rebec.do=ask")),
         Story::Boots(guest("12.elf", 4, "256M", OFF), release_12),
         Story::Boots(guest("generic.bzimage", 2, "3584M", OFF), release_generic),
