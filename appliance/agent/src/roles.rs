@@ -8,6 +8,7 @@ pub fn meant(role: token::Role) -> Role {
     match role {
         token::Role::Viewer => Role::Viewer,
         token::Role::User => Role::User,
+        token::Role::Scheduler => Role::Scheduler,
         token::Role::Operator => Role::Operator,
         token::Role::Admin => Role::Admin,
     }
@@ -18,6 +19,7 @@ pub fn said(role: Role) -> token::Role {
     match role {
         Role::Viewer => token::Role::Viewer,
         Role::User => token::Role::User,
+        Role::Scheduler => token::Role::Scheduler,
         Role::Operator => token::Role::Operator,
         Role::Admin => token::Role::Admin,
     }
@@ -29,6 +31,7 @@ pub fn meant_for_host(role: HostRole) -> Option<Role> {
         HostRole::None => None,
         HostRole::Viewer => Some(Role::Viewer),
         HostRole::User => Some(Role::User),
+        HostRole::Scheduler => Some(Role::Scheduler),
         HostRole::Operator => Some(Role::Operator),
         HostRole::Admin => Some(Role::Admin),
     }
@@ -40,6 +43,7 @@ pub fn said_of_host(role: Option<Role>) -> HostRole {
         None => HostRole::None,
         Some(Role::Viewer) => HostRole::Viewer,
         Some(Role::User) => HostRole::User,
+        Some(Role::Scheduler) => HostRole::Scheduler,
         Some(Role::Operator) => HostRole::Operator,
         Some(Role::Admin) => HostRole::Admin,
     }

@@ -122,6 +122,8 @@ pub enum HostRole {
     Viewer,
     /// Runs VMs.
     User,
+    /// Runs VMs for a scheduler's queue, and says what that wants.
+    Scheduler,
     /// Looks after hosts, images and LANs.
     #[default]
     Operator,

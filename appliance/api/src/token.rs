@@ -11,6 +11,8 @@ pub enum Role {
     Viewer,
     /// Runs VMs.
     User,
+    /// Runs VMs for a scheduler's queue, and says what that wants.
+    Scheduler,
     /// Looks after hosts, images and LANs.
     Operator,
     /// Decides who belongs to the domain.

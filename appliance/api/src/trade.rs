@@ -127,7 +127,7 @@ pub struct ContractWord {
     pub wasted_s: u64,
 }
 
-/// `POST /v1/demand`: what a domain's work wants, in machines. It holds for 15 minutes.
+/// `POST /v1/demand`: what a domain's work wants, in machines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Demand {
@@ -139,6 +139,16 @@ pub struct Demand {
     /// By the widest work that waits.
     #[serde(default)]
     pub widest: u32,
+    /// For how long it holds where nothing is said again, in seconds, 1 to 3600; without it, 15 minutes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_s: Option<u32>,
+}
+
+impl Demand {
+    /// How long demand holds where nobody says.
+    pub const VALID_S: u32 = 900;
+    /// The longest that may be asked for.
+    pub const VALID_S_MAX: u32 = 3600;
 }
 
 /// Something that is or is not done, and why.

@@ -192,7 +192,7 @@ commands! {
     ContractPropose Operator Here "propose contracts",
     ContractAccept Operator Here "accept a contract",
     ContractRecall Operator Here "call a machine back, or give it back",
-    DemandSet Operator Here "say what the domain's work wants",
+    DemandSet Scheduler Here "say what the domain's work wants",
     TradePlan Viewer Here "show what the broker would do",
     AccountShow Viewer Here "show what was lent and borrowed",
     UserList Viewer Here "list users",

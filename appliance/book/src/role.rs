@@ -11,6 +11,8 @@ pub enum Role {
     Viewer,
     /// Runs VMs.
     User,
+    /// Runs VMs for a scheduler's queue, and says what that wants.
+    Scheduler,
     /// Looks after hosts, images and LANs.
     Operator,
     /// Decides who belongs to the domain.
@@ -19,13 +21,14 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Viewer, Self::User, Self::Operator, Self::Admin];
+    pub const ALL: [Self; 5] = [Self::Viewer, Self::User, Self::Scheduler, Self::Operator, Self::Admin];
 
     /// Its number in records. There is room for others in between: what a later version puts there is read as the next lower one.
     fn number(self) -> u8 {
         match self {
             Self::Viewer => 10,
             Self::User => 20,
+            Self::Scheduler => 25,
             Self::Operator => 30,
             Self::Admin => 40,
         }
@@ -37,6 +40,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Self::Viewer => "viewer",
             Self::User => "user",
+            Self::Scheduler => "scheduler",
             Self::Operator => "operator",
             Self::Admin => "admin",
         })
@@ -67,6 +71,6 @@ mod tests {
         for role in Role::ALL {
             assert_eq!(read(role.number()), Some(role));
         }
-        assert_eq!((read(0), read(9), read(25), read(41)), (None, None, Some(Role::User), Some(Role::Admin)));
+        assert_eq!((read(0), read(9), read(22), read(41)), (None, None, Some(Role::User), Some(Role::Admin)));
     }
 }

@@ -28,6 +28,21 @@ use self::{
     failure::{Exit, Failure},
 };
 
+/// A client of the agent that options and environment name, for programs beside the command line; nothing is connected yet, unless a user's key signs.
+///
+/// # Errors
+/// One line.
+pub async fn client_of(options: &args::AgentOptions) -> Result<client::Client, String> {
+    let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let target = Target::choose(options, environment)?;
+    let key = key::place(options, &target, environment)?;
+    let client = client::Client::new(target);
+    match key {
+        Some(key) => client.signed_by(key::open(&key)?).await.map_err(|error| error.to_string()),
+        None => Ok(client),
+    }
+}
+
 /// Carries out one command line and says how it ended.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     main_as(arguments, None)

@@ -19,7 +19,7 @@ use std::{
 };
 
 use ed25519_dalek::SigningKey;
-use rebec_api::{ApiError, ErrorCode};
+use rebec_api::{ApiError, ErrorCode, trade};
 use rebec_book::{
     Body, Book, Key,
     contract::Contract,
@@ -54,8 +54,6 @@ use crate::{
 const PERIOD: Duration = Duration::from_secs(2);
 /// Between two looks at most so often, whatever changes.
 const REST: Duration = Duration::from_millis(250);
-/// What was said of the domain's demand holds so long: a source that is silent is not one that wants nothing.
-const DEMAND_S: u64 = 900;
 /// Proposals that wait for an operator: of one domain, and of all.
 const WAITING_EACH_MAX: usize = 8;
 const WAITING_MAX: usize = 64;
@@ -119,13 +117,23 @@ impl Seen {
     }
 }
 
-/// What was told of the domain's demand.
+/// What was told of the domain's demand, and for how long it holds: a source that is silent is not one that wants nothing.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 struct Told {
     queued: u32,
     running: u32,
     widest: u32,
     at: u64,
+    /// What a version before has written holds no longer.
+    #[serde(default)]
+    valid_s: u32,
+}
+
+impl Told {
+    /// Whether it holds still, by a clock that may have been set meanwhile.
+    fn holds(&self, now: u64) -> bool {
+        now.abs_diff(self.at) < u64::from(self.valid_s)
+    }
 }
 
 impl Broker {
@@ -224,9 +232,14 @@ impl Broker {
     }
 
     /// Takes down what the domain's work wants.
-    pub fn set_demand(&self, queued: u32, running: u32, widest: u32) -> Result<(), ApiError> {
+    pub fn set_demand(&self, demand: trade::Demand) -> Result<(), ApiError> {
         self.here()?;
-        let told = Told { queued, running, widest, at: now_s() };
+        let trade::Demand { queued, running, widest, valid_s } = demand;
+        let (valid_s, most) = (valid_s.unwrap_or(trade::Demand::VALID_S), trade::Demand::VALID_S_MAX);
+        if !(1..=most).contains(&valid_s) {
+            return Err(ApiError::new(ErrorCode::BadRequest, format!("demand holds for 1 to {most} s, not for {valid_s}")));
+        }
+        let told = Told { queued, running, widest, at: now_s(), valid_s };
         self.store.set_fact(DEMAND, &told).map_err(|error| failed(&error))?;
         self.knowledge.touch();
         Ok(())
@@ -234,8 +247,7 @@ impl Broker {
 
     fn demand(&self) -> Result<Option<Demand>, ApiError> {
         let told: Option<Told> = self.store.fact(DEMAND).map_err(|error| failed(&error))?;
-        let fresh = told.filter(|told| now_s().abs_diff(told.at) < DEMAND_S);
-        Ok(fresh.map(|told| Demand { queued: told.queued, running: told.running, widest: told.widest }))
+        Ok(told.filter(|told| told.holds(now_s())).map(|told| Demand { queued: told.queued, running: told.running, widest: told.widest }))
     }
 
     /// Writes what this host knows of a contract, with what the other side is known to have said.
@@ -258,4 +270,17 @@ fn bad_policy(mistakes: &[file::Mistake]) -> ApiError {
     let details = mistakes.iter().map(ToString::to_string).collect();
     let message = "the policy has mistakes, and was not set; docs/formats/policy.md says how one is written".to_owned();
     ApiError { code: ErrorCode::BadRequest, message, details }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_told_of_demand_holds_for_its_time_and_no_longer() {
+        let told = Told { queued: 1, at: 1000, valid_s: 30, ..Told::default() };
+        assert_eq!([970, 971, 1000, 1029, 1030].map(|now| told.holds(now)), [false, true, true, true, false]);
+        let before: Told = serde_json::from_str(r#"{"queued": 1, "running": 0, "widest": 0, "at": 1000}"#).unwrap();
+        assert!(!before.holds(1000));
+    }
 }

@@ -102,7 +102,7 @@ pub async fn recall(State(agent): State<Arc<Agent>>, Path(id): Path<String>, Jso
 
 /// `POST /v1/demand`
 pub async fn set_demand(State(agent): State<Arc<Agent>>, Json(demand): Json<Demand>) -> Result<(), Failure> {
-    Ok(agent.broker.set_demand(demand.queued, demand.running, demand.widest)?)
+    Ok(agent.broker.set_demand(demand)?)
 }
 
 /// `GET /v1/plan`

@@ -284,7 +284,7 @@ pub enum TokenCommand {
     Create {
         /// The token's name, to remove it by
         name: String,
-        /// What its holder may do: look, run VMs too, look after hosts, images and LANs too, or everything
+        /// What its holder may do: look, run VMs too, run them for a scheduler's queue, look after hosts, images and LANs too, or everything
         #[arg(long, value_enum, default_value_t = RoleName::Admin)]
         role: RoleName,
         /// For how long the token is good, as in 12h or 30d [default: until it is removed]
@@ -313,7 +313,7 @@ pub enum UserCommand {
         /// The user's key, as `rebec user key` prints it
         #[arg(long, value_name = "HEX")]
         key: HostKey,
-        /// What the user may do: look, run VMs too, look after hosts, images and LANs too, or everything
+        /// What the user may do: look, run VMs too, run them for a scheduler's queue, look after hosts, images and LANs too, or everything
         #[arg(long, value_enum, default_value_t = RoleName::User)]
         role: RoleName,
         /// For how long, as in 12h or 30d [default: until the user is removed]
@@ -338,6 +338,8 @@ pub enum HostRoleName {
     Viewer,
     /// Runs VMs
     User,
+    /// Runs VMs for a scheduler's queue, and says what that wants
+    Scheduler,
     /// Looks after hosts, images and LANs
     Operator,
     /// Decides who belongs to the domain
@@ -350,6 +352,7 @@ impl From<HostRoleName> for HostRole {
             HostRoleName::None => Self::None,
             HostRoleName::Viewer => Self::Viewer,
             HostRoleName::User => Self::User,
+            HostRoleName::Scheduler => Self::Scheduler,
             HostRoleName::Operator => Self::Operator,
             HostRoleName::Admin => Self::Admin,
         }
@@ -363,6 +366,8 @@ pub enum RoleName {
     Viewer,
     /// Runs VMs
     User,
+    /// Runs VMs for a scheduler's queue, and says what that wants
+    Scheduler,
     /// Looks after hosts, images and LANs
     Operator,
     /// Decides who belongs to the domain
@@ -374,6 +379,7 @@ impl From<RoleName> for Role {
         match name {
             RoleName::Viewer => Self::Viewer,
             RoleName::User => Self::User,
+            RoleName::Scheduler => Self::Scheduler,
             RoleName::Operator => Self::Operator,
             RoleName::Admin => Self::Admin,
         }

@@ -78,7 +78,7 @@ pub async fn contract(session: &Session, command: ContractCommand) -> Result<(),
 pub async fn demand(session: &Session, command: DemandCommand) -> Result<(), Failure> {
     match command {
         DemandCommand::Set(wish) => {
-            let demand = Demand { queued: wish.queued, running: wish.running, widest: wish.widest };
+            let demand = Demand { queued: wish.queued, running: wish.running, widest: wish.widest, valid_s: None };
             tell(session, demand).await?;
             session.tell(&demand, said)
         }
@@ -131,7 +131,7 @@ async fn ask(words: &[String]) -> Result<Demand, String> {
         return Err(format!("{name}: it ended with {status}"));
     }
     let found = queue::read(&text).map_err(|why| format!("{name}: {why}"))?;
-    Ok(Demand { queued: found.queued, running: found.running, widest: found.widest })
+    Ok(Demand { queued: found.queued, running: found.running, widest: found.widest, valid_s: None })
 }
 
 /// `rebec plan`
