@@ -18,12 +18,15 @@ use rebec_migrate::{
     Record, VmId,
     message::{DiskShape, NetShape, Shape},
 };
-use rebec_vmm_api::MemorySize;
+use rebec_vmm_api::{
+    MemorySize,
+    control::{CpuStatus, Status, VmState},
+};
 use rebec_vmm_saved::SavedMachine;
 
 use crate::{
     boot_plan::BootPlan,
-    lan::Lan,
+    lan::{Lan, told},
     later,
     ledger::LedgerFile,
     moving::{BaseDigests, MovingMachine, Populate},
@@ -53,6 +56,26 @@ impl Held {
 
     pub fn epoch(&self) -> u64 {
         self.epoch.get()
+    }
+
+    /// How it is, as far as the machine and the right to run it tell.
+    pub fn status(&self, state: VmState, lans: &[Lan]) -> Status {
+        let size = self.vm.size();
+        Status {
+            state,
+            epoch: self.epoch(),
+            vm: self.id().to_string(),
+            memory_bytes: size.memory.bytes(),
+            vcpus: size.vcpus,
+            disk_bytes: self.vm.disks().iter().map(|disk| disk.size_bytes()).collect(),
+            nets: told::net_status(lans),
+            ledger: self.has_durable_ledger(),
+            lease_ms: None,
+            limits: None,
+            cgroup: None,
+            memory: self.vm.memory_status().map(Box::new),
+            cpu: Some(CpuStatus { model: self.vm.cpu().to_string(), features: self.vm.machine().cpu_model().features().to_string() }),
+        }
     }
 
     pub fn has_durable_ledger(&self) -> bool {

@@ -26,7 +26,7 @@ use rebec_migrate::Record;
 use rebec_overlay::{FarPort, FdbError};
 use rebec_vmm_api::{
     MacAddr, Peer,
-    control::{Answer, Capture, Command, ControlError, CpuStatus, ErrorCode, MigrateOptions, ResponseBody, Status, VmState},
+    control::{Answer, Capture, Command, ControlError, ErrorCode, MigrateOptions, ResponseBody, Status, VmState},
     dns_name,
     metrics::Family,
     report::Outcome,
@@ -282,7 +282,7 @@ impl Owner {
         let outcome = report.as_ref().map(|report| report.outcome);
         match outcome {
             Ok(Outcome::Moved) => {
-                self.last = status_of(&held, VmState::Moved, &self.lans);
+                self.last = held.status(VmState::Moved, &self.lans);
                 departure::forward(held, &self.lans, outgoing.target_ports(), self.hear(|()| Event::ForwardingEnded))?;
             }
             Ok(Outcome::Waiting) => self.place = Place::Here(held, Stand::waiting(outgoing)),
@@ -561,7 +561,7 @@ impl Owner {
 
     fn status(&self) -> Status {
         let status = match &self.place {
-            Place::Here(held, stand) => status_of(held, stand.state(), &self.lans),
+            Place::Here(held, stand) => held.status(stand.state(), &self.lans),
             Place::Arriving { .. } | Place::Gone | Place::Unsettled(_) | Place::Asking => {
                 Status { nets: told::net_status(&self.lans), ..self.last.clone() }
             }
@@ -587,25 +587,6 @@ impl Stand {
             Self::Paused => VmState::Paused,
             Self::Waiting(_) => VmState::Waiting,
         }
-    }
-}
-
-fn status_of(held: &Held, state: VmState, lans: &[Lan]) -> Status {
-    let size = held.vm.size();
-    Status {
-        state,
-        epoch: held.epoch(),
-        vm: held.id().to_string(),
-        memory_bytes: size.memory.bytes(),
-        vcpus: size.vcpus,
-        disk_bytes: held.vm.disks().iter().map(|disk| disk.size_bytes()).collect(),
-        nets: told::net_status(lans),
-        ledger: held.has_durable_ledger(),
-        lease_ms: None,
-        limits: None,
-        cgroup: None,
-        memory: held.vm.memory_status().map(Box::new),
-        cpu: Some(CpuStatus { model: held.vm.cpu().to_string(), features: held.vm.machine().cpu_model().features().to_string() }),
     }
 }
 
