@@ -148,7 +148,8 @@ fn source_messages() -> Vec<FromSource> {
         vcpus: 2,
         nets: vec![NetShape { mac: [4; 6], vni: 5 }],
         disks: vec![DiskShape { bytes: 1 << 30, read_only: true, base: Some(BaseName([8; 32])) }],
-        cpu_model: vec![6; 20], memory_max_bytes: None,
+        cpu_model: vec![6; 20],
+        memory_max_bytes: None,
     };
     let record = Record { right: Right::Granted, vm: VmId([2; 16]), epoch: 4, move_id: MoveId([8; 16]) };
     vec![
