@@ -250,7 +250,7 @@ fn acknowledged_writes_are_on_the_disk_after_the_end() -> Result<()> {
     let machine = &lab.machines[0];
     let disk = machine.evidence().join("disk.raw");
     fs::File::create(&disk)?.set_len(16 << 20)?;
-    let mut config = guest::config("64M", "vm=3 blk0=load")?;
+    let mut config = guest::config("64M", "vm=3 blk0=load,depth=32")?;
     config.disks.push(disk.display().to_string());
     let mut vmm = Vmm::run(machine, "first", &config)?;
     vmm.console.wait("hb 50 ", SHORT)?;

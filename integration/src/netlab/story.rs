@@ -83,14 +83,14 @@ impl Story {
         let lab = NetLab::start(plan.name, &["a", "b"])?;
         lab.shape(plan.link_mbit)?;
         let [a, b] = &lab.machines[..] else { unreachable!("two machines were asked for") };
-        let disk = if plan.disk_bytes > 0 { "blk0=load,rate=500" } else { "" };
+        let disk = if plan.disk_bytes > 0 { "blk0=load,rate=500,depth=32,queues=2" } else { "" };
         let mut config = guest::config(plan.memory, &format!("vm=1 net0=ip={WEB_IP} {disk} stats_ms=0 {}", plan.load))?;
         config.nets =
             vec![format!("vni={VNI},mac={WEB_MAC},local={}:{WEB_PORT},peer={CLIENT_MAC}@{}:{CLIENT_PORT}", a.address(), b.address())];
         if plan.disk_bytes > 0 {
             let path = lab.evidence().join("web-0.disk");
             fs::File::create(&path)?.set_len(plan.disk_bytes).with_context(|| format!("make {}", path.display()))?;
-            config.disks = vec![path.display().to_string()];
+            config.disks = vec![format!("{},queues=2", path.display())];
         }
         config.ledger = Some(lab.evidence().join("web-0.ledger"));
         let web = Vmm::run(a, "web-0", &config)?;
@@ -118,7 +118,7 @@ impl Story {
         let mut config = self.config.clone();
         config.nets =
             vec![format!("vni={VNI},mac={WEB_MAC},local={}:{WEB_PORT},peer={CLIENT_MAC}@{client}:{CLIENT_PORT}", there.address())];
-        config.disks.iter_mut().for_each(|disk| *disk = self.lab.evidence().join(format!("{name}.disk")).display().to_string());
+        config.disks.iter_mut().for_each(|disk| *disk = format!("{},queues=2", self.lab.evidence().join(format!("{name}.disk")).display()));
         config.ledger = Some(self.lab.evidence().join(format!("{name}.ledger")));
         config.donors = donors.to_vec();
         let port = MOVE_PORT + self.moves;

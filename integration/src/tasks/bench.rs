@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    bench::{Figure, Target, arrived, base, boot, disks, donors, engine, lan, machines, memory, moves, pool, table, trade},
+    bench::{Figure, Target, arrived, base, boot, disks, donors, engine, lan, machines, memory, moves, pool, requests, table, trade},
     progress::say,
     provision,
 };
@@ -30,6 +30,8 @@ pub enum Row {
     Donors,
     /// Reading what starts out of a disk, and importing one with holes.
     Disks,
+    /// Small reads of a disk, one by one and side by side, beside QEMU's.
+    Requests,
     /// Pages a second through the move's page functions.
     Engine,
     /// What trade does to the jobs of two clusters (`--traces`), and how fast it is simulated.
@@ -90,6 +92,7 @@ fn measure(row: Row, options: &Options) -> Result<Vec<Figure>> {
         Row::Pool => pool::measure(),
         Row::Donors => donors::measure(),
         Row::Disks => disks::measure(),
+        Row::Requests => requests::measure(),
         Row::Engine => engine::measure(),
         Row::Trade => trade::measure(&options.traces, &options.zones),
         Row::Machines => machines::measure(),

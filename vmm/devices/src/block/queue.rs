@@ -23,7 +23,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{
     by_hand::{self, Hands},
     flight::{Does, Flight},
-    request::{BlockRequest, Status, Work},
+    request::{BlockRequest, SEGMENTS_MAX, Status, Work},
     saved::ID_BYTES,
     transfer::{Next, Transfer, error_of, synced},
 };
@@ -45,6 +45,8 @@ const KICK: u64 = 0;
 const DONE: u64 = 1;
 /// Taken from the ring before those are given on: the driver works on the first ones while the device works on the next.
 const BATCH: usize = 8;
+/// Segments of a request that goes on beside others at most: header, data as told to the driver, status.
+const SEGMENTS_KEPT_MAX: usize = SEGMENTS_MAX as usize + 2;
 /// Longest look for the next request before sleeping. A kick and the way out of a sleep cost more than most requests.
 const LOOK_MAX: Duration = Duration::from_micros(32);
 const LOOK_MIN: Duration = Duration::from_micros(4);
@@ -77,10 +79,12 @@ pub(super) struct BlockQueue {
     flight: Flight,
     taken: Vec<Taken>,
     free: Vec<usize>,
-    /// Held while requests are on their way to files.
+    /// Held while something is carried.
     lease: Option<Lease>,
     /// Requests of which the ring to the files knows.
     on_the_way: usize,
+    /// Those of them that are carried to and from places in files; the others are syncs, which no change of places concerns.
+    carried: usize,
     used: Vec<(u16, u32)>,
     parts: Vec<Part>,
     pieces: Vec<(GuestAddress, u32)>,
@@ -101,6 +105,7 @@ impl BlockQueue {
             free: vec![],
             lease: None,
             on_the_way: 0,
+            carried: 0,
             used: vec![],
             parts: vec![],
             pieces: vec![],
@@ -165,18 +170,19 @@ impl BlockQueue {
                 }
                 continue;
             }
-            if self.look_on(ring, stop)? {
+            let idle = Instant::now();
+            if self.look_on(idle, ring, stop)? {
                 continue;
             }
             let is_full = self.free.is_empty() && self.taken.len() >= usize::from(ring.size());
             if is_full || !ring.want_kick()? {
                 // Kicks are taken before the ring is looked at: one that comes in between wakes again.
-                let asleep = Instant::now();
+                let is_idle = self.on_the_way == 0;
                 if waiter.wait(None)?.contains(KICK) {
                     take_kicks(kick);
                 }
-                if self.on_the_way == 0 {
-                    self.learn(asleep.elapsed());
+                if is_idle {
+                    self.learn(idle.elapsed());
                 }
             }
         }
@@ -192,7 +198,7 @@ impl BlockQueue {
             }
             moved |= self.reap(ring.ram())?;
             self.publish(ring)?;
-            if self.on_the_way == 0 {
+            if self.carried == 0 {
                 self.lease = None;
             }
             if !moved {
@@ -278,7 +284,7 @@ impl BlockQueue {
             if let Some(files) = &self.files {
                 // Who wants to change where bytes lie goes first.
                 let is_wanted = self.lease.as_ref().is_some_and(Lease::is_wanted);
-                if is_wanted && self.on_the_way > 0 || files.room() < PARTS_MAX {
+                if is_wanted && self.carried > 0 || files.room() < PARTS_MAX {
                     break;
                 }
                 if is_wanted {
@@ -302,10 +308,11 @@ impl BlockQueue {
             Work::Flush => return self.begin_sync(number),
             Work::Discard { .. } | Work::Zero { .. } => return Ok(false),
         };
-        if self.files.is_none() {
+        // A chain longer than drivers are told to make is no reason to hold memory for 128 such.
+        if self.files.is_none() || self.taken[number].chain.segments() > SEGMENTS_KEPT_MAX {
             return Ok(false);
         }
-        // Waited for only while nothing is on the way: nobody who changes something waits for this queue then.
+        // Waited for only while nothing is carried: nobody who changes something waits for this queue then.
         let lease = self.lease.get_or_insert_with(|| self.disk.lease());
         if !self.disk.parts(lease, offset, bytes, writes, &mut self.parts).unwrap_or(false) {
             return Ok(false);
@@ -329,6 +336,7 @@ impl BlockQueue {
         }
         taken.left = taken.transfers.len();
         self.on_the_way += 1;
+        self.carried += 1;
         for part in 0..self.taken[number].transfers.len() {
             self.send(number, part, ram)?;
         }
@@ -397,6 +405,9 @@ impl BlockQueue {
             return;
         }
         self.on_the_way -= 1;
+        if taken.work != Work::Flush && !taken.is_syncing {
+            self.carried -= 1;
+        }
         let mut result = match taken.failure {
             Some(number) => Err(error_of(number)),
             None => Ok(()),
@@ -454,6 +465,9 @@ impl BlockQueue {
             }
         };
         self.used.push(answer(&taken.chain, ram, status, written));
+        if taken.chain.segments() > SEGMENTS_KEPT_MAX {
+            self.taken[number].chain = Chain::default();
+        }
         self.flight.end(number);
         self.free.push(number);
     }
@@ -469,12 +483,11 @@ impl BlockQueue {
     }
 
     /// Looks for something to do for as long as it has lately been worth it; whether there is.
-    fn look_on(&self, ring: &Ring, stop: &Stop) -> Result<bool, Broken> {
+    fn look_on(&self, began: Instant, ring: &Ring, stop: &Stop) -> Result<bool, Broken> {
         // Whoever waits for the host's disk sleeps.
         if self.look.is_zero() || self.on_the_way > 0 {
             return Ok(false);
         }
-        let began = Instant::now();
         while began.elapsed() < self.look {
             if stop.requested() || ring.waiting()? > 0 {
                 return Ok(true);
@@ -484,9 +497,9 @@ impl BlockQueue {
         Ok(false)
     }
 
-    /// A short sleep would have been better spent looking, a long one not.
-    fn learn(&mut self, slept: Duration) {
-        self.look = if slept > LOOK_MAX { Duration::ZERO } else { (self.look * 2).clamp(LOOK_MIN, LOOK_MAX) };
+    /// A short time without anything to do would have been better spent looking, a long one not.
+    fn learn(&mut self, idle: Duration) {
+        self.look = if idle > LOOK_MAX { Duration::ZERO } else { (self.look * 2).clamp(LOOK_MIN, LOOK_MAX) };
     }
 
     fn wait_for_files(&mut self) -> io::Result<()> {
@@ -517,7 +530,7 @@ impl BlockQueue {
                 }
             }
         }
-        self.on_the_way = 0;
+        (self.on_the_way, self.carried) = (0, 0);
         self.flight = Flight::default();
         self.used.clear();
     }

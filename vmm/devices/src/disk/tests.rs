@@ -123,7 +123,8 @@ proptest! {
         let bytes = sectors * SECTOR_BYTES;
         let base = raw_file(&vec![9; bytes as usize]);
         let below = [&base];
-        let disk = open(&qcow2_with(bytes, 1 << cluster_bits, backing), &below[..usize::from(backing)]);
+        let file = qcow2_with(bytes, 1 << cluster_bits, backing);
+        let disk = open(&file, &below[..usize::from(backing)]);
         let mut expected = vec![if backing { 9 } else { 0 }; bytes as usize];
         for (kind, at, length) in changes {
             let start = at % sectors;
@@ -135,9 +136,38 @@ proptest! {
                 _ => disk.discard_at(range.start, length).unwrap(),
             }
             expected[range.start as usize..range.end as usize].fill(value);
+            // Where bytes lie is where they are read without imago, and what is written there is inside of what imago knows of its file.
+            let (lease, mut parts) = (disk.lease(), vec![]);
+            for writes in [false, true] {
+                if !disk.parts(&lease, range.start, length, writes, &mut parts).unwrap() {
+                    continue;
+                }
+                let mut found = vec![];
+                for part in &parts {
+                    match *part {
+                        Part::Zeros { bytes } => found.resize(found.len() + bytes as usize, 0),
+                        Part::File { file: number, offset, bytes } => {
+                            prop_assert!(number == 0 || !writes && backing, "file {number}");
+                            let from = if number == 0 { &file } else { &base };
+                            let mut read = vec![0; bytes as usize];
+                            let inside = read_from(from, offset, &mut read);
+                            prop_assert!(!writes || inside == bytes, "{inside} of {bytes} bytes are in the file");
+                            found.append(&mut read);
+                        }
+                    }
+                }
+                prop_assert!(found == expected[range.start as usize..range.end as usize], "{parts:?}");
+            }
         }
         prop_assert!(content(&disk, 0, bytes as usize) == expected);
     }
+}
+
+/// Reads as far as the file goes; how far that is.
+fn read_from(file: &File, offset: u64, into: &mut [u8]) -> u64 {
+    let length = file.metadata().unwrap().len().saturating_sub(offset).min(into.len() as u64);
+    file.read_exact_at(&mut into[..length as usize], offset).unwrap();
+    length
 }
 
 /// A move's streams write neighbours of one cluster at the same time.

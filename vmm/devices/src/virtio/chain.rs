@@ -70,6 +70,11 @@ impl Chain {
         self.head
     }
 
+    /// How many segments it has.
+    pub(crate) fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
     /// What the driver wrote for the device.
     pub fn reader<'a>(&'a self, ram: &'a GuestRam) -> Cursor<'a> {
         Cursor::new(ram, &self.segments[..self.readable])
