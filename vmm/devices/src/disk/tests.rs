@@ -163,6 +163,26 @@ proptest! {
     }
 }
 
+/// A host that lost its power may leave an image whose last cluster is behind the end of its file. imago cuts files to the length that it knows, so what is
+/// written there goes through imago.
+#[test]
+fn what_lies_behind_the_end_of_the_file_is_not_written_beside_imago() {
+    let file = qcow2_file(MIB, None);
+    {
+        let disk = open(&file, &[]);
+        disk.write_at(0, &[7; 65_536]).unwrap();
+        disk.flush().unwrap();
+    }
+    file.set_len(file.metadata().unwrap().len() - 4096).unwrap();
+    let disk = open(&file, &[]);
+    let (lease, mut parts) = (disk.lease(), vec![]);
+    let mut is_direct = |offset, writes| disk.parts(&lease, offset, 4096, writes, &mut parts).unwrap();
+    assert!(is_direct(0, true) && is_direct(65_536 - 4096, false));
+    assert!(!is_direct(65_536 - 4096, true));
+    disk.write_at(65_536 - 4096, &[8; 4096]).unwrap();
+    assert!(is_direct(65_536 - 4096, true), "imago knows of it now");
+}
+
 /// Reads as far as the file goes; how far that is.
 fn read_from(file: &File, offset: u64, into: &mut [u8]) -> u64 {
     let length = file.metadata().unwrap().len().saturating_sub(offset).min(into.len() as u64);

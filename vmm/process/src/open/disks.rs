@@ -42,6 +42,8 @@ pub struct DiskFile {
     /// Kept digests of the first of `backing`.
     pub base: Option<Arc<BaseDigests>>,
     queues: u8,
+    /// Its files once more, for rings.
+    again: io::Result<Vec<File>>,
     /// For the first disk that is parsed.
     rings: Mutex<Vec<Box<dyn FileRing>>>,
 }
@@ -81,7 +83,17 @@ impl DiskFile {
 /// Gives each disk's queues a way to serve requests side by side. Where this host offers none, they are served one at a time, which is said once.
 pub fn make_rings(disks: &[DiskFile]) {
     for disk in disks {
-        match rings::make(&disk.file, &disk.backing, disk.queues) {
+        let files = match &disk.again {
+            Ok(files) => files,
+            Err(error) => {
+                log::warn!(
+                    "disk {} serves one request at a time: open it once more: {error}; let the user of this process open it",
+                    disk.name
+                );
+                continue;
+            }
+        };
+        match rings::make(files, disk.queues) {
             Ok(made) => *disk.rings.lock().unwrap_or_else(PoisonError::into_inner) = made,
             Err(error) => {
                 let next = "allow io_uring (sysctl kernel.io_uring_disabled=0, Linux 5.15) for more";
@@ -114,6 +126,7 @@ pub fn open(config: &DiskConfig, missing: Missing, handed: &mut Handed) -> Resul
     };
     let base = config.base_digests.as_ref().map(|digests| open_digests(digests, handed)).transpose()?;
     ensure!(base.is_none() || !backing.is_empty(), "disk {name}: it has no backing image that digests could be of");
+    let again = rings::reopen(&file, config.read_only, &backing);
     Ok(DiskFile {
         name,
         file,
@@ -122,6 +135,7 @@ pub fn open(config: &DiskConfig, missing: Missing, handed: &mut Handed) -> Resul
         at_least: config.at_least,
         base,
         queues: config.queues,
+        again,
         rings: Mutex::default(),
     })
 }
