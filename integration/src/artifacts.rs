@@ -27,6 +27,8 @@ pub enum Artifact {
     Workload,
     /// The agent and its command line; `/init` of the appliance.
     Rebec,
+    /// What sits beside a scheduler.
+    Elastic,
     /// Agent and VMM that play a later version.
     Later,
 }
@@ -38,6 +40,7 @@ impl Artifact {
             Self::Agent => "rebec-lab-agent",
             Self::Workload => "rebec-workload",
             Self::Rebec => "rebec-cli",
+            Self::Elastic => "rebec-elastic",
             Self::Later => "rebec-lab-later",
         }
     }
@@ -49,14 +52,15 @@ impl Artifact {
             Self::Agent => "lab-agent",
             Self::Workload => "rebec-workload",
             Self::Rebec => "rebec",
+            Self::Elastic => "rebec-elastic",
             Self::Later => "rebec-later",
         }
     }
 
     fn profile(self) -> &'static str {
         match self {
-            // The libraries of the agent are built once for both.
-            Self::Rebec | Self::Later => "image",
+            // The libraries of the agent are built once for all of them.
+            Self::Rebec | Self::Elastic | Self::Later => "image",
             Self::Vmm | Self::Agent | Self::Workload => "release",
         }
     }

@@ -4,8 +4,18 @@ use rebec_lab::demo::{Options, story};
 
 #[test]
 fn a_vm_moves_there_and_back_while_it_works() {
-    let options =
-        Options { local: false, short: false, two_vmms: true, accel: None, vmm: None, image: None, moves: 2, streams: 2, json: None };
+    let options = Options {
+        other: None,
+        local: false,
+        short: false,
+        two_vmms: true,
+        accel: None,
+        vmm: None,
+        image: None,
+        moves: 2,
+        streams: 2,
+        json: None,
+    };
     let report = story::tell(&options).unwrap_or_else(|error| panic!("{error:#}"));
     assert!(report.is_right(), "{report}");
 }

@@ -7,8 +7,18 @@ use rebec_lab::demo::{Options, pool::Short};
 
 #[test]
 fn machines_boot_the_image_and_their_pool_survives_what_befalls_it() -> Result<()> {
-    let options =
-        Options { local: false, short: true, two_vmms: false, accel: None, vmm: None, image: None, moves: 3, streams: 2, json: None };
+    let options = Options {
+        other: None,
+        local: false,
+        short: true,
+        two_vmms: false,
+        accel: None,
+        vmm: None,
+        image: None,
+        moves: 3,
+        streams: 2,
+        json: None,
+    };
     let mut pool = Short::boot(&options)?;
     pool.clock_is_wrong()?;
     pool.join()?;

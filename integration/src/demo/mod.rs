@@ -20,24 +20,38 @@
 //!   VM control  is pinged and never moves
 //!        └────────── 100 Mbit/s, 20 ms round trip ──────────┘
 //! ```
-//! `work` is what the VMs do in both, `report` judges it. With `--local` the bench guest does the same in network namespaces.
+//! `work` is what the VMs do in both, `report` judges it. With `--local` the bench guest does the same in network namespaces. `trade` tells of two domains that
+//! lend each other machines.
 
 mod faults;
 pub mod pool;
 pub mod report;
 pub mod story;
+pub mod trade;
 pub mod work;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
+
+use serde::Serialize;
 
 use crate::{netlab, qemu::Accel};
+
+/// Stories beside that of the VM that moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Other {
+    /// A queue borrows another domain's machines.
+    Trade,
+}
 
 /// Options of `cargo lab demo`.
 #[derive(Debug, Args)]
 pub struct Options {
+    /// Another story than that of the VM that moves; it is told with --local.
+    #[arg(value_enum, requires = "local")]
+    pub other: Option<Other>,
     /// Use the bench guest in network namespaces on this machine's own KVM: seconds instead of minutes.
     #[arg(long, conflicts_with_all = ["accel", "vmm", "two_vmms", "short"])]
     pub local: bool,
@@ -69,6 +83,12 @@ pub struct Options {
 
 /// Tells the story; the exit code says whether every verdict was right.
 pub fn run(options: &Options) -> Result<ExitCode> {
+    if options.other == Some(Other::Trade) {
+        let report = trade::tell()?;
+        println!("{report}");
+        write(options, &report)?;
+        return Ok(if report.is_right() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     if options.local {
         netlab::demo::run()?;
         return Ok(ExitCode::SUCCESS);
@@ -85,9 +105,13 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         println!("{report}\n{views}");
         report
     };
-    if let Some(path) = &options.json {
-        let text = serde_json::to_string_pretty(&report).context("write the report")?;
-        std::fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))?;
-    }
+    write(options, &report)?;
     Ok(if report.is_right() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Writes a report as JSON, where that was asked for.
+fn write(options: &Options, report: &impl Serialize) -> Result<()> {
+    let Some(path) = &options.json else { return Ok(()) };
+    let text = serde_json::to_string_pretty(report).context("write the report")?;
+    std::fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))
 }

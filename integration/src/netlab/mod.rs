@@ -26,6 +26,7 @@ pub mod lab;
 pub mod meddler;
 pub mod peer;
 pub mod processor;
+pub mod slurm;
 pub mod story;
 pub mod vmm;
 

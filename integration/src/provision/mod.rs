@@ -4,6 +4,7 @@
 //! packages   Debian packages of this machine, each with its reason -> apt-get, or the one command to type
 //! emulator   a QEMU whose emulated SVM can be relied on
 //! promtool   what reads metrics, for the test that has some
+//! slurm      Debian 13's, unpacked
 //! kernel     package -> bzImage, vmlinux ELF, modules with modules.dep, in the cache under the package's digest
 //! ```
 //! Packages, archive and lock file (`integration/lock.toml`) are those of `rebec_image_build`. No mirror is named anywhere: what the machine itself is configured to use is used.
@@ -12,6 +13,7 @@ pub mod emulator;
 pub mod kernel;
 pub mod packages;
 pub mod promtool;
+pub mod slurm;
 
 use anyhow::{Context as _, Result};
 use rebec_image_build::lock::Lock;

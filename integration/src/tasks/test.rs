@@ -42,6 +42,8 @@ const ALONE: [&str; 6] = ["local_boot", "local_handover", "local_lan", "local_le
 const OTHERS_AT_ONCE: usize = 2;
 /// How the names of groups begin that want the appliance's program.
 const OF_REBEC: [&str; 5] = ["local_pool", "local_service", "qemu_boot", "qemu_firmware", "qemu_pool"];
+/// The groups that want what sits beside a scheduler.
+const OF_ELASTIC: [&str; 2] = ["local_pool_slurm", "local_pool_trade"];
 /// The group that wants agents of a later version.
 const OF_LATER: &str = "local_pool_versions";
 /// Cargo's words for every unit test but the lab's, whose features are the lab's own.
@@ -174,6 +176,7 @@ fn test_files() -> Result<Vec<String>> {
 fn programs(tests: &BTreeMap<String, PathBuf>, steps: &Steps) -> Result<()> {
     let wants_rebec = tests.keys().any(|name| OF_REBEC.iter().any(|beginning| name.starts_with(beginning)));
     let artifacts = [Artifact::Vmm, Artifact::Agent, Artifact::Workload].into_iter().chain(wants_rebec.then_some(Artifact::Rebec));
+    let artifacts = artifacts.chain(OF_ELASTIC.iter().any(|name| tests.contains_key(*name)).then_some(Artifact::Elastic));
     let artifacts = artifacts.chain(tests.contains_key(OF_LATER).then_some(Artifact::Later));
     for artifact in artifacts {
         let name = artifact.binary();

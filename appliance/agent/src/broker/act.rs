@@ -144,7 +144,13 @@ impl Broker {
         let broker = self.clone();
         tokio::spawn(async move {
             match broker.propose(lender, &wish).await {
-                Ok((agreed, _)) => log::info!("broker: {} contracts: {}", agreed.len(), step.reason),
+                Ok((agreed, _)) => {
+                    // Who gave all that was asked for may be asked for more at once.
+                    if agreed.len() >= wish.machines as usize {
+                        lock(&broker.seen).asked.remove(&lender);
+                    }
+                    log::info!("broker: {} contracts: {}", agreed.len(), step.reason);
+                }
                 Err(error) => log::info!("broker: {error}: {}", error.details.join("; ")),
             }
         });

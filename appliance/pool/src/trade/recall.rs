@@ -44,6 +44,8 @@ pub fn plan<'a>(world: &World<'a>) -> Plan<Recall<'a>> {
         let why = match loan.work {
             Work::Idle => "nothing runs on it".to_owned(),
             Work::Busy { job, done_s, .. } if loan.reclaim == Reclaim::Kill => format!("job {job} loses least, {done_s} s of work"),
+            Work::Busy { .. } if loan.reclaim == Reclaim::Migrate => "what runs on it moves away".to_owned(),
+            Work::Busy { job, left_s: u64::MAX, .. } => format!("no end was agreed for job {job}"),
             Work::Busy { job, left_s, .. } => format!("job {job} ends in {left_s} s at the latest"),
         };
         let reason = format!("{}; {why} (agreed from {})", demand::told(&world.demand, &world.holdings), lending.reclaim);

@@ -137,6 +137,11 @@ fn what_loses_least_comes_back_first() {
     let plan = recall::plan(&world(&policy, (20, 7, 0), (3, 13), &lent));
     let expected = "n = 3 queued + 13 running - ((20 - 7) + 0) = 3; job 3 loses least, 30 s of work (agreed from default: lending.reclaim = migrate, wait)";
     assert_eq!(plan.steps[2].reason, expected);
+    assert!(plan.steps[1].reason.contains("; what runs on it moves away (agreed"), "{}", plan.steps[1].reason);
+    // A contract without an end says none.
+    let lent = [loan(1, Reclaim::Wait, busy(1, 10, u64::MAX))];
+    let plan = recall::plan(&world(&policy, (1, 1, 0), (1, 0), &lent));
+    assert!(plan.steps[0].reason.contains("; no end was agreed for job 1 (agreed"), "{}", plan.steps[0].reason);
 }
 
 #[test]
