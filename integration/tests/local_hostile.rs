@@ -386,9 +386,13 @@ fn a_broker_that_means_no_good_gains_nothing() -> Result<()> {
     let run = ["vm", "run", "roomy", "--image", "bench", "--host", "a2", "--memory", "900M"];
     findings.of("room is taken by a handover that never ends", eventually("a2 has its room", SOON, || a1.must(&run).map(|_| true)));
 
-    let rows = a1.must(&["audit", "--tail", "400"])?.to_string();
-    for words in ["its borrower has not signed it", "is one of the two clocks wrong?", "is promised to", "ContractEnd"] {
+    // The audit log has the first refusals with their reasons and sums up a flood of them; the agent's own log has each.
+    let (rows, said) = (a1.must(&["audit", "--tail", "400"])?.to_string(), a1.said());
+    for words in ["its borrower has not signed it", "ContractSign", "ContractRecall", "ContractEnd"] {
         ensure!(rows.contains(words), "the audit log does not say `{words}`");
+    }
+    for words in ["is one of the two clocks wrong?", "is promised to evil", "is too little", "no more are kept"] {
+        ensure!(said.contains(words), "the broker does not say `{words}`");
     }
     a1.must(&["audit", "verify"])?;
     findings.are_none()?;

@@ -125,17 +125,19 @@ fn a_machine_that_is_called_back_sends_its_vm_to_a_third_domain() -> Result<()> 
     };
     let of_beta = propose("beta")?;
     let office = ["--lan", "office"];
+    let load = format!("vm=1 net0=ip={WEB_IP} fill=text:3:30%,random:5:20%,zero dirty=0:lines:500");
+    let web = ["vm", "run", "web", "--image", "bench", "--memory", "64M", "--lan", "office", "--domain", "beta", "--cmdline", &load];
+    a1.must(&web)?;
     agents.run("client", "a1", "32M", &office, "vm=2 net0=ip=10.7.0.9,peer=10.7.0.8,load=ping")?;
-    // Where it would go, and what each host says.
-    let explained = a1.must(&["vm", "run", "web", "--image", "bench", "--memory", "64M", "--lan", "office", "--explain"])?;
+    // Where one more would go, and what each host says; nothing is started.
+    let explained = a1.must(&["vm", "run", "more", "--image", "bench", "--memory", "64M", "--lan", "office", "--explain"])?;
     let says = |host: &str| -> Result<&Value> {
         let all = explained.as_array().context("a list of hosts")?;
         all.iter().find(|one| plain(&one["host"]) == host).with_context(|| format!("{host} says nothing: {explained}"))
     };
     ensure!(says("a1")?["why"].to_string().contains("64 MiB wanted"), "{explained}");
     ensure!(says("b1")?["chosen"] == true && says("c1")?["why"].to_string().contains("domain alpha has none for it"), "{explained}");
-    let load = format!("vm=1 net0=ip={WEB_IP} fill=text:3:30%,random:5:20%,zero dirty=0:lines:500");
-    a1.must(&["vm", "run", "web", "--image", "bench", "--memory", "64M", "--lan", "office", "--cmdline", &load])?;
+    ensure!(a1.must(&["vm", "ls"])?.as_array().is_some_and(|vms| vms.len() == 2), "explaining started something");
     let web = Seat::take(a1, "web")?;
     let client = Seat::take(a1, "client")?;
     eventually("pings are answered", SOON, || Ok(client.net()?.number("ping_received")? > 0))?;

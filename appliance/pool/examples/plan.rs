@@ -4,15 +4,13 @@
 #[path = "../tests/made/mod.rs"]
 mod made;
 
-use std::{hint::black_box, time::Instant};
+use std::time::Instant;
 
 use made::{Chance, Made, NOW, Shape};
-use rebec_book::{contracts, view};
+use rebec_book::view;
 use rebec_pool::place::{Now, Want, World, plan};
 
 const SHAPE: Shape = Shape { domains: 50, hosts: 1000, vms: 10_000, lent_of: 5, vm_mib: 2048 };
-/// Hosts that are looked at one by one, as long as there are none laid.
-const ONE_BY_ONE: usize = 20;
 const RUNS: usize = 5;
 
 fn main() {
@@ -39,7 +37,6 @@ fn main() {
     println!("plan-lay-ms {}\nplan-ms {}\nplan-both-ms {}", best[0], best[1], best[0] + best[1]);
     println!("plan-placed {}\nplan-refused {}\nplan-reasons {reasons}", first.steps.len(), first.refusals.len());
     println!("plan-unanswered {unanswered}\nplan-differs {differs}");
-    println!("plan-before-ms {}", before(&made));
 }
 
 /// Every VM is to go elsewhere; of a hundred one is too large for any host.
@@ -52,15 +49,4 @@ fn wants(made: &Made, world: &World<'_>) -> Vec<Want> {
         Want { leaves, memory_bytes, ..want }
     };
     made.vms.iter().map(want).collect()
-}
-
-/// What one VM's place would take if each host's contracts and guests were read from the book by themselves.
-fn before(made: &Made) -> f64 {
-    let (vm, home) = (made.vms[0].0, made.book.thing(rebec_book::record::Kind::VM, made.vms[0].0).map(|thing| thing.home));
-    let (Some(home), Some(body)) = (home, view::vm_body(&made.book, vm)) else { return 0.0 };
-    let begun = Instant::now();
-    for (host, _) in made.hosts.iter().take(ONE_BY_ONE) {
-        black_box(contracts::may_take(&made.book, host, &home, Some(vm), body, NOW).is_ok());
-    }
-    begun.elapsed().as_secs_f64() * 1e3 * made.hosts.len() as f64 / ONE_BY_ONE as f64
 }

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use super::{Figure, Peer, Target};
+use super::{Figure, Target};
 use crate::{command::Program, paths};
 
 /// A first build on two busy cores.
@@ -49,8 +49,8 @@ fn figures(said: &str) -> Option<Vec<Figure>> {
         figure(&numbers, "made-s", "100,000 made jobs simulated", "s", Target::AtMost(SECONDS), speed)?,
         figure(&numbers, "overrun-s", "the same, four times what one cluster can do", "s", Target::AtMost(SECONDS), speed)?,
     ];
-    if let Some(before) = numbers.get("plan-before-ms") {
-        figures.extend(planned(&numbers, *before)?);
+    if numbers.contains_key("plan-both-ms") {
+        figures.extend(planned(&numbers)?);
     }
     if numbers.contains_key("spot-moved-late") {
         figures.extend(withdrawn(&numbers)?);
@@ -77,12 +77,10 @@ fn figures(said: &str) -> Option<Vec<Figure>> {
 }
 
 /// A place for each VM of a pool, by one plan.
-fn planned(numbers: &BTreeMap<String, f64>, before: f64) -> Option<Vec<Figure>> {
+fn planned(numbers: &BTreeMap<String, f64>) -> Option<Vec<Figure>> {
     let how = "1,000 hosts, 10,000 VMs, 50 domains, 200 contracts: the world laid from its book, and a place elsewhere for every VM; best of five";
-    let whole = figure(numbers, "plan-both-ms", "a plan for 10,000 VMs", "ms", Target::AtMost(PLAN_MS), how)?;
-    let peer = Peer { name: "one VM, each host read by itself".to_owned(), value: before };
     Some(vec![
-        Figure { peers: vec![peer], ..whole },
+        figure(numbers, "plan-both-ms", "a plan for 10,000 VMs", "ms", Target::AtMost(PLAN_MS), how)?,
         figure(numbers, "plan-lay-ms", "the same: the world laid", "ms", Target::None, how)?,
         figure(numbers, "plan-unanswered", "the same: neither a place nor a reason", "", Target::AtMost(0.0), how)?,
         figure(numbers, "plan-differs", "the same: other plans of one seed", "", Target::AtMost(0.0), how)?,
@@ -134,7 +132,7 @@ mod tests {
             judged([-33.0, 9.0, -30.0, 1.0], [1.5, 9.0, 0.4, 0.0]),
             ["KTH (100), killed", "CTC (512), killed", "KTH (100), moved", "KTH, work lost, moved"]
         );
-        let plans = "plan-before-ms 500\nplan-both-ms 101\nplan-lay-ms 20\nplan-unanswered 0\nplan-differs 1\n";
+        let plans = "plan-both-ms 101\nplan-lay-ms 20\nplan-unanswered 0\nplan-differs 1\n";
         let late = figures(&format!("made-s 1\noverrun-s 1\n{plans}")).unwrap();
         assert_eq!(late.iter().filter(|figure| !figure.is_met()).count(), 2);
         assert!(figures("made-s fast\n").is_none());

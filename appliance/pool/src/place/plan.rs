@@ -8,7 +8,7 @@ use std::{
 
 use rebec_book::{
     Book, Key,
-    contracts::{self, Comer},
+    contracts::{self, Bar, Comer},
     key::Id,
     record::{Kind, Partner, id_of_key},
     view,
@@ -295,15 +295,18 @@ impl<'w, 'a> Draft<'w, 'a> {
         if home == host.domain && !world.bound[place] {
             return Ok(());
         }
+        let by_contract = world.by_contract[place];
         let is_strange = |domain: Key| domain != home && want.leaves.and_then(|host| world.book.domain_of(&host)) != Some(domain);
-        if want.by_contract && !world.bound[place] && is_strange(host.domain) && !world.contracts.by_contract(&host.domain) {
+        if want.by_contract && !by_contract && !world.bound[place] && is_strange(host.domain) {
             return Err(No::Abroad);
         }
-        let own = world.book.own_domain();
-        let is_others = home != host.domain && own.is_some_and(|own| own != home && own != host.domain);
-        if is_others && world.contracts.by_contract(&host.domain) {
+        let is_others = || home != host.domain && world.book.own_domain().is_some_and(|own| own != home && own != host.domain);
+        if by_contract && is_others() {
             // Two other domains' contracts are not told here: who names a host knows better, and that host's agent decides.
             return if want.host == Some(host.key) { Ok(()) } else { Err(No::NotTold { lender: host.domain, home }) };
+        }
+        if by_contract && !world.bound[place] {
+            return Err(No::Contract(Bar::None { lender: host.domain, borrower: home }));
         }
         let taken = self.under.get(&(place, home)).copied().unwrap_or_default();
         let comer = Comer::new(home, want.vm, &want.lans, want.memory_bytes, want.vcpus).beside(taken);
@@ -332,8 +335,11 @@ impl<'w, 'a> Draft<'w, 'a> {
         }
         let shies = |apart: &[Partner]| apart.iter().any(|partner| partner.is(want.vm, &want.labels));
         let there = self.world.shy[place].iter().map(|vm| &self.world.vms[*vm]);
-        let shy = there.filter(|there| Some(there.vm.domain) == want.home_domain && !self.is_elsewhere(there.vm.id, want));
-        if let Some(there) = shy.into_iter().find(|there| there.vm.body.placing.as_ref().is_some_and(|placing| shies(&placing.apart))) {
+        let shy = |there: &&There<'_>| {
+            let is_shy = there.vm.body.placing.as_ref().is_some_and(|placing| shies(&placing.apart));
+            is_shy && Some(there.vm.domain) == want.home_domain && !self.is_elsewhere(there.vm.id, want)
+        };
+        if let Some(there) = there.into_iter().find(shy) {
             return Err(No::Shunned(Some(there.vm.id)));
         }
         if self.shy[place].iter().any(|(domain, vm, apart)| *domain == want.home_domain && (vm.is_none() || *vm != want.vm) && shies(apart))
@@ -421,13 +427,27 @@ impl<'w, 'a> Draft<'w, 'a> {
     fn told(&self, want: &Want, places: impl Iterator<Item = usize>) -> Vec<(Key, Arc<str>)> {
         let mut told: Vec<(No, Vec<usize>)> = vec![];
         let mut known: BTreeMap<(Key, No), usize> = BTreeMap::new();
+        let mut last: Option<(Key, No)> = None;
         for place in places {
             let host = &self.world.hosts[place];
             let Err(no) = self.fits(want, place) else { continue };
-            let at = *known.entry((host.domain, no.kind())).or_insert_with(|| {
+            // Hosts are in the order of their names, and so of their domains: the next one mostly says what the last one did.
+            let kind = no.kind();
+            if let Some((last, (_, places))) = last.as_ref().zip(told.last_mut())
+                && *last == (host.domain, kind.clone())
+            {
+                places.push(place);
+                continue;
+            }
+            let key = (host.domain, kind);
+            last = Some(key.clone());
+            let at = *known.entry(key).or_insert_with(|| {
                 told.push((no, vec![]));
                 told.len() - 1
             });
+            if at + 1 < told.len() {
+                last = None;
+            }
             told[at].1.push(place);
         }
         let line = |(no, places): (No, Vec<usize>)| {

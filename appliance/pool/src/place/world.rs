@@ -71,6 +71,8 @@ pub struct World<'a> {
     pub(super) open: Vec<usize>,
     /// Whether a contract binds a host.
     pub(super) bound: Vec<bool>,
+    /// Whether its domain lends by contract alone.
+    pub(super) by_contract: Vec<bool>,
     pub(super) contracts: Standings<'a>,
     /// In the order of their ids.
     pub(super) vms: Vec<There<'a>>,
@@ -139,9 +141,9 @@ impl<'a> World<'a> {
     /// A world without hosts.
     pub fn empty(book: &'a Book, now_s: u64) -> Self {
         let contracts = Standings::of(book, now_s);
-        let (hosts, by_key, domains, lent_to, open, bound, vms, by_label, shy, told, lans) = Default::default();
+        let (hosts, by_key, domains, lent_to, open, bound, by_contract, vms, by_label, shy, told, lans) = Default::default();
         let promises = |_: &VmBody| 0;
-        Self { book, hosts, by_key, domains, lent_to, open, bound, contracts, vms, by_label, shy, told, promises, lans }
+        Self { book, hosts, by_key, domains, lent_to, open, bound, by_contract, contracts, vms, by_label, shy, told, promises, lans }
     }
 
     /// One host more.
@@ -150,6 +152,7 @@ impl<'a> World<'a> {
         let place = self.hosts.len();
         self.by_key.insert(host.key, place);
         self.domains.entry(host.domain).or_default().push(place);
+        self.by_contract.push(self.contracts.by_contract(&host.domain));
         self.bound.push(self.contracts.binding(&host.key).is_some());
         match self.contracts.binding(&host.key) {
             Some((_, contract)) => self.lent_to.entry(contract.terms().borrower).or_default().push(place),
