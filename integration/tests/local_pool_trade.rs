@@ -11,6 +11,9 @@ use rebec_lab::{
 };
 use serde_json::Value;
 
+/// The first address of the LAN that its home host gives out.
+const WEB_IP: &str = "10.7.0.8";
+
 /// A refusal, in these words.
 fn refuses(host: &Host, words: &[&str], says: &str) -> Result<()> {
     let (code, said) = host.refused(words)?;
