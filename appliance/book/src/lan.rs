@@ -157,7 +157,7 @@ pub const MTU_MAX: u16 = 8900;
 pub const WAY_BYTES_KNOWN: u16 = 1500;
 /// What a packet is longer by between hosts: outer IPv4 and UDP, VXLAN and the inner Ethernet header; with a seal and its padding at most.
 const WAY_PLAIN_BYTES: u16 = 20 + 8 + 8 + 14;
-/// See [`WAY_PLAIN_BYTES`].
+/// The same of one whose frames are sealed.
 pub const WAY_SEALED_BYTES: u16 = 96;
 
 /// The largest packet between hosts of a LAN.
