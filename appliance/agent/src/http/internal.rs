@@ -42,7 +42,7 @@ use crate::{
     },
     pool::{self, JoinAnswer, JoinQuestion},
     vm::{
-        Want, arrive,
+        arrive,
         depart::Offer,
         start::{self, Order},
         stop,
@@ -154,11 +154,7 @@ pub async fn starts(
     start::take_private(&agent.vms, vm, &private)?;
     let (_, body) = agent.knowledge.desired(vm)?;
     Ok(jobs::begin(&agent, caller, order, format!("start VM {}", body.name), async move |agent, reporter| {
-        // What was ordered is done, whoever did it.
-        let runs = agent.vms.get(&vm).is_some_and(|here| here.want() == Want::Running && here.kept().epoch >= epoch);
-        if !runs {
-            start::start(&agent.vms, vm, Order { epoch, reason }, &reporter).await?;
-        }
+        start::as_ordered(&agent.vms, vm, Order { epoch, reason }, &reporter).await?;
         agent.knowledge.pool(|book| book.select(|key| key.kind == Kind::SEEN && key.id == vm, usize::MAX))
     })?)
 }

@@ -62,6 +62,20 @@ pub async fn start(vms: &Arc<Vms>, id: Id, order: Order, reporter: &Reporter) ->
     outcome
 }
 
+/// Starts a VM as another host ordered. Several orders may be on their way for one start (one of a home whose agent was killed, one of its successor):
+/// that another was quicker is no failure.
+pub async fn as_ordered(vms: &Arc<Vms>, id: Id, order: Order, reporter: &Reporter) -> Result<(), ApiError> {
+    let epoch = order.epoch;
+    let wanted = || vms.get(&id).filter(|vm| vm.want() == Want::Running && vm.kept().epoch >= epoch);
+    if wanted().is_some() {
+        return Ok(());
+    }
+    let Err(error) = start(vms, id, order, reporter).await else { return Ok(()) };
+    let Some(vm) = wanted() else { return Err(error) };
+    vm.until(|life| !life.is_starting()).await;
+    if vm.life(Life::vmm).is_some() { Ok(()) } else { Err(error) }
+}
+
 /// Refuses what the home's word and the grants since do not give to this host at that epoch: another may have it.
 fn require_assigned(vms: &Vms, id: Id, name: &str, epoch: u64) -> Result<(), ApiError> {
     let at = vms.knowledge.pool(|book| view::holder(book, id))?;
