@@ -24,8 +24,9 @@ const DISK_BYTES: u32 = 6 << 20;
 const KILLED_AFTER_MS: [u64; 5] = [15, 60, 250, 900, 1800];
 /// Of the host whose disk is filled.
 const SMALL: &str = "160M";
-/// So much of it is taken by something else for a while: more than the room in which guests go on, and what the host takes back for records first.
-const BALLAST_BYTES: u64 = 96 << 20;
+/// So much of it is taken by something else for a while: more than the room in which guests go on, and what the host takes back for records first; and
+/// so little that an image still comes.
+const BALLAST_BYTES: u64 = 76 << 20;
 /// Larger than that host's disk.
 const GREEDY: &str = "200M";
 
@@ -118,9 +119,10 @@ fn a_guest_that_fills_its_hosts_disk_stands_still_and_the_host_goes_on() -> Resu
         let vm = a1.vm("greedy")?;
         Ok(vm["state"] == "paused" && vm["reason"].as_str().is_some_and(|reason| reason.contains("stands still")))
     };
-    let id = a1.must(&greedy)?["id"].as_str().context("the VM has an id")?.to_owned();
+    // Its guest is quick: what takes the room must be there before it.
     let ballast = a2.inside()?.join("ballast");
     Program::new("fallocate").args(["--length", &BALLAST_BYTES.to_string(), &ballast.display().to_string()]).run()?;
+    let id = a1.must(&greedy)?["id"].as_str().context("the VM has an id")?.to_owned();
     eventually("greedy stands still", SOON, stands_still)?;
     // It goes on by itself when there is room again, until that is taken too.
     let layer = a2.inside()?.join("vms").join(&id).join("disk.qcow2");

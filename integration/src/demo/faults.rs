@@ -80,7 +80,7 @@ impl Short {
         eventually("they are gone", SHOWS, || Ok(ask::<Vec<VmInfo>>(first, &["vm", "ls"])?.len() == 1))
     }
 
-    /// Each VMM is in a control group of its own, which limits it; one is given half a processor while it runs, and the kernel keeps it to that.
+    /// Each VMM is in a control group of its own, which limits it; one is given a hundredth of a processor while it runs, and the kernel keeps it to that.
     fn are_limited(&self, count: usize) -> Result<()> {
         // Guest memory, a sixteenth of it, 128 MiB.
         const LIMITS: [&str; 2] = ["152043520", "205520896"];
@@ -89,14 +89,15 @@ impl Short {
         let limited = groups.lines().filter_map(|line| line.split_once(' ')).filter(|(max, held)| LIMITS.contains(max) && *held != "0");
         ensure!(limited.count() == count, "the control groups of {count} VMs: {groups}");
         let first = &self.lab.machines[ASKED];
-        rebec(first, &["vm", "set", "vm1", "--cpu-quota", "50%"], FILES_DEADLINE)?;
+        rebec(first, &["vm", "set", "vm1", "--cpu-quota", "1%"], FILES_DEADLINE)?;
         let group = format!("/sys/fs/cgroup/rebec/{}", pool::vm(first, "vm1")?.id);
         let quota = first.shell(&format!("cat {group}/cpu.max"))?;
-        ensure!(quota.trim() == "50000 100000", "vm1 may have half a processor, and the kernel knows: {quota}");
+        ensure!(quota.trim() == "1000 100000", "vm1 may have a hundredth of a processor, and the kernel knows: {quota}");
         eventually("the kernel has held vm1 back", SHOWS, || {
             let counted = first.shell(&format!("cat {group}/cpu.stat"))?;
             Ok(counted.lines().any(|line| line.strip_prefix("nr_throttled ").is_some_and(|times| times != "0")))
-        })
+        })?;
+        rebec(first, &["vm", "set", "vm1", "--cpu-quota", "none"], FILES_DEADLINE).map(drop)
     }
 
     /// The far domain is cut off for a minute while `web` is on its way there.
