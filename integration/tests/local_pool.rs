@@ -536,8 +536,9 @@ fn a_guest_is_asked_to_power_itself_off_before_its_power_is_cut() -> Result<()> 
     is_stopped(&late, "its power was cut: its guest did not power itself off within 1 s")?;
 
     // A new agent goes on asking, and whoever has less patience is not kept waiting.
+    let before = Beats::of(a1, "ignores")?.count();
     a1.must(&["vm", "start", "ignores"])?;
-    eventually("it beats", SOON, || Ok(Beats::of(a1, "ignores")?.last() > 1))?;
+    eventually("it beats anew, and listens", SOON, || Ok(Beats::of(a1, "ignores")?.count() > before + 1))?;
     a1.ask(&["vm", "stop", "ignores", "--detach"])?;
     let asked = |host: &Host| Ok(host.vm("ignores")?["reason"] == "its guest was asked to power itself off, and has 60 s for that");
     eventually("its guest is asked", SOON, || asked(a1))?;
