@@ -15,7 +15,11 @@ use rebec_book::{
 };
 use rebec_host::life::Life;
 pub use rebec_host::process::{Place, Stations};
-use rebec_vmm_api::{MacAddr, PortKey, control::Command, dns_name};
+use rebec_vmm_api::{
+    MacAddr, PortKey,
+    control::{Command, ControlError},
+    dns_name,
+};
 
 use super::{LocalVm, Vms, roads::Roads};
 use crate::knowledge::Knowledge;
@@ -185,6 +189,10 @@ async fn tell_rates(vm: &LocalVm, body: &VmBody) {
         }
         if let Err(error) = vm.talk(move |control| control.tell(Command::LanRate { net, bits })).await {
             log::debug!("vm {}: what its LAN lets through: {error:#}", vm.name());
+            // One that did not answer is told again.
+            if error.downcast_ref::<ControlError>().is_none() {
+                continue;
+            }
         }
         vm.rates_told(|told| told.insert(net, bits));
     }
